@@ -1,0 +1,1 @@
+"""W&B Launch on Vertex AI, as functions that run only when something happens."""

@@ -1,0 +1,125 @@
+"""The nouns of the product as frozen values, without any I/O and without Google's types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+VERTEX_RESOURCES = ("vertex", "gcp-vertex")
+"""The resource names that mean Vertex AI: the runner's own, and the one that queues are made with."""
+
+SCHEDULER_URI = "placeholder-uri-scheduler"
+"""``uri`` of the item that starts a sweep's scheduler (wandb/sdk/launch/sweeps/scheduler.py)."""
+
+
+class Kind(StrEnum):
+    """What a job is for; each kind has a limit of its own (``max_jobs``, ``max_schedulers``)."""
+
+    JOB = "job"
+    SCHEDULER = "scheduler"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A W&B run queue item as popped: its id, its queue, and its run spec as it came (JSON, unchecked)."""
+
+    id: str
+    queue: str
+    spec: Any
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run spec whose shape has been checked (``custom_job.parse``); absent parts are empty.
+
+    ``resource_args`` is what stands under ``vertex`` or ``gcp-vertex``, macros not yet replaced, without ``builder``.
+    """
+
+    entity: str
+    project: str
+    image: str
+    job: str
+    name: str
+    author: str | None
+    run_id: str
+    sweep_id: str
+    kind: Kind
+    resource_args: Mapping[str, Any]
+    builder: Mapping[str, Any]
+    entry_point: tuple[str, ...]
+    args: tuple[str, ...]
+    run_config: Mapping[str, Any]
+    files: Mapping[str, Any]
+    artifacts: Mapping[str, Any]
+    resume_count: int
+    api_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class RunId:
+    """A W&B run by its full name."""
+
+    entity: str
+    project: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.entity}/{self.project}/{self.id}"
+
+
+@dataclass(frozen=True)
+class ManagedJob:
+    """A CustomJob with this deployment's labels, as Vertex AI described it last.
+
+    ``name`` is the resource name ``projects/P/locations/R/customJobs/N``; ``state`` the name of the JobState member, as
+    ``JOB_STATE_RUNNING``; ``item``, ``run``, ``queue`` what its environment says it is for; times are Unix seconds, 0 if unset.
+    """
+
+    name: str
+    region: str
+    state: str
+    ended: bool
+    cancelling: bool
+    item: str
+    run: RunId
+    queue: str
+    attempt: int
+    kind: Kind
+    created: float
+    error: str = ""
+
+
+@dataclass
+class PassReport:
+    """What one pass saw and did; the body of an HTTP answer and the summary in the log."""
+
+    pass_id: str
+    dry_run: bool = False
+    slots: dict[str, int | None] = field(default_factory=dict)
+    submitted: list[dict[str, str]] = field(default_factory=list)
+    adopted: list[dict[str, str]] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    deferred: list[dict[str, str]] = field(default_factory=list)
+    cancelled: list[dict[str, str]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    took_ms: int = 0
+    shown: dict[str, Any] = field(default_factory=dict)
+    """Only in a dry run: active jobs, queued items, the CustomJob of a posted run spec."""
+
+    def body(self) -> dict[str, Any]:
+        """Give the report as a JSON object."""
+        return {
+            "pass_id": self.pass_id,
+            "dry_run": self.dry_run,
+            "slots": self.slots,
+            "submitted": self.submitted,
+            "adopted": self.adopted,
+            "rejected": self.rejected,
+            "deferred": self.deferred,
+            "cancelled": self.cancelled,
+            "notices": self.notices,
+            "took_ms": self.took_ms,
+            **self.shown,
+        }
