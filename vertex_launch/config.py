@@ -32,7 +32,9 @@ class Timeouts(Strict):
     look: float = Field(20, gt=0, description="for a list or a get at Vertex AI, a read of the secret or of the record")
     create: float = Field(20, gt=0, description="for one create at Vertex AI; far below the lease")
     pass_budget: float = Field(45, gt=0, description="after which a pass begins nothing new")
-    margin: float = Field(10, gt=0, description="by which the hold outlives, and the last ack precedes, what they guard")
+    margin: float = Field(
+        10, gt=0, description="by which the hold outlives, and the last ack precedes, what they guard"
+    )
     intent_grace: float = Field(120, gt=0, description="after which a create that no list shows did not take effect")
 
 
@@ -53,7 +55,9 @@ class Policy(Strict):
     images: tuple[str, ...] | None = Field(None, description="container and executor images")
     service_accounts: tuple[str, ...] | None = Field(None, description="accounts that jobs may run as")
     machine_types: tuple[str, ...] | None = Field(None, description="as n1-standard-*")
-    accelerators: Mapping[str, int] | None = Field(None, description="accelerator type to its greatest count per replica")
+    accelerators: Mapping[str, int] | None = Field(
+        None, description="accelerator type to its greatest count per replica"
+    )
     max_replicas: int | None = Field(None, ge=1, description="greatest number of replicas of a job, all pools together")
     networks: tuple[str, ...] | None = Field(None, description="networks and network attachments that a job may join")
     environment_macros: tuple[str, ...] = Field((), description="environment variables that ${NAME} may insert")

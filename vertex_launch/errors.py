@@ -38,7 +38,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.found}. {self.remedy}."
+        end = "" if self.remedy.endswith((".", "?")) else "."
+        return f"{self.place}: {self.found}. {self.remedy}{end}"
 
 
 class ProblemsError(LaunchError):
@@ -62,11 +63,17 @@ class ItemRejected(LaunchError):
 
 
 class ItemDeferred(LaunchError):
-    """The item cannot start now (quota, a limit, a busy service) but may later."""
+    """The item cannot start now (quota, a limit, a busy service) but may later; ``tell`` whether its author is warned."""
+
+    def __init__(self, message: str, *, tell: bool = True) -> None:
+        self.tell = tell
+        super().__init__(message)
 
 
 class OutcomeUnknown(LaunchError):
     """A create was sent and its answer was lost: the job may exist or may still come to exist."""
+
+    tell = True
 
 
 class PassBusy(LaunchError):

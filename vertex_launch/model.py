@@ -91,6 +91,83 @@ class ManagedJob:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class PassRequest:
+    """What a tick or a person asks for. ``queues`` empty means all; ``published`` is a tick's own time (Unix seconds)."""
+
+    queues: tuple[str, ...] = ()
+    limit: int | None = None
+    dry_run: bool = False
+    run_spec: Any = None
+    resume: bool = False
+    published: float | None = None
+
+    @property
+    def full(self) -> bool:
+        """Whether the pass serves all that any other tick could ask for."""
+        return not self.queues and self.limit is None and not self.dry_run
+
+
+@dataclass(frozen=True)
+class Hold:
+    """The right of one pass to change anything, until ``expires`` (Unix seconds)."""
+
+    pass_id: str
+    expires: float
+    generation: int
+
+
+@dataclass(frozen=True)
+class ItemView:
+    """A queue item as W&B shows it: PENDING, LEASED, CLAIMED or FAILED, and the run id of the ack that won."""
+
+    state: str
+    run: str
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """A launch agent as W&B shows it."""
+
+    id: str
+    hostname: str
+    stop_polling: bool
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Look:
+    """W&B's answer to the one question at the beginning of a pass.
+
+    ``queues`` maps the names of all queues of the entity to their ids; ``items`` holds the items asked for, without those
+    that W&B could not tell about; ``queued`` what was seen pending in each queue asked for, as far as one bounded query tells.
+    """
+
+    viewer_entity: str = ""
+    agent: AgentView | None = None
+    agents: tuple[AgentView, ...] = ()
+    queues: Mapping[str, str] = field(default_factory=dict)
+    items: Mapping[str, ItemView] = field(default_factory=dict)
+    queued: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Popped:
+    """The answer to one pop: an item, nothing, or W&B's reason why not."""
+
+    queue: str
+    item: Item | None = None
+    error: str = ""
+
+
+class Ack(StrEnum):
+    """The answer to one ack."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
 @dataclass
 class PassReport:
     """What one pass saw and did; the body of an HTTP answer and the summary in the log."""

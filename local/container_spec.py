@@ -1,0 +1,68 @@
+"""From a worker pool to a process: argv and environment, as Kubernetes makes them of a container; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
+
+
+def expand(text: str, variables: Mapping[str, str]) -> str:
+    """Replace ``$(NAME)`` by the variable's value; ``$$`` is one ``$``; references to nothing stay as they are."""
+
+    def replacement(match: re.Match[str]) -> str:
+        if match.group() == "$$":
+            return "$"
+        return variables.get(match.group(1), match.group())
+
+    return _REFERENCE.sub(replacement, text)
+
+
+def environment(declared: Iterable[Any], service: Mapping[str, str]) -> dict[str, str]:
+    """Give the variables of a container: the service's, then the declared ones (EnvVar) in their order.
+
+    A value can refer to what stands before it. Of two variables with one name the last one counts.
+    """
+    variables = dict(service)
+    for variable in declared:
+        variables[variable.name] = expand(variable.value, variables)
+    return variables
+
+
+def command_line(
+    entrypoint: Sequence[str],
+    cmd: Sequence[str],
+    command: Sequence[str],
+    args: Sequence[str],
+    variables: Mapping[str, str],
+) -> list[str]:
+    """Give argv of a container whose image has ``entrypoint`` and ``cmd``.
+
+    ``command`` replaces both of them, ``args`` replaces ``cmd`` alone.
+    """
+    head = command or entrypoint
+    tail = args or (() if command else cmd)
+    return [expand(part, variables) for part in (*head, *tail)]
+
+
+def task(pool: Any) -> tuple[str, Sequence[str], Sequence[str], Iterable[Any]]:
+    """Give image, command, args and env of a worker pool; a Python package is started with ``python -m``."""
+    if pool.WhichOneof("task") == "container_spec":
+        container = pool.container_spec
+        return container.image_uri, container.command, container.args, container.env
+    package = pool.python_package_spec
+    return package.executor_image_uri, ("python", "-m", package.python_module), package.args, package.env
+
+
+def service_variables(job: Any, project_number: str) -> dict[str, str]:
+    """Give the variables that Vertex AI itself sets in the containers of a job."""
+    variables = {"CLOUD_ML_PROJECT_ID": project_number, "CLOUD_ML_JOB_ID": job.name.rsplit("/", 1)[1]}
+    output = job.job_spec.base_output_directory.output_uri_prefix
+    if output:
+        base = output.rstrip("/")
+        variables["AIP_MODEL_DIR"] = f"{base}/model/"
+        variables["AIP_CHECKPOINT_DIR"] = f"{base}/checkpoints/"
+        variables["AIP_TENSORBOARD_LOG_DIR"] = f"{base}/logs/"
+    return variables

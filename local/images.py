@@ -1,0 +1,44 @@
+"""The container images that a local Vertex AI can run, and how: each is a folder of programs in ``local/images``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+REGISTRY = "us-docker.pkg.dev/demo-project/train"
+_FOLDERS = Path(__file__).parent / "images"
+
+
+@dataclass(frozen=True)
+class Image:
+    """How to run an image here.
+
+    ``folder`` is what stands in the container's working directory; ``entrypoint`` and ``cmd`` are the image's
+    ENTRYPOINT and CMD, where ``python`` is the interpreter that runs this cloud. An exit status in ``out_of_memory``
+    means that the program was killed because it took too much memory.
+    """
+
+    folder: Path
+    entrypoint: tuple[str, ...] = ("python", "main.py")
+    cmd: tuple[str, ...] = ()
+    out_of_memory: frozenset[int] = frozenset()
+
+
+EXAMPLES: Mapping[str, Image] = {
+    # Trains a classifier and reports its metrics with the W&B SDK.
+    f"{REGISTRY}/mnist:1": Image(_FOLDERS / "mnist", cmd=("--epochs", "5")),
+    # Starts and finishes a W&B run, nothing else.
+    f"{REGISTRY}/quick:1": Image(_FOLDERS / "quick"),
+    # Works, but never calls wandb.init.
+    f"{REGISTRY}/no-init:1": Image(_FOLDERS / "no_init"),
+    # Ends with status 3.
+    f"{REGISTRY}/fail:1": Image(_FOLDERS / "fail", cmd=("3",)),
+    # Takes memory until it is killed.
+    f"{REGISTRY}/hog:1": Image(_FOLDERS / "hog", out_of_memory=frozenset({137})),
+    # Runs until it is stopped.
+    f"{REGISTRY}/sleep:1": Image(_FOLDERS / "sleep"),
+    # Prints its arguments and its environment's names; does not need W&B.
+    f"{REGISTRY}/hello:1": Image(_FOLDERS / "hello", cmd=("world",)),
+}
+"""The images of the demo, by the URI that a job names."""

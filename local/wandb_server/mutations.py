@@ -1,0 +1,308 @@
+"""Mutations: what clients change. Each is atomic; those of one request are done one after another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ariadne import MutationType
+from graphql import GraphQLResolveInfo
+
+from local.wandb_server.errors import conflict, not_found
+from local.wandb_server.launch import NOT_ELIGIBLE, Item, ItemError, Queue
+from local.wandb_server.resolvers import Context, FileOfRun, file_node
+from local.wandb_server.runs import Run
+
+mutation = MutationType()
+
+Payload = dict[str, Any] | None
+Resolver = Callable[..., Payload]
+
+DEFAULT_PROJECT = "uncategorized"
+
+
+def _mutation(name: str) -> Callable[[Resolver], Resolver]:
+    """Register a mutation: its input as keyword arguments, under the store's lock, faults of the field before it."""
+
+    def register(perform: Resolver) -> Resolver:
+        @mutation.field(name)
+        def resolve(_: None, info: GraphQLResolveInfo, input: Mapping[str, Any]) -> Payload:  # noqa: A002
+            context: Context = info.context
+            context.faults.before_field(name)
+            given = dict(input)
+            token = given.pop("client_mutation_id", None)
+            with context.store.lock:
+                payload = perform(context, **given)
+            return None if payload is None else {**payload, "client_mutation_id": token}
+
+        return perform
+
+    return register
+
+
+@_mutation("createDefaultResourceConfig")
+def _create_default_resource_config(
+    context: Context,
+    entity_name: str,
+    resource: str,
+    config: Mapping[str, Any],
+    template_variables: Mapping[str, Any] | None = None,
+    project_name: str | None = None,
+) -> Payload:
+    entity = context.store.entity_for(context.user, entity_name)
+    made = context.store.launch.create_config(entity, resource, config, template_variables)
+    return {"success": True, "default_resource_config_id": made.id}
+
+
+@_mutation("createRunQueue")
+def _create_run_queue(
+    context: Context,
+    entity_name: str,
+    project_name: str,
+    queue_name: str,
+    access: str,
+    prioritization_mode: str | None = None,
+    default_resource_config_id: str | None = None,
+) -> Payload:
+    entity = context.store.entity_for(context.user, entity_name)
+    context.store.project(entity, project_name)
+    queue = context.store.launch.create_queue(
+        entity,
+        queue_name,
+        project=project_name,
+        access=access,
+        prioritization_mode=prioritization_mode or "DISABLED",
+        config_id=default_resource_config_id or None,
+    )
+    return {"success": True, "queue_id": queue.id}
+
+
+@_mutation("upsertRunQueue")
+def _upsert_run_queue(
+    context: Context,
+    entity_name: str,
+    project_name: str,
+    queue_name: str,
+    resource_type: str,
+    resource_config: Mapping[str, Any],
+    template_variables: Mapping[str, Any] | None = None,
+    prioritization_mode: str | None = None,
+    external_links: Mapping[str, Any] | None = None,
+) -> Payload:
+    entity = context.store.entity_for(context.user, entity_name)
+    context.store.project(entity, project_name)
+    launch = context.store.launch
+    launch.upsert_queue(
+        entity,
+        queue_name,
+        launch.create_config(entity, resource_type, resource_config, template_variables),
+        project=project_name,
+        prioritization_mode=prioritization_mode,
+        external_links=external_links,
+    )
+    return {"success": True, "config_schema_validation_errors": []}
+
+
+@_mutation("deleteRunQueues")
+def _delete_run_queues(context: Context, queue_ids: Sequence[str]) -> Payload:
+    for queue_id in queue_ids:
+        _queue(context, queue_id)
+    context.store.launch.delete_queues(queue_ids)
+    return {"success": True}
+
+
+@_mutation("deleteFromRunQueue")
+def _delete_from_run_queue(context: Context, queue_id: str, run_queue_item_id: str) -> Payload:
+    _queue(context, queue_id)
+    context.store.launch.delete_item(queue_id, run_queue_item_id)
+    return {"success": True}
+
+
+@_mutation("pushToRunQueue")
+def _push_to_run_queue(context: Context, queue_id: str, **pushed: Any) -> Payload:
+    return _push(context, _queue(context, queue_id), **pushed)
+
+
+@_mutation("pushToRunQueueByName")
+def _push_to_run_queue_by_name(
+    context: Context, entity_name: str, project_name: str, queue_name: str, **pushed: Any
+) -> Payload:
+    entity = context.store.entity_for(context.user, entity_name)
+    return _push(context, context.store.launch.queue(entity, project_name, queue_name), **pushed)
+
+
+@_mutation("popFromRunQueue")
+def _pop_from_run_queue(
+    context: Context, entity_name: str, project_name: str, queue_name: str, launch_agent_id: str | None = None
+) -> Payload:
+    entity = context.store.entity_for(context.user, entity_name)
+    queue = context.store.launch.queue(entity, project_name, queue_name)
+    item = context.store.launch.pop(queue, launch_agent_id)
+    return {"run_queue_item_id": item.id, "run_spec": item.run_spec} if item else None
+
+
+@_mutation("ackRunQueueItem")
+def _ack_run_queue_item(context: Context, run_queue_item_id: str, run_name: str) -> Payload:
+    success = context.store.launch.ack(_item(context, run_queue_item_id), run_name)
+    if not success and context.refusals_in_errors:
+        raise conflict(NOT_ELIGIBLE)
+    return {"success": success}
+
+
+@_mutation("failRunQueueItem")
+def _fail_run_queue_item(context: Context, run_queue_item_id: str, **error: Any) -> Payload:
+    context.store.launch.fail(_item(context, run_queue_item_id), _item_error(**error))
+    return {"success": True}
+
+
+@_mutation("updateRunQueueItemWarning")
+def _update_run_queue_item_warning(context: Context, run_queue_item_id: str, **warning: Any) -> Payload:
+    context.store.launch.warn(_item(context, run_queue_item_id), _item_error(**warning))
+    return {"success": True}
+
+
+@_mutation("createLaunchAgent")
+def _create_launch_agent(
+    context: Context,
+    entity_name: str,
+    project_name: str,
+    run_queues: Sequence[str],
+    hostname: str,
+    agent_config: Any = None,
+    version: str | None = None,
+) -> Payload:
+    entity = context.store.entity_for(context.user, entity_name)
+    context.store.project(entity, project_name)
+    agent = context.store.launch.create_agent(
+        entity, hostname, run_queues, project=project_name, agent_config=agent_config, version=version
+    )
+    return {"launch_agent_id": agent.id, "success": True}
+
+
+@_mutation("updateLaunchAgent")
+def _update_launch_agent(
+    context: Context,
+    launch_agent_id: str,
+    agent_status: str | None = None,
+    stop_polling: bool | None = None,
+    run_queues: Sequence[str] | None = None,
+) -> Payload:
+    agent = context.store.launch.agent(launch_agent_id)
+    context.store.entity_for(context.user, agent.entity)
+    agent.heartbeat_at = context.store.clock()
+    agent.agent_status = agent_status or agent.agent_status
+    if stop_polling is not None:
+        agent.stop_polling = stop_polling
+    if run_queues is not None:
+        agent.run_queues = list(run_queues)
+    return {"success": True}
+
+
+@_mutation("upsertModel")
+def _upsert_model(context: Context, name: str | None = None, entity_name: str | None = None, **_: object) -> Payload:
+    entity = context.store.entity_for(context.user, entity_name)
+    project, inserted = context.store.project(entity, name or DEFAULT_PROJECT)
+    return {"project": project, "model": project, "inserted": inserted}
+
+
+@_mutation("upsertBucket")
+def _upsert_bucket(
+    context: Context,
+    id: str | None = None,  # noqa: A002 - the schema's name
+    name: str | None = None,
+    model_name: str | None = None,
+    entity_name: str | None = None,
+    state: str | None = None,
+    summary_metrics: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Payload:
+    store = context.store
+    if id is not None:
+        known = _run_by_id(context, id)
+        entity, project, name, state = known.entity, known.project, known.name, state or known.state
+    else:
+        entity = store.entity_for(context.user, entity_name)
+        project = store.project(entity, model_name or DEFAULT_PROJECT)[0].name
+    run, inserted = store.runs.upsert(
+        entity,
+        project,
+        name,
+        username=context.user.username,
+        state=state,
+        summary=summary_metrics,
+        **fields,
+    )
+    return {"bucket": run, "inserted": inserted}
+
+
+@_mutation("createRunFiles")
+def _create_run_files(
+    context: Context, entity_name: str, project_name: str, run_name: str, files: Sequence[str]
+) -> Payload:
+    run = _run(context, entity_name, project_name, run_name)
+    context.store.runs.register_files(run, files)
+    nodes = [file_node(FileOfRun(run, run.files[name], context.base_url)) for name in files]
+    return {"run_id": run.id, "upload_headers": [], "files": nodes}
+
+
+@_mutation("markRunFilesUploaded")
+def _mark_run_files_uploaded(
+    context: Context, entity_name: str, project_name: str, run_name: str, files: Sequence[str]
+) -> Payload:
+    run = _run(context, entity_name, project_name, run_name)
+    return {"success": all(name in run.files for name in files)}
+
+
+@_mutation("stopRun")
+def _stop_run(context: Context, id: str) -> Payload:  # noqa: A002 - the schema's name
+    context.store.runs.stop(_run_by_id(context, id))
+    return {"success": True}
+
+
+def _push(
+    context: Context,
+    queue: Queue,
+    run_spec: Mapping[str, Any],
+    priority: int | None = None,
+    template_variable_values: Mapping[str, Any] | None = None,
+) -> Payload:
+    item = context.store.launch.push_to(
+        queue,
+        run_spec,
+        priority=priority,
+        template_variables=template_variable_values,
+        author=context.user.username,
+    )
+    return {"run_queue_item_id": item.id, "run_spec": json.dumps(item.run_spec)}
+
+
+def _queue(context: Context, id_: str) -> Queue:
+    queue = context.store.queues.get(id_)
+    if queue is None:
+        raise not_found(f'run queue "{id_}"')
+    context.store.entity_for(context.user, queue.entity)
+    return queue
+
+
+def _item(context: Context, id_: str) -> Item:
+    item = context.store.launch.item(id_)
+    _queue(context, item.queue_id)
+    return item
+
+
+def _item_error(message: str, stage: str, file_paths: Sequence[str] | None = None) -> ItemError:
+    return ItemError(message, stage, list(file_paths or ()))
+
+
+def _run(context: Context, entity: str, project: str, name: str) -> Run:
+    run = context.store.runs.get(context.store.entity_for(context.user, entity), project, name)
+    if run is None:
+        raise not_found(f"run {entity}/{project}/{name}")
+    return run
+
+
+def _run_by_id(context: Context, id_: str) -> Run:
+    run = context.store.runs.by_id(id_)
+    context.store.entity_for(context.user, run.entity)
+    return run

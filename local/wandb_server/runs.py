@@ -1,0 +1,183 @@
+"""Runs as the SDK reports them, in memory: state, config, history, summary, console, files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from local.wandb_server.errors import invalid, not_found
+
+HISTORY, EVENTS, SUMMARY, CONSOLE = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log"
+
+ALIVE = frozenset({"running", "preempting"})
+"""States in which the server expects a heartbeat."""
+
+
+@dataclass
+class RunFile:
+    """A file of a run; ``content`` is None until it has been uploaded."""
+
+    name: str
+    content: bytes | None
+    updated_at: float
+
+
+@dataclass
+class Run:
+    """A W&B run. ``name`` is the run id in everyday words; ``streams`` are the lines of what the SDK streams."""
+
+    number: int
+    entity: str
+    project: str
+    name: str
+    display_name: str
+    created_at: float
+    heartbeat_at: float
+    username: str
+    state: str = "running"
+    stopped: bool = False
+    exit_code: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    streams: dict[str, dict[int, str]] = field(default_factory=dict)
+    files: dict[str, RunFile] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The id that mutations take, as stopRun does."""
+        return base64.b64encode(f"Run:v1:{self.name}:{self.project}:{self.entity}".encode()).decode()
+
+    def lines(self, stream: str) -> list[str]:
+        """The lines of one stream, in order."""
+        return [line for _, line in sorted(self.streams.get(stream, {}).items())]
+
+    def history(self) -> list[dict[str, Any]]:
+        """What ``wandb.log`` was called with, one dictionary a step."""
+        return [json.loads(line) for line in self.lines(HISTORY)]
+
+
+class Runs:
+    """All runs. A run that has not been heard of for ``crash_after`` seconds has crashed. Methods raise Refused."""
+
+    def __init__(self, clock: Callable[[], float], lock: threading.RLock, *, crash_after: float = 300.0) -> None:
+        self.clock = clock
+        self.crash_after = crash_after
+        self._lock = lock
+        self._runs: dict[tuple[str, str, str], Run] = {}
+        self._numbers = count(1)
+
+    def all(self) -> list[Run]:
+        """Every run, oldest first, with the state it has now."""
+        with self._lock:
+            return [self._seen_now(run) for run in self._runs.values()]
+
+    def of(self, entity: str, project: str) -> list[Run]:
+        """The runs of a project, oldest first."""
+        return [run for run in self.all() if (run.entity, run.project) == (entity, project)]
+
+    def get(self, entity: str, project: str, name: str) -> Run | None:
+        """The run of that name, with the state it has now."""
+        with self._lock:
+            run = self._runs.get((entity, project, name))
+            return self._seen_now(run) if run else None
+
+    def by_id(self, id_: str) -> Run:
+        """The run with that ``Run.id``."""
+        try:
+            kind, version, name, project, entity = base64.b64decode(id_, validate=True).decode().split(":")
+        except ValueError as error:
+            raise invalid(f'"{id_}" is no id of a run') from error
+        run = self.get(entity, project, name)
+        if run is None or (kind, version) != ("Run", "v1"):
+            raise not_found(f"run {entity}/{project}/{name}")
+        return run
+
+    def upsert(
+        self,
+        entity: str,
+        project: str,
+        name: str | None,
+        *,
+        username: str,
+        state: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> tuple[Run, bool]:
+        """Make a run or change it, and say whether it is new. A run that ended is running again, but for a ``state``."""
+        with self._lock:
+            now, number = self.clock(), next(self._numbers)
+            name = name or f"run{number:05d}"
+            run = self._runs.get((entity, project, name))
+            inserted = run is None
+            if run is None:
+                display_name = fields.get("display_name") or f"{name}-{number}"
+                run = Run(number, entity, project, name, display_name, now, now, username)
+                self._runs[entity, project, name] = run
+            self._change(run, now, state, config, summary, fields)
+            return run, inserted
+
+    def stream(self, run: Run, update: Mapping[str, Any]) -> None:
+        """Take one update of the SDK's file stream: lines by offset, preempting, the end with its exit code."""
+        with self._lock:
+            run.heartbeat_at = self.clock()
+            for name, chunk in (update.get("files") or {}).items():
+                lines = run.streams.setdefault(name, {})
+                lines.update(enumerate(chunk["content"], start=chunk["offset"]))
+            if (update.get("files") or {}).get(SUMMARY):
+                run.summary = json.loads(run.lines(SUMMARY)[-1])
+            if update.get("preempting"):
+                run.state = "preempting"
+            elif update.get("complete"):
+                self._end(run, int(update.get("exitcode") or 0))
+            elif run.state not in ALIVE:
+                run.state = "running"
+
+    def stop(self, run: Run) -> None:
+        """Ask a run to stop; its SDK learns that from the next answer to its stream."""
+        with self._lock:
+            run.stopped = True
+
+    def register_files(self, run: Run, names: Sequence[str]) -> None:
+        """Files that will be uploaded."""
+        with self._lock:
+            for name in names:
+                run.files.setdefault(name, RunFile(name, None, self.clock()))
+
+    def upload(self, run: Run, name: str, content: bytes) -> None:
+        """A file has arrived."""
+        with self._lock:
+            run.files[name] = RunFile(name, content, self.clock())
+
+    def _change(
+        self,
+        run: Run,
+        now: float,
+        state: str | None,
+        config: Mapping[str, Any] | None,
+        summary: Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> None:
+        run.heartbeat_at = now
+        run.state = state or "running"
+        if config is not None:
+            run.config = dict(config)
+        if summary is not None:
+            run.summary = dict(summary)
+        run.fields.update({key: value for key, value in fields.items() if value is not None})
+        run.display_name = run.fields.get("display_name") or run.display_name
+
+    def _end(self, run: Run, exit_code: int) -> None:
+        run.exit_code = exit_code
+        run.state = "finished" if exit_code == 0 else "killed" if run.stopped else "failed"
+
+    def _seen_now(self, run: Run) -> Run:
+        if run.state in ALIVE and self.clock() > run.heartbeat_at + self.crash_after:
+            run.state = "preempted" if run.state == "preempting" else "crashed"
+        return run

@@ -1,0 +1,111 @@
+"""HTTP/1.1 servers on loopback: a thread for each connection, kept alive, answers written in one piece."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What every handler here needs; a server's own one adds ``do_GET`` and the like."""
+
+    protocol_version = "HTTP/1.1"
+    # Unbuffered, as is the default, head and body leave in two packets, and the second one waits 40 ms for an ACK.
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def body(self) -> bytes:
+        """Read the request's body: by its length, or in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            return b"".join(self._chunks())
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        """Send one whole answer."""
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD" and status not in (204, 304):
+            self.wfile.write(body)
+
+    def answer_json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
+        """Send one whole answer in JSON."""
+        kind = {"Content-Type": "application/json; charset=UTF-8"}
+        self.answer(status, json.dumps(value).encode(), {**kind, **(headers or {})})
+
+    def hang_up(self) -> None:
+        """Break the connection without an answer."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that http.server gives it
+        """Say nothing: servers count their calls instead."""
+
+    def _chunks(self) -> list[bytes]:
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return chunks
+
+
+class WebServer(ThreadingHTTPServer):
+    """Serves ``handler`` on 127.0.0.1 from ``start`` to ``stop``; ``port`` 0 takes a free one."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, handler: type[Handler], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), handler)
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="web", daemon=True)
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+
+    @property
+    def url(self) -> str:
+        """Where it is: ``http://127.0.0.1:port``."""
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def start(self) -> None:
+        """Begin to answer; connections made before wait in the socket."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End at once: kept connections and requests under way are cut off."""
+        if self._thread.is_alive():
+            self.shutdown()
+            self._thread.join()
+        self.server_close()
+        with self._lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection, so that ``stop`` can end it while its thread waits for the next request."""
+        with self._lock:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a connection that is done."""
+        with self._lock:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over clients that went away; everything else is a mistake of ours and is shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)

@@ -1,0 +1,24 @@
+"""The entry points of the functions; `vertex_launch.app` does the rest."""
+
+from __future__ import annotations
+
+import flask
+import functions_framework
+from cloudevents.http import CloudEvent
+
+from vertex_launch import app
+
+
+@functions_framework.cloud_event
+def dispatch(event: CloudEvent) -> None:
+    """Run a pass for a message of the tick topic."""
+    app.on_event(event, flask.request.headers)
+
+
+@functions_framework.http
+def dispatch_now(request: flask.Request) -> flask.Response:
+    """Run a pass at once for a person: POST, with a JSON object or nothing."""
+    return app.on_request(request)
+
+
+app.accept_bare_messages("dispatch")

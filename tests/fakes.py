@@ -1,0 +1,395 @@
+"""The outside of a pass in memory: W&B's queues, Vertex AI, the record and the clock.
+
+Vertex AI's side holds real CustomJob messages and real JobState members, so that what is believed about them is tested.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from google.protobuf.timestamp_pb2 import Timestamp
+from vertex_launch.custom_job import JobRequest
+
+from vertex_launch import custom_job
+from vertex_launch.config import Region, Settings
+from vertex_launch.dispatcher import Dispatcher, Services
+from vertex_launch.errors import ItemDeferred, OutcomeUnknown, PassBusy, PassLost, Unavailable
+from vertex_launch.ledger import Ledger, Stored
+from vertex_launch.log import Redactor
+from vertex_launch.model import Ack, AgentView, Hold, Item, ItemView, Look, ManagedJob, PassReport, PassRequest, Popped
+
+KEY = "k" * 40
+ENTITY = "acme"
+
+
+@dataclass
+class Clock:
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Crash(BaseException):
+    """The process is gone: nothing that follows in it happens."""
+
+
+@dataclass
+class QueueItem:
+    id: str
+    queue: str
+    spec: dict[str, Any]
+    state: str = "PENDING"
+    leased_until: float = 0.0
+    run: str = ""
+    message: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+class FakeQueue:
+    """W&B: queues with leases that run out, agents, acks of which the first one wins."""
+
+    def __init__(self, clock: Clock, lease: float = 60.0) -> None:
+        self.clock = clock
+        self.lease = lease
+        self.queues = {"cpu": "gcp-vertex", "gpu": "gcp-vertex"}
+        self.contents: dict[str, QueueItem] = {}
+        self.agents: dict[str, AgentView] = {}
+        self.statuses: list[str] = []
+        self.requests: Counter[str] = Counter()
+        self.trouble: dict[str, Callable[[], None]] = {}
+        self._ids = itertools.count(1)
+
+    # for tests
+
+    def push(self, queue: str, spec: dict[str, Any]) -> str:
+        item = QueueItem(f"Item{next(self._ids)}", queue, spec)
+        self.contents[item.id] = item
+        return item.id
+
+    def state(self, item: str) -> str:
+        one = self.contents[item]
+        if one.state == "LEASED" and self.clock() >= one.leased_until:
+            one.state = "PENDING"
+        return one.state
+
+    def _called(self, operation: str) -> None:
+        self.requests[operation] += 1
+        if trouble := self.trouble.get(operation):
+            trouble()
+
+    # the protocol
+
+    def default_entity(self) -> str:
+        self._called("default_entity")
+        return ENTITY
+
+    def look(
+        self, entity: str, *, agent: str, items: Mapping[str, str], queues: Sequence[str], peek: int, viewer: bool
+    ) -> Look:
+        self._called("look")
+        assert entity == ENTITY
+        return Look(
+            viewer_entity=ENTITY if viewer else "",
+            agent=self.agents.get(agent),
+            agents=() if agent else tuple(self.agents.values()),
+            queues={name: f"id-{name}" for name in self.queues},
+            items=self._views(items),
+            queued={
+                name: tuple(
+                    one for one, it in self.contents.items() if it.queue == name and self.state(one) == "PENDING"
+                )[:peek]
+                for name in queues
+            },
+        )
+
+    def items(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
+        self._called("items")
+        return self._views(wanted)
+
+    def _views(self, wanted: Mapping[str, str]) -> dict[str, ItemView]:
+        return {one: ItemView(self.state(one), self.contents[one].run) for one in wanted if one in self.contents}
+
+    def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
+        self._called("resources")
+        return {name: self.queues[name] for name in queues}
+
+    def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
+        self._called("create_agent")
+        name = f"agent{len(self.agents) + 1}"
+        self.agents[name] = AgentView(name, hostname, stop_polling=False, queues=tuple(queue_ids))
+        return name
+
+    def stop(self, agent: str) -> None:
+        self.agents[agent] = replace(self.agents[agent], stop_polling=True)
+
+    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
+        self._called("pop")
+        if status:
+            self.statuses.append(status)
+        answers = []
+        for queue in queues:
+            found = next(
+                (it for it in self.contents.values() if it.queue == queue and self.state(it.id) == "PENDING"), None
+            )
+            if found is None:
+                answers.append(Popped(queue))
+                continue
+            found.state, found.leased_until = "LEASED", self.clock() + self.lease
+            answers.append(Popped(queue, Item(found.id, queue, found.spec)))
+        return answers
+
+    def ack(self, claims: Sequence[tuple[str, str]]) -> list[Ack]:
+        self._called("ack")
+        return [self._ack(item, run) for item, run in claims]
+
+    def _ack(self, item: str, run: str) -> Ack:
+        if self.state(item) not in ("PENDING", "LEASED"):
+            return Ack.REFUSED
+        self.contents[item].state, self.contents[item].run = "CLAIMED", run
+        return Ack.ACCEPTED
+
+    def fail(self, failures: Sequence[tuple[str, str]]) -> list[bool]:
+        self._called("fail")
+        for item, message in failures:
+            self.contents[item].state, self.contents[item].message = "FAILED", message
+        return [True] * len(failures)
+
+    def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
+        self._called("warn")
+        for item, message in warnings:
+            self.contents[item].warnings.append(message)
+        return [True] * len(warnings)
+
+    def set_status(self, agent: str, status: str) -> None:
+        self._called("set_status")
+        self.statuses.append(status)
+
+
+class FakeVertex:
+    """Vertex AI: CustomJobs as real messages, whose states tests set with real enum members."""
+
+    def __init__(self, clock: Clock, deployment: str) -> None:
+        self.clock = clock
+        self.deployment = deployment
+        self.jobs: dict[str, CustomJob] = {}
+        self.lag = 0.0
+        self.calls: Counter[str] = Counter()
+        self.trouble: dict[str, Callable[[], None]] = {}
+        self.on_create: Callable[[JobRequest, Callable[[], str]], str] = lambda request, create: create()
+        self.most_active = 0
+
+    # for tests
+
+    def set(self, name: str, state: JobState) -> None:
+        self.jobs[name].state = state
+
+    def of(self, item: str) -> list[CustomJob]:
+        return [job for job in self.jobs.values() if self._managed(job).item == item]
+
+    def living(self) -> list[CustomJob]:
+        return [job for job in self.jobs.values() if not self._managed(job).ended]
+
+    def add(self, request: JobRequest) -> str:
+        name = f"projects/p/locations/{request.region}/customJobs/{len(self.jobs) + 1}"
+        job = CustomJob(request.custom_job)
+        job.name, job.state = name, JobState.JOB_STATE_PENDING
+        at = Timestamp()
+        at.FromNanoseconds(int(self.clock() * 1e9) + len(self.jobs))
+        job.create_time = at
+        self.jobs[name] = job
+        self.most_active = max(self.most_active, len(self.living()))
+        return name
+
+    def _managed(self, job: CustomJob) -> ManagedJob:
+        managed = custom_job.managed(job, deployment=self.deployment, region=job.name.split("/")[3])
+        assert managed is not None
+        return managed
+
+    def _called(self, operation: str) -> None:
+        self.calls[operation] += 1
+        if trouble := self.trouble.get(operation):
+            trouble()
+
+    # the protocol
+
+    def active(self, region: str) -> list[ManagedJob]:
+        return [job for job in self._listed(region) if not job.ended]
+
+    def recent(self, region: str, since: float) -> list[ManagedJob]:
+        return [job for job in self._listed(region) if job.created > since]
+
+    def _listed(self, region: str) -> list[ManagedJob]:
+        self._called("list")
+        managed = [self._managed(job) for job in self.jobs.values()]
+        return [job for job in managed if job.region == region and job.created <= self.clock() - self.lag + 1e-3]
+
+    def get(self, name: str) -> ManagedJob | None:
+        self._called("get")
+        return self._managed(self.jobs[name]) if name in self.jobs else None
+
+    def create(self, request: JobRequest, timeout: float) -> str:
+        self._called("create")
+        return self.on_create(request, lambda: self.add(request))
+
+    def cancel(self, name: str) -> None:
+        self._called("cancel")
+        if not self._managed(self.jobs[name]).ended:
+            self.jobs[name].state = JobState.JOB_STATE_CANCELLING
+
+
+class FakeRecord:
+    """The record: two objects with generations."""
+
+    def __init__(self) -> None:
+        self.hold: Hold | None = None
+        self.text: bytes | None = None
+        self.generation = 0
+        self.calls: Counter[str] = Counter()
+        self.trouble: dict[str, Callable[[], None]] = {}
+
+    def _called(self, operation: str) -> None:
+        self.calls[operation] += 1
+        if trouble := self.trouble.get(operation):
+            trouble()
+
+    def take_hold(self, pass_id: str, now: float, expires: float) -> Hold:
+        self._called("take_hold")
+        if self.hold and now < self.hold.expires:
+            raise PassBusy("a pass is running", self.hold.expires - now)
+        self.hold = Hold(pass_id, expires, self.hold.generation + 1 if self.hold else 1)
+        return self.hold
+
+    def give_back(self, hold: Hold) -> None:
+        self._called("give_back")
+        if self.hold == hold:
+            self.hold = None
+
+    def read(self) -> Stored:
+        self._called("read")
+        return Stored(Ledger.parse(self.text) if self.text is not None else None, self.generation)
+
+    def write(self, ledger: Ledger, pass_id: str, generation: int) -> int:
+        self._called("write")
+        if generation != self.generation:
+            raise PassLost("another pass has taken over")
+        self.text, self.generation = ledger.dump(), generation + 1
+        return self.generation
+
+    @property
+    def ledger(self) -> Ledger:
+        ledger = Ledger.parse(self.text or b"")
+        assert ledger is not None
+        return ledger
+
+
+class FakeKey:
+    def get(self) -> str:
+        return KEY
+
+
+SETTINGS: dict[str, Any] = {
+    "entity": ENTITY,
+    "queues": ("cpu", "gpu"),
+    "max_jobs": 5,
+    "deployment": "test",
+    "project": "p",
+    "regions": (Region(name="us-central1", staging_bucket="gs://staging"),),
+    "key_secret": "projects/p/secrets/s/versions/latest",
+    "state_bucket": "gs://state",
+}
+
+
+class World:
+    """A deployment with its outside, on one clock."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.settings = Settings(**SETTINGS | changes)
+        self.clock = Clock()
+        self.queue = FakeQueue(self.clock, lease=self.settings.lease)
+        self.vertex = FakeVertex(self.clock, self.settings.deployment)
+        self.record = FakeRecord()
+        self.redact = Redactor()
+        self.redact.add(KEY)
+        self._passes = itertools.count(1)
+
+    def dispatcher(self, **changes: Any) -> Dispatcher:
+        settings = self.settings.model_copy(update=changes)
+        services = Services(
+            queue=self.queue,
+            vertex=self.vertex,
+            record=self.record,
+            key=FakeKey(),
+            redact=self.redact,
+            clock=self.clock,
+            new_pass_id=lambda: f"pass{next(self._passes)}",
+        )
+        return Dispatcher(settings, services)
+
+    def run(self, request: PassRequest | None = None, **changes: Any) -> PassReport:
+        report = self.dispatcher(**changes).run(request or PassRequest())
+        assert report is not None
+        return report
+
+    def crash(self) -> None:
+        """Run a pass that dies where the trouble set up by the test raises Crash."""
+        try:
+            self.run()
+        except Crash:
+            return
+        raise AssertionError("the pass did not crash")
+
+
+def image_spec(**changes: Any) -> dict[str, Any]:
+    """Give the run spec of a small image job."""
+    spec: dict[str, Any] = {
+        "entity": ENTITY,
+        "project": "demo",
+        "resource": "gcp-vertex",
+        "resource_args": {
+            "gcp-vertex": {
+                "spec": {
+                    "worker_pool_specs": [
+                        {
+                            "machine_spec": {"machine_type": "n1-standard-4"},
+                            "replica_count": 1,
+                            "container_spec": {"image_uri": "${image_uri}"},
+                        }
+                    ]
+                }
+            }
+        },
+        "docker": {"docker_image": "us-docker.pkg.dev/p/train/mnist:1"},
+        "overrides": {"args": ["--epochs", "3"], "run_config": {"lr": 0.1}},
+    }
+    return spec | changes
+
+
+def lost(request: JobRequest, create: Callable[[], str]) -> str:
+    """Create the job and lose the answer."""
+    create()
+    raise OutcomeUnknown("no answer")
+
+
+def never(request: JobRequest, create: Callable[[], str]) -> str:
+    """Lose the request."""
+    raise OutcomeUnknown("no answer")
+
+
+def no_quota(request: JobRequest, create: Callable[[], str]) -> str:
+    raise ItemDeferred("no quota")
+
+
+def down(service: str) -> Callable[[], None]:
+    def raise_() -> None:
+        raise Unavailable(service, "down")
+
+    return raise_

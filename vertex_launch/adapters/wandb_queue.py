@@ -1,0 +1,507 @@
+"""W&B's queue protocol over plain GraphQL: look, pop, ack, fail, warn, and the deployment's agent.
+
+The SDK's own client for these operations is private and starts a helper process, so the few operations needed are written
+out here. Their texts and variable types are those of wandb/sdk/launch/api.py and wandb/apis/public/jobs.py (0.31.0).
+Several go into one request by aliases; W&B runs aliased mutations one after another and answers them together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import requests
+from google.api_core.exceptions import RetryError
+from google.api_core.retry import Retry, if_exception_type
+
+from vertex_launch.config import Batches, Timeouts
+from vertex_launch.errors import KeyRefused, Unavailable
+from vertex_launch.log import LOGGER
+from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped
+
+T = TypeVar("T")
+
+SERVICE = "W&B"
+REGISTRY = "model-registry"
+"""The project that owns an entity's launch queues (LAUNCH_DEFAULT_PROJECT in wandb/sdk/launch/utils.py)."""
+
+BEFORE_START = "agent"
+"""The stage of a failure or warning about an item that has not started ("run" after it has)."""
+
+AGENT_FIELDS = "id hostname stopPolling runQueues"
+ITEM_FIELDS = "id state associatedRunId"
+
+
+class Key(Protocol):
+    """Where the API key comes from."""
+
+    def get(self) -> str:
+        """Give the key. Raises Unavailable."""
+
+    def renew(self, refused: str) -> str:
+        """Give the key, read again since ``refused`` was refused. Raises Unavailable."""
+
+
+class Again(Exception):
+    """The request may be sent again: it surely did nothing, or doing it twice is harmless."""
+
+
+class Refused(Unavailable):
+    """The server refused the whole request before doing anything of it."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a request: its text, in which ``$name`` stands for a variable, and (type, value) of each variable."""
+
+    text: str
+    variables: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to one field: a value, or W&B's own words on why not; ``lost`` when nothing is known."""
+
+    value: Any = None
+    error: str = ""
+    lost: bool = False
+
+
+class WandbQueue:
+    """A typed client for the queues of one W&B server."""
+
+    def __init__(self, base_url: str, key: Key, timeouts: Timeouts, batches: Batches, *, version: str) -> None:
+        self._url = f"{base_url.rstrip('/')}/graphql"
+        self._key = key
+        self._timeout = (timeouts.connect, timeouts.read)
+        self._batches = batches
+        self._single = False
+        self._version = version
+        self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"vertex-launch/{version}"
+        self._retry = Retry(
+            predicate=if_exception_type(Again), initial=0.2, multiplier=2.0, maximum=2.0, timeout=timeouts.read
+        )
+
+    # Questions
+
+    def default_entity(self) -> str:
+        """Give the API key's default entity. Raises Unavailable."""
+        answer = self._ask("query", [Field("viewer { entity username }")])[0]
+        entity = (answer.value or {}).get("entity")
+        if not entity:
+            raise Unavailable(
+                SERVICE,
+                "the API key has no default entity; set entity in launch-config.yaml or WANDB_ENTITY"
+                + (f" ({answer.error})" if answer.error else ""),
+            )
+        return str(entity)
+
+    def look(
+        self, entity: str, *, agent: str, items: Mapping[str, str], queues: Sequence[str], peek: int, viewer: bool
+    ) -> Look:
+        """Ask everything that a pass must know beforehand in one request (more where there are many items).
+
+        ``agent`` is the id of the deployment's agent, empty to list all agents of the entity instead; ``items`` maps ids to
+        queue names; ``peek`` bounds what is shown of each of ``queues``, 0 for nothing; ``viewer`` asks for the API key's
+        default entity, too. Raises Unavailable.
+        """
+        first = dict(list(items.items())[: self._batches.lookups])
+        registry = _Registry(entity)
+        registry.add("runQueues { id name }")
+        if not agent:
+            registry.add(f"launchAgents {{ {AGENT_FIELDS} }}")
+        registry.add_queues(queues, first, peek)
+        fields = [registry.field()]
+        if agent:
+            fields.append(_agent(agent))
+        if viewer:
+            fields.append(Field("viewer { entity username }"))
+        try:
+            answers = self._ask("query", fields)
+        except Refused:
+            if not peek:
+                raise
+            return self.look(entity, agent=agent, items=items, queues=queues, peek=0, viewer=viewer)
+        project = self._project(entity, answers[0])
+        views = _item_views(project, registry.aliases)
+        rest = {item: queue for item, queue in items.items() if item not in first}
+        if rest:
+            views |= self.items(entity, rest)
+        known = self._agent(entity, agent, answers[1]) if agent else None
+        return Look(
+            viewer_entity=str((answers[-1].value or {}).get("entity") or "") if viewer else "",
+            agent=known,
+            agents=tuple(_agent_view(one) for one in _dicts(project.get("launchAgents"))),
+            queues={str(queue["name"]): str(queue["id"]) for queue in _dicts(project.get("runQueues"))},
+            items=views,
+            queued={name: _pending(project.get(alias)) for name, alias in registry.queue_aliases.items()}
+            if peek
+            else {},
+        )
+
+    def items(self, entity: str, wanted: Mapping[str, str]) -> dict[str, ItemView]:
+        """Look up items (id to queue name); those that W&B cannot tell about are missing. Raises Unavailable."""
+        views: dict[str, ItemView] = {}
+        for chunk in _chunks(list(wanted.items()), self._batches.lookups):
+            registry = _Registry(entity)
+            registry.add_queues((), dict(chunk), 0)
+            project = self._project(entity, self._ask("query", [registry.field()])[0])
+            views |= _item_views(project, registry.aliases)
+        return views
+
+    def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
+        """Give the resource that each queue's items run on, as ``gcp-vertex``; empty text where W&B does not say.
+
+        A queue without a config has none, and a server may not know the question: neither is an error.
+        """
+        registry = _Registry(entity)
+        names = registry.add_queues(queues, {}, 0, "id defaultResourceConfigID")
+        try:
+            project = self._project(entity, self._ask("query", [registry.field()])[0])
+            configs = {name: (project.get(alias) or {}).get("defaultResourceConfigID") for name, alias in names.items()}
+            wanted = {name: config for name, config in configs.items() if config}
+            if not wanted:
+                return dict.fromkeys(queues, "")
+            text = " ".join(f"c{i}: defaultResourceConfig(id: $c{i}) {{ resource }}" for i in range(len(wanted)))
+            ids = {f"c{i}": ("ID!", str(config)) for i, config in enumerate(wanted.values())}
+            question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **ids})
+            found = self._ask("query", [question])[0].value or {}
+        except Unavailable as error:
+            LOGGER.info("cannot tell what the queues' items run on: %s", error)
+            return dict.fromkeys(queues, "")
+        resources = {name: str((found.get(f"c{i}") or {}).get("resource") or "") for i, name in enumerate(wanted)}
+        return {name: resources.get(name, "") for name in queues}
+
+    # Mutations
+
+    def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
+        """Make an agent that serves these queues and give its id. Raises Unavailable."""
+        question = Field(
+            "createLaunchAgent(input: { entityName: $entity, projectName: $project, runQueues: $queues, "
+            "hostname: $hostname, agentConfig: $agentConfig, version: $version }) { launchAgentId }",
+            {
+                "entity": ("String!", entity),
+                "project": ("String!", REGISTRY),
+                "queues": ("[ID!]!", list(queue_ids)),
+                "hostname": ("String!", hostname),
+                "agentConfig": ("JSONString", json.dumps(config)),
+                "version": ("String", f"vertex-launch@{self._version}"),
+            },
+        )
+        answer = self._ask("mutation", [question], repeatable=False)[0]
+        agent = (answer.value or {}).get("launchAgentId")
+        if not agent:
+            raise Unavailable(
+                SERVICE, f"cannot make a launch agent for entity {entity}: {answer.error or 'no id given'}"
+            )
+        return str(agent)
+
+    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
+        """Lease one item for each entry of ``queues`` (a queue may stand there many times), in that order.
+
+        With ``status`` the agent's status is refreshed in the same request. Raises Unavailable when no pop was answered.
+        A pop whose answer is lost is not sent again: its lease brings the item back.
+        """
+        fields = [_status(agent, status)] if status else []
+        fields += [
+            Field(
+                "popFromRunQueue(input: { entityName: $entity, projectName: $project, queueName: $queue, "
+                "launchAgentId: $agent }) { runQueueItemId runSpec }",
+                {
+                    "entity": ("String!", entity),
+                    "project": ("String!", REGISTRY),
+                    "queue": ("String!", queue),
+                    "agent": ("ID", agent),
+                },
+            )
+            for queue in queues
+        ]
+        answers = self._batch(fields, self._batches.pops + bool(status), repeatable=False)
+        if status:
+            _log_error("cannot refresh the agent's status", answers.pop(0))
+        if queues and all(answer.lost for answer in answers):
+            raise Unavailable(SERVICE, f"no answer to pops: {answers[0].error}")
+        return [_popped(queue, answer) for queue, answer in zip(queues, answers, strict=True)]
+
+    def ack(self, claims: Sequence[tuple[str, str]]) -> list[Ack]:
+        """Claim items for runs: pairs of item id and run id. A refusal may answer our own repeated request."""
+        fields = [
+            Field(
+                "ackRunQueueItem(input: { runQueueItemId: $item, runName: $run }) { success }",
+                {"item": ("ID!", item), "run": ("String!", run)},
+            )
+            for item, run in claims
+        ]
+        answers = self._batch(fields, self._batches.updates)
+        for (item, _), answer in zip(claims, answers, strict=True):
+            if answer.error:
+                LOGGER.info("ack of item %s: %s", item, answer.error, extra={"item": item})
+        return [
+            Ack.UNKNOWN if answer.lost else Ack.ACCEPTED if _succeeded(answer) else Ack.REFUSED for answer in answers
+        ]
+
+    def fail(self, failures: Sequence[tuple[str, str]]) -> list[bool]:
+        """Fail items before their start: pairs of item id and reason. Says of each whether W&B took it."""
+        return self._tell("failRunQueueItem", failures)
+
+    def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
+        """Put warnings on items: pairs of item id and text. Says of each whether W&B took it."""
+        return self._tell("updateRunQueueItemWarning", warnings)
+
+    def _tell(self, mutation: str, messages: Sequence[tuple[str, str]]) -> list[bool]:
+        fields = [
+            Field(
+                f"{mutation}(input: {{ runQueueItemId: $item, message: $message, stage: $stage }}) {{ success }}",
+                {"item": ("ID!", item), "message": ("String!", message), "stage": ("String!", BEFORE_START)},
+            )
+            for item, message in messages
+        ]
+        answers = self._batch(fields, self._batches.updates)
+        for (item, _), answer in zip(messages, answers, strict=True):
+            if not _succeeded(answer):
+                LOGGER.warning("%s of item %s: %s", mutation, item, answer.error or "refused", extra={"item": item})
+        return [_succeeded(answer) for answer in answers]
+
+    def set_status(self, agent: str, status: str) -> None:
+        """Refresh the agent's status (POLLING or RUNNING), without which W&B shows its queues as idle."""
+        _log_error("cannot refresh the agent's status", self._batch([_status(agent, status)], 1)[0])
+
+    # Requests
+
+    def _project(self, entity: str, answer: Result) -> Mapping[str, Any]:
+        """Give the project that owns the queues. Raises Unavailable where W&B shows none."""
+        if not isinstance(answer.value, dict):
+            raise Unavailable(
+                SERVICE,
+                f"entity {entity} has no launch queues that this API key can see; check the entity's name and the key's "
+                f"access to it, and make a queue first ({answer.error or 'no such project'})",
+            )
+        return answer.value
+
+    def _agent(self, entity: str, agent: str, answer: Result) -> AgentView | None:
+        """Give the agent, None when it is gone: a null with an error beside it is not absence, so then all are listed."""
+        if isinstance(answer.value, dict):
+            return _agent_view(answer.value)
+        if not answer.error:
+            return None
+        registry = _Registry(entity)
+        registry.add(f"launchAgents {{ {AGENT_FIELDS} }}")
+        listed = self._project(entity, self._ask("query", [registry.field()])[0]).get("launchAgents")
+        if not isinstance(listed, list):
+            raise Unavailable(SERVICE, f"cannot look up launch agent {agent}: {answer.error}")
+        return next((_agent_view(one) for one in _dicts(listed) if one.get("id") == agent), None)
+
+    def _batch(self, fields: Sequence[Field], size: int, *, repeatable: bool = True) -> list[Result]:
+        """Send mutations in as few requests as their number allows; one request's failure does not spoil the others.
+
+        A batch that the server refuses as a whole is sent again one by one, and so is everything after it.
+        """
+        results: list[Result] = []
+        for chunk in _chunks(list(fields), 1 if self._single else size):
+            try:
+                results += self._ask("mutation", chunk, repeatable=repeatable)
+            except Refused as error:
+                if len(chunk) == 1:
+                    results.append(Result(error=str(error)))
+                    continue
+                LOGGER.info("W&B refuses %d operations in one request, going on one by one: %s", len(chunk), error)
+                self._single = True
+                results += self._batch(chunk, 1, repeatable=repeatable)
+            except Unavailable as error:
+                results += [Result(error=str(error), lost=True)] * len(chunk)
+        return results
+
+    def _ask(self, kind: str, fields: Sequence[Field], *, repeatable: bool = True) -> list[Result]:
+        """Send one request and give the answers in the order of its fields. Raises Refused, Unavailable."""
+        document, variables = _document(kind, fields)
+        body = self._send({"query": document, "variables": variables}, repeatable)
+        errors: dict[str, list[str]] = {}
+        for error in _dicts(body.get("errors")):
+            path = error.get("path") or [""]
+            errors.setdefault(str(path[0]), []).append(str(error.get("message", error)))
+        data = body.get("data")
+        if not isinstance(data, dict):
+            if not errors.keys() - {""}:
+                raise Refused(SERVICE, "; ".join(errors.get("", ["an answer without data"])))
+            data = {}
+        return [_result(data, errors, f"f{i}") for i in range(len(fields))]
+
+    def _send(self, body: Mapping[str, Any], repeatable: bool) -> dict[str, Any]:
+        """Post a request, with retries of what may be repeated; a refused key is read again once."""
+        key = self._key.get()
+        try:
+            try:
+                return self._retried(lambda: self._post(body, key, repeatable))
+            except KeyRefused:
+                renewed = self._key.renew(key)
+                return self._retried(lambda: self._post(body, renewed, repeatable))
+        except Again as error:
+            raise Unavailable(SERVICE, str(error)) from error
+        except RetryError as error:
+            raise Unavailable(SERVICE, str(error.cause)) from error
+
+    def _retried(self, post: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        answer: dict[str, Any] = self._retry(post)()
+        return answer
+
+    def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
+        try:
+            response = self._session.post(self._url, json=body, auth=("api", key), timeout=self._timeout)
+        except requests.ConnectTimeout as error:
+            raise Again(f"cannot connect to {self._url} in time") from error
+        except requests.RequestException as error:
+            trouble = f"no answer from {self._url} ({type(error).__name__})"
+            if repeatable or "NewConnectionError" in repr(error):
+                raise Again(trouble) from error
+            raise Unavailable(SERVICE, trouble) from error
+        return _parsed(response, repeatable)
+
+
+def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
+    """Give a response's JSON object. Raises KeyRefused, Again, Refused, Unavailable."""
+    status = response.status_code
+    if status == requests.codes.unauthorized:
+        raise KeyRefused(
+            SERVICE,
+            f"the server {response.url} refuses the API key (401: {_excerpt(response)}); put a valid key of this server into "
+            "the secret as a new version",
+        )
+    if status in (requests.codes.too_many_requests, requests.codes.service_unavailable) or (
+        status >= requests.codes.server_error and repeatable
+    ):
+        raise Again(f"HTTP {status}: {_excerpt(response)}")
+    try:
+        body = response.json()
+    except ValueError as error:
+        raise Unavailable(SERVICE, f"HTTP {status}, not a GraphQL answer: {_excerpt(response)}") from error
+    if not isinstance(body, dict) or not ("data" in body or "errors" in body):
+        raise Unavailable(SERVICE, f"HTTP {status}, not a GraphQL answer: {_excerpt(response)}")
+    if status >= requests.codes.server_error:
+        raise Unavailable(SERVICE, f"HTTP {status}: {_excerpt(response)}")
+    return body
+
+
+def _excerpt(response: requests.Response) -> str:
+    return " ".join(response.text[:300].split())
+
+
+class _Registry:
+    """Builds the selection on the project that owns the queues; remembers which alias stands for what."""
+
+    def __init__(self, entity: str) -> None:
+        self._parts: list[str] = []
+        self._variables: dict[str, tuple[str, Any]] = {"registry": ("String!", REGISTRY), "entity": ("String!", entity)}
+        self.aliases: dict[str, tuple[str, str]] = {}
+        """Item id to the alias of its queue and its own."""
+        self.queue_aliases: dict[str, str] = {}
+
+    def add(self, part: str) -> None:
+        self._parts.append(part)
+
+    def add_queues(
+        self, queues: Sequence[str], items: Mapping[str, str], peek: int, fields: str = "id"
+    ) -> dict[str, str]:
+        """Select these queues with what is wanted of each; gives queue name to alias."""
+        names = list(dict.fromkeys([*queues, *items.values()]))
+        self.queue_aliases = {name: f"q{i}" for i, name in enumerate(names)}
+        for name, alias in self.queue_aliases.items():
+            parts = [fields]
+            if peek and name in queues:
+                parts.append(f"runQueueItems(first: {peek}) {{ edges {{ node {{ id state }} }} }}")
+            for item in [one for one, queue in items.items() if queue == name]:
+                own = f"i{len(self.aliases)}"
+                self.aliases[item] = (alias, own)
+                self._variables[own] = ("ID!", item)
+                parts.append(f"{own}: runQueueItem(id: ${own}) {{ {ITEM_FIELDS} }}")
+            self._variables[alias] = ("String!", name)
+            self.add(f"{alias}: runQueue(name: ${alias}) {{ {' '.join(parts)} }}")
+        return self.queue_aliases
+
+    def field(self) -> Field:
+        return Field(f"project(name: $registry, entityName: $entity) {{ {' '.join(self._parts)} }}", self._variables)
+
+
+def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
+    """Put fields into one document, each under an alias ``f<n>`` and with variables of its own."""
+    declared: list[str] = []
+    values: dict[str, Any] = {}
+    selected: list[str] = []
+    for i, one in enumerate(fields):
+        names = {name: f"{name}_{i}" for name in one.variables}
+        declared += [f"${names[name]}: {type_}" for name, (type_, _) in one.variables.items()]
+        values |= {names[name]: value for name, (_, value) in one.variables.items()}
+        selected.append(f"f{i}: " + re.sub(r"\$(\w+)", rf"$\1_{i}", one.text))
+    head = f"{kind} VertexLaunch" + (f"({', '.join(declared)})" if declared else "")
+    return f"{head} {{ {' '.join(selected)} }}", values
+
+
+def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias: str) -> Result:
+    """Give one field's answer; a null with an error beside it is not absence, and a missing field is no answer."""
+    if data.get(alias) is None and alias in errors:
+        return Result(error="; ".join(errors[alias]))
+    if alias not in data:
+        return Result(error="no answer to this operation, another one of the same request failed", lost=True)
+    return Result(value=data[alias], error="; ".join(errors.get(alias, ())))
+
+
+def _popped(queue: str, answer: Result) -> Popped:
+    value = answer.value
+    if isinstance(value, dict) and value.get("runQueueItemId"):
+        return Popped(queue, Item(str(value["runQueueItemId"]), queue, value.get("runSpec")))
+    return Popped(queue, error=answer.error)
+
+
+def _succeeded(answer: Result) -> bool:
+    return isinstance(answer.value, dict) and answer.value.get("success") is True
+
+
+def _log_error(what: str, answer: Result) -> None:
+    if answer.error:
+        LOGGER.warning("%s: %s", what, answer.error)
+
+
+def _status(agent: str, status: str) -> Field:
+    return Field(
+        "updateLaunchAgent(input: { launchAgentId: $agent, agentStatus: $status }) { success }",
+        {"agent": ("ID!", agent), "status": ("String", status)},
+    )
+
+
+def _agent(agent: str) -> Field:
+    return Field(f"launchAgent(id: $agent) {{ {AGENT_FIELDS} }}", {"agent": ("ID!", agent)})
+
+
+def _agent_view(agent: Mapping[str, Any]) -> AgentView:
+    return AgentView(
+        id=str(agent.get("id", "")),
+        hostname=str(agent.get("hostname") or ""),
+        stop_polling=bool(agent.get("stopPolling")),
+        queues=tuple(str(queue) for queue in agent.get("runQueues") or ()),
+    )
+
+
+def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str]]) -> dict[str, ItemView]:
+    views = {}
+    for item, (queue, own) in aliases.items():
+        node = (project.get(queue) or {}).get(own)
+        if node:
+            views[item] = ItemView(state=str(node.get("state") or ""), run=str(node.get("associatedRunId") or ""))
+    return views
+
+
+def _pending(queue: Any) -> tuple[str, ...]:
+    edges = _dicts(((queue or {}).get("runQueueItems") or {}).get("edges"))
+    nodes = [edge.get("node") or {} for edge in edges]
+    return tuple(str(node.get("id")) for node in nodes if node.get("state") == "PENDING")
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _chunks(values: list[T], size: int) -> Iterator[list[T]]:
+    return (values[i : i + size] for i in range(0, len(values), size))

@@ -1,0 +1,217 @@
+"""The one place where everything is put together, and what the entry points do with what comes out.
+
+Google's clients are imported and made when they are first needed: a function that only refuses a request stays small.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import flask
+from cloudevents.http import CloudEvent
+from flask import Request, Response, jsonify
+from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable, TooManyRequests
+
+from vertex_launch import config, events, log
+from vertex_launch.dispatcher import Dispatcher, Services
+from vertex_launch.errors import ConfigError, LaunchError, PassBusy, PassLost, RequestError, Unavailable
+from vertex_launch.log import LOGGER
+from vertex_launch.model import PassReport, PassRequest
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder of main.py, where the configuration lies unless the environment says otherwise."""
+
+MOST_BODY = 1024 * 1024
+"""Bytes that an HTTP body may have; a run spec is far smaller."""
+
+
+class App:
+    """A deployment: its settings, its clients, and its answers to events and requests."""
+
+    def __init__(self, settings: config.Settings, redact: log.Redactor) -> None:
+        self._settings = settings
+        self._redact = redact
+        self._lock = threading.Lock()
+        self._dispatcher: Dispatcher | None = None
+        for warning in settings.warnings:
+            LOGGER.warning("%s", warning)
+
+    def dispatch(self, event: CloudEvent) -> None:
+        """Run a pass for a tick. Returning acknowledges the message; an HTTP error makes Pub/Sub deliver it again."""
+        try:
+            request = events.tick(event)
+            events.check_queues(request, self._settings.queues, "tick")
+        except RequestError as error:
+            LOGGER.error("dropped a malformed tick: %s", error)
+            return
+        try:
+            report = self._run(request)
+        except PassBusy as error:
+            LOGGER.info("%s; Pub/Sub delivers this tick again", error)
+            raise TooManyRequests("another pass is running", retry_after=round(error.retry_after) or 1) from error
+        except PassLost as error:
+            LOGGER.warning("%s", error)
+            raise TooManyRequests(str(error)) from error
+        except Unavailable as error:
+            LOGGER.error("no pass: %s", error)
+            raise ServiceUnavailable(self._redact(str(error))) from error
+        if report is None:
+            LOGGER.info("a pass has done what this tick asks for")
+
+    def dispatch_now(self, request: Request) -> Response:
+        """Run a pass at once for a person, and answer with its report."""
+        if request.method != "POST":
+            return self._answer(405, {"error": f"{request.method} is not supported; use POST"}, {"Allow": "POST"})
+        try:
+            wanted = events.request(events.http_body(request.get_data()))
+            events.check_queues(wanted, self._settings.queues)
+            report = self._run(wanted)
+        except RequestError as error:
+            return self._answer(400, {"error": "the request cannot be used", "problems": _lines(error)})
+        except (PassBusy, PassLost) as error:
+            wait = max(1, round(error.retry_after)) if isinstance(error, PassBusy) else 1
+            return self._answer(409, {"error": str(error)}, {"Retry-After": str(wait)})
+        except Unavailable as error:
+            LOGGER.error("no pass: %s", error)
+            return self._answer(503, {"error": str(error), "service": error.service}, {"Retry-After": "10"})
+        return self._answer(200, report.body() if report else {})
+
+    def _run(self, request: PassRequest) -> PassReport | None:
+        with self._lock:
+            self._dispatcher = self._dispatcher or self._assemble()
+        if request.dry_run:
+            report = self._dispatcher.preview(request)
+            LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(report.body())})
+            return report
+        return self._dispatcher.run(request)
+
+    def _assemble(self) -> Dispatcher:
+        """Make the clients and the dispatcher. Raises Unavailable where there are no credentials."""
+        from google.auth.exceptions import GoogleAuthError
+
+        from vertex_launch.adapters.record import Record
+        from vertex_launch.adapters.secrets import SecretKey
+        from vertex_launch.adapters.vertex_jobs import VertexJobs
+        from vertex_launch.adapters.wandb_queue import WandbQueue
+
+        settings, timeouts = self._settings, self._settings.timeouts
+        try:
+            key = SecretKey(
+                settings.key_secret,
+                self._redact,
+                ttl=settings.key_ttl,
+                timeout=timeouts.look,
+                endpoint=settings.secretmanager_endpoint,
+            )
+            record = Record(settings.state_bucket, settings.deployment, timeout=timeouts.look)
+        except GoogleAuthError as error:
+            remedy = "run the function with a service account attached, or `gcloud auth application-default login`"
+            raise Unavailable("Google credentials", f"{error}; {remedy}") from error
+        return Dispatcher(
+            settings,
+            Services(
+                queue=WandbQueue(settings.base_url, key, timeouts, settings.batches, version=version()),
+                vertex=VertexJobs(
+                    settings.project,
+                    settings.deployment,
+                    timeout=timeouts.look,
+                    endpoint=settings.aiplatform_endpoint,
+                ),
+                record=record,
+                key=key,
+                redact=self._redact,
+            ),
+        )
+
+    def _answer(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+        response = jsonify(self._redact.json(body))
+        response.status_code = status
+        response.headers.update(headers or {})
+        return response
+
+
+@functools.cache
+def load() -> App:
+    """Give the app of this process, made once. Raises ConfigError."""
+    redact = log.Redactor()
+    log.configure(redact)
+    settings = config.load(os.environ, ROOT)
+    log.configure(redact, debug=settings.verbosity > 0)
+    return App(settings, redact)
+
+
+def on_event(event: CloudEvent, headers: Any) -> None:
+    """Handle a tick in the process's app; an unusable configuration is a failure of the function, not of the message."""
+    _set_trace(headers)
+    try:
+        load().dispatch(event)
+    except ConfigError as error:
+        LOGGER.error("the configuration cannot be used:\n%s", error)
+        raise InternalServerError("the configuration cannot be used; the function's log says why") from error
+
+
+def on_request(request: Request) -> Response:
+    """Handle an HTTP request in the process's app; never answers with a traceback."""
+    _set_trace(request.headers)
+    try:
+        return load().dispatch_now(request)
+    except ConfigError as error:
+        LOGGER.error("the configuration cannot be used:\n%s", error)
+        response = jsonify({"error": "the configuration cannot be used", "problems": _lines(error)})
+    except HTTPException:
+        raise
+    except Exception:
+        LOGGER.exception("unexpected error")
+        response = jsonify({"error": "unexpected error; the function's log has the traceback"})
+    response.status_code = 500
+    return response
+
+
+def accept_bare_messages(*functions: str) -> None:
+    """Take care of what functions-framework itself refuses to hand to these functions: a body that it knows as no event.
+
+    A pushed Pub/Sub message without data is one of them, and is a tick like any other. Anything else is logged and
+    acknowledged, for no number of deliveries makes it better, and Pub/Sub would repeat it for ever.
+    """
+    if not flask.has_app_context() or flask.current_app.name not in functions:
+        return
+
+    def handle(refusal: HTTPException) -> Response:
+        body = flask.request.get_json(force=True, silent=True)
+        if not (isinstance(body, dict) and isinstance(body.get("message"), dict)):
+            LOGGER.error("dropped a request that is no event: %s", " ".join(str(refusal.name).split()))
+            return Response(status=204)
+        attributes = {"type": "google.cloud.pubsub.topic.v1.messagePublished", "source": "//pubsub.googleapis.com/"}
+        try:
+            on_event(CloudEvent(attributes, body), flask.request.headers)
+        except HTTPException as error:
+            return Response(error.description, error.code)
+        return Response(status=204)
+
+    flask.current_app.register_error_handler(400, handle)
+
+
+def version() -> str:
+    """Give the installed version; a function is deployed from its folder, not installed."""
+    try:
+        return metadata.version("vertex-launch")
+    except metadata.PackageNotFoundError:
+        return "0.1.0"
+
+
+def _lines(error: LaunchError) -> list[str]:
+    return str(error).splitlines()
+
+
+def _set_trace(headers: Any) -> None:
+    """Join the log lines of one request, as Cloud Logging groups them."""
+    found = re.match(r"([0-9a-f]{32})", headers.get("X-Cloud-Trace-Context", ""))
+    found = found or re.match(r"00-([0-9a-f]{32})-", headers.get("traceparent", ""))
+    project = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
+    log.trace.set(f"projects/{project}/traces/{found[1]}" if found and project else "")

@@ -1,0 +1,654 @@
+"""The pass: ten steps from taking the hold to giving it back, the only thing that changes anything.
+
+Called by ``app`` for a tick and for a person. What it may rely on after a crash is described with each step; what must
+always hold: no item is lost, none is started twice, and never are more than ``max_jobs`` jobs active.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from vertex_launch import custom_job, policy
+from vertex_launch.config import Settings
+from vertex_launch.custom_job import JobRequest
+from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
+from vertex_launch.ledger import Ledger, Stage, Stored
+from vertex_launch.log import LOGGER, Redactor
+from vertex_launch.model import (
+    VERTEX_RESOURCES,
+    Ack,
+    Hold,
+    Item,
+    Kind,
+    Look,
+    ManagedJob,
+    PassReport,
+    PassRequest,
+    Popped,
+    RunSpec,
+)
+from vertex_launch.reconciler import Items, Jobs, Reconciler, regions
+
+PEEK = 20
+"""Items of each queue that the first question shows, as a hint of how many to pop and for a dry run."""
+STALE_TICK = 600.0
+"""Seconds after which a tick is dropped, for a younger one follows."""
+REBUILD_WINDOW = 86400.0
+"""Seconds into the past in which a lost ledger looks for jobs that ended before their item was acked."""
+
+
+class Queue(Items, Protocol):
+    """What a pass needs of W&B; ``adapters.wandb_queue`` says more. All raise Unavailable."""
+
+    def default_entity(self) -> str:
+        """Give the API key's default entity."""
+
+    def look(
+        self, entity: str, *, agent: str, items: Mapping[str, str], queues: Sequence[str], peek: int, viewer: bool
+    ) -> Look:
+        """Ask everything that a pass must know beforehand."""
+
+    def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
+        """Give what each queue's items run on, empty text where W&B does not say."""
+
+    def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
+        """Make an agent and give its id."""
+
+    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
+        """Lease one item for each entry of ``queues``, refreshing the agent's status on the way."""
+
+    def ack(self, claims: Sequence[tuple[str, str]]) -> list[Ack]:
+        """Claim items (first) for runs (second)."""
+
+    def fail(self, failures: Sequence[tuple[str, str]]) -> list[bool]:
+        """Fail items (first) for a reason (second); says of each whether W&B took it."""
+
+    def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
+        """Put warnings (second) on items (first); says of each whether W&B took it."""
+
+    def set_status(self, agent: str, status: str) -> None:
+        """Refresh the agent's status."""
+
+
+class Vertex(Jobs, Protocol):
+    """What a pass needs of Vertex AI; ``adapters.vertex_jobs`` says more."""
+
+    def active(self, region: str) -> list[ManagedJob]:
+        """List the deployment's jobs that have not ended. Raises Unavailable."""
+
+    def recent(self, region: str, since: float) -> list[ManagedJob]:
+        """List the deployment's jobs created since, whatever their state. Raises Unavailable."""
+
+    def create(self, request: JobRequest, timeout: float) -> str:
+        """Create a job and give its resource name. Raises ItemRejected, ItemDeferred, OutcomeUnknown."""
+
+
+class Record(Protocol):
+    """What a pass needs of the record; ``adapters.record`` says more. All raise Unavailable."""
+
+    def take_hold(self, pass_id: str, now: float, expires: float) -> Hold:
+        """Become the one pass that runs. Raises PassBusy."""
+
+    def give_back(self, hold: Hold) -> None:
+        """Let the next pass begin."""
+
+    def read(self) -> Stored:
+        """Read the ledger."""
+
+    def write(self, ledger: Ledger, pass_id: str, generation: int) -> int:
+        """Replace the ledger of that generation and give the new one. Raises PassLost."""
+
+
+class Key(Protocol):
+    """Where the API key that jobs get comes from."""
+
+    def get(self) -> str:
+        """Give the key. Raises Unavailable."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """The outside as a pass sees it."""
+
+    queue: Queue
+    vertex: Vertex
+    record: Record
+    key: Key
+    redact: Redactor
+    clock: Callable[[], float] = time.time
+    new_pass_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex[:12])
+
+
+class Dispatcher:
+    """Runs passes, one at a time among all instances of this deployment."""
+
+    def __init__(self, settings: Settings, services: Services) -> None:
+        self._settings = settings
+        self._services = services
+
+    def run(self, request: PassRequest) -> PassReport | None:
+        """Run a pass and report it; None when a tick asks for nothing that another pass has not done since.
+
+        Raises PassBusy, PassLost, Unavailable.
+        """
+        if request.published is not None and self._covered(request.published):
+            return None
+        started = self._services.clock()
+        one = _Pass(self._settings, self._services, request, started)
+        hold = self._services.record.take_hold(one.report.pass_id, started, started + self._settings.hold_seconds)
+        try:
+            report = one.run()
+        finally:
+            self._give_back(hold)
+        report.took_ms = round(1000 * (self._services.clock() - started))
+        self._summarize(report)
+        return report
+
+    def preview(self, request: PassRequest) -> PassReport:
+        """Report what a pass would see and, for a posted run spec, the CustomJob it would make; changes nothing.
+
+        Raises Unavailable.
+        """
+        started = self._services.clock()
+        report = _Pass(self._settings, self._services, request, started).preview()
+        report.took_ms = round(1000 * (self._services.clock() - started))
+        return report
+
+    def _covered(self, published: float) -> bool:
+        """Tell whether a full pass that has completed began after the tick, or a younger tick must follow."""
+        if self._services.clock() - published > STALE_TICK:
+            LOGGER.info("dropped a tick older than %.0f s", STALE_TICK)
+            return True
+        ledger = self._services.record.read().ledger
+        return ledger is not None and published < ledger.full_pass_began
+
+    def _give_back(self, hold: Hold) -> None:
+        try:
+            self._services.record.give_back(hold)
+        except Unavailable as error:
+            LOGGER.warning("the hold is not given back and expires by itself: %s", error)
+
+    def _summarize(self, report: PassReport) -> None:
+        body = self._services.redact.json(report.body())
+        LOGGER.info(
+            "pass: %d submitted, %d adopted, %d rejected, %d deferred, %d cancelled, %s of %s slots active, %d ms",
+            len(report.submitted),
+            len(report.adopted),
+            len(report.rejected),
+            len(report.deferred),
+            len(report.cancelled),
+            report.slots.get("active"),
+            report.slots.get("max_jobs"),
+            report.took_ms,
+            extra={"pass_id": report.pass_id, "report": body},
+        )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """An item that is checked and built, and the moment after which its lease may have run out."""
+
+    item: Item
+    kind: Kind
+    request: JobRequest
+    ack_by: float
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """An ack to be sent: the item is ours, for this run has this job; ``created`` in this very round or long ago."""
+
+    item: str
+    queue: str
+    run: str
+    job: str
+    created: bool = False
+
+
+class _Pass:
+    """One pass; each method is a step or a part of one."""
+
+    def __init__(self, settings: Settings, services: Services, request: PassRequest, started: float) -> None:
+        self._settings = settings
+        self._services = services
+        self._request = request
+        self._started = started
+        self._clock = services.clock
+        self._reconciler = Reconciler(settings, services.vertex, services.queue)
+        self._ledger = Ledger()
+        self._generation = 0
+        self._rebuilding = False
+        self._entity = ""
+        self._agent = ""
+        self._stopped = False
+        self._first = True
+        self._look = Look()
+        self._active: list[ManagedJob] = []
+        self._queues: list[str] = []
+        self._submissions = 0
+        self._warnings: list[tuple[str, str]] = []
+        self.report = PassReport(pass_id=services.new_pass_id(), dry_run=request.dry_run)
+
+    def run(self) -> PassReport:
+        """Go through the steps; step 1, the hold, is taken by the caller."""
+        self._read_ledger()
+        listed = self._look_around()  # 2
+        self._reconcile(listed)  # 3
+        self._register()
+        while popped := self._pop():  # 4, 5
+            ack_by = self._clock() + self._settings.lease - self._settings.timeouts.margin
+            claims, starts = self._sort(popped, ack_by)  # 6, 7
+            claims += self._create(starts)  # 8
+            self._ack(claims, ack_by)  # 9
+        return self._finish()  # 10
+
+    # 1. The ledger
+
+    def _read_ledger(self) -> None:
+        stored = self._services.record.read()
+        self._rebuilding = stored.ledger is None
+        self._ledger, self._generation = stored.ledger or Ledger(), stored.generation
+
+    def _write_ledger(self) -> None:
+        self._generation = self._services.record.write(self._ledger, self.report.pass_id, self._generation)
+
+    # 2. Look
+
+    def _look_around(self) -> list[ManagedJob]:
+        """Ask Vertex AI for the jobs of every region and W&B for the rest, side by side."""
+        places = regions(self._settings, self._ledger.open.values())
+        with ThreadPoolExecutor(len(places) + 1) as pool:
+            asked = [pool.submit(self._list, place) for place in places]
+            self._look_at_wandb()
+            return list({job.name: job for one in asked for job in one.result()}.values())
+
+    def _list(self, region: str) -> list[ManagedJob]:
+        jobs = self._services.vertex.active(region)
+        if self._rebuilding:
+            jobs += self._services.vertex.recent(region, self._started - REBUILD_WINDOW)
+        return jobs
+
+    def _look_at_wandb(self) -> None:
+        queue, ledger = self._services.queue, self._ledger
+        self._entity = self._settings.entity or ledger.entity or queue.default_entity()
+        unclaimed = {entry.item: entry.queue for entry in ledger.at(Stage.INTENDED, Stage.CREATED)}
+        wanted = self._request.queues or self._settings.queues
+        while True:
+            self._look = queue.look(
+                self._entity,
+                agent=ledger.agent,
+                items=unclaimed,
+                queues=wanted,
+                peek=PEEK,
+                viewer=not self._settings.entity,
+            )
+            if self._settings.entity or self._look.viewer_entity in ("", self._entity):
+                break
+            self._notice(f"The API key's default entity is {self._look.viewer_entity} now and was {self._entity}")
+            self._entity, ledger.agent = self._look.viewer_entity, ""
+        ledger.entity = self._entity
+        self._queues = [name for name in self._in_turn(wanted) if self._serves(name)]
+
+    def _in_turn(self, queues: Sequence[str]) -> Sequence[str]:
+        """Give the queues beginning with the one whose turn it is."""
+        turn = queues.index(self._ledger.turn) if self._ledger.turn in queues else 0
+        return [*queues[turn:], *queues[:turn]]
+
+    def _serves(self, name: str) -> bool:
+        """Tell whether a configured queue can be served, and say once a pass why one cannot."""
+        if name not in self._look.queues:
+            known = ", ".join(sorted(self._look.queues)) or "none"
+            self._notice(
+                f"Queue {name} does not exist for entity {self._entity} (there: {known}); make it in the W&B app or "
+                "correct queues in launch-config.yaml"
+            )
+            return False
+        resource = self._resource(name)
+        if resource and resource not in VERTEX_RESOURCES:
+            self._notice(
+                f"Queue {name} is a {resource} queue; this deployment serves Vertex AI queues (resource gcp-vertex). Make one, "
+                "or take it out of queues in launch-config.yaml"
+            )
+            return False
+        return True
+
+    def _resource(self, name: str) -> str:
+        """Give what the queue's items run on, asked once and then kept in the ledger."""
+        ids, kept = self._look.queues, self._ledger.resources
+        if ids[name] not in kept:
+            unknown = [one for one in self._settings.queues if one in ids and ids[one] not in kept]
+            found = self._services.queue.resources(self._entity, list(dict.fromkeys([name, *unknown])))
+            kept.update({ids[one]: resource for one, resource in found.items()})
+        return kept[ids[name]]
+
+    # 3. Reconcile
+
+    def _reconcile(self, listed: Sequence[ManagedJob]) -> None:
+        self._active = self._reconciler.reconcile(
+            self._ledger, self._entity, listed, self._look.items, self._started, self.report
+        )
+
+    def _register(self) -> None:
+        """Find or make the agent that W&B shows for this deployment, and obey a stop."""
+        queue_ids = sorted(self._look.queues[name] for name in self._settings.queues if name in self._look.queues)
+        hostname = f"vertex-launch/{self._settings.deployment}"
+        candidates = [self._look.agent] if self._look.agent else self._look.agents
+        mine = [one for one in candidates if one.hostname == hostname and sorted(one.queues) == queue_ids]
+        agent = next((one for one in mine if not one.stop_polling), None) or next(iter(mine), None)
+        if queue_ids and (agent is None or (agent.stop_polling and self._request.resume)):
+            config = {"queues": list(self._settings.queues), "max_jobs": self._settings.max_jobs}
+            self._agent = self._services.queue.create_agent(self._entity, queue_ids, hostname, config)
+        elif agent is not None:
+            self._agent, self._stopped = agent.id, agent.stop_polling
+        self._ledger.agent = self._agent
+        if self._stopped:
+            self._notice(
+                "The agent of this deployment was stopped in W&B, so nothing is popped; "
+                'to go on, POST {"resume": true} to dispatch_now'
+            )
+
+    # 4. Slots
+
+    def _used(self) -> Counter[Kind]:
+        return self._ledger.slots_used(self._active)
+
+    def _free(self, kind: Kind) -> float:
+        limit = self._settings.job_limit if kind is Kind.JOB else self._settings.scheduler_limit
+        return max(0, limit - self._used()[kind])
+
+    def _room(self) -> float:
+        """Count the jobs that may still be started in this pass."""
+        bounds = [self._free(Kind.JOB), float(sum(self._quota(region.name) for region in self._settings.regions))]
+        if self._request.limit is not None:
+            bounds.append(self._request.limit - self._submissions)
+        return max(0, min(bounds))
+
+    def _quota(self, region: str) -> int:
+        return self._ledger.submissions_left(region, self._settings.submissions_per_minute, self._clock())
+
+    def _in_time(self) -> bool:
+        return self._clock() - self._started < self._settings.timeouts.pass_budget
+
+    # 5. Pop
+
+    def _pop(self) -> list[Popped]:
+        """Lease as many items as there is room for, going round the queues; refresh the agent's status on the way.
+
+        An item that cannot start stays leased meanwhile and does not come back to block the one behind it.
+        """
+        first, self._first = self._first, False
+        status = ("RUNNING" if self._used() else "POLLING") if first and self._agent else ""
+        wanted = self._round(first) if self._agent and not self._stopped and self._in_time() else []
+        if not wanted:
+            if status:
+                self._services.queue.set_status(self._agent, status)
+            return []
+        try:
+            answers = self._services.queue.pop(self._entity, wanted, self._agent, status)
+        except Unavailable as error:
+            if first:
+                raise
+            self._notice(f"Nothing more is popped in this pass: {error}")
+            return []
+        for answer in answers:
+            if answer.item is None and answer.queue in self._queues:
+                self._queues.remove(answer.queue)
+                if answer.error:
+                    self._notice(f"Queue {answer.queue}: {answer.error}")
+        popped = [answer for answer in answers if answer.item]
+        if popped:
+            self._ledger.turn = _after(popped[-1].queue, self._settings.queues)
+        return popped
+
+    def _round(self, first: bool) -> list[str]:
+        """Give the queues to pop from, one entry a pop.
+
+        Jobs whose item is not acked add to the first round, for their items come back through the queue. The first round
+        also asks no queue for more than it seems to hold, and one more, so that an idle pass costs one request.
+        """
+        room = self._room()
+        unclaimed = sum(1 for _ in self._ledger.at(Stage.CREATED)) if first else 0
+        want = int(min(room + unclaimed, self._settings.batches.pops))
+        if not want or not self._queues:
+            return []
+        most = dict.fromkeys(self._queues, want)
+        if first:
+            shown = {name: len(self._look.queued[name]) for name in self._queues if name in self._look.queued}
+            most |= {name: count + 1 for name, count in shown.items() if count < PEEK}
+            if not any(shown.get(name, 1) for name in self._queues):
+                return list(self._queues)
+        turns = [name for turn in range(want) for name in self._queues if turn < most[name]]
+        return turns[:want]
+
+    # 6 and 7. Adopt, check and build
+
+    def _sort(self, popped: Sequence[Popped], ack_by: float) -> tuple[list[_Claim], list[_Start]]:
+        """Tell apart what has a job already, what can start, and what cannot."""
+        claims: list[_Claim] = []
+        starts: list[_Start] = []
+        rejected: list[tuple[Item, str]] = []
+        for item in [answer.item for answer in popped if answer.item]:
+            self._services.redact.add(custom_job.own_key(item))
+            try:
+                claim = self._adopt(item)
+                if claim:
+                    claims.append(claim)
+                else:
+                    starts.append(self._check(item, starts, ack_by))
+            except ItemRejected as error:
+                rejected.append((item, str(error)))
+            except ItemDeferred as error:
+                self._defer(item, error)
+        self._reject(rejected, ack_by)
+        return claims, starts
+
+    def _adopt(self, item: Item) -> _Claim | None:
+        """Claim an item that has a job, before anything else is asked of it: what trains is not failed by a new policy."""
+        entry = self._ledger.open.get(item.id)
+        if entry is None:
+            return None
+        if entry.stage is Stage.INTENDED:
+            raise ItemDeferred("Vertex AI has not shown yet whether it took the job of an earlier attempt", tell=False)
+        return _Claim(item.id, item.queue, entry.run, entry.job)
+
+    def _check(self, item: Item, starts: Sequence[_Start], ack_by: float) -> _Start:
+        """Build an item's job, as far as limits and policy allow it. Raises ItemRejected, ItemDeferred."""
+        spec, request = self._build(item, self._services.key.get())
+        holder = self._ledger.holder(request.run, item.id)
+        if holder or any(start.request.run == request.run for start in starts):
+            other = f" of item {holder.item}" if holder else ""
+            raise ItemDeferred(f"run {request.run} is used by another job{other}; this item waits until that has ended")
+        self._check_limits(spec.kind, request.region, starts)
+        return _Start(item, spec.kind, request, ack_by)
+
+    def _build(self, item: Item, key: str) -> tuple[RunSpec, JobRequest]:
+        """Make the CustomJob of an item and hold it against the policy. Raises ItemRejected."""
+        spec = custom_job.parse(item)
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        request = custom_job.build(item, spec, self._settings, entity=self._entity, api_key=key, now=now)
+        if broken := policy.violations(request.custom_job, spec, self._settings):
+            raise ItemRejected(" ".join(broken))
+        return spec, request
+
+    def _check_limits(self, kind: Kind, region: str, starts: Sequence[_Start]) -> None:
+        """Raise ItemDeferred where a limit leaves no room beside what already starts in this round."""
+        if self._free(kind) <= sum(1 for start in starts if start.kind is kind):
+            if kind is Kind.SCHEDULER:
+                raise ItemDeferred(
+                    f"{self._settings.max_schedulers} sweep schedulers are running already (max_schedulers in "
+                    "launch-config.yaml); this one starts when one of them has ended"
+                )
+            raise ItemDeferred("no slot is free", tell=False)
+        if self._quota(region) <= sum(1 for start in starts if start.request.region == region):
+            raise ItemDeferred(f"the submissions per minute of region {region} are used up", tell=False)
+        if self._request.limit is not None and self._request.limit <= self._submissions + len(starts):
+            raise ItemDeferred("the limit of this request is reached", tell=False)
+
+    def _reject(self, rejected: Sequence[tuple[Item, str]], ack_by: float) -> None:
+        """Fail items that can never start, while their lease is surely ours; later they come back and fail then."""
+        if not rejected or self._clock() > ack_by:
+            return
+        sentences = [(item.id, self._services.redact(reason)) for item, reason in rejected]
+        told = self._services.queue.fail(sentences)
+        for (item, _), (_, reason), known in zip(rejected, sentences, told, strict=True):
+            self._ledger.settle_waiting(item.id)
+            self.report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
+            LOGGER.warning("rejected item %s: %s", item.id, reason, extra={"item": item.id, "queue": item.queue})
+            if not known:
+                self._notice(f"W&B did not take the failure of item {item.id}; it comes back and is failed again")
+
+    def _defer(self, item: Item, error: ItemDeferred | OutcomeUnknown) -> None:
+        """Leave an item un-acked, tell its author once why, and give it up when it has waited too long."""
+        reason = self._services.redact(str(error))
+        self.report.deferred.append({"item": item.id, "queue": item.queue, "reason": reason})
+        LOGGER.info("deferred item %s: %s", item.id, reason, extra={"item": item.id, "queue": item.queue})
+        if not error.tell:
+            return
+        now = self._clock()
+        waiting = self._ledger.defer(item.id, now)
+        if isinstance(error, ItemDeferred) and now - waiting.since > self._settings.give_up_after:
+            hours = self._settings.give_up_after / 3600
+            self._reject([(item, f"It could not start within {hours:.0f} hours (give_up_after): {reason}")], now)
+        elif reason not in waiting.warned:
+            self._warnings.append((item.id, reason))
+
+    # 8. Create
+
+    def _create(self, starts: Sequence[_Start]) -> list[_Claim]:
+        """Write down what is about to be created, then create it side by side; gives what is to be acked."""
+        if not starts:
+            return []
+        now = self._clock()
+        for start in starts:
+            self._ledger.intend(start.item, start.request.run, start.request.region, start.kind, now)
+        self._write_ledger()
+        with ThreadPoolExecutor(min(len(starts), self._settings.parallel_creates)) as pool:
+            outcomes = list(pool.map(self._create_one, starts))
+        self._submissions += len(starts)
+        return [
+            claim
+            for start, outcome in zip(starts, outcomes, strict=True)
+            if (claim := self._conclude(start, outcome)) is not None
+        ]
+
+    def _create_one(self, start: _Start) -> str | ItemRejected | ItemDeferred | OutcomeUnknown:
+        """Create one job: its name, or why there is none, or that nobody knows."""
+        timeout = min(self._settings.timeouts.create, start.request.create_timeout or self._settings.timeouts.create)
+        if self._clock() + timeout > min(start.ack_by, self._started + self._settings.hold_seconds):
+            return ItemDeferred("the pass ran late: the item's lease could end before its job is created", tell=False)
+        try:
+            return self._services.vertex.create(start.request, timeout)
+        except (ItemRejected, ItemDeferred, OutcomeUnknown) as error:
+            return error
+        except Exception as error:  # whatever it is, the other creates of this round must not be forgotten for it
+            LOGGER.exception("unexpected error while creating a job", extra={"item": start.item.id})
+            return OutcomeUnknown(f"{type(error).__name__} while the job was created; the function's log has more")
+
+    def _conclude(self, start: _Start, outcome: str | ItemRejected | ItemDeferred | OutcomeUnknown) -> _Claim | None:
+        item, run = start.item, start.request.run
+        if isinstance(outcome, OutcomeUnknown):
+            self._defer(item, outcome)  # its intent stays open and keeps the slot
+            return None
+        if not isinstance(outcome, str):
+            self._ledger.close(item.id)
+            if isinstance(outcome, ItemRejected):
+                self._reject([(item, str(outcome))], start.ack_by)
+            else:
+                self._defer(item, outcome)
+            return None
+        self._ledger.created(item.id, outcome)
+        where = {"item": item.id, "queue": item.queue, "run": str(run), "job": outcome, "region": start.request.region}
+        self.report.submitted.append(where)
+        LOGGER.info("submitted item %s as %s", item.id, outcome, extra=where)
+        self._warnings += [(item.id, self._services.redact(text)) for text in start.request.warnings]
+        return _Claim(item.id, item.queue, run.id, outcome, created=True)
+
+    # 9. Ack
+
+    def _ack(self, claims: Sequence[_Claim], ack_by: float) -> None:
+        """Claim items for their jobs' runs while the leases are surely ours; later they come back and are adopted."""
+        if not claims or self._clock() > ack_by:
+            return
+        answers = self._services.queue.ack([(claim.item, claim.run) for claim in claims])
+        refused: dict[str, str] = {}
+        for claim, answer in zip(claims, answers, strict=True):
+            if answer is Ack.ACCEPTED:
+                self._ledger.acked(claim.item)
+                if not claim.created:
+                    self.report.adopted.append({"item": claim.item, "queue": claim.queue, "job": claim.job})
+            elif answer is Ack.REFUSED:
+                refused[claim.item] = claim.queue
+        for item, view in self._reconciler.look_up(self._entity, refused).items():
+            self._reconciler.judge_claim(self._ledger, self._ledger.open[item], view, self.report)
+
+    # 10. Report
+
+    def _finish(self) -> PassReport:
+        """Tell W&B what is left to tell, keep what is open, and report."""
+        told = self._services.queue.warn(self._warnings) if self._warnings else []
+        for (item, reason), known in zip(self._warnings, told, strict=True):
+            if known and item in self._ledger.waiting:
+                self._ledger.waiting[item].warned.append(reason)
+        if self._request.full and self._in_time():
+            self._ledger.full_pass_began = self._started
+        self._ledger.prune(self._clock(), self._settings.give_up_after)
+        self._write_ledger()
+        self._count_slots()
+        return self.report
+
+    def _count_slots(self) -> None:
+        active, free = self._used()[Kind.JOB], self._free(Kind.JOB)
+        self.report.slots = {
+            "max_jobs": self._settings.max_jobs,
+            "active": active,
+            "free": None if free == math.inf else int(free),
+        }
+
+    def _notice(self, sentence: str) -> None:
+        """Put something that concerns no single item into the report and the log."""
+        sentence = self._services.redact(sentence)
+        self.report.notices.append(sentence)
+        LOGGER.warning("%s", sentence, extra={"pass_id": self.report.pass_id})
+
+    # A dry run
+
+    def preview(self) -> PassReport:
+        """Look, change nothing, and say what was seen."""
+        self._read_ledger()
+        self._rebuilding = False
+        self._active = self._look_around()
+        self._ledger.open = {entry.item: entry for entry in self._ledger.at(Stage.INTENDED)}
+        self._count_slots()
+        self.report.shown["active_jobs"] = [
+            {"item": job.item, "queue": job.queue, "run": str(job.run), "job": job.name, "state": job.state}
+            for job in self._active
+        ]
+        self.report.shown["queued"] = {name: list(self._look.queued.get(name, ())) for name in self._queues}
+        if self._request.run_spec is not None:
+            self._preview_spec(self._request.run_spec)
+        return self.report
+
+    def _preview_spec(self, run_spec: Any) -> None:
+        item = Item("dry-run", next(iter(self._request.queues or self._settings.queues)), run_spec)
+        self._services.redact.add(custom_job.own_key(item))
+        try:
+            _, request = self._build(item, self._services.redact.MARK)
+        except ItemRejected as error:
+            self.report.rejected.append(
+                {"item": item.id, "queue": item.queue, "reason": self._services.redact(str(error))}
+            )
+        else:
+            self.report.shown["custom_job"] = custom_job.show(request)
+
+
+def _after(queue: str, queues: Sequence[str]) -> str:
+    """Give the queue whose turn comes after this one's."""
+    return queues[(queues.index(queue) + 1) % len(queues)] if queue in queues else ""

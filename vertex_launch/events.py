@@ -1,0 +1,138 @@
+"""What reaches the functions, as a ``PassRequest``: Pub/Sub messages in both forms, and HTTP bodies.
+
+Pure parsing, shared by the entry points; the only module besides ``app`` and ``main`` that knows how an event looks.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any
+
+from cloudevents.http import CloudEvent
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+
+from vertex_launch.errors import Problem, RequestError
+from vertex_launch.model import PassRequest
+
+
+class Body(BaseModel):
+    """What a tick or a request may say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    queues: list[str] = Field(default_factory=list, description='a list of queue names, as ["gpu"]')
+    limit: StrictInt | None = Field(None, ge=0, description="a whole number, 0 or more")
+    dry_run: StrictBool = Field(False, description="true or false")
+    resume: StrictBool = Field(False, description="true or false")
+    run_spec: dict[str, Any] | None = Field(None, description="a W&B run spec, as a JSON object")
+
+
+def tick(event: CloudEvent) -> PassRequest:
+    """Read a tick. Raises RequestError with every problem; a message without data asks for a full pass."""
+    message = _message(event.get_data())
+    published = _time(message.get("publishTime") or message.get("publish_time") or event.get("time"))
+    return request(_payload(message.get("data")), place="tick", published=published)
+
+
+def request(body: Any, *, place: str = "body", published: float | None = None) -> PassRequest:
+    """Read the JSON value of a tick or of an HTTP body. Raises RequestError with every problem."""
+    if body is None:
+        body = {}
+    if not isinstance(body, dict):
+        found = f"found {_kind(body)}, expected a JSON object"
+        raise RequestError([Problem(place, found, 'Send an object such as {"limit": 5}, or nothing at all')])
+    try:
+        parsed = Body.model_validate(body)
+    except ValidationError as error:
+        raise RequestError([_problem(place, one) for one in error.errors(include_url=False)]) from error
+    if parsed.run_spec is not None and not parsed.dry_run:
+        remedy = 'Add "dry_run": true to see its CustomJob; to start it, put it on a queue with `wandb launch`'
+        raise RequestError([Problem(f"{place}: run_spec", "a run spec can be posted for a dry run only", remedy)])
+    return PassRequest(
+        queues=tuple(dict.fromkeys(parsed.queues)),
+        limit=parsed.limit,
+        dry_run=parsed.dry_run,
+        run_spec=parsed.run_spec,
+        resume=parsed.resume,
+        published=published,
+    )
+
+
+def http_body(raw: bytes) -> Any:
+    """Decode an HTTP body; empty means no wishes. Raises RequestError."""
+    if not raw.strip():
+        return None
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestError([Problem("body", f"not JSON ({error})", "Send a JSON object or nothing at all")]) from error
+
+
+def check_queues(wanted: PassRequest, configured: tuple[str, ...], place: str = "body") -> None:
+    """Raise RequestError when queues are asked for that this deployment does not serve."""
+    unknown = [name for name in wanted.queues if name not in configured]
+    if unknown:
+        served = ", ".join(configured)
+        remedy = f"This deployment serves {served}; to serve more, add them to queues in launch-config.yaml"
+        raise RequestError(
+            [Problem(f"{place}: queues", f"queue {name!r} is not configured", remedy) for name in unknown]
+        )
+
+
+def _message(data: Any) -> Mapping[str, Any]:
+    """Find the Pub/Sub message in an event, whichever way it was delivered."""
+    if isinstance(data, bytes | str):
+        try:
+            data = json.loads(data) if data else {}
+        except (ValueError, RecursionError) as error:
+            found = "the event's data is not JSON"
+            raise RequestError([Problem("tick", found, "Publish to the tick topic instead")]) from error
+    if data is None:
+        return {}
+    message = data.get("message", data) if isinstance(data, dict) else data
+    if not isinstance(message, dict):
+        found = f"found {_kind(message)} where a Pub/Sub message was expected"
+        raise RequestError([Problem("tick", found, "Publish to the tick topic instead")])
+    return message
+
+
+def _payload(data: Any) -> Any:
+    """Decode a message's data: base64 of nothing or of JSON."""
+    if not data:
+        return None
+    try:
+        text = base64.b64decode(data, validate=True)
+        return json.loads(text) if text.strip() else None
+    except (ValueError, TypeError, binascii.Error, RecursionError) as error:
+        remedy = 'Publish an empty message, or a JSON object such as {"limit": 5}'
+        raise RequestError([Problem("tick", "the message's data is not JSON", remedy)]) from error
+
+
+def _time(text: Any) -> float | None:
+    """Read an RFC 3339 time as Unix seconds; None for anything else, which then counts as just now."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _problem(place: str, error: Any) -> Problem:
+    key = str(error["loc"][0])
+    where = f"{place}: " + ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(Body.model_fields)
+        near = get_close_matches(key, known, 1)
+        remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}"
+        return Problem(where, f"unknown key {key!r}", remedy.rstrip("."))
+    wanted = Body.model_fields[key].description
+    return Problem(where, f"found {json.dumps(error['input'], default=str)[:80]}", f"Give {wanted}")
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,97 @@
+"""Structured logs for Cloud Logging (one JSON object a line), and the redaction of keys from all that leaves the process.
+
+Cloud Logging reads ``severity``, ``message`` and ``logging.googleapis.com/trace`` from a JSON line; the other fields of
+``FIELDS`` become ``jsonPayload`` and can be searched for (https://cloud.google.com/logging/docs/structured-logging).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import sys
+from collections import OrderedDict
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
+
+LOGGER = logging.getLogger("vertex_launch")
+FIELDS = ("pass_id", "item", "queue", "run", "job", "region", "report")
+"""Names that may be given in ``extra`` of a log call."""
+
+trace: ContextVar[str] = ContextVar("trace", default="")
+"""``projects/P/traces/T`` of the request being handled."""
+
+
+class Redactor:
+    """Replaces every key it has been told of in any text or JSON value.
+
+    Keys of a W&B server are 40 characters and longer; texts under ``SHORTEST`` are not taken for keys, since replacing
+    them would garble everything else. It remembers the last ``MOST`` keys.
+    """
+
+    SHORTEST = 8
+    MOST = 1000
+    MARK = "<redacted>"
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[str, None] = OrderedDict()
+
+    def add(self, key: str) -> None:
+        """Never let this key out, nor its form in a basic-auth header."""
+        if len(key) < self.SHORTEST:
+            return
+        for form in (key, base64.b64encode(f"api:{key}".encode()).decode()):
+            self._keys[form] = None
+            self._keys.move_to_end(form)
+        while len(self._keys) > 2 * self.MOST:
+            self._keys.popitem(last=False)
+
+    def __call__(self, text: str) -> str:
+        """Give the text without keys."""
+        for key in list(self._keys):
+            if key in text:
+                text = text.replace(key, self.MARK)
+        return text
+
+    def json(self, value: Any) -> Any:
+        """Give a JSON value without keys in any of its strings."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, dict):
+            return {self(str(key)): self.json(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.json(inner) for inner in value]
+        return value
+
+
+class JsonFormatter(logging.Formatter):
+    """One log record as one line of JSON, redacted."""
+
+    def __init__(self, redact: Redactor) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give the line; a traceback, where there is one, follows the message as Error Reporting expects it."""
+        message = record.getMessage()
+        if record.exc_info:
+            message = f"{message}\n{self.formatException(record.exc_info)}"
+        entry: dict[str, Any] = {
+            "severity": record.levelname,
+            "message": message,
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        }
+        if current := trace.get():
+            entry["logging.googleapis.com/trace"] = current
+        entry.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
+        return json.dumps(self._redact.json(entry), ensure_ascii=False, default=str)
+
+
+def configure(redact: Redactor, *, debug: bool = False) -> None:
+    """Send this package's records, and only them, to standard output as JSON lines."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter(redact))
+    LOGGER.handlers[:] = [handler]
+    LOGGER.propagate = False
+    LOGGER.setLevel(logging.DEBUG if debug else logging.INFO)

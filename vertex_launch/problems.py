@@ -1,0 +1,177 @@
+"""What is wrong with something that a person wrote, as problems to act on: pydantic's errors translated, keys left out.
+
+Called by whatever checks a person's input. No text of pydantic's own reaches the reader.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeAlias, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from vertex_launch.errors import Problem
+
+Location: TypeAlias = tuple[int | str, ...]
+"""Where a value stands: keys and indexes, from the outside in."""
+
+API_KEY = re.compile(r"wandb_v1_\w+|(?:[A-Za-z]\w*-)?[0-9a-fA-F]{40,}")
+"""What W&B API keys look like: of today, of old, and of a server of one's own (``local-…``)."""
+
+LONGEST_SHOWN = 80
+"""Characters of a value that a problem repeats."""
+
+_EXPECTED = {
+    "string_type": ("text", "text, in quotes where it looks like a number or a date"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), ("a whole number",) * 2),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), ("a finite number",) * 2),
+    **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "true or false, without quotes")),
+    "tuple_type": ("a list", "a list"),
+    **dict.fromkeys(("model_type", "dict_type"), ("a mapping", "a mapping, key: value")),
+}
+"""Type of pydantic's error -> what the value is not, and what to write."""
+
+
+def redact(text: str) -> str:
+    """Give the text without anything that looks like an API key."""
+    return API_KEY.sub("<redacted>", text)
+
+
+def problem(place: str, found: str, remedy: str) -> Problem:
+    """Make a problem that holds no API key, wherever in the input one was."""
+    return Problem(redact(place), redact(found), redact(remedy))
+
+
+def wrong(found: str, remedy: str) -> PydanticCustomError:
+    """Make the error with which a validator says both halves of a problem itself."""
+    return PydanticCustomError("wrong", "{found}", {"found": found, "remedy": remedy})
+
+
+def shown(value: object) -> str:
+    """Give a value as a problem repeats it: short, on one line, without keys."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case Mapping():
+            return "a mapping"
+        case list() | tuple() | set() | frozenset():
+            return "a list"
+        case str() | int() | float():
+            # Keys go first: half a key at the cut would no longer look like one.
+            text = redact(repr(value))
+            return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def dotted(location: Location) -> str:
+    """Give a location as people write it: ``regions[1].staging_bucket``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]")
+    return text.removeprefix(".")
+
+
+def translate(
+    error: ValidationError,
+    model: type[BaseModel],
+    place: Callable[[Location], str],
+    *,
+    not_missing: Collection[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
+) -> list[Problem]:
+    """Give the problems of input that ``model`` refused.
+
+    ``place`` names a location to the reader; top-level fields in ``not_missing`` may be absent; ``elsewhere`` maps keys that
+    are unknown at the top level here to the place where they belong.
+    """
+    problems = []
+    for detail in error.errors(include_url=False):
+        location = detail["loc"]
+        if detail["type"] == "missing" and len(location) == 1 and location[0] in not_missing:
+            continue
+        if len(location) == 1 and detail["type"] == "extra_forbidden" and location[0] in (elsewhere or {}):
+            found, remedy = "does not belong here", f"Move it to {(elsewhere or {})[str(location[0])]}"
+        else:
+            found, remedy = _sentences(detail, model)
+        problems.append(problem(place(location), found, remedy))
+    return problems
+
+
+def _sentences(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
+    """Give what was found and the remedy."""
+    kind, value, location, context = detail["type"], detail["input"], detail["loc"], detail.get("ctx", {})
+    if kind == "wrong":
+        return context["found"], context["remedy"]
+    if kind == "extra_forbidden":
+        return "is no setting", _nearest(str(location[-1]), _known(model, location[:-1]))
+    if kind == "invalid_key" or location[-1:] == ("[key]",):
+        return "is no key, keys are text", "Put it in quotes if you mean it, or remove it"
+    about = _about(model, location)
+    if kind == "missing":
+        return "is not set", f"Set it{about}"
+    if kind == "too_short":
+        return "is empty", f"Name at least one{about}"
+    noun, write = _expected(kind, context)
+    return "has no value" if value is None else f"{shown(value)} is not {noun}", f"Write {write}{about}"
+
+
+def _expected(kind: str, context: Mapping[str, Any]) -> tuple[str, str]:
+    match kind:
+        case "greater_than_equal":
+            return (f"a number of {context['ge']:g} or more",) * 2
+        case "greater_than":
+            return (f"a number greater than {context['gt']:g}",) * 2
+        case "literal_error":
+            return (f"one of {context['expected']}",) * 2
+        case _:
+            return _EXPECTED.get(kind, ("what belongs here", "what belongs here"))
+
+
+def _nearest(key: str, known: Collection[str]) -> str:
+    nearest = difflib.get_close_matches(key.lower(), known, n=1)
+    if nearest:
+        return f"Write {nearest[0]} if that is meant, or remove it"
+    return f"Remove it; the settings here are {', '.join(sorted(known))}"
+
+
+def _about(model: type[BaseModel], location: Location) -> str:
+    """Give an example and the description of the innermost field on the way to a location."""
+    field = None
+    for end in range(1, len(location) + 1):
+        field = _fields(model, location[: end - 1]).get(str(location[end - 1]), field)
+    if field is None:
+        return ""
+    example = f", as {field.examples[0]}" if field.examples else ""
+    return f"{example} ({field.description})" if field.description else example
+
+
+def _known(model: type[BaseModel], location: Location) -> Collection[str]:
+    return _fields(model, location).keys()
+
+
+def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:
+    """Give the fields, by the names that people write, of the section at a location; none where no section is."""
+    section: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = section and _named(section).get(part)
+        section = next(_sections(field.annotation), None) if field else None
+    return _named(section) if section else {}
+
+
+def _named(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Give the models inside an annotation such as ``tuple[Region, ...]`` or ``Builder | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections(inner)

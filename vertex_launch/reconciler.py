@@ -1,0 +1,160 @@
+"""Step 3 of a pass: what is open in the ledger against what Vertex AI and W&B say now.
+
+Called by ``dispatcher`` while it holds the record. It reads the objects again and never trusts a memory of their state, so
+that a pass finds the side effects of one that died. Each action stands on its own: one that fails stops nobody else.
+
+How an ended job is told to W&B is settled here, too, once job states come back; until then an ended job frees its slot.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from vertex_launch.config import Settings
+from vertex_launch.errors import Unavailable
+from vertex_launch.ledger import Ledger, OpenJob, Stage
+from vertex_launch.log import LOGGER
+from vertex_launch.model import ItemView, ManagedJob, PassReport
+
+
+class Jobs(Protocol):
+    """What reconciling needs of Vertex AI."""
+
+    def get(self, name: str) -> ManagedJob | None:
+        """Give the job of that resource name, None when there is none. Raises Unavailable."""
+
+    def cancel(self, name: str) -> None:
+        """Ask for the job's end; a job that has ended already or is gone is no error. Raises Unavailable."""
+
+
+class Items(Protocol):
+    """What reconciling needs of W&B."""
+
+    def items(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
+        """Look up items (id to queue); those that W&B cannot tell about are missing. Raises Unavailable."""
+
+
+class Reconciler:
+    """Brings the ledger up to date and ends the jobs that must not live."""
+
+    def __init__(self, settings: Settings, jobs: Jobs, items: Items) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._items = items
+
+    def reconcile(
+        self,
+        ledger: Ledger,
+        entity: str,
+        listed: Sequence[ManagedJob],
+        items: Mapping[str, ItemView],
+        now: float,
+        report: PassReport,
+    ) -> list[ManagedJob]:
+        """Apply what ``listed`` (jobs of the deployment, from all regions) and ``items`` (of open jobs) say.
+
+        ``listed`` holds active jobs and, where the ledger was lost, recently ended ones, whose items may not be acked.
+        Gives the active jobs: those listed, and those that only the ledger knows and a get confirms.
+        """
+        seen = {job.name: job for job in listed}
+        self._follow_unlisted(ledger, seen, now)
+        by_item: defaultdict[str, list[ManagedJob]] = defaultdict(list)
+        for job in seen.values():
+            by_item[job.item].append(job)
+        for jobs in by_item.values():
+            self._choose(ledger, jobs, now, report)
+        self._confirm_acks(ledger, entity, items, now, report)
+        return [job for job in seen.values() if not job.ended]
+
+    def _follow_unlisted(self, ledger: Ledger, seen: dict[str, ManagedJob], now: float) -> None:
+        """Get open jobs that the lists lack one by one: they have ended, are gone, or the list lags behind."""
+        shown = {job.item for job in seen.values()}
+        for entry in list(ledger.at(*Stage)):
+            if entry.stage is Stage.INTENDED:
+                if entry.item not in shown and now - entry.since > self._settings.timeouts.intent_grace:
+                    LOGGER.info("no job came of the create for item %s", entry.item, extra={"item": entry.item})
+                    ledger.close(entry.item)
+            elif entry.job not in seen and not entry.ended:
+                self._get(ledger, entry, seen)
+
+    def _get(self, ledger: Ledger, entry: OpenJob, seen: dict[str, ManagedJob]) -> None:
+        try:
+            job = self._jobs.get(entry.job)
+        except Unavailable as error:
+            LOGGER.warning("cannot look up job %s: %s", entry.job, error, extra={"job": entry.job})
+            return
+        if job is None:
+            LOGGER.warning("job %s of item %s was deleted", entry.job, entry.item, extra={"item": entry.item})
+            ledger.close(entry.item)
+        else:
+            seen[job.name] = job
+
+    def _choose(self, ledger: Ledger, jobs: list[ManagedJob], now: float, report: PassReport) -> None:
+        """Make one job the item's: the newest attempt's oldest that nobody ends. Its active twins are cancelled."""
+        living = [job for job in jobs if not job.cancelling and not job.ended]
+        if not living and jobs[0].item not in ledger.open and not any(job.ended for job in jobs):
+            return  # being cancelled because it must not live: it holds its slot until then, and is nobody's job
+        ours = min(living or jobs, key=lambda job: (job.ended, -job.attempt, job.created, job.name))
+        entry = ledger.found(ours, now)
+        if ours.ended and entry.stage is Stage.ACKED:
+            ledger.close(ours.item)
+        for twin in living:
+            if twin is not ours:
+                self.cancel(twin, f"job {ours.name} serves the same item", report)
+
+    def _confirm_acks(
+        self, ledger: Ledger, entity: str, items: Mapping[str, ItemView], now: float, report: PassReport
+    ) -> None:
+        """Compare jobs whose item was not acked, as far as we know, with the item itself."""
+        waiting = list(ledger.at(Stage.CREATED))
+        unasked = {entry.item: entry.queue for entry in waiting if entry.item not in items}
+        known = {**items, **self.look_up(entity, unasked)}
+        for entry in waiting:
+            if entry.item in known:
+                self.judge_claim(ledger, entry, known[entry.item], report)
+            elif entry.ended and now - entry.since > self._settings.give_up_after:
+                ledger.close(entry.item)  # its item is nowhere to be found: it was deleted
+
+    def look_up(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
+        """Look up items; what cannot be known now is left out and stays as it is."""
+        if not wanted:
+            return {}
+        try:
+            return self._items.items(entity, wanted)
+        except Unavailable as error:
+            LOGGER.warning("cannot look up %d items: %s", len(wanted), error)
+            return {}
+
+    def judge_claim(self, ledger: Ledger, entry: OpenJob, item: ItemView, report: PassReport) -> None:
+        """Decide what a job whose ack is not sure may do, by its item as W&B shows it.
+
+        Only positive evidence ends a job: the item is claimed by another run, or has failed. Anything else leaves it alone.
+        """
+        if item.state == "CLAIMED" and item.run == entry.run:
+            ledger.acked(entry.item)
+        elif item.state == "FAILED" or (item.state == "CLAIMED" and item.run):
+            why = "its item has failed" if item.state == "FAILED" else f"its item is claimed by run {item.run}"
+            if entry.ended or self._cancel(entry.item, entry.job, why, report):
+                ledger.close(entry.item)
+
+    def cancel(self, job: ManagedJob, why: str, report: PassReport) -> bool:
+        """Cancel a job and report it; says whether Vertex AI took the request."""
+        return self._cancel(job.item, job.name, why, report)
+
+    def _cancel(self, item: str, name: str, why: str, report: PassReport) -> bool:
+        try:
+            self._jobs.cancel(name)
+        except Unavailable as error:
+            LOGGER.warning("cannot cancel job %s: %s", name, error, extra={"job": name, "item": item})
+            return False
+        LOGGER.info("cancelled job %s: %s", name, why, extra={"job": name, "item": item})
+        report.cancelled.append({"item": item, "job": name, "reason": why})
+        return True
+
+
+def regions(settings: Settings, entries: Iterable[OpenJob]) -> list[str]:
+    """Give the regions to list: the configured ones, then those in which something is still open."""
+    names = [region.name for region in settings.regions] + [entry.region for entry in entries]
+    return list(dict.fromkeys(names))
