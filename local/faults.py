@@ -50,8 +50,13 @@ class FaultError(Exception):
         self.status = status
         self.message = message
 
+    @property
+    def http_status(self) -> int:
+        """The status for an HTTP server, which knows no names of gRPC codes."""
+        return self.status if isinstance(self.status, int) else 503
 
-class AnswerLost(Exception):  # noqa: N818 - it is what happened, not a mistake
+
+class AnswerLost(Exception):
     """The server must break the connection without an answer; everything was done."""
 
 

@@ -6,6 +6,7 @@ that begins to need more says so at once.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ class RpcServer:
     def __init__(self, table: Mapping[str, Method], *, faults: Faults, port: int = 0, workers: int = 64) -> None:
         self.calls: Counter[str] = Counter()
         self._faults = faults
+        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rpc")
         # Without SO_REUSEPORT a second server on the same port fails instead of taking half of the calls.
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
@@ -70,7 +72,8 @@ class RpcServer:
 
     def _handler(self, operation: str, request_type: type[Any], function: Callable[[Any], Any]) -> Any:
         def answer(request: Any, context: Any) -> Any:
-            self.calls[operation] += 1
+            with self._lock:
+                self.calls[operation] += 1
             try:
                 self._faults.before(operation)
                 response = function(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import sys
@@ -10,15 +11,25 @@ import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What every handler here needs; a server's own one adds ``do_GET`` and the like."""
+    """What every handler here needs; a server's own one says in ``serve`` how it answers, whatever the method."""
 
     protocol_version = "HTTP/1.1"
     # Unbuffered, as is the default, head and body leave in two packets, and the second one waits 40 ms for an ACK.
     wbufsize = -1
     disable_nagle_algorithm = True
+
+    def serve(self) -> None:
+        """Answer one request."""
+        raise NotImplementedError
+
+    def _serve(self) -> None:
+        self.serve()
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve  # noqa: N815 - http.server's names
 
     def body(self) -> bytes:
         """Read the request's body: by its length, or in chunks."""
@@ -109,3 +120,23 @@ class WebServer(ThreadingHTTPServer):
         """Pass over clients that went away; everything else is a mistake of ours and is shown."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
+    """Send a POST to this machine and give status and body of the answer; ``timeout`` in seconds. Raises OSError."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    try:
+        connection.request("POST", parts._replace(scheme="", netloc="").geturl() or "/", body, dict(headers))
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"{url}: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether a URL is plain HTTP and stays on this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")

@@ -6,6 +6,7 @@ Vertex AI's side holds real CustomJob messages and real JobState members, so tha
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from vertex_launch.dispatcher import Dispatcher, Services
 from vertex_launch.errors import ItemDeferred, OutcomeUnknown, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stored
 from vertex_launch.log import Redactor
-from vertex_launch.model import Ack, AgentView, Hold, Item, ItemView, Look, ManagedJob, PassReport, PassRequest, Popped
+from vertex_launch.model import Ack, AgentView, Hold, Item, ItemView, Look, ManagedJob, PassReport, PassRequest, Popped, RunId
 
 KEY = "k" * 40
 ENTITY = "acme"
@@ -186,6 +187,7 @@ class FakeVertex:
         self.trouble: dict[str, Callable[[], None]] = {}
         self.on_create: Callable[[JobRequest, Callable[[], str]], str] = lambda request, create: create()
         self.most_active = 0
+        self._lock = threading.Lock()
 
     # for tests
 
@@ -199,6 +201,10 @@ class FakeVertex:
         return [job for job in self.jobs.values() if not self._managed(job).ended]
 
     def add(self, request: JobRequest) -> str:
+        with self._lock:
+            return self._add(request)
+
+    def _add(self, request: JobRequest) -> str:
         name = f"projects/p/locations/{request.region}/customJobs/{len(self.jobs) + 1}"
         job = CustomJob(request.custom_job)
         job.name, job.state = name, JobState.JOB_STATE_PENDING
@@ -338,6 +344,12 @@ class World:
         report = self.dispatcher(**changes).run(request or PassRequest())
         assert report is not None
         return report
+
+    def run_of(self, job: CustomJob) -> RunId:
+        """Give the run that a job reports as."""
+        managed = custom_job.managed(job, deployment=self.settings.deployment, region="us-central1")
+        assert managed is not None
+        return managed.run
 
     def crash(self) -> None:
         """Run a pass that dies where the trouble set up by the test raises Crash."""

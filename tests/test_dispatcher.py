@@ -12,7 +12,7 @@ from vertex_launch.custom_job import JobRequest
 from tests.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quota
 from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Stage
-from vertex_launch.model import AgentView, ItemView, PassRequest
+from vertex_launch.model import Ack, AgentView, ItemView, PassRequest
 
 
 def test_an_item_becomes_one_job_and_is_claimed_for_its_run() -> None:
@@ -164,7 +164,7 @@ def test_an_item_that_waits_too_long_fails_with_the_reason() -> None:
     world = World(max_jobs=1, give_up_after=3600)
     item = world.queue.push("cpu", image_spec())
     world.vertex.on_create = no_quota
-    for _ in range(60):
+    for _ in range(62):
         world.run()
         world.clock.sleep(61)
     assert world.queue.state(item) == "FAILED"
@@ -317,7 +317,7 @@ def test_a_job_whose_ack_was_refused_is_cancelled_on_positive_evidence_only(
         world.queue.contents[item].leased_until = world.clock() + 1000
 
     world.queue.trouble["ack"] = lose_the_item
-    world.queue.ack = lambda claims: (world.queue._called("ack"), ["refused"])[1]  # type: ignore[method-assign,assignment,return-value]
+    world.queue.ack = lambda claims: (world.queue._called("ack"), [Ack.REFUSED])[1]  # type: ignore[method-assign]
     world.run()
     assert bool(world.vertex.living()[0].state == JobState.JOB_STATE_CANCELLING) == cancelled
     assert world.queue.contents[item].message == "", "an item that somebody else owns is never failed"

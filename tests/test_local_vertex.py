@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -320,10 +321,9 @@ def test_filters_that_nobody_could_verify_are_refused(vertex: tuple[VertexServer
 def test_any_text_is_a_filter_or_a_filter_error(text: str) -> None:
     try:
         test = job_filter.parse(text)
-    except job_filter.FilterError as error:
-        assert str(error)
-    else:
-        assert test(CustomJob.pb(CustomJob())) in (True, False)
+    except job_filter.FilterError:
+        return
+    assert test(CustomJob.pb(CustomJob())) in (True, False)
 
 
 def test_a_life_led_by_hand(
@@ -376,8 +376,6 @@ def test_log_entries_have_the_shape_of_real_ones(
     samples = Path(__file__).parents[2] / "shared" / "samples" / "log-entries"
     if not samples.is_dir():
         pytest.skip("needs the sample log entries in ../shared")
-    import json
-
     server, client = vertex
     for end in (SUCCEEDED, FAILED, CANCELLED):
         name = client.create_custom_job(parent=PARENT, custom_job=job()).name
@@ -581,18 +579,28 @@ def test_jobs_wait_in_their_queue_for_capacity(
 ) -> None:
     capacity = Capacity(accelerators={"NVIDIA_TESLA_T4": 2})
     _, client = serve(runner=Containers(queued=0, pending=60), capacity=capacity)
-    names = [client.create_custom_job(parent=PARENT, custom_job=accelerated(n)).name for n in (2,)]
-    until(lambda: client.get_custom_job(name=names[0]).state == PENDING)
-    waiting = client.create_custom_job(parent=PARENT, custom_job=accelerated(1)).name
-    free = client.create_custom_job(parent=PARENT, custom_job=job()).name
-    until(lambda: client.get_custom_job(name=free).state == PENDING)
+
+    def create(asked: dict[str, Any]) -> str:
+        name: str = client.create_custom_job(parent=PARENT, custom_job=asked).name
+        return name
+
+    def is_pending(name: str) -> bool:
+        return bool(client.get_custom_job(name=name).state == PENDING)
+
+    first = create(accelerated(2))
+    until(lambda: is_pending(first))
+    waiting = create(accelerated(1))
+    free = create(job())
+    until(lambda: is_pending(free))
     assert client.get_custom_job(name=waiting).state == QUEUED
-    client.cancel_custom_job(name=names[0])
-    until(lambda: client.get_custom_job(name=waiting).state == PENDING)
+    client.cancel_custom_job(name=first)
+    until(lambda: is_pending(waiting))
     capacity.jobs = 2
-    late = client.create_custom_job(parent=PARENT, custom_job=job()).name
+    late = create(job())
     time.sleep(0.1)
     assert client.get_custom_job(name=late).state == QUEUED
+    client.cancel_custom_job(name=free)
+    until(lambda: is_pending(late))
 
 
 def test_fates(
@@ -642,5 +650,5 @@ def test_the_example_really_trains(
     epochs = [line for line in output(log, names[0]).splitlines() if line.startswith("epoch ")]
     accuracies = [float(line.rsplit(" ", 1)[1]) for line in epochs]
     assert len(epochs) == 3
-    assert accuracies[-1] > 0.8 > 0.25
+    assert accuracies[-1] > 0.8
     assert set(EXAMPLES) >= {f"{REGISTRY}/{image}:1" for image in ("mnist", "quick", "no-init", "fail", "hog", "sleep")}

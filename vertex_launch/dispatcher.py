@@ -43,6 +43,8 @@ STALE_TICK = 600.0
 """Seconds after which a tick is dropped, for a younger one follows."""
 REBUILD_WINDOW = 86400.0
 """Seconds into the past in which a lost ledger looks for jobs that ended before their item was acked."""
+CLOCK_SKEW = 300.0
+"""Seconds by which Vertex AI's clock may differ from ours."""
 
 
 class Queue(Items, Protocol):
@@ -229,7 +231,8 @@ class _Pass:
         self._entity = ""
         self._agent = ""
         self._stopped = False
-        self._first = True
+        self._refreshed = False
+        self._returning = 0
         self._look = Look()
         self._active: list[ManagedJob] = []
         self._queues: list[str] = []
@@ -271,9 +274,14 @@ class _Pass:
             return list({job.name: job for one in asked for job in one.result()}.values())
 
     def _list(self, region: str) -> list[ManagedJob]:
+        """List a region's active jobs, and the ended ones that an open intent or a lost ledger may have to know of."""
         jobs = self._services.vertex.active(region)
+        intents = {entry.item: entry for entry in self._ledger.at(Stage.INTENDED) if entry.region == region}
         if self._rebuilding:
             jobs += self._services.vertex.recent(region, self._started - REBUILD_WINDOW)
+        elif intents:
+            since = min(entry.since for entry in intents.values()) - CLOCK_SKEW
+            jobs += [job for job in self._services.vertex.recent(region, since) if job.item in intents]
         return jobs
 
     def _look_at_wandb(self) -> None:
@@ -335,6 +343,7 @@ class _Pass:
         self._active = self._reconciler.reconcile(
             self._ledger, self._entity, listed, self._look.items, self._started, self.report
         )
+        self._returning = sum(1 for _ in self._ledger.at(Stage.CREATED))
 
     def _register(self) -> None:
         """Find or make the agent that W&B shows for this deployment, and obey a stop."""
@@ -366,7 +375,7 @@ class _Pass:
 
     def _room(self) -> float:
         """Count the jobs that may still be started in this pass."""
-        bounds = [self._free(Kind.JOB), float(sum(self._quota(region.name) for region in self._settings.regions))]
+        bounds = [self._free(Kind.JOB), float(self._quota(self._settings.regions[0].name))]
         if self._request.limit is not None:
             bounds.append(self._request.limit - self._submissions)
         return max(0, min(bounds))
@@ -380,47 +389,56 @@ class _Pass:
     # 5. Pop
 
     def _pop(self) -> list[Popped]:
-        """Lease as many items as there is room for, going round the queues; refresh the agent's status on the way.
+        """Lease as many items as there is room for, going round the queues; nothing once they are empty or time is up.
 
         An item that cannot start stays leased meanwhile and does not come back to block the one behind it.
         """
-        first, self._first = self._first, False
-        status = ("RUNNING" if self._used() else "POLLING") if first and self._agent else ""
-        wanted = self._round(first) if self._agent and not self._stopped and self._in_time() else []
-        if not wanted:
-            if status:
-                self._services.queue.set_status(self._agent, status)
-            return []
+        while self._agent and not self._stopped and self._in_time() and (wanted := self._round()):
+            room = self._room()
+            if popped := self._lease(wanted):
+                self._returning -= max(0, min(self._returning, len(popped) - int(room)))
+                self._ledger.turn = _after(popped[-1].queue, self._settings.queues)
+                return popped
+        if self._agent and (status := self._status()):
+            self._services.queue.set_status(self._agent, status)
+        return []
+
+    def _status(self) -> str:
+        """Give the agent's status, once a pass: W&B shows its queues as idle where nobody refreshes it."""
+        if self._refreshed:
+            return ""
+        self._refreshed = True
+        return "RUNNING" if self._used() else "POLLING"
+
+    def _lease(self, wanted: Sequence[str]) -> list[Popped]:
+        """Pop once for each entry; a queue that gives nothing is not asked again in this pass."""
+        first = not self._refreshed
         try:
-            answers = self._services.queue.pop(self._entity, wanted, self._agent, status)
+            answers = self._services.queue.pop(self._entity, wanted, self._agent, self._status())
         except Unavailable as error:
             if first:
                 raise
             self._notice(f"Nothing more is popped in this pass: {error}")
+            self._queues.clear()
             return []
         for answer in answers:
             if answer.item is None and answer.queue in self._queues:
                 self._queues.remove(answer.queue)
                 if answer.error:
                     self._notice(f"Queue {answer.queue}: {answer.error}")
-        popped = [answer for answer in answers if answer.item]
-        if popped:
-            self._ledger.turn = _after(popped[-1].queue, self._settings.queues)
-        return popped
+        return [answer for answer in answers if answer.item]
 
-    def _round(self, first: bool) -> list[str]:
+    def _round(self) -> list[str]:
         """Give the queues to pop from, one entry a pop.
 
-        Jobs whose item is not acked add to the first round, for their items come back through the queue. The first round
-        also asks no queue for more than it seems to hold, and one more, so that an idle pass costs one request.
+        Jobs whose item is not acked add to their number, for their items come back through the queue. The first round
+        asks no queue for more than it seems to hold, and one more, so that an idle pass costs one request.
         """
-        room = self._room()
-        unclaimed = sum(1 for _ in self._ledger.at(Stage.CREATED)) if first else 0
-        want = int(min(room + unclaimed, self._settings.batches.pops))
+        want = int(min(self._room() + self._returning, self._settings.batches.pops))
         if not want or not self._queues:
             return []
         most = dict.fromkeys(self._queues, want)
-        if first:
+        if not self._refreshed:
             shown = {name: len(self._look.queued[name]) for name in self._queues if name in self._look.queued}
             most |= {name: count + 1 for name, count in shown.items() if count < PEEK}
             if not any(shown.get(name, 1) for name in self._queues):
@@ -646,7 +664,7 @@ class _Pass:
                 {"item": item.id, "queue": item.queue, "reason": self._services.redact(str(error))}
             )
         else:
-            self.report.shown["custom_job"] = custom_job.show(request)
+            self.report.shown["custom_job"] = custom_job.shown(request)
 
 
 def _after(queue: str, queues: Sequence[str]) -> str:

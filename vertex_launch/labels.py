@@ -43,18 +43,18 @@ def value(text: str) -> str:
     legal = re.sub(r"[^a-z0-9_-]", "-", text.lower())
     if legal == text and len(legal) <= MAX_LENGTH:
         return legal
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = _hash(text).hex()[:8]
     return f"{legal[: MAX_LENGTH - 9]}-{digest}"
 
 
 def item_value(base_url: str, entity: str, item: str) -> str:
     """Give the label value that finds an item's jobs: 40 hexadecimal digits, since item ids are case-sensitive."""
-    return hashlib.sha256("\0".join((base_url.rstrip("/"), entity, item)).encode()).hexdigest()[:40]
+    return _hash(base_url.rstrip("/"), entity, item).hex()[:40]
 
 
 def run_id(base_url: str, entity: str, item: str, deployment: str) -> str:
     """Give the W&B run id of an item that brings none: the same for every job made for the item by this deployment."""
-    digest = hashlib.sha256("\0".join((base_url.rstrip("/"), entity, item, deployment)).encode()).digest()
+    digest = _hash(base_url.rstrip("/"), entity, item, deployment)
     return "vl" + "".join("0123456789abcdefghijklmnopqrstuvwxyz"[byte % 36] for byte in digest[:12])
 
 
@@ -80,3 +80,8 @@ def list_filter(deployment: str, *, active: bool) -> str:
     if active:
         terms += [f'state!="{state}"' for state in ENDED_STATES]
     return " AND ".join(terms)
+
+
+def _hash(*parts: str) -> bytes:
+    """Hash texts; any that a str can hold, so that a malformed name is refused where it belongs and not here."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()

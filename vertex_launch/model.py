@@ -34,7 +34,8 @@ class Item:
 class RunSpec:
     """A run spec whose shape has been checked (``custom_job.parse``); absent parts are empty.
 
-    ``resource_args`` is what stands under ``vertex`` or ``gcp-vertex``, macros not yet replaced, without ``builder``.
+    ``resource_args`` is what stands under ``vertex`` or ``gcp-vertex`` (``resource`` says which), macros not yet replaced,
+    without ``builder``.
     """
 
     entity: str
@@ -55,6 +56,7 @@ class RunSpec:
     artifacts: Mapping[str, Any]
     resume_count: int
     api_key: str = field(default="", repr=False)
+    resource: str = VERTEX_RESOURCES[0]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -76,6 +76,18 @@ def dotted(location: Location) -> str:
     return text.removeprefix(".")
 
 
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Give the remedy for an unknown key: the known one that may be meant, else all there are."""
+    names = sorted(known)
+    close = difflib.get_close_matches(key.lower(), names, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Remove it; known here are {', '.join(names)}"
+
+
+def written_names(section: type[BaseModel]) -> list[str]:
+    """Give the names of a section's fields as people write them."""
+    return list(_named(section))
+
+
 def translate(
     error: ValidationError,
     model: type[BaseModel],
@@ -94,6 +106,8 @@ def translate(
         location = detail["loc"]
         if detail["type"] == "missing" and len(location) == 1 and location[0] in not_missing:
             continue
+        if detail["type"] == "too_short" and detail["input"]:
+            continue  # It has entries; each of them is wrong, and is reported for itself.
         if len(location) == 1 and detail["type"] == "extra_forbidden" and location[0] in (elsewhere or {}):
             found, remedy = "does not belong here", f"Move it to {(elsewhere or {})[str(location[0])]}"
         else:
@@ -108,7 +122,7 @@ def _sentences(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     if kind == "wrong":
         return context["found"], context["remedy"]
     if kind == "extra_forbidden":
-        return "is no setting", _nearest(str(location[-1]), _known(model, location[:-1]))
+        return "is no setting", nearest(str(location[-1]), _fields(model, location[:-1]))
     if kind == "invalid_key" or location[-1:] == ("[key]",):
         return "is no key, keys are text", "Put it in quotes if you mean it, or remove it"
     about = _about(model, location)
@@ -132,26 +146,16 @@ def _expected(kind: str, context: Mapping[str, Any]) -> tuple[str, str]:
             return _EXPECTED.get(kind, ("what belongs here", "what belongs here"))
 
 
-def _nearest(key: str, known: Collection[str]) -> str:
-    nearest = difflib.get_close_matches(key.lower(), known, n=1)
-    if nearest:
-        return f"Write {nearest[0]} if that is meant, or remove it"
-    return f"Remove it; the settings here are {', '.join(sorted(known))}"
-
-
 def _about(model: type[BaseModel], location: Location) -> str:
     """Give an example and the description of the innermost field on the way to a location."""
-    field = None
-    for end in range(1, len(location) + 1):
-        field = _fields(model, location[: end - 1]).get(str(location[end - 1]), field)
-    if field is None:
-        return ""
-    example = f", as {field.examples[0]}" if field.examples else ""
-    return f"{example} ({field.description})" if field.description else example
-
-
-def _known(model: type[BaseModel], location: Location) -> Collection[str]:
-    return _fields(model, location).keys()
+    field, example = None, ""
+    for end, part in enumerate(location):
+        if isinstance(part, int):
+            continue
+        inner = _fields(model, location[:end]).get(part)
+        field = inner or field
+        example = f", as {inner.examples[0]}" if inner and inner.examples else ""
+    return f"{example} ({field.description})" if field and field.description else example
 
 
 def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:
@@ -160,7 +164,7 @@ def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:
     for part in location:
         if isinstance(part, int):
             continue
-        field = section and _named(section).get(part)
+        field = _named(section).get(part) if section else None
         section = next(_sections(field.annotation), None) if field else None
     return _named(section) if section else {}
 

@@ -5,7 +5,7 @@ Called by ``config``, which knows what the settings mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,18 @@ MERGE = "tag:yaml.org,2002:merge"
 class SettingsFile:
     """What stands in a file, and what is wrong with it as a file.
 
-    ``name`` is the file as the user knows it. ``values`` is None where nothing could be read, empty for an empty file.
+    ``name`` is the file as the user knows it, ``fields`` the settings that it may hold. ``values`` is None where nothing
+    could be read, empty for an empty file.
     """
 
     name: str
+    fields: Collection[str]
     values: dict[Any, Any] | None
     problems: tuple[Problem, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Give the known settings that have a value."""
+        return {key: value for key, value in (self.values or {}).items() if key in self.fields and value is not None}
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,41 +51,37 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from error
 
 
-def read(path: Path, name: str, *, if_missing: str) -> SettingsFile:
+def read(path: Path, name: str, fields: Collection[str], *, if_missing: str) -> SettingsFile:
     """Read a file; nothing is raised, what is wrong stands in ``problems``. ``if_missing`` is the remedy for no file."""
     try:
-        text = path.read_bytes()
+        values, problems = _parse(path.read_bytes(), name)
+        return SettingsFile(name, fields, values, problems)
     except FileNotFoundError:
-        return SettingsFile(name, None, (problem(name, f"there is no file {path}", if_missing),))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        remedy = "Make it a file that this process may read, or name another one"
-        return SettingsFile(name, None, (problem(name, f"cannot be read: {reason}", remedy),))
-    try:
-        return _parse(text, name)
+        found, remedy = f"there is no file {path}", if_missing
+    except OSError as error:
+        found, remedy = f"cannot be read: {error.strerror}", "Make it a file that this process may read"
     except yaml.YAMLError as error:
-        return SettingsFile(name, None, (_syntax_problem(error, name),))
+        return SettingsFile(name, fields, None, (_syntax_problem(error, name),))
     except RecursionError:
-        return SettingsFile(name, None, (problem(name, "is nested too deeply", "Keep to the settings that are known"),))
+        found, remedy = "is nested too deeply", "Keep to the settings that are known"
+    return SettingsFile(name, fields, None, (problem(name, found, remedy),))
 
 
-def _parse(text: bytes, name: str) -> SettingsFile:
-    """Raises YAMLError, RecursionError."""
+def _parse(text: bytes, name: str) -> tuple[dict[Any, Any] | None, tuple[Problem, ...]]:
+    """Give the values, None where they are no mapping, and the problems. Raises YAMLError, RecursionError."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
-            return SettingsFile(name, {})
+            return {}, ()
         problems = tuple(_problems(node, name, (), set()))
         values = loader.construct_document(node)
     finally:
         loader.dispose()
-    if values is None:
-        return SettingsFile(name, {}, problems)
-    if not isinstance(values, dict):
-        found = f"holds {shown(values)} instead of settings"
-        return SettingsFile(name, None, (*problems, problem(name, found, "Write one setting a line, as max_jobs: 5")))
-    return SettingsFile(name, values, problems)
+    if values is None or isinstance(values, dict):
+        return values or {}, problems
+    found = f"holds {shown(values)} instead of settings"
+    return None, (*problems, problem(name, found, "Write one setting a line, as max_jobs: 5"))
 
 
 def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
@@ -105,10 +107,13 @@ def _problems(node: yaml.Node, name: str, location: Location, seen: set[int]) ->
     elif isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, inner in node.value:
-            here = (*location, str(key.value) if isinstance(key, yaml.ScalarNode) else shown(key.value))
-            if key.tag != MERGE and (first := lines.setdefault(here[-1], key.start_mark.line)) != key.start_mark.line:
-                yield _twice_problem(name, here, first, key.start_mark.line)
-            if here[-1].lower().replace("-", "_") in KEY_NAMES or API_KEY.fullmatch(here[-1]):
+            text = key.value if isinstance(key, yaml.ScalarNode) else shown(key.value)
+            here, line = (*location, text), key.start_mark.line + 1
+            if text in lines and key.tag != MERGE:
+                found = f"stands there twice, in lines {lines[text]} and {line}"
+                yield problem(f"{name}: {dotted(here)}", found, "Keep one of the two")
+            lines[text] = line
+            if text.lower().replace("-", "_") in KEY_NAMES or API_KEY.fullmatch(text):
                 yield _key_problem(name, here)
             yield from _problems(inner, name, here, seen)
 
@@ -120,8 +125,3 @@ def _key_problem(name: str, location: Location) -> Problem:
         "Take it out, store the key in Secret Manager and name the secret's version in key_secret; "
         "if the file has left your hands, make a new key",
     )
-
-
-def _twice_problem(name: str, location: Location, first: int, second: int) -> Problem:
-    found = f"stands there twice, in lines {first + 1} and {second + 1}"
-    return problem(f"{name}: {dotted(location)}", found, "Keep one of the two")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Refused(Exception):  # noqa: N818 - it is what happened, not a mistake
+class Refused(Exception):
     """One field is refused: ``status`` is the HTTP status of a request in which nothing else was asked for."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None) -> None:

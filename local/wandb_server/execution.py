@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ariadne import load_schema_from_path, make_executable_schema
-from ariadne.utils import convert_camel_case_to_snake
 from graphql import (
     DocumentNode,
     FieldNode,
@@ -29,9 +29,9 @@ from graphql import (
 )
 
 from local.faults import FaultError
-from local.wandb_server import mutations, resolvers
+from local.wandb_server import mutations, queries, run_fields
+from local.wandb_server.context import SCALARS, Context
 from local.wandb_server.errors import Refused
-from local.wandb_server.resolvers import Context
 
 ErrorStatus = Literal["alone", "always", "never"]
 """When the HTTP status tells of a field's error: only if no field succeeded, at any error, or never (then 200)."""
@@ -49,32 +49,34 @@ class Answer:
 
 @dataclass(frozen=True)
 class Operation:
-    """A parsed and valid request; ``fields`` are its top-level fields, as often as they are asked for."""
+    """A parsed and valid request; ``fields`` are the names of its top-level fields by the key of each in the answer."""
 
     document: DocumentNode
     name: str | None
     variables: dict[str, Any]
-    fields: tuple[str, ...]
+    fields: dict[str, str]
     is_mutation: bool
 
 
-class BadRequest(Exception):  # noqa: N818 - HTTP's own word
+class BadRequest(Exception):
     """The body is no valid GraphQL request for this schema; nothing was done."""
 
     def __init__(self, *errors: GraphQLError) -> None:
         super().__init__("; ".join(error.message for error in errors))
-        self.answer = Answer(400, {"errors": [error.formatted for error in errors]})
+        self.answer = Answer(400, {"errors": [{**error.formatted, "message": _quoted(error)} for error in errors]})
 
 
 def _snake_case(name: str, _schema: GraphQLSchema, _path: tuple[str, ...]) -> str:
-    return convert_camel_case_to_snake(name.replace("IDs", "Ids"))
+    """``defaultResourceConfigID`` is ``default_resource_config_id``, ``queueIDs`` is ``queue_ids``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 SCHEMA = make_executable_schema(
     load_schema_from_path(str(Path(__file__).parent / "schema.graphql")),
-    resolvers.query,
+    *SCALARS,
+    *queries.TYPES,
+    run_fields.run_type,
     mutations.mutation,
-    *(value for value in vars(resolvers).values() if isinstance(value, resolvers.ObjectType | resolvers.ScalarType)),
     convert_names_case=_snake_case,
 )
 
@@ -90,7 +92,7 @@ def read(body: bytes) -> Operation:
     document = _valid(request["query"])
     name = request.get("operationName") or None
     operation = _operation(document, name)
-    fields = tuple(_fields(document, operation.selection_set))
+    fields = _fields(document, operation.selection_set)
     is_mutation = operation.operation is OperationType.MUTATION
     return Operation(document, name, request.get("variables") or {}, fields, is_mutation)
 
@@ -122,9 +124,8 @@ def refused(operation: Operation, status: int, message: str, *, code: str | None
     error: dict[str, Any] = {"message": message}
     if code:
         error["extensions"] = {"code": code}
-    names = dict.fromkeys(operation.fields)
-    errors = [{**error, "path": [name]} for name in names]
-    return Answer(status, {"errors": errors, "data": dict.fromkeys(names)})
+    errors = [{**error, "path": [key]} for key in operation.fields]
+    return Answer(status, {"errors": errors, "data": dict.fromkeys(operation.fields)})
 
 
 @lru_cache(maxsize=512)
@@ -146,17 +147,22 @@ def _operation(document: DocumentNode, name: str | None) -> OperationDefinitionN
     return named[0]
 
 
-def _fields(document: DocumentNode, selections: SelectionSetNode) -> list[str]:
-    fields: list[str] = []
+def _fields(document: DocumentNode, selections: SelectionSetNode) -> dict[str, str]:
+    fields: dict[str, str] = {}
     for node in selections.selections:
         if isinstance(node, FieldNode):
-            fields.append(node.name.value)
+            fields[(node.alias or node.name).value] = node.name.value
         elif isinstance(node, InlineFragmentNode):
-            fields += _fields(document, node.selection_set)
+            fields |= _fields(document, node.selection_set)
         elif isinstance(node, FragmentSpreadNode):
             named = (n for n in document.definitions if isinstance(n, FragmentDefinitionNode) and n.name == node.name)
-            fields += _fields(document, next(named).selection_set)
+            fields |= _fields(document, next(named).selection_set)
     return fields
+
+
+def _quoted(error: GraphQLError) -> str:
+    """Clients look for W&B's ``Cannot query field "x" on type "Y"``; here the library would have single quotes."""
+    return error.message.replace("'", '"')
 
 
 def _status(error: GraphQLError) -> int:
@@ -164,7 +170,7 @@ def _status(error: GraphQLError) -> int:
     if isinstance(cause, Refused):
         return cause.status
     if isinstance(cause, FaultError):
-        return int(cause.status)
+        return cause.http_status
     if cause is not None:
         log.error("a resolver failed at %s", error.path, exc_info=cause)
     return 500

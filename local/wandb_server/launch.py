@@ -80,9 +80,9 @@ class Queue:
 
     def next_item(self, now: float) -> Item | None:
         """What a pop gets: an item without a lease, by priority where that is on, else the oldest."""
-        free = [item for item in self.waiting.values() if item.state(now) == "PENDING"]
+        free = (item for item in self.waiting.values() if item.state(now) == "PENDING")
         if self.prioritization_mode == "DISABLED":
-            return free[0] if free else None
+            return next(free, None)
         return min(free, key=lambda item: item.priority, default=None)
 
 

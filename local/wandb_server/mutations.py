@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ariadne import MutationType
-from graphql import GraphQLResolveInfo
 
+from local.wandb_server.context import Context
 from local.wandb_server.errors import conflict, not_found
 from local.wandb_server.launch import NOT_ELIGIBLE, Item, ItemError, Queue
-from local.wandb_server.resolvers import Context, FileOfRun, file_node
+from local.wandb_server.run_fields import file_node
 from local.wandb_server.runs import Run
+
+if TYPE_CHECKING:
+    from local.wandb_server.context import Info
 
 mutation = MutationType()
 
@@ -20,6 +23,10 @@ Payload = dict[str, Any] | None
 Resolver = Callable[..., Payload]
 
 DEFAULT_PROJECT = "uncategorized"
+"""The project of runs that name none."""
+
+RUN_DETAILS = ("display_name", "description", "notes", "group_name", "job_type", "sweep", "tags", "host", "commit")
+"""What ``upsertBucket`` takes over as it comes."""
 
 
 def _mutation(name: str) -> Callable[[Resolver], Resolver]:
@@ -27,8 +34,8 @@ def _mutation(name: str) -> Callable[[Resolver], Resolver]:
 
     def register(perform: Resolver) -> Resolver:
         @mutation.field(name)
-        def resolve(_: None, info: GraphQLResolveInfo, input: Mapping[str, Any]) -> Payload:  # noqa: A002
-            context: Context = info.context
+        def resolve(_: None, info: Info, input: Mapping[str, Any]) -> Payload:  # noqa: A002
+            context = info.context
             context.faults.before_field(name)
             given = dict(input)
             token = given.pop("client_mutation_id", None)
@@ -145,7 +152,7 @@ def _pop_from_run_queue(
 @_mutation("ackRunQueueItem")
 def _ack_run_queue_item(context: Context, run_queue_item_id: str, run_name: str) -> Payload:
     success = context.store.launch.ack(_item(context, run_queue_item_id), run_name)
-    if not success and context.refusals_in_errors:
+    if not success and context.acks_refused_in_errors:
         raise conflict(NOT_ELIGIBLE)
     return {"success": success}
 
@@ -207,31 +214,20 @@ def _upsert_model(context: Context, name: str | None = None, entity_name: str | 
 
 
 @_mutation("upsertBucket")
-def _upsert_bucket(
-    context: Context,
-    id: str | None = None,  # noqa: A002 - the schema's name
-    name: str | None = None,
-    model_name: str | None = None,
-    entity_name: str | None = None,
-    state: str | None = None,
-    summary_metrics: Mapping[str, Any] | None = None,
-    **fields: Any,
-) -> Payload:
+def _upsert_bucket(context: Context, **given: Any) -> Payload:
     store = context.store
-    if id is not None:
-        known = _run_by_id(context, id)
-        entity, project, name, state = known.entity, known.project, known.name, state or known.state
-    else:
-        entity = store.entity_for(context.user, entity_name)
-        project = store.project(entity, model_name or DEFAULT_PROJECT)[0].name
+    known = _run_by_id(context, given["id"]) if given.get("id") else None
+    entity = known.entity if known else store.entity_for(context.user, given.get("entity_name"))
+    project = known.project if known else store.project(entity, given.get("model_name") or DEFAULT_PROJECT)[0].name
     run, inserted = store.runs.upsert(
         entity,
         project,
-        name,
+        known.name if known else given.get("name"),
         username=context.user.username,
-        state=state,
-        summary=summary_metrics,
-        **fields,
+        state=given.get("state") or (known.state if known else "running"),
+        config=given.get("config"),
+        summary=given.get("summary_metrics"),
+        **{key: given[key] for key in RUN_DETAILS if key in given},
     )
     return {"bucket": run, "inserted": inserted}
 
@@ -242,7 +238,7 @@ def _create_run_files(
 ) -> Payload:
     run = _run(context, entity_name, project_name, run_name)
     context.store.runs.register_files(run, files)
-    nodes = [file_node(FileOfRun(run, run.files[name], context.base_url)) for name in files]
+    nodes = [file_node(run, run.files[name], context.base_url) for name in files]
     return {"run_id": run.id, "upload_headers": [], "files": nodes}
 
 

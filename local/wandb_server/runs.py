@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 from local.wandb_server.errors import invalid, not_found
@@ -29,9 +28,8 @@ class RunFile:
 
 @dataclass
 class Run:
-    """A W&B run. ``name`` is the run id in everyday words; ``streams`` are the lines of what the SDK streams."""
+    """A W&B run. ``name`` is what everybody calls the run id; ``streams`` has the lines of what the SDK streams."""
 
-    number: int
     entity: str
     project: str
     name: str
@@ -46,7 +44,14 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     streams: dict[str, dict[int, str]] = field(default_factory=dict)
     files: dict[str, RunFile] = field(default_factory=dict)
-    fields: dict[str, Any] = field(default_factory=dict)
+    description: str | None = None
+    notes: str | None = None
+    group_name: str | None = None
+    job_type: str | None = None
+    sweep: str | None = None
+    tags: list[str] = field(default_factory=list)
+    host: str | None = None
+    commit: str | None = None
 
     @property
     def id(self) -> str:
@@ -70,7 +75,6 @@ class Runs:
         self.crash_after = crash_after
         self._lock = lock
         self._runs: dict[tuple[str, str, str], Run] = {}
-        self._numbers = count(1)
 
     def all(self) -> list[Run]:
         """Every run, oldest first, with the state it has now."""
@@ -105,22 +109,30 @@ class Runs:
         name: str | None,
         *,
         username: str,
-        state: str | None = None,
+        state: str = "running",
         config: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
-        **fields: Any,
+        **details: Any,
     ) -> tuple[Run, bool]:
-        """Make a run or change it, and say whether it is new. A run that ended is running again, but for a ``state``."""
+        """Make a run or change it, and say whether it is new; a run that has ended can begin again.
+
+        ``details`` are fields of Run; None leaves one as it is.
+        """
         with self._lock:
-            now, number = self.clock(), next(self._numbers)
+            number = len(self._runs) + 1
             name = name or f"run{number:05d}"
-            run = self._runs.get((entity, project, name))
-            inserted = run is None
-            if run is None:
-                display_name = fields.get("display_name") or f"{name}-{number}"
-                run = Run(number, entity, project, name, display_name, now, now, username)
-                self._runs[entity, project, name] = run
-            self._change(run, now, state, config, summary, fields)
+            inserted = (entity, project, name) not in self._runs
+            if inserted:
+                now = self.clock()
+                self._runs[entity, project, name] = Run(entity, project, name, f"run-{number}", now, now, username)
+            run = self._runs[entity, project, name]
+            run.heartbeat_at = self.clock()
+            run.state = state
+            run.config = run.config if config is None else dict(config)
+            run.summary = run.summary if summary is None else dict(summary)
+            for key, value in details.items():
+                if value is not None:
+                    setattr(run, key, value)
             return run, inserted
 
     def stream(self, run: Run, update: Mapping[str, Any]) -> None:
@@ -154,24 +166,6 @@ class Runs:
         """A file has arrived."""
         with self._lock:
             run.files[name] = RunFile(name, content, self.clock())
-
-    def _change(
-        self,
-        run: Run,
-        now: float,
-        state: str | None,
-        config: Mapping[str, Any] | None,
-        summary: Mapping[str, Any] | None,
-        fields: Mapping[str, Any],
-    ) -> None:
-        run.heartbeat_at = now
-        run.state = state or "running"
-        if config is not None:
-            run.config = dict(config)
-        if summary is not None:
-            run.summary = dict(summary)
-        run.fields.update({key: value for key, value in fields.items() if value is not None})
-        run.display_name = run.fields.get("display_name") or run.display_name
 
     def _end(self, run: Run, exit_code: int) -> None:
         run.exit_code = exit_code

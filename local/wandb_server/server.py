@@ -1,4 +1,4 @@
-"""The local W&B server: GraphQL, run files, file streams, and the control endpoints of this stand-in."""
+"""The local W&B server: GraphQL, run files, file streams, and the control endpoints of a stand-in."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import base64
 import binascii
 import gzip
 import json
-import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from local import faults as faults_module
+from local import faults as fault_control
 from local.faults import AnswerLost, FaultError, FaultRequestError, Faults
-from local.wandb_server.errors import Refused, not_found
-from local.wandb_server.execution import Answer, BadRequest, ErrorStatus, Operation, execute, read, refused
-from local.wandb_server.resolvers import Context
+from local.wandb_server.context import Context
+from local.wandb_server.errors import Refused, invalid, not_found
+from local.wandb_server.execution import Answer, BadRequest, ErrorStatus, execute, read, refused
 from local.wandb_server.runs import Run
 from local.wandb_server.store import Request, Store, User
-
-STOP_SECONDS = 5.0
-"""How long ``stop`` waits for requests that are being answered."""
+from local.web import Handler, WebServer
 
 DEFAULT_API_KEYS: Mapping[str, str] = {"local" + "0" * 35: "alice"}
 """A key of the length that W&B's clients accept, and whose it is."""
 
+NOT_LOGGED_IN = "user is not logged in"
+
+LOST = 0
+"""In ``store.operations``, the status of an answer that was never sent."""
+
 
 class WandbServer:
-    """W&B on loopback, in threads of this process; everything it knows is in ``store``, what goes wrong in ``faults``.
+    """W&B on loopback, in threads of this process; all it remembers is in ``store``, what goes wrong is in ``faults``.
 
-    ``lease`` and ``crash_after`` in seconds of ``clock``. ``api_keys`` gives the username of each key, ``teams`` the
-    members of each team, ``default_entities`` where a user's runs go if not to the entity of his own name.
-    ``max_operations``: a request with more top-level fields is refused as a whole. ``acks_refused_in_errors``: a late
-    ack is an error of its field, else it is ``success: false``. ``error_status``: see ``ErrorStatus``.
+    ``lease`` and ``crash_after`` are seconds of ``clock``. ``api_keys`` gives the username of each key, ``teams`` the
+    members of each team, ``default_entities`` where a user's runs go if not to the entity of the user's own name.
+    ``max_operations_per_request``: one with more top-level fields is refused as a whole. ``acks_refused_in_errors``: a
+    late ack is an error of its field, else ``success: false``. ``ack_after_lease``: whether an item whose lease ran out
+    may be acked while nobody else has popped it. ``error_status``: see ``ErrorStatus``.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class WandbServer:
         default_entities: Mapping[str, str] | None = None,
         faults: Faults | None = None,
         port: int = 0,
-        max_operations: int | None = None,
+        max_operations_per_request: int | None = None,
         acks_refused_in_errors: bool = True,
         ack_after_lease: bool = True,
         error_status: ErrorStatus = "alone",
         crash_after: float = 300.0,
     ) -> None:
         self.faults = faults or Faults()
-        self.max_operations = max_operations
+        self.max_operations_per_request = max_operations_per_request
         self.acks_refused_in_errors = acks_refused_in_errors
         self.error_status = error_status
         self.store = Store(
@@ -69,24 +69,21 @@ class WandbServer:
             ack_after_lease=ack_after_lease,
             crash_after=crash_after,
         )
-        self._http = _HttpServer(self, port)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), name="wandb-server", daemon=True)
+        self._web = _Web(self, port)
 
     @property
     def url(self) -> str:
         """The base URL, for WANDB_BASE_URL."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
+        return self._web.url
 
     def start(self) -> Self:
         """Begin to answer."""
-        self._thread.start()
+        self._web.start()
         return self
 
     def stop(self) -> None:
-        """Answer nothing more and close every connection."""
-        self._http.shutdown()
-        self._http.close_all(STOP_SECONDS)
-        self._thread.join(STOP_SECONDS)
+        """Close every connection and answer nothing more; ``store`` can still be read."""
+        self._web.stop()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -94,147 +91,110 @@ class WandbServer:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self.stop()
 
-    def graphql(self, operation: Operation, user: User | None) -> Answer:
-        """Answer a valid request of ``user``, None for a key that is refused."""
+    def graphql(self, body: bytes, user: User | None, operations: list[str]) -> Answer:
+        """Answer one GraphQL request of ``user``, None for a key that is not known; note what was asked for.
+
+        Raises BadRequest, FaultError, AnswerLost.
+        """
+        operation = read(body)
+        operations.extend(operation.fields.values())
+        self.faults.before(*operations)
         if user is None:
-            return refused(operation, 401, "user is not logged in", code="PERMISSION_ERROR")
-        if self.max_operations is not None and len(operation.fields) > self.max_operations:
-            message = f"{len(operation.fields)} operations in one request, at most {self.max_operations} are allowed"
+            return refused(operation, 401, NOT_LOGGED_IN, code="PERMISSION_ERROR")
+        most = self.max_operations_per_request
+        if most is not None and len(operations) > most:
+            message = f"{len(operations)} operations in one request, at most {most} are allowed"
             return Answer(400, {"errors": [{"message": message}]})
         context = Context(self.store, self.faults, user, self.url, self.acks_refused_in_errors)
-        return execute(operation, context, self.error_status)
+        answer = execute(operation, context, self.error_status)
+        self.faults.after(*operations)
+        return answer
+
+    def file_stream(self, run: Run, body: bytes, user: User | None) -> Answer:
+        """Take what the SDK in a run streams; the answer tells it whether somebody wants the run to stop."""
+        if user is None:
+            raise Refused(401, NOT_LOGGED_IN)
+        self.store.runs.stream(run, _json(body))
+        return Answer(200, {"exitcode": run.exit_code, "limits": {}, "stopped": run.stopped})
 
 
-class _HttpServer(ThreadingHTTPServer):
-    """Knows its connections, so that it can close them: clients keep theirs open."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Web(WebServer):
     def __init__(self, wandb: WandbServer, port: int) -> None:
         self.wandb = wandb
-        self._connections: dict[threading.Thread, socket.socket] = {}
-        super().__init__(("127.0.0.1", port), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        thread = threading.Thread(target=self._serve, args=(request, client_address), daemon=True)
-        self._connections[thread] = request
-        thread.start()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a client that went away is no error
-            super().handle_error(request, client_address)
-
-    def close_all(self, seconds: float) -> None:
-        self.server_close()
-        for thread, connection in list(self._connections.items()):
-            _break(connection)
-            thread.join(seconds)
-
-    def _serve(self, request: Any, client_address: Any) -> None:
-        try:
-            self.process_request_thread(request, client_address)
-        finally:
-            del self._connections[threading.current_thread()]
+        super().__init__(_Handler, port)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # unbuffered writes cost 45 ms a request on a kept connection
-    disable_nagle_algorithm = True
-    server: _HttpServer
+class _Handler(Handler):
+    server: _Web
 
-    def do_POST(self) -> None:
-        self._serve()
-
-    def do_GET(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
-    def log_message(self, *_: object) -> None:
-        """Requests are in ``store.operations``."""
-
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Answer one request and note it in ``store.operations``, but for those to ``/_local/``."""
         began = time.perf_counter()
         wandb = self.server.wandb
-        body = self._body()
         path = urlsplit(self.path).path
+        body = self.body()
         operations: list[str] = []
         try:
             answer = self._answer(wandb, path, body, operations)
             content = answer if isinstance(answer, bytes) else json.dumps(answer.body).encode()
             status = 200 if isinstance(answer, bytes) else answer.status
-            wandb.faults.after(*operations)
         except AnswerLost:
-            content, status = b"", 0
+            content, status = b"", LOST
         if not path.startswith("/_local/"):
             seconds = time.perf_counter() - began
-            wandb.store.operations.append(
-                Request(wandb.store.clock(), path, tuple(operations), len(body), len(content), status, seconds)
-            )
-        if status:
-            self._send(status, content, "application/octet-stream" if isinstance(answer, bytes) else "application/json")
+            asked = Request(wandb.store.clock(), path, tuple(operations), len(body), len(content), status, seconds)
+            wandb.store.operations.append(asked)
+        if status == LOST:
+            self.hang_up()
         else:
-            self.close_connection = True
-            _break(self.connection)
+            kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
+            self.answer(status, content, {"Content-Type": kind})
 
     def _answer(self, wandb: WandbServer, path: str, body: bytes, operations: list[str]) -> Answer | bytes:
         try:
-            match self.command, path.strip("/").split("/"):
-                case "POST", ["graphql"]:
-                    return self._graphql(wandb, body, operations)
-                case "POST", ["files", entity, project, run, "file_stream"]:
-                    operations.append("fileStream")
-                    wandb.faults.before(*operations)
-                    return self._file_stream(wandb, _run(wandb, entity, project, run), body)
-                case "PUT", ["_files", entity, project, run, *name]:
-                    operations.append("uploadFile")
-                    wandb.faults.before(*operations)
-                    wandb.store.runs.upload(_run(wandb, entity, project, run), unquote("/".join(name)), body)
-                    return Answer(200, {})
-                case "GET", ["_files", entity, project, run, *name]:
-                    return _content(_run(wandb, entity, project, run), unquote("/".join(name)))
-                case "GET", ["_local", "state"]:
-                    return Answer(200, wandb.store.snapshot())
-                case "GET", _ if path == faults_module.PATH:
-                    return Answer(200, wandb.faults.state())
-                case "POST", _ if path == faults_module.PATH:
-                    return Answer(200, wandb.faults.apply(json.loads(body)))
-                case _:
-                    raise not_found(path)
+            if path.startswith("/_local/"):
+                return self._control(wandb, path, body)
+            return self._product(wandb, path, body, operations)
         except BadRequest as error:
             return error.answer
         except FaultError as error:
-            return Answer(int(error.status), {"errors": [{"message": error.message}]})
-        except FaultRequestError as error:
-            return Answer(400, {"error": str(error)})
+            return Answer(error.http_status, {"errors": [{"message": error.message}]})
         except Refused as error:
             return Answer(error.status, {"error": error.message})
 
-    def _graphql(self, wandb: WandbServer, body: bytes, operations: list[str]) -> Answer:
-        operation = read(self._plain(body))
-        operations.extend(operation.fields)
-        wandb.faults.before(*operations)
-        return wandb.graphql(operation, self._user(wandb))
+    def _product(self, wandb: WandbServer, path: str, body: bytes, operations: list[str]) -> Answer | bytes:
+        match self.command, [unquote(part) for part in path.strip("/").split("/")]:
+            case "POST", ["graphql"]:
+                return wandb.graphql(self._plain(body), self._user(wandb), operations)
+            case "POST", ["files", entity, project, name, "file_stream"]:
+                operations.append("fileStream")
+                wandb.faults.before(*operations)
+                answer = wandb.file_stream(_run(wandb, entity, project, name), self._plain(body), self._user(wandb))
+            case "PUT", ["_files", entity, project, name, *file]:
+                operations.append("uploadFile")
+                wandb.faults.before(*operations)
+                wandb.store.runs.upload(_run(wandb, entity, project, name), "/".join(file), body)
+                answer = Answer(200, {})
+            case "GET", ["_files", entity, project, name, *file]:
+                return _content(_run(wandb, entity, project, name), "/".join(file))
+            case _:
+                raise not_found(path)
+        wandb.faults.after(*operations)
+        return answer
 
-    def _file_stream(self, wandb: WandbServer, run: Run, body: bytes) -> Answer:
-        if self._user(wandb) is None:
-            raise Refused(401, "user is not logged in")
-        wandb.store.runs.stream(run, json.loads(self._plain(body)))
-        return Answer(200, {"exitcode": run.exit_code, "stopped": run.stopped, "limits": {}})
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        chunks = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            chunks.append(self.rfile.read(size))
-            self.rfile.readline()
-        while self.rfile.readline().strip():
-            """Trailers mean nothing here."""
-        return b"".join(chunks)
+    def _control(self, wandb: WandbServer, path: str, body: bytes) -> Answer:
+        match self.command, path:
+            case "GET", "/_local/state":
+                return Answer(200, wandb.store.snapshot())
+            case "GET", fault_control.PATH:
+                return Answer(200, wandb.faults.state())
+            case "POST", fault_control.PATH:
+                try:
+                    return Answer(200, wandb.faults.apply(_json(body)))
+                except FaultRequestError as error:
+                    raise invalid(str(error)) from error
+            case _:
+                raise not_found(path)
 
     def _plain(self, body: bytes) -> bytes:
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
@@ -249,16 +209,18 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return wandb.store.user_of(api_key) if username == "api" else None
 
-    def _send(self, status: int, content: bytes, content_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+
+def _json(body: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise invalid(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise invalid("the body has to be a JSON object")
+    return value
 
 
 def _run(wandb: WandbServer, entity: str, project: str, name: str) -> Run:
-    entity, project, name = unquote(entity), unquote(project), unquote(name)
     run = wandb.store.runs.get(entity, project, name)
     if run is None:
         raise not_found(f"run {entity}/{project}/{name}")
@@ -270,12 +232,3 @@ def _content(run: Run, name: str) -> bytes:
     if file is None or file.content is None:
         raise not_found(f"file {name} of run {run.name}")
     return file.content
-
-
-def _break(connection: socket.socket) -> None:
-    """End a connection so that its other side notices; one that is closed already has ended."""
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError as error:
-        if connection.fileno() != -1 and error.errno is None:
-            raise

@@ -6,6 +6,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any
 
 from local.wandb_server.errors import not_found, permission_denied
@@ -19,37 +20,52 @@ REMEMBERED_REQUESTS = 100_000
 class User:
     """A person or a service account; ``entity`` is where its runs go unless they say otherwise."""
 
-    number: int
+    id: str
     username: str
     entity: str
+    flags: str = "{}"
+
+    @property
+    def name(self) -> str:
+        """The name to show."""
+        return self.username
+
+    @property
+    def email(self) -> str:
+        """An address that reaches nobody."""
+        return f"{self.username}@localhost"
 
 
 @dataclass(frozen=True)
 class Entity:
     """A team, or the personal entity of the user of that name."""
 
-    number: int
+    id: str
     name: str
     is_team: bool
     members: frozenset[str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Project:
     """A project of an entity."""
 
-    number: int
-    entity: str
+    id: str
+    entity_name: str
     name: str
     created_at: float
 
+    @property
+    def internal_id(self) -> str:
+        """The id once more: clients ask for both, and make a number of this one."""
+        return self.id
 
-@dataclass
+
+@dataclass(frozen=True)
 class Sweep:
     """A sweep, as far as launching its runs needs it: ``state`` is RUNNING, PAUSED, FINISHED, CANCELED …"""
 
-    entity: str
-    project: str
+    id: str
     name: str
     state: str
 
@@ -92,12 +108,11 @@ class Store:
         self.projects: dict[tuple[str, str], Project] = {}
         self.operations: deque[Request] = deque(maxlen=REMEMBERED_REQUESTS)
         names = sorted({*api_keys.values(), *(name for members in teams.values() for name in members)})
-        self.users = {
-            name: User(number, name, default_entities.get(name, name)) for number, name in enumerate(names, start=1)
-        }
-        self.entities = {name: Entity(user.number, name, False, frozenset({name})) for name, user in self.users.items()}
-        for number, (name, members) in enumerate(teams.items(), start=len(names) + 1):
-            self.entities[name] = Entity(number, name, True, frozenset(members))
+        numbers = count(1)
+        self.users = {name: User(str(next(numbers)), name, default_entities.get(name, name)) for name in names}
+        personal = [Entity(str(next(numbers)), name, False, frozenset({name})) for name in names]
+        shared = [Entity(str(next(numbers)), name, True, frozenset(members)) for name, members in teams.items()]
+        self.entities = {entity.name: entity for entity in (*personal, *shared)}
         self._keys = dict(api_keys)
 
     @property
@@ -164,16 +179,16 @@ class Store:
         with self.lock:
             inserted = (entity, name) not in self.projects
             if inserted:
-                self.projects[entity, name] = Project(len(self.projects) + 1, entity, name, self.clock())
+                self.projects[entity, name] = Project(str(len(self.projects) + 1), entity, name, self.clock())
             return self.projects[entity, name], inserted
 
     def set_sweep(self, entity: str, project: str, name: str, state: str) -> None:
         """Make a sweep or change its state."""
         with self.lock:
             self.project(entity, project)
-            self.sweeps[entity, project, name] = Sweep(entity, project, name, state)
+            self.sweeps[entity, project, name] = Sweep(f"Sweep:{name}", name, state)
 
-    def count(self) -> Counter[str]:
+    def asked(self) -> Counter[str]:
         """How often each operation was asked for, fields of a batch counted one by one."""
         return Counter(operation for request in list(self.operations) for operation in request.operations)
 
@@ -187,7 +202,7 @@ class Store:
                 "runs": [_run(run) for run in self.runs.all()],
                 "agents": [asdict(agent) for agent in self.agents.values()],
                 "requests": len(self.operations),
-                "operations": dict(self.count()),
+                "operations": dict(self.asked()),
             }
 
 

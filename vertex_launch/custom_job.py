@@ -1,0 +1,279 @@
+"""From run spec to CustomJob, and back from a CustomJob to the item it serves. Pure; called by ``dispatcher`` and adapters.
+
+``parse`` checks a run spec's shape, ``build`` makes the CustomJob that the SDK's ``aiplatform.CustomJob(...).submit(...)``
+would send for the same arguments, with the item's image, command, environment and labels in it. Both report every problem
+at once. The tests hold it against the SDK and against the official runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from google.cloud.aiplatform_v1.types import CustomJob, CustomJobSpec, Scheduling
+from google.protobuf.duration_pb2 import Duration
+
+from vertex_launch import environment, labels, outcome, problems, run_spec
+from vertex_launch.config import Settings
+from vertex_launch.errors import ItemRejected
+from vertex_launch.job_arguments import IMAGE_FIELDS, TASKS, Given, JobArguments
+from vertex_launch.log import Redactor
+from vertex_launch.model import Item, Kind, ManagedJob, RunId, RunSpec
+from vertex_launch.run_spec import own_key
+from vertex_launch.shapes import Findings
+
+__all__ = ["ARGUMENTS", "JobRequest", "build", "managed", "own_key", "parse", "run_of", "shown"]
+
+ARGUMENTS = JobArguments(CustomJobSpec.pb(CustomJobSpec()).DESCRIPTOR, Scheduling.pb(Scheduling()).DESCRIPTOR)
+MOST_NAME = 128
+"""Characters of a display name."""
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """A CustomJob ready to be created in ``region``.
+
+    ``create_timeout`` is the spec's own deadline for that in seconds, ``run`` the W&B run that the job reports as,
+    ``warnings`` what the item's author should be told although the job can start.
+    """
+
+    region: str
+    custom_job: CustomJob = field(repr=False)
+    create_timeout: float | None
+    run: RunId
+    warnings: tuple[str, ...] = ()
+
+
+def parse(item: Item) -> RunSpec:
+    """Check the shape of an item's run spec, a mapping or its JSON. Raises ItemRejected with every problem."""
+    findings = Findings()
+    spec = run_spec.read(item, findings)
+    if spec.resource:
+        ARGUMENTS.read(spec.resource_args, _root(spec), findings, final=False)
+    findings.check()
+    return spec
+
+
+def run_of(item: Item, spec: RunSpec, settings: Settings, entity: str) -> RunId:
+    """Give the W&B run of an item from the queue of ``entity``: the spec's own, else one derived from the item."""
+    run = spec.run_id or labels.run_id(settings.base_url, entity, item.id, settings.deployment)
+    return RunId(spec.entity or entity, spec.project, run)
+
+
+def build(
+    item: Item,
+    spec: RunSpec,
+    settings: Settings,
+    *,
+    entity: str,
+    api_key: str,
+    now: datetime,
+    attempt: int = 1,
+) -> JobRequest:
+    """Make the CustomJob of an item from the queue of ``entity``. Raises ItemRejected with every problem.
+
+    ``api_key`` is what the job reports with unless the item brings a key of its own.
+    """
+    if not spec.image:
+        raise ItemRejected(
+            f"job: this version cannot launch job artifacts yet, and the item asks for {problems.shown(spec.job)}. "
+            "Launch the image instead: wandb launch -d IMAGE."
+        )
+    run, findings = run_of(item, spec, settings, entity), Findings()
+    given = ARGUMENTS.read(_filled(spec, run, settings), _root(spec), findings, final=True)
+    region = _region(given, settings, findings)
+    variables = environment.official(
+        item,
+        spec,
+        run,
+        base_url=settings.base_url,
+        entity=entity,
+        api_key=api_key,
+        restarts=not given["disable_retries"],
+    )
+    pools = _pools(given, spec, variables, findings)
+    output = _output(given, settings, region, now, findings)
+    findings.check()
+    own_labels = labels.job_labels(
+        deployment=settings.deployment,
+        item=labels.item_value(settings.base_url, entity, item.id),
+        run=run.id,
+        queue=item.queue,
+        attempt=attempt,
+        kind=spec.kind,
+    )
+    job = _message(given, pools, output)
+    job.display_name = (given["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
+    job.labels = {**(given["labels"] or {}), **own_labels}
+    return JobRequest(region, job, given["create_request_timeout"], run, tuple(findings.warnings))
+
+
+def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | None:
+    """Read what a CustomJob is for; None when it is not this deployment's.
+
+    Its item label is believed only where the environment of its first worker pool says the same.
+    """
+    marks = dict(job.labels)
+    if marks.get(labels.DEPLOYMENT) != labels.value(deployment) or not job.job_spec.worker_pool_specs:
+        return None
+    pool = job.job_spec.worker_pool_specs[0]
+    said = environment.read(next((pool_task.env for name in TASKS if (pool_task := getattr(pool, name))), ()))
+    base_url, entity, item = (
+        said.get(name, "") for name in (environment.BASE_URL, environment.QUEUE_ENTITY, environment.ITEM)
+    )
+    if marks.get(labels.ITEM) != labels.item_value(base_url, entity, item):
+        return None
+    state = CustomJob.pb(job).state  # the bare number: reading an unknown one through proto-plus warns
+    attempt = marks.get(labels.ATTEMPT, "")
+    return ManagedJob(
+        name=job.name,
+        region=region,
+        state=outcome.name(state),
+        ended=outcome.is_ended(state),
+        cancelling=outcome.is_cancelling(state),
+        item=item,
+        run=RunId(*(said.get(name, "") for name in (environment.ENTITY, environment.PROJECT, environment.RUN))),
+        queue=said.get(environment.QUEUE, ""),
+        attempt=int(attempt) if attempt.isdecimal() else 1,
+        kind=Kind.SCHEDULER if marks.get(labels.KIND) == Kind.SCHEDULER.value else Kind.JOB,
+        created=job.create_time.timestamp() if job.create_time else 0,
+        error=job.error.message,
+    )
+
+
+def shown(request: JobRequest) -> dict[str, Any]:
+    """Give a request's CustomJob as JSON, with the API key hidden whoever brought it."""
+    job: dict[str, Any] = CustomJob.to_dict(
+        request.custom_job, use_integers_for_enums=False, always_print_fields_with_no_presence=False
+    )
+    for pool in job["job_spec"]["worker_pool_specs"]:
+        for variable in [one for name in TASKS for one in pool.get(name, {}).get("env", ())]:
+            if variable["name"] == environment.API_KEY:
+                variable["value"] = Redactor.MARK
+    return job
+
+
+def _root(spec: RunSpec) -> str:
+    return f"resource_args.{spec.resource}"
+
+
+def _filled(spec: RunSpec, run: RunId, settings: Settings) -> dict[str, Any]:
+    """Give the resource args with W&B's macros, and those environment variables that the policy names, replaced."""
+    macros = {
+        "project_name": run.project,
+        "entity_name": run.entity,
+        "run_id": run.id,
+        "run_name": spec.name,
+        "image_uri": spec.image,
+        "author": spec.author or "",
+    }
+    escaped = {name: environment.escape(value) for name, value in macros.items()}
+    filled: dict[str, Any] = run_spec.fill(
+        spec.resource_args, {**settings.macro_values, **macros}, {**settings.macro_values, **escaped}
+    )
+    return filled
+
+
+def _region(given: Given, settings: Settings, findings: Findings) -> str:
+    """Choose where the job runs: the spec's location, else the first region of the deployment."""
+    if given["project"] and given["project"] != settings.project:
+        found = f"this deployment runs jobs in project {settings.project}, not in {problems.shown(given['project'])}"
+        findings.wrong(given.place("project"), found, "Remove it, or push the item to a queue of the other project")
+    names = [region.name for region in settings.regions]
+    region = given["location"] or names[0]
+    if region not in names:
+        found = f"this deployment has no region {problems.shown(region)}"
+        remedy = f"Use {' or '.join(names)}, or add the region to regions in vertex-launch.yaml"
+        findings.wrong(given.place("location"), found, remedy)
+    return str(region)
+
+
+def _output(given: Given, settings: Settings, region: str, now: datetime, findings: Findings) -> str:
+    """Give the job's output directory: the spec's own, else the SDK's timestamped one in the staging bucket."""
+    configured = settings.region(region)
+    staging = given["staging_bucket"] or (configured and configured.staging_bucket)
+    if not staging:
+        if configured and not findings.about(given.place("staging_bucket")):
+            findings.wrong(
+                given.place("staging_bucket"),
+                f"it is missing, and the deployment has none for {region}",
+                "Write gs://BUCKET there, or set staging_bucket of the region in vertex-launch.yaml",
+            )
+        return ""
+    if given["base_output_dir"]:
+        return str(given["base_output_dir"])
+    stamp = now.replace(tzinfo=None).isoformat(sep="-", timespec="milliseconds")
+    root = staging.removesuffix("/") if staging.startswith("gs://") else f"gs://{staging.removesuffix('/')}"
+    return f"{root}/aiplatform-custom-job-{stamp}"
+
+
+def _entry_point(spec: RunSpec) -> tuple[str, ...]:
+    """Give the command that the item wants to be run; a job artifact's own entry point is to follow the override here."""
+    return spec.entry_point
+
+
+def _pools(
+    given: Given, spec: RunSpec, variables: Mapping[str, str], findings: Findings
+) -> Sequence[Mapping[str, Any]]:
+    """Give the worker pools with the item's command, arguments and environment in them."""
+    place, command, reached = given.place("worker_pool_specs"), _entry_point(spec), False
+    pools = []
+    for index, pool in enumerate(given["worker_pool_specs"] or ()):
+        done = dict(pool)
+        for name in TASKS:
+            if name in pool:
+                where, task = f"{place}[{index}].{name}", dict(pool[name])
+                task["env"] = environment.merged(task.get("env", ()), variables, f"{where}.env", findings)
+                done[name] = task
+                if name == TASKS[1] and command:
+                    found = "the item has an entry point, and a Python package pool cannot take one"
+                    findings.wrong(where, found, "Remove overrides.entry_point, or use a container_spec")
+                elif name == TASKS[1] or task.get(IMAGE_FIELDS[name]) == spec.image:
+                    _command(task, command, spec.args)
+                    reached = True
+        pools.append(done)
+    if not reached and pools and not findings.problems:
+        _not_reached(given, spec, command, findings)
+    return pools
+
+
+def _command(task: dict[str, Any], entry_point: Sequence[str], args: Sequence[str]) -> None:
+    """Put the item's command into a pool's task; without an entry point the image's or the user's own stays."""
+    escaped = [environment.escape(text) for text in args]
+    if entry_point:
+        task["command"] = [*map(environment.escape, entry_point), *escaped]
+    else:
+        task["args"] = [*task.get("args", ()), *escaped]
+
+
+def _not_reached(given: Given, spec: RunSpec, command: Sequence[str], findings: Findings) -> None:
+    """Say that no worker pool runs the item's image: wrong where it overrides a command, else only odd."""
+    found = f"no worker pool runs the item's image {problems.shown(spec.image)}"
+    remedy = "Write ${image_uri} as the image_uri of the pools that are to run it"
+    if command or spec.args:
+        findings.wrong(
+            given.place("worker_pool_specs"), f"{found}, so its entry point and args would reach nothing", remedy
+        )
+    else:
+        findings.odd(f"{given.place('worker_pool_specs')}: {found}. {remedy}.")
+
+
+def _message(given: Given, pools: Sequence[Mapping[str, Any]], output: str) -> CustomJob:
+    """Map arguments to the message as the SDK does: what is empty, zero or false stays unset, but for max_wait_duration."""
+    fields = {name: given[name] for name in ARGUMENTS.in_job_spec if given[name]}
+    job_spec = {**fields, "worker_pool_specs": pools, "base_output_directory": {"output_uri_prefix": output}}
+    scheduling = {name: given[name] for name in ("restart_job_on_worker_restart", "disable_retries") if given[name]}
+    if given["timeout"]:
+        scheduling["timeout"] = Duration(seconds=given["timeout"])
+    if given["scheduling_strategy"]:
+        scheduling["strategy"] = given["scheduling_strategy"]
+    if given["max_wait_duration"] is not None:
+        scheduling["max_wait_duration"] = Duration(seconds=given["max_wait_duration"])
+    if scheduling:
+        job_spec["scheduling"] = scheduling
+    job = CustomJob(job_spec=CustomJobSpec(**job_spec))
+    if given["encryption_spec_key_name"]:
+        job.encryption_spec.kms_key_name = given["encryption_spec_key_name"]
+    return job
