@@ -70,10 +70,14 @@ class RpcServer:
         self._server.stop(grace=None).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def count(self, operation: str) -> None:
+        """Count a call."""
+        with self._lock:
+            self.calls[operation] += 1
+
     def _handler(self, operation: str, request_type: type[Any], function: Callable[[Any], Any]) -> Any:
         def answer(request: Any, context: Any) -> Any:
-            with self._lock:
-                self.calls[operation] += 1
+            self.count(operation)
             try:
                 self._faults.before(operation)
                 response = function(request)

@@ -22,7 +22,19 @@ from vertex_launch.dispatcher import Dispatcher, Services
 from vertex_launch.errors import ItemDeferred, OutcomeUnknown, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stored
 from vertex_launch.log import Redactor
-from vertex_launch.model import Ack, AgentView, Hold, Item, ItemView, Look, ManagedJob, PassReport, PassRequest, Popped, RunId
+from vertex_launch.model import (
+    Ack,
+    AgentView,
+    Hold,
+    Item,
+    ItemView,
+    Look,
+    ManagedJob,
+    PassReport,
+    PassRequest,
+    Popped,
+    RunId,
+)
 
 KEY = "k" * 40
 ENTITY = "acme"
@@ -104,13 +116,12 @@ class FakeQueue:
             agents=() if agent else tuple(self.agents.values()),
             queues={name: f"id-{name}" for name in self.queues},
             items=self._views(items),
-            queued={
-                name: tuple(
-                    one for one, it in self.contents.items() if it.queue == name and self.state(one) == "PENDING"
-                )[:peek]
-                for name in queues
-            },
+            queued={name: self._queued(name, peek) for name in queues},
         )
+
+    def _queued(self, queue: str, peek: int) -> Queued:
+        shown = [item for item, one in self.contents.items() if one.queue == queue][:peek]
+        return Queued(tuple(item for item in shown if self.state(item) == "PENDING"), complete=len(shown) < peek)
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
         self._called("items")
@@ -267,17 +278,18 @@ class FakeRecord:
         if trouble := self.trouble.get(operation):
             trouble()
 
-    def take_hold(self, pass_id: str, now: float, expires: float) -> Hold:
+    def take_hold(self, pass_id: str, now: float, expires: float, free: int) -> Hold:
         self._called("take_hold")
-        if self.hold and now < self.hold.expires:
+        generation = self.hold.generation if self.hold else 0
+        if self.hold and generation != free and now < self.hold.expires:
             raise PassBusy("a pass is running", self.hold.expires - now)
-        self.hold = Hold(pass_id, expires, self.hold.generation + 1 if self.hold else 1)
+        self.hold = Hold(pass_id, expires, generation + 1, taken_over=generation != free)
         return self.hold
 
-    def give_back(self, hold: Hold) -> None:
-        self._called("give_back")
-        if self.hold == hold:
-            self.hold = None
+    @property
+    def held(self) -> bool:
+        """Whether a pass runs, or died without giving the hold back."""
+        return self.hold is not None and self.ledger.free_hold != self.hold.generation
 
     def read(self) -> Stored:
         self._called("read")

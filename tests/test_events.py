@@ -119,7 +119,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-bodies = json_values | st.dictionaries(st.sampled_from(["queues", "limit", "dry_run", "run_spec", "resume", "x"]), json_values)
+bodies = json_values | st.dictionaries(
+    st.sampled_from(["queues", "limit", "dry_run", "run_spec", "resume", "x"]), json_values
+)
 
 
 @given(bodies)

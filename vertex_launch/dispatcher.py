@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from vertex_launch import custom_job, policy
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
-from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stage, Stored
 from vertex_launch.log import LOGGER, Redactor
 from vertex_launch.model import (
@@ -96,11 +96,8 @@ class Vertex(Jobs, Protocol):
 class Record(Protocol):
     """What a pass needs of the record; ``adapters.record`` says more. All raise Unavailable."""
 
-    def take_hold(self, pass_id: str, now: float, expires: float) -> Hold:
-        """Become the one pass that runs. Raises PassBusy."""
-
-    def give_back(self, hold: Hold) -> None:
-        """Let the next pass begin."""
+    def take_hold(self, pass_id: str, now: float, expires: float, free: int) -> Hold:
+        """Become the one pass that runs, ``free`` being the hold that the ledger gives back. Raises PassBusy."""
 
     def read(self) -> Stored:
         """Read the ledger."""
@@ -141,15 +138,15 @@ class Dispatcher:
 
         Raises PassBusy, PassLost, Unavailable.
         """
-        if request.published is not None and self._covered(request.published):
-            return None
         started = self._services.clock()
+        if request.published is not None and started - request.published > STALE_TICK:
+            LOGGER.info("dropped a tick older than %.0f s", STALE_TICK)
+            return None
+        stored = self._services.record.read()
+        if request.published is not None and stored.ledger and request.published < stored.ledger.full_pass_began:
+            return None
         one = _Pass(self._settings, self._services, request, started)
-        hold = self._services.record.take_hold(one.report.pass_id, started, started + self._settings.hold_seconds)
-        try:
-            report = one.run()
-        finally:
-            self._give_back(hold)
+        report = one.run(stored)
         report.took_ms = round(1000 * (self._services.clock() - started))
         self._summarize(report)
         return report
@@ -163,20 +160,6 @@ class Dispatcher:
         report = _Pass(self._settings, self._services, request, started).preview()
         report.took_ms = round(1000 * (self._services.clock() - started))
         return report
-
-    def _covered(self, published: float) -> bool:
-        """Tell whether a full pass that has completed began after the tick, or a younger tick must follow."""
-        if self._services.clock() - published > STALE_TICK:
-            LOGGER.info("dropped a tick older than %.0f s", STALE_TICK)
-            return True
-        ledger = self._services.record.read().ledger
-        return ledger is not None and published < ledger.full_pass_began
-
-    def _give_back(self, hold: Hold) -> None:
-        try:
-            self._services.record.give_back(hold)
-        except Unavailable as error:
-            LOGGER.warning("the hold is not given back and expires by itself: %s", error)
 
     def _summarize(self, report: PassReport) -> None:
         body = self._services.redact.json(report.body())
@@ -226,8 +209,8 @@ class _Pass:
         self._clock = services.clock
         self._reconciler = Reconciler(settings, services.vertex, services.queue)
         self._ledger = Ledger()
+        self._kept = b""
         self._generation = 0
-        self._rebuilding = False
         self._entity = ""
         self._agent = ""
         self._stopped = False
@@ -240,28 +223,50 @@ class _Pass:
         self._warnings: list[tuple[str, str]] = []
         self.report = PassReport(pass_id=services.new_pass_id(), dry_run=request.dry_run)
 
-    def run(self) -> PassReport:
-        """Go through the steps; step 1, the hold, is taken by the caller."""
-        self._read_ledger()
-        listed = self._look_around()  # 2
-        self._reconcile(listed)  # 3
-        self._register()
-        while popped := self._pop():  # 4, 5
-            ack_by = self._clock() + self._settings.lease - self._settings.timeouts.margin
-            claims, starts = self._sort(popped, ack_by)  # 6, 7
-            claims += self._create(starts)  # 8
-            self._ack(claims, ack_by)  # 9
-        return self._finish()  # 10
+    def run(self, stored: Stored) -> PassReport:
+        """Go through the steps. Raises PassBusy, PassLost, Unavailable."""
+        self._take_hold(stored)  # 1
+        try:
+            listed = self._look_around()  # 2
+            self._reconcile(listed)  # 3
+            self._register()
+            while popped := self._pop():  # 4, 5
+                ack_by = self._clock() + self._settings.lease - self._settings.timeouts.margin
+                claims, starts = self._sort(popped, ack_by)  # 6, 7
+                claims += self._create(starts)  # 8
+                self._ack(claims, ack_by)  # 9
+            return self._finish()  # 10
+        except PassLost:
+            raise
+        except Exception:
+            self._abandon()
+            raise
 
-    # 1. The ledger
+    # 1. The hold and the ledger
 
-    def _read_ledger(self) -> None:
-        stored = self._services.record.read()
-        self._rebuilding = stored.ledger is None
-        self._ledger, self._generation = stored.ledger or Ledger(), stored.generation
+    def _take_hold(self, stored: Stored) -> None:
+        expires = self._started + self._settings.hold_seconds
+        free = stored.ledger.free_hold if stored.ledger else 0
+        self._hold = self._services.record.take_hold(self.report.pass_id, self._started, expires, free)
+        self._open_ledger(self._services.record.read() if self._hold.taken_over else stored)
+
+    def _open_ledger(self, stored: Stored) -> None:
+        self._ledger, self._generation = stored.ledger or Ledger(rebuild=True), stored.generation
+        self._ledger.free_hold = 0
+        self._kept = self._ledger.dump()
 
     def _write_ledger(self) -> None:
         self._generation = self._services.record.write(self._ledger, self.report.pass_id, self._generation)
+        self._kept = self._ledger.dump()
+
+    def _abandon(self) -> None:
+        """Give the hold back with the ledger as it was last written: what this pass learned, the next one learns again."""
+        ledger = Ledger.model_validate_json(self._kept)
+        ledger.free_hold = self._hold.generation
+        try:
+            self._services.record.write(ledger, self.report.pass_id, self._generation)
+        except (Unavailable, PassLost) as error:
+            LOGGER.warning("the hold is not given back and expires by itself: %s", error)
 
     # 2. Look
 
@@ -277,7 +282,7 @@ class _Pass:
         """List a region's active jobs, and the ended ones that an open intent or a lost ledger may have to know of."""
         jobs = self._services.vertex.active(region)
         intents = {entry.item: entry for entry in self._ledger.at(Stage.INTENDED) if entry.region == region}
-        if self._rebuilding:
+        if self._ledger.rebuild:
             jobs += self._services.vertex.recent(region, self._started - REBUILD_WINDOW)
         elif intents:
             since = min(entry.since for entry in intents.values()) - CLOCK_SKEW
@@ -391,17 +396,20 @@ class _Pass:
     def _pop(self) -> list[Popped]:
         """Lease as many items as there is room for, going round the queues; nothing once they are empty or time is up.
 
-        An item that cannot start stays leased meanwhile and does not come back to block the one behind it.
+        Jobs whose item is not acked add to their number, for their items come back through the queue. An item that cannot
+        start stays leased meanwhile and does not come back to block the one behind it.
         """
-        while self._agent and not self._stopped and self._in_time() and (wanted := self._round()):
-            room = self._room()
-            if popped := self._lease(wanted):
-                self._returning -= max(0, min(self._returning, len(popped) - int(room)))
-                self._ledger.turn = _after(popped[-1].queue, self._settings.queues)
-                return popped
-        if self._agent and (status := self._status()):
+        popped: list[Popped] = []
+        room = int(self._room())
+        if self._agent and not self._stopped:
+            while self._queues and self._in_time() and (want := room + self._returning - len(popped)) > 0:
+                popped += self._lease(self._turns(want))
+        self._returning -= min(self._returning, max(0, len(popped) - room))
+        if popped:
+            self._ledger.turn = _after(popped[-1].queue, self._settings.queues)
+        elif self._agent and (status := self._status()):
             self._services.queue.set_status(self._agent, status)
-        return []
+        return popped
 
     def _status(self) -> str:
         """Give the agent's status, once a pass: W&B shows its queues as idle where nobody refreshes it."""
@@ -428,20 +436,17 @@ class _Pass:
                     self._notice(f"Queue {answer.queue}: {answer.error}")
         return [answer for answer in answers if answer.item]
 
-    def _round(self) -> list[str]:
-        """Give the queues to pop from, one entry a pop.
+    def _turns(self, want: int) -> list[str]:
+        """Give the queues to pop from, one entry a pop, going round them.
 
-        Jobs whose item is not acked add to their number, for their items come back through the queue. The first round
-        asks no queue for more than it seems to hold, and one more, so that an idle pass costs one request.
+        The first request asks no queue for more than it seems to hold, and one more, and all of them at once where they
+        seem empty: so an idle pass costs one request, and W&B no pops that come to nothing.
         """
-        want = int(min(self._room() + self._returning, self._settings.batches.pops))
-        if not want or not self._queues:
-            return []
         most = dict.fromkeys(self._queues, want)
         if not self._refreshed:
-            shown = {name: len(self._look.queued[name]) for name in self._queues if name in self._look.queued}
-            most |= {name: count + 1 for name, count in shown.items() if count < PEEK}
-            if not any(shown.get(name, 1) for name in self._queues):
+            shown = {name: self._look.queued[name] for name in self._queues if name in self._look.queued}
+            most |= {name: len(one.pending) + 1 for name, one in shown.items() if one.complete or not one.pending}
+            if all(name in shown and not shown[name].pending for name in self._queues):
                 return list(self._queues)
         turns = [name for turn in range(want) for name in self._queues if turn < most[name]]
         return turns[:want]
@@ -618,6 +623,7 @@ class _Pass:
         if self._request.full and self._in_time():
             self._ledger.full_pass_began = self._started
         self._ledger.prune(self._clock(), self._settings.give_up_after)
+        self._ledger.free_hold, self._ledger.rebuild = self._hold.generation, False
         self._write_ledger()
         self._count_slots()
         return self.report
@@ -640,8 +646,8 @@ class _Pass:
 
     def preview(self) -> PassReport:
         """Look, change nothing, and say what was seen."""
-        self._read_ledger()
-        self._rebuilding = False
+        self._open_ledger(self._services.record.read())
+        self._ledger.rebuild = False
         self._active = self._look_around()
         self._ledger.open = {entry.item: entry for entry in self._ledger.at(Stage.INTENDED)}
         self._count_slots()
@@ -649,7 +655,9 @@ class _Pass:
             {"item": job.item, "queue": job.queue, "run": str(job.run), "job": job.name, "state": job.state}
             for job in self._active
         ]
-        self.report.shown["queued"] = {name: list(self._look.queued.get(name, ())) for name in self._queues}
+        self.report.shown["queued"] = {
+            name: {"pending": list(one.pending), "complete": one.complete} for name, one in self._look.queued.items()
+        }
         if self._request.run_spec is not None:
             self._preview_spec(self._request.run_spec)
         return self.report

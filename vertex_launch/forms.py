@@ -48,7 +48,9 @@ def _name(value: str) -> str:
     if API_KEY.fullmatch(value):
         raise wrong("looks like a W&B API key", "Write a name; the key belongs in Secret Manager, see key_secret")
     if value != value.strip() or not value:
-        raise wrong(f"{shown(value)} is empty or has spaces around it", "Write the name alone, without spaces around it")
+        raise wrong(
+            f"{shown(value)} is empty or has spaces around it", "Write the name alone, without spaces around it"
+        )
     return value
 
 

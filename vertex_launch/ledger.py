@@ -66,6 +66,10 @@ class Ledger(BaseModel):
     version: int = 1
     writer: str = ""
     writes: int = 0
+    free_hold: int = 0
+    """Generation of the hold that the writer gives back; 0 while it runs."""
+    rebuild: bool = False
+    """Whether an earlier ledger was lost, and no pass has looked for its jobs to the end yet."""
     entity: str = ""
     agent: str = ""
     """Id of the agent that W&B shows for this deployment."""

@@ -112,11 +112,15 @@ class PassRequest:
 
 @dataclass(frozen=True)
 class Hold:
-    """The right of one pass to change anything, until ``expires`` (Unix seconds)."""
+    """The right of one pass to change anything, until ``expires`` (Unix seconds).
+
+    ``taken_over`` from a pass that did not give it back, so that the ledger may have been written since it was read.
+    """
 
     pass_id: str
     expires: float
     generation: int
+    taken_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,19 @@ class AgentView:
 
 
 @dataclass(frozen=True)
+class Queued:
+    """Pending items of a queue, by id; not ``complete`` where the query showed only a part of the queue."""
+
+    pending: tuple[str, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
 class Look:
     """W&B's answer to the one question at the beginning of a pass.
 
     ``queues`` maps the names of all queues of the entity to their ids; ``items`` holds the items asked for, without those
-    that W&B could not tell about; ``queued`` what was seen pending in each queue asked for, as far as one bounded query tells.
+    that W&B could not tell about; ``queued`` shows what is pending in the queues asked for, as far as one bounded query tells.
     """
 
     viewer_entity: str = ""
@@ -150,7 +162,7 @@ class Look:
     agents: tuple[AgentView, ...] = ()
     queues: Mapping[str, str] = field(default_factory=dict)
     items: Mapping[str, ItemView] = field(default_factory=dict)
-    queued: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    queued: Mapping[str, Queued] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

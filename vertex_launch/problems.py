@@ -58,6 +58,8 @@ def shown(value: object) -> str:
             return "nothing"
         case bool():
             return str(value).lower()
+        case int() if abs(value) >= 10**LONGEST_SHOWN:
+            return "a huge number"  # Python itself refuses to write out the hugest.
         case Mapping():
             return "a mapping"
         case list() | tuple() | set() | frozenset():

@@ -42,6 +42,11 @@ class SettingsFile:
 class _Loader(yaml.SafeLoader):
     """SafeLoader whose every refusal is a YAMLError that knows its line."""
 
+    # Without the one for binary data, whose text nobody could look through for a key.
+    yaml_constructors = {  # noqa: RUF012 - PyYAML's own name and shape
+        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag != "tag:yaml.org,2002:binary"
+    }
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)

@@ -171,6 +171,6 @@ def _status(error: GraphQLError) -> int:
         return cause.status
     if isinstance(cause, FaultError):
         return cause.http_status
-    if cause is not None:
+    if not isinstance(cause, GraphQLError | None):
         log.error("a resolver failed at %s", error.path, exc_info=cause)
     return 500

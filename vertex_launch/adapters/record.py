@@ -3,11 +3,15 @@
 Two, because an object takes about one write a second. Every write carries the generation that it replaces, so that of two
 writers one is told so; a 429 is waited out by the client library's own retry. An answer may be lost after its write took
 effect, and the retry is then refused: what stands in the object says whose write it was.
+
+The hold is never deleted: the ledger that a pass writes at its end names the generation of the hold that it gives back, and
+the next pass replaces exactly that one. So a pass costs one write of the hold, and needs not wait to give it back.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -20,6 +24,9 @@ from requests.exceptions import RequestException
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stored
 from vertex_launch.model import Hold
+
+# Else the client asks for the bucket's metadata in a thread of its own, which nothing here needs and which wants a right.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 SERVICE = "Cloud Storage"
 HOLD = "hold.json"
@@ -36,40 +43,34 @@ class Record:
         self._prefix = "/".join(part for part in (parts.path.strip("/"), deployment) if part)
         self._where = f"gs://{parts.netloc}/{self._prefix}"
         self._timeout = timeout
-        self._retry = DEFAULT_RETRY.with_delay(initial=0.25, maximum=2.0, multiplier=1.5).with_timeout(timeout)
+        self._retry = DEFAULT_RETRY.with_delay(initial=0.3, maximum=1.0, multiplier=1.3).with_timeout(timeout)
         self._bucket = (client or storage.Client(project="unused-by-objects")).bucket(parts.netloc)
 
     # The hold
 
-    def take_hold(self, pass_id: str, now: float, expires: float) -> Hold:
-        """Become the one pass that runs. Raises PassBusy while another one is, Unavailable when the bucket does not answer."""
-        hold = json.dumps({"pass_id": pass_id, "expires": expires}).encode()
-        generation = ABSENT
+    def take_hold(self, pass_id: str, now: float, expires: float, free: int) -> Hold:
+        """Become the one pass that runs; ``free`` is the generation of the hold that the ledger gives back, 0 for none.
+
+        A hold that was not given back is taken over once it has expired. Raises PassBusy while another pass runs,
+        Unavailable when the bucket does not answer.
+        """
+        content = json.dumps({"pass_id": pass_id, "expires": expires}).encode()
+        generation = free
         for _ in range(3):
-            taken = self._write(HOLD, hold, generation)
+            taken = self._write(HOLD, content, generation)
             if taken is not None:
-                return Hold(pass_id, expires, taken)
+                return Hold(pass_id, expires, taken, taken_over=generation != free)
             found = self._read(HOLD)
             if found is None:
-                generation = ABSENT  # given back between our write and our read
+                generation = ABSENT  # somebody deleted it
                 continue
-            content, generation = found
-            holder, until = _parse_hold(content)
+            held, generation = found
+            holder, until = _parse_hold(held)
             if holder == pass_id:
-                return Hold(pass_id, expires, generation)
+                return Hold(pass_id, expires, generation, taken_over=True)
             if now < until:
                 raise PassBusy(f"pass {holder} is running, for {until - now:.0f} s more at most", until - now)
         raise PassBusy("other passes are beginning at this moment", 1.0)
-
-    def give_back(self, hold: Hold) -> None:
-        """Let the next pass begin; a hold that somebody took over stays theirs. Raises Unavailable."""
-        self._call(
-            lambda: self._blob(HOLD).delete(
-                if_generation_match=hold.generation, timeout=self._timeout, retry=self._retry
-            ),
-            "delete",
-            HOLD,
-        )
 
     # The ledger
 
@@ -87,12 +88,16 @@ class Record:
         Raises PassLost when somebody else wrote since, Unavailable when the bucket does not answer.
         """
         ledger.writer, ledger.writes = pass_id, ledger.writes + 1
-        written = self._write(LEDGER, ledger.dump(), generation)
-        if written is not None:
-            return written
-        stored = self.read()
-        if stored.ledger and (stored.ledger.writer, stored.ledger.writes) == (pass_id, ledger.writes):
-            return stored.generation  # the answer to our own write was lost
+        for _ in range(2):
+            written = self._write(LEDGER, ledger.dump(), generation)
+            if written is not None:
+                return written
+            stored = self.read()
+            if stored.ledger is None or stored.ledger.writer != pass_id:
+                break
+            if stored.ledger.writes == ledger.writes:
+                return stored.generation  # the answer to this very write was lost
+            generation = stored.generation  # the answer to an earlier one was
         raise PassLost("another pass has taken over: this one outlived its hold; nothing more is changed")
 
     # Objects

@@ -20,7 +20,7 @@ from google.api_core.retry import Retry, if_exception_type
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import KeyRefused, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped
+from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped, Queued
 
 T = TypeVar("T")
 
@@ -493,10 +493,11 @@ def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str
     return views
 
 
-def _pending(queue: Any) -> tuple[str, ...]:
+def _queued(queue: Any, peek: int) -> Queued:
     edges = _dicts(((queue or {}).get("runQueueItems") or {}).get("edges"))
     nodes = [edge.get("node") or {} for edge in edges]
-    return tuple(str(node.get("id")) for node in nodes if node.get("state") == "PENDING")
+    pending = tuple(str(node.get("id")) for node in nodes if node.get("state") == "PENDING")
+    return Queued(pending, complete=len(nodes) < peek)
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
