@@ -14,10 +14,10 @@ from typing import Any
 
 from google.cloud.aiplatform_v1.types import CustomJob, JobState
 from google.protobuf.timestamp_pb2 import Timestamp
-from vertex_launch.custom_job import JobRequest
 
 from vertex_launch import custom_job
 from vertex_launch.config import Region, Settings
+from vertex_launch.custom_job import JobRequest
 from vertex_launch.dispatcher import Dispatcher, Services
 from vertex_launch.errors import ItemDeferred, OutcomeUnknown, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stored
@@ -33,6 +33,7 @@ from vertex_launch.model import (
     PassReport,
     PassRequest,
     Popped,
+    Queued,
     RunId,
 )
 

@@ -371,6 +371,7 @@ WRONG = [
     ),
     in_vertex("base_url", "wandb.ai", "base_url", "'wandb.ai' is not an http or https", "Write the server's address, as https"),
     in_vertex("base_url", "https://[", "base_url", "is not an address", "as https://api.wandb.ai"),
+    in_vertex("base_url", "api:hunter2@c", "base_url", "holds a user name or a password", "from Secret Manager"),
     in_vertex("base_url", "https://a:b@c", "base_url", "holds a user name or a password", "the key comes from Secret Manager"),
     in_vertex("base_url", "https://w.example/graphql/", "base_url", "is the address of the GraphQL API", "https://w.example"),
     in_vertex("base_url", "https://wandb.ai", "base_url", "'https://wandb.ai' is the website", "Write https://api.wandb.ai"),

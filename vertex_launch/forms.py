@@ -87,7 +87,7 @@ def _base_url(value: str) -> str:
         usable = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
     except ValueError:
         raise wrong("is not an address", example) from None
-    if "@" in url.netloc:
+    if "@" in value:
         raise wrong("holds a user name or a password", f"{example}; the key comes from Secret Manager")
     if not usable or url.query or url.fragment or re.search(r"\s", value):
         raise wrong(f"{shown(value)} is not an http or https address", example)
