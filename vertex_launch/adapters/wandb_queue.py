@@ -138,9 +138,7 @@ class WandbQueue:
             agents=tuple(_agent_view(one) for one in _dicts(project.get("launchAgents"))),
             queues={str(queue["name"]): str(queue["id"]) for queue in _dicts(project.get("runQueues"))},
             items=views,
-            queued={name: _pending(project.get(alias)) for name, alias in registry.queue_aliases.items()}
-            if peek
-            else {},
+            queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues if peek},
         )
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> dict[str, ItemView]:
