@@ -8,6 +8,7 @@ and pools do not run. Nothing that a container started outlives it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -37,6 +38,9 @@ _LOGGED = 32_768
 """How many bytes of a container's output, the last ones, go to the log."""
 
 
+_LOOK_AGAIN = 0.2
+
+
 class Fate(StrEnum):
     """What becomes of a job that is not left alone."""
 
@@ -54,8 +58,8 @@ class Fate(StrEnum):
 class Script:
     """What happens to the next ``times`` jobs whose display name and region match these patterns (as in a shell).
 
-    PREEMPTED and INTERNAL strike ``after`` seconds of running. The container then starts again, with the same
-    environment, at most ``restarts`` times, each time for as long; never if the job has ``disable_retries``.
+    PREEMPTED and INTERNAL end the container ``after`` seconds after its start, for its first ``strikes`` starts. It starts
+    again, with the same environment, at most ``restarts`` times; never if the job has ``disable_retries``.
     """
 
     fate: Fate
@@ -63,6 +67,7 @@ class Script:
     region: str = "*"
     times: int = 1
     after: float = 0.0
+    strikes: int = 1
     restarts: int = 0
 
     def meets(self, job: Any) -> bool:
@@ -130,9 +135,12 @@ class Containers:
 
     def cancel(self, name: str) -> None:
         """End a job that is CANCELLING: what has not started does not start, what runs gets SIGTERM, later SIGKILL."""
-        life = self._lives[name]
+        with self._lock:
+            life = self._lives.get(name)
+        if life is None:
+            return  # launch has yet to come, and finds the job CANCELLING
         with life.lock:
-            life.stopped.set()
+            _stop(life)
             if life.process is not None:
                 life.process.terminate()
                 life.timer = threading.Timer(self._grace, _kill, (life.process, life.folder))
@@ -146,7 +154,7 @@ class Containers:
             lives = list(self._lives.values())
         for life in lives:
             with life.lock:
-                life.stopped.set()
+                _stop(life)
                 if life.process is not None:
                     _kill(life.process, life.folder)
         for life in lives:
@@ -171,7 +179,9 @@ class Containers:
         """Walk from the queue to the end; give the error, None for success. Raises _Stopped."""
         self._pause(life, self._queued)
         while not life.jobs.leave_queue(life.name):
-            self._pause(life, 0.05)
+            if life.jobs.get(life.name).state != JobState.JOB_STATE_QUEUED:
+                raise _Stopped
+            _await_room(life)
         self._pause(life, self._pending)
         job = life.jobs.get(life.name)
         image_uri = task(job.job_spec.worker_pool_specs[0])[0]
@@ -186,14 +196,13 @@ class Containers:
         return self._attempts(life, job, image, script)
 
     def _attempts(self, life: _Life, job: Any, image: Image, script: Script | None) -> JobError | None:
-        """Run the container, again after each blow that the script deals and the job may survive."""
-        blows = 0 if script is None else 1 + (0 if job.job_spec.scheduling.disable_retries else script.restarts)
-        while True:
-            status = self._run(life, job, image, script.after if script and blows else None)
+        """Run the container, and again after a strike as long as it may restart."""
+        restarts = 0 if script is None or job.job_spec.scheduling.disable_retries else script.restarts
+        for attempt in itertools.count():
+            status = self._run(life, job, image, script.after if script and attempt < script.strikes else None)
             if status is not None:
                 break
-            blows -= 1
-            if not blows:
+            if attempt == restarts:
                 return job_errors.INTERNAL if script and script.fate is Fate.INTERNAL else job_errors.PREEMPTED
         if status in image.out_of_memory:
             return job_errors.out_of_memory(status)
@@ -249,6 +258,21 @@ class Containers:
     def _pause(self, life: _Life, seconds: float) -> None:
         if life.stopped.wait(seconds):
             raise _Stopped
+
+
+def _stop(life: _Life) -> None:
+    life.stopped.set()
+    with life.jobs.changed:
+        life.jobs.changed.notify_all()
+
+
+def _await_room(life: _Life) -> None:
+    """Wait until there may be capacity for the job. Raises _Stopped."""
+    with life.jobs.changed:
+        # The time-out is for capacity that somebody has just raised: nothing tells of that.
+        life.jobs.changed.wait_for(lambda: life.stopped.is_set() or life.jobs.has_room(life.name), _LOOK_AGAIN)
+    if life.stopped.is_set():
+        raise _Stopped
 
 
 def _process(job: Any, image: Image, folder: Path) -> tuple[list[str], dict[str, str]]:

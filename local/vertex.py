@@ -57,11 +57,12 @@ class Runner(Protocol):
 class Limits:
     """What the service allows; every part may be changed at any time.
 
-    ``submissions_per_minute`` counts creates and deletes of a project in a region; ``list_lag`` is how many seconds
-    later a list shows what has changed; nobody may act as one of ``denied_accounts``.
+    Creates and deletes of a project in a region are ``submissions``, all else are ``requests``. ``list_lag`` is how many
+    seconds later a list shows what has changed. Nobody may act as one of ``denied_accounts``.
     """
 
     submissions_per_minute: int = 60
+    requests_per_minute: int = 600
     list_lag: float = 0.0
     denied_accounts: Collection[str] = field(default_factory=set)
 
@@ -95,7 +96,7 @@ class VertexServer:
         self._numbers = dict(projects)
         self._regions = tuple(regions)
         self._lock = threading.Lock()
-        self._submitted: defaultdict[str, deque[float]] = defaultdict(deque)
+        self._lately: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
         ids = {number: project for project, number in projects.items()}
         self.store = Jobs(clock=clock, project_ids=ids, on_log=on_log, error_lag=error_lag, capacity=capacity)
         self._rpc = RpcServer(self._table(), faults=self.faults, port=port)
@@ -149,7 +150,6 @@ class VertexServer:
 
     def _create(self, request: Any) -> Any:
         parent = self._parent(request.parent, "create")
-        self._submit(parent)
         job = CustomJob.pb(request.custom_job)
         found = vertex_rules.violations(job)
         if found:
@@ -175,6 +175,8 @@ class VertexServer:
             meant = job_filter.parse(request.filter)
         except job_filter.FilterError as error:
             raise Refused(_CODE.INVALID_ARGUMENT, f"Invalid filter: {error}.") from error
+        if request.page_size < 0:
+            raise Refused(_CODE.INVALID_ARGUMENT, "page_size must not be negative.")
         asked = f"{parent} {request.filter}"
         before = _page_begin(request.page_token, asked)
         size = min(request.page_size or MAX_PAGE, MAX_PAGE)
@@ -194,26 +196,21 @@ class VertexServer:
         if self.store.move(job.name, before, JobState.JOB_STATE_CANCELLING):
             if self._runner is not None:
                 self._runner.cancel(job.name)
-        elif self._job(request.name, "cancel").state in ENDED:
-            state = JobState(job.state).name
-            raise Refused(
-                _CODE.FAILED_PRECONDITION, f"CustomJob {job.name} is in state {state}: it cannot be cancelled."
-            )
+        elif job.state in ENDED:
+            raise _wrong_state(job, "cancelled")
         return empty_pb2.Empty()
 
     def _delete(self, request: Any) -> Any:
         job = self._job(request.name, "delete")
-        self._submit(job.name.split("/customJobs/")[0])
         if job.state not in ENDED:
-            state = JobState(job.state).name
-            raise Refused(_CODE.FAILED_PRECONDITION, f"CustomJob {job.name} is in state {state}: it cannot be deleted.")
+            raise _wrong_state(job, "deleted")
         self.store.delete(job.name)
         done = any_pb2.Any()
         done.Pack(empty_pb2.Empty())
         return operations_pb2.Operation(name=f"{job.name}/operations/1", done=True, response=done)
 
     def _parent(self, parent: str, verb: str) -> str:
-        """Give the parent with the project's number; refuse projects and regions that are not ours."""
+        """Give the parent with the project's number; refuse what is not ours, and more calls a minute than allowed."""
         match = _PARENT.fullmatch(parent)
         if match is None:
             raise Refused(_CODE.INVALID_ARGUMENT, f'"{parent}" is not of the form projects/P/locations/R.')
@@ -231,7 +228,9 @@ class VertexServer:
                 _CODE.INVALID_ARGUMENT,
                 f"The provided location ID doesn't match the endpoint. The valid location ID is {valid}.",
             )
-        return f"projects/{number}/locations/{region}"
+        name = f"projects/{number}/locations/{region}"
+        self._count(name, submission=verb in ("create", "delete"))
+        return name
 
     def _job(self, name: str, verb: str) -> Any:
         match = _JOB.fullmatch(name)
@@ -242,20 +241,28 @@ class VertexServer:
             raise Refused(_CODE.NOT_FOUND, f"The CustomJob {name} does not exist.")
         return job
 
-    def _submit(self, parent: str) -> None:
+    def _count(self, parent: str, *, submission: bool) -> None:
+        """Count a call, or refuse it when there were too many of its kind in the last minute."""
+        allowed = self.limits.submissions_per_minute if submission else self.limits.requests_per_minute
+        metric = "job_submission_requests" if submission else "resource_management_requests"
         with self._lock:
-            now, sent = self._clock(), self._submitted[parent]
-            while sent and sent[0] <= now - 60:
-                sent.popleft()
-            if len(sent) >= self.limits.submissions_per_minute:
-                raise _quota_exceeded(["aiplatform.googleapis.com/job_submission_requests"])
-            sent.append(now)
+            now, lately = self._clock(), self._lately[parent, metric]
+            while lately and lately[0] <= now - 60:
+                lately.popleft()
+            if len(lately) >= allowed:
+                raise _quota_exceeded([f"aiplatform.googleapis.com/{metric}"])
+            lately.append(now)
 
     def _within_quota(self, asked: Mapping[str, int]) -> None:
         there_are = self.capacity.accelerators
         over = [vertex_rules.quota_metric(kind) for kind, count in asked.items() if count > there_are.get(kind, count)]
         if over:
             raise _quota_exceeded(over)
+
+
+def _wrong_state(job: Any, done: str) -> Refused:
+    state = JobState(job.state).name
+    return Refused(_CODE.FAILED_PRECONDITION, f"CustomJob {job.name} is in state {state}: it cannot be {done}.")
 
 
 def _quota_exceeded(metrics: Sequence[str]) -> Refused:

@@ -144,25 +144,26 @@ class Jobs:
     def leave_queue(self, name: str) -> bool:
         """Let a QUEUED job become PENDING if there is capacity for it; says whether it did."""
         with self.changed:
-            job = self.get(name)
-            return self._fits(name, job) and self.move(name, {JobState.JOB_STATE_QUEUED}, JobState.JOB_STATE_PENDING)
+            return self.has_room(name) and self.move(name, {JobState.JOB_STATE_QUEUED}, JobState.JOB_STATE_PENDING)
+
+    def has_room(self, name: str) -> bool:
+        """Say whether there is capacity for a job beside those that are out of their queue."""
+        with self.changed:
+            running = [
+                job
+                for _, job in self.in_region(self._kept[name].parent)
+                if job.state in _ON_MACHINES and job.name != name
+            ]
+            taken: Counter[str] = sum(map(accelerators, running), accelerators(self.get(name)))
+        if self.capacity.jobs is not None and len(running) >= self.capacity.jobs:
+            return False
+        return all(taken[kind] <= limit for kind, limit in self.capacity.accelerators.items())
 
     def log_output(self, name: str, lines: Collection[str]) -> None:
         """Write what a job's container wrote."""
         project_id, job_id = self._ids(name)
         for line in lines:
             self._send(output_entry(project_id, job_id, line, self._clock()))
-
-    def _fits(self, name: str, job: Any) -> bool:
-        running = [
-            other
-            for _, other in self.in_region(self._kept[name].parent)
-            if other.state in _ON_MACHINES and other.name != name
-        ]
-        if self.capacity.jobs is not None and len(running) >= self.capacity.jobs:
-            return False
-        taken: Counter[str] = sum((accelerators(other) for other in running), accelerators(job))
-        return all(taken[kind] <= limit for kind, limit in self.capacity.accelerators.items())
 
     def _put(self, job: Any, state: JobState, error: JobError | None = None) -> None:
         now = self._clock()

@@ -15,7 +15,7 @@ from google.api_core import exceptions
 from google.cloud.aiplatform_v1 import CustomJob, JobServiceClient, JobState
 from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
 from google.protobuf import field_mask_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local import job_errors, job_filter
@@ -212,6 +212,18 @@ def test_sixty_creates_and_deletes_a_minute_in_a_region(
         client.get_custom_job(name=last.name)
 
 
+def test_reads_have_a_quota_of_their_own(vertex: tuple[VertexServer, JobServiceClient], clock: Clock) -> None:
+    server, client = vertex
+    server.limits.requests_per_minute = 2
+    name = client.create_custom_job(parent=PARENT, custom_job=job()).name
+    client.get_custom_job(name=name)
+    client.list_custom_jobs(parent=PARENT)
+    with pytest.raises(exceptions.ResourceExhausted, match="resource_management_requests"):
+        client.get_custom_job(name=name)
+    clock.now += 60
+    client.cancel_custom_job(name=name)
+
+
 def test_more_accelerators_than_there_are_is_refused(vertex: tuple[VertexServer, JobServiceClient]) -> None:
     server, client = vertex
     server.capacity.accelerators["NVIDIA_TESLA_T4"] = 2
@@ -247,6 +259,8 @@ def test_pages_and_masks(vertex: tuple[VertexServer, JobServiceClient]) -> None:
     pages = list(client.list_custom_jobs(request).pages)
     assert [len(page.custom_jobs) for page in pages] == [3, 3, 1]
     assert [job.name for page in pages for job in page.custom_jobs] == names[::-1]
+    with pytest.raises(exceptions.InvalidArgument, match="page_size"):
+        client.list_custom_jobs({**request, "page_size": -1})
     with pytest.raises(exceptions.InvalidArgument, match="page_token"):
         client.list_custom_jobs({**request, "filter": "", "page_token": pages[0].next_page_token})
     mask = field_mask_pb2.FieldMask(paths=["name", "labels", "job_spec.worker_pool_specs"])
@@ -317,6 +331,7 @@ def test_filters_that_nobody_could_verify_are_refused(vertex: tuple[VertexServer
         vertex[1].list_custom_jobs({"parent": PARENT, "filter": text})
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_a_filter_or_a_filter_error(text: str) -> None:
     try:
@@ -470,9 +485,9 @@ def output(log: list[dict[str, Any]], name: str) -> str:
     return "\n".join(entry["jsonPayload"]["message"] for entry in own if "jsonPayload" in entry)
 
 
-def ended(client: JobServiceClient, name: str) -> Any:
-    until(lambda: client.get_custom_job(name=name).state in ENDED)
-    return client.get_custom_job(name=name)
+def ended(server: VertexServer, name: str) -> Any:
+    until(lambda: server.jobs[name].state in ENDED)
+    return server.jobs[name]
 
 
 @pytest.fixture
@@ -490,7 +505,7 @@ def test_containers_end_as_their_programs_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("A_SECRET_OF_OURS", "x")
-    _, client, _ = running
+    server, client, _ = running
     asked = {
         "hello": job(container={"args": ["$(WHO)"], "env": [{"name": "WHO", "value": "you"}]}),
         "fail": job("fail"),
@@ -499,7 +514,7 @@ def test_containers_end_as_their_programs_do(
         "no command": job(container={"command": ["no-such-program"]}),
     }
     names = {key: client.create_custom_job(parent=PARENT, custom_job=value).name for key, value in asked.items()}
-    found = {key: ended(client, name) for key, name in names.items()}
+    found = {key: ended(server, name) for key, name in names.items()}
     assert found["hello"].state == SUCCEEDED
     greeting, variables = output(log, names["hello"]).splitlines()
     assert greeting == "hello you"
@@ -555,7 +570,7 @@ def test_no_process_survives(
     assert all(alive(pid) for pid in pids)
     if how == "cancel":
         client.cancel_custom_job(name=name)
-        stopped = ended(client, name)
+        stopped = ended(server, name)
         assert (stopped.state, stopped.error.code) == (CANCELLED, 1)
     else:
         server.stop()
@@ -566,10 +581,10 @@ def test_no_process_survives(
 def test_cancelled_before_it_starts_it_never_starts(
     serve: Callable[..., tuple[VertexServer, JobServiceClient]], log: list[dict[str, Any]]
 ) -> None:
-    _, client = serve(runner=Containers(queued=60), on_log=log.append)
+    server, client = serve(runner=Containers(queued=60), on_log=log.append)
     name = client.create_custom_job(parent=PARENT, custom_job=job()).name
     client.cancel_custom_job(name=name)
-    stopped = ended(client, name)
+    stopped = ended(server, name)
     assert (stopped.state, stopped.error.code, bool(stopped.start_time)) == (CANCELLED, 1, False)
     assert log[-1]["textPayload"] == "Job cancelled."
 
@@ -578,27 +593,27 @@ def test_jobs_wait_in_their_queue_for_capacity(
     serve: Callable[..., tuple[VertexServer, JobServiceClient]],
 ) -> None:
     capacity = Capacity(accelerators={"NVIDIA_TESLA_T4": 2})
-    _, client = serve(runner=Containers(queued=0, pending=60), capacity=capacity)
+    server, client = serve(runner=Containers(queued=0, pending=60), capacity=capacity)
 
     def create(asked: dict[str, Any]) -> str:
         name: str = client.create_custom_job(parent=PARENT, custom_job=asked).name
         return name
 
     def is_pending(name: str) -> bool:
-        return bool(client.get_custom_job(name=name).state == PENDING)
+        return bool(server.jobs[name].state == PENDING)
 
     first = create(accelerated(2))
     until(lambda: is_pending(first))
     waiting = create(accelerated(1))
     free = create(job())
     until(lambda: is_pending(free))
-    assert client.get_custom_job(name=waiting).state == QUEUED
+    assert server.jobs[waiting].state == QUEUED
     client.cancel_custom_job(name=first)
     until(lambda: is_pending(waiting))
     capacity.jobs = 2
     late = create(job())
     time.sleep(0.1)
-    assert client.get_custom_job(name=late).state == QUEUED
+    assert server.jobs[late].state == QUEUED
     client.cancel_custom_job(name=free)
     until(lambda: is_pending(late))
 
@@ -606,12 +621,12 @@ def test_jobs_wait_in_their_queue_for_capacity(
 def test_fates(
     running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    _, client, containers = running
+    server, client, containers = running
     containers.scripts += [
         Script(Fate.STOCKOUT, display_name="scarce*"),
-        Script(Fate.PREEMPTED, display_name="spot", restarts=1),
+        Script(Fate.PREEMPTED, display_name="spot", strikes=2, restarts=1),
         Script(Fate.INTERNAL, display_name="broken", restarts=3),
-        Script(Fate.PREEMPTED, display_name="back", restarts=2, after=0.3, region="us-*"),
+        Script(Fate.PREEMPTED, display_name="back", restarts=1, after=0.3, region="us-*"),
     ]
     once = "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); n = p.exists(); p.touch(); n or time.sleep(60)"
     asked = [
@@ -622,7 +637,7 @@ def test_fates(
         job(display_name="scarce 2"),
     ]
     names = [client.create_custom_job(parent=PARENT, custom_job=one).name for one in asked]
-    found = [ended(client, name) for name in names]
+    found = [ended(server, name) for name in names]
     assert [job.error.message for job in found] == [
         "Resources are insufficient in region: us-central1. Try a different region or use a different accelerator.",
         job_errors.PREEMPTED.message,
@@ -639,13 +654,13 @@ def test_fates(
 def test_the_example_really_trains(
     running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]]
 ) -> None:
-    _, client, _ = running
+    server, client, _ = running
     offline = {"env": [{"name": "WANDB_MODE", "value": "offline"}], "args": ["--epochs", "3"]}
     names = [
         client.create_custom_job(parent=PARENT, custom_job=job(image, container=offline)).name
         for image in ("mnist", "quick")
     ]
-    found = [ended(client, name) for name in names]
+    found = [ended(server, name) for name in names]
     assert [job.state for job in found] == [SUCCEEDED, SUCCEEDED], output(log, names[0]) + output(log, names[1])
     epochs = [line for line in output(log, names[0]).splitlines() if line.startswith("epoch ")]
     accuracies = [float(line.rsplit(" ", 1)[1]) for line in epochs]

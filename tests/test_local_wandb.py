@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local.faults import AnswerLost, FaultError, FaultRequestError, Faults
@@ -169,6 +170,8 @@ class TestProtocol:
         assert [(error["path"], error["message"]) for error in answer.errors] == [
             (["a"], 'run queue "nowhere" of acme/model-registry not found')
         ]
+        empty = ask(server, f"mutation {{ a: {lost} {{ runSpec }} b: {POP % ''} {{ runSpec }} }}")
+        assert (empty.status, empty.data, len(empty.errors)) == (status, {"a": None, "b": None}, 1)
 
     def test_aliased_mutations_are_done_one_after_another(self, server: WandbServer) -> None:
         for name in ("one", "two", "three"):
@@ -184,11 +187,13 @@ class TestProtocol:
         server = serve(max_operations_per_request=2)
         server.store.create_queue("acme", "vertex")
         items = [push(server, name) for name in ("one", "two", "three")]
-        aliases = " ".join(f"f{n}: {POP % ''} {{ runSpec }}" for n in range(3))
-        answer = ask(server, f"mutation {{ {aliases} }}")
+        pops = [f"f{n}: {POP % ''} {{ runSpec }}" for n in range(3)]
+        answer = ask(server, f"mutation {{ {' '.join(pops)} }}")
         assert (answer.status, answer.data) == (400, None)
         assert answer.errors == [{"message": "3 operations in one request, at most 2 are allowed"}]
         assert {server.store.state(item) for item in items} == {"PENDING"}
+        assert ask(server, f"mutation {{ {' '.join(pops[:2])} }}").status == 200
+        assert [server.store.state(item) for item in items] == ["LEASED", "LEASED", "PENDING"]
 
     def test_requests_on_a_kept_connection_are_quick(self, server: WandbServer) -> None:
         with requests.Session() as session:
@@ -248,6 +253,15 @@ class TestItems:
         assert server.store.state(one) == "PENDING"
         assert [popped(server), popped(server), popped(server)] == ["one", "two", None]
         assert server.store.items[one].pops == 2
+
+    def test_many_agents_at_once_never_get_the_same_item(self, server: WandbServer) -> None:
+        names = [str(number) for number in range(40)]
+        for name in names:
+            push(server, name)
+        with ThreadPoolExecutor(8) as agents:
+            got = list(agents.map(lambda _: popped(server), range(44)))
+        assert sorted(filter(None, got), key=int) == names
+        assert got.count(None) == 4
 
     @pytest.mark.parametrize("allowed", [True, False])
     def test_an_ack_after_the_lease(self, serve: Serve, clock: Clock, allowed: bool) -> None:
@@ -416,19 +430,25 @@ class TestRuns:
         run = self.start(server)
         if stop:
             ask(server, f'mutation {{ stopRun(input: {{id: "{run}"}}) {{ success }} }}')
-        lines = {"offset": 0, "content": ['{"_step": 0, "loss": 1.5}', '{"_step": 1, "loss": 0.5}']}
+        lines: dict[str, Any] = {
+            "offset": 0,
+            "content": ['{"_step": 0, "loss": 1.5}', '{"_step": 1}', '{"_step": 2, "loss": 0.5}'],
+        }
         summary = {"offset": 0, "content": ['{"loss": 0.5}']}
         files = {"wandb-history.jsonl": lines, "wandb-summary.json": summary}
         assert self.stream(server, files=files)["stopped"] is stop
         self.stream(server, complete=True, exitcode=exit_code)
-        fields = "state stopped exitcode summaryMetrics historyLineCount history"
+        sampled = r'sampledHistory(specs: ["{\"keys\": [\"loss\"], \"samples\": 9}"])'
+        fields = f"state stopped exitcode summaryMetrics historyLineCount history historyTail {sampled}"
         assert self.look(server, fields) == {
             "state": state,
             "stopped": stop,
             "exitcode": exit_code,
             "summaryMetrics": '{"loss": 0.5}',
-            "historyLineCount": 2,
+            "historyLineCount": 3,
             "history": lines["content"],
+            "historyTail": json.dumps(lines["content"][-1:]),
+            "sampledHistory": [[{"loss": 1.5}, {"loss": 0.5}]],
         }
 
     def test_a_pending_run_is_made_without_the_sdk(self, server: WandbServer) -> None:
@@ -507,6 +527,7 @@ class TestRunSpecs:
         with pytest.raises(Refused, match='default of template variable "b": 9 is more than the maximum 4'):
             template_variables({"b": {"schema": {"type": "integer", "maximum": 4, "default": 9}}})
 
+    @settings(deadline=None)
     @given(
         below=st.dictionaries(st.sampled_from("abc"), NESTED, max_size=3),
         above=st.dictionaries(st.sampled_from("abc"), NESTED, max_size=3),
@@ -527,13 +548,15 @@ class TestRunSpecs:
 
         check(below, above, merged)
 
-    def test_pushing_does_not_change_the_queue(self, serve: Serve) -> None:
+    def test_pushing_changes_neither_the_queue_nor_what_was_pushed(self, serve: Serve) -> None:
         server = serve()
         queue = server.store.create_queue("acme", "vertex", resource_args=RESOURCE_ARGS, template_variables=VARIABLES)
         before = json.dumps(queue.config and queue.config.config)
         item = push(server, "one", template_variables={"replicas": 2})
         server.store.items[item].run_spec["resource_args"]["gcp-vertex"]["spec"]["labels"]["x"] = "y"
+        server.store.items[item].run_spec["docker"]["docker_image"] = "image:2"
         assert json.dumps(queue.config and queue.config.config) == before
+        assert SPEC["docker"] == {"docker_image": "image:1"}
 
     def test_a_priority_has_four_steps(self, server: WandbServer) -> None:
         with pytest.raises(Refused, match="priority 4 is not one of 0"):
@@ -761,6 +784,7 @@ def test_the_launch_command_sets_template_variables(queue: Client) -> None:
         (("-q", "nowhere"), ALICE, "Unable to push to run queue nowhere. Queue not found."),
         ((), "x" * 40, "user is not logged in"),
     ],
+    ids=["value", "queue", "key"],
 )
 def test_the_launch_command_shows_what_the_server_refuses(
     queue: Client, options: Sequence[str], key: str, says: str

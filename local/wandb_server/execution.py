@@ -114,8 +114,8 @@ def execute(operation: Operation, context: Context, error_status: ErrorStatus) -
     body["errors"] = [error.formatted for error in result.errors]
     if result.data is None and all(error.path is None for error in result.errors):
         return Answer(400, {"errors": body["errors"]})
-    nothing_done = not any(value is not None for value in (result.data or {}).values())
-    told = error_status == "always" or (error_status == "alone" and nothing_done)
+    failed = {error.path[0] for error in result.errors if error.path}
+    told = error_status == "always" or (error_status == "alone" and failed == set(operation.fields))
     return Answer(statuses[0] if told else 200, body)
 
 

@@ -195,7 +195,7 @@ class Launch:
         self,
         entity: str,
         queue: str,
-        run_spec_: Mapping[str, Any],
+        spec: Mapping[str, Any],
         *,
         project: str = LAUNCH_PROJECT,
         priority: int | None = None,
@@ -206,7 +206,7 @@ class Launch:
         with self._lock:
             return self.push_to(
                 self.queue(entity, project, queue),
-                run_spec_,
+                spec,
                 priority=priority,
                 template_variables=template_variables,
                 author=author,
@@ -215,7 +215,7 @@ class Launch:
     def push_to(
         self,
         queue: Queue,
-        run_spec_: Mapping[str, Any],
+        spec: Mapping[str, Any],
         *,
         priority: int | None = None,
         template_variables: Mapping[str, Any] | None = None,
@@ -225,11 +225,11 @@ class Launch:
         if priority is not None and priority not in range(4):
             raise invalid(f"priority {priority} is not one of 0 (critical), 1 (high), 2 (medium), 3 (low)")
         with self._lock:
-            spec = run_spec.resolve(run_spec_, queue.config, template_variables)
+            resolved = run_spec.resolve(spec, queue.config, template_variables)
             if author:
-                spec.setdefault("author", author)
+                resolved.setdefault("author", author)
             chosen = DEFAULT_PRIORITY if priority is None else priority
-            item = Item(self._id("RunQueueItem"), queue.id, spec, chosen, self.clock(), author)
+            item = Item(self._id("RunQueueItem"), queue.id, resolved, chosen, self.clock(), author)
             self.items[item.id] = queue.items[item.id] = item
             queue.waiting[item.id] = item
             return item

@@ -33,6 +33,7 @@ LOST = 0
 class WandbServer:
     """W&B on loopback, in threads of this process; all it remembers is in ``store``, what goes wrong is in ``faults``.
 
+    Faults know its operations by the names of GraphQL's top-level fields, and as ``fileStream`` and ``uploadFile``.
     ``lease`` and ``crash_after`` are seconds of ``clock``. ``api_keys`` gives the username of each key, ``teams`` the
     members of each team, ``default_entities`` where a user's runs go if not to the entity of the user's own name.
     ``max_operations_per_request``: one with more top-level fields is refused as a whole. ``acks_refused_in_errors``: a

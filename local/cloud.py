@@ -1,0 +1,191 @@
+"""The cloud on a laptop: every service that the functions meet, on loopback, and the functions themselves.
+
+All of it lives in this process and its children and ends with ``stop``. The functions and the people's tools meet it
+through environment variables only, as they would meet the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.cloud import pubsub_v1
+
+from local.containers import Containers
+from local.control import ControlServer
+from local.faults import Faults
+from local.functions import ROOT, Function
+from local.pubsub import PubSubServer
+from local.pubsub_emulator import EmulatorMissing, PubSubEmulator, find
+from local.scheduler import Scheduler
+from local.secrets import SecretServer
+from local.shim import PushShim
+from local.storage import StorageServer
+from local.vertex import PROJECTS, Limits, VertexServer
+from local.wandb_server import WandbServer
+
+PROJECT = "demo-project"
+ENTITY = "acme"
+USER = "ada"
+API_KEY = "local0" * 6 + "demo"
+"""The W&B key of the local cloud: 40 characters that open nothing else."""
+SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
+BUCKETS = ("demo-state", "demo-staging", "demo-staging-east")
+TICKS = f"projects/{PROJECT}/topics/ticks"
+JOB_LOGS = f"projects/{PROJECT}/topics/job-logs"
+SERVICES = ("wandb", "vertex", "secrets", "storage", "pubsub")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the cloud behaves. Times are in seconds; ``ports`` maps service and function names to fixed ports."""
+
+    tick_every: float = 60.0
+    lease: float = 60.0
+    queued: float = 0.3
+    pending: float = 0.7
+    list_lag: float = 0.0
+    latencies: Mapping[str, float] = field(default_factory=dict)
+    google_pubsub: bool = False
+    raw_pushes: bool = False
+    ports: Mapping[str, int] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+class Cloud:
+    """All services and functions: ``start`` and ``stop`` them; parts may be used, and troubled, from outside."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self.folder = Path(tempfile.mkdtemp(prefix="vertex-launch-"))
+        self.faults = {name: Faults(self.options.latencies.get(name, 0.0)) for name in SERVICES}
+        port = self.options.ports.get
+        self.wandb = WandbServer(
+            lease=self.options.lease,
+            api_keys={API_KEY: USER},
+            teams={ENTITY: [USER]},
+            default_entities={USER: ENTITY},
+            faults=self.faults["wandb"],
+            port=port("wandb", 0),
+        )
+        self.containers = Containers(queued=self.options.queued, pending=self.options.pending)
+        self.vertex = VertexServer(
+            faults=self.faults["vertex"],
+            runner=self.containers,
+            regions=("us-central1", "us-east4"),
+            limits=Limits(list_lag=self.options.list_lag),
+            port=port("vertex", 0),
+        )
+        self.secrets = SecretServer(projects=PROJECTS, faults=self.faults["secrets"], port=port("secrets", 0))
+        self.secrets.add(SECRET, API_KEY)
+        self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
+        self.pubsub = self._pubsub()
+        self.control = ControlServer(self.faults, self.state, port=port("control", 0))
+        self._started: list[Any] = []
+
+    def start(self) -> None:
+        """Start everything; a part that cannot start ends the others and raises."""
+        try:
+            for server in (self.wandb, self.vertex, self.secrets, self.storage, self.pubsub, self.control):
+                self._start(server)
+            self.dispatch = self._function("dispatch", "cloudevent")
+            self.dispatch_now = self._function("dispatch_now", "http")
+            for function in (self.dispatch, self.dispatch_now):
+                self._start(function)
+            self.shim = PushShim(self.dispatch.url, TICKS, raw=self.options.raw_pushes)
+            self._start(self.shim)
+            self._subscribe()
+            for function in (self.dispatch, self.dispatch_now):
+                function.wait()
+            self.scheduler = Scheduler(self.pubsub.address, TICKS, self.options.tick_every)
+            self._start(self.scheduler)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything, the last started first; no process is left."""
+        while self._started:
+            self._started.pop().stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def function_variables(self) -> dict[str, str]:
+        """Give the environment by which the functions find this cloud."""
+        return {
+            "LAUNCH_CONFIG": str(ROOT / "launch-config.yaml"),
+            "VERTEX_LAUNCH_CONFIG": str(ROOT / "vertex-launch.yaml"),
+            "WANDB_BASE_URL": self.wandb.url,
+            "WANDB_API_KEY_SECRET": f"{SECRET}/versions/latest",
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+            "STATE_BUCKET": "gs://demo-state/vertex-launch",
+            "DISPATCH_TOPIC": TICKS,
+            "AIPLATFORM_ENDPOINT": f"http://{self.vertex.address}",
+            "SECRETMANAGER_ENDPOINT": f"http://{self.secrets.address}",
+            "STORAGE_EMULATOR_HOST": self.storage.url,
+            "PUBSUB_EMULATOR_HOST": self.pubsub.address,
+            **self.options.variables,
+        }
+
+    def person_variables(self) -> dict[str, str]:
+        """Give the environment by which people's W&B tools find this cloud."""
+        return {"WANDB_BASE_URL": self.wandb.url, "WANDB_API_KEY": API_KEY, "WANDB_ENTITY": ENTITY}
+
+    def state(self) -> dict[str, Any]:
+        """Give what there is now, in JSON types."""
+        jobs = [
+            {
+                "name": name,
+                "display_name": job.display_name,
+                "state": job.state.name,
+                "labels": dict(job.labels),
+                "error": job.error.message,
+            }
+            for name, job in self.vertex.jobs.items()
+        ]
+        return {"wandb": self.wandb.store.snapshot(), "jobs": jobs}
+
+    def _pubsub(self) -> PubSubServer | PubSubEmulator:
+        port = self.options.ports.get("pubsub", 0)
+        if self.options.google_pubsub:
+            try:
+                return PubSubEmulator(find(), port)
+            except EmulatorMissing as missing:
+                raise SystemExit(str(missing)) from missing
+        return PubSubServer(faults=self.faults["pubsub"], port=port)
+
+    def _function(self, target: str, signature: str) -> Function:
+        port = self.options.ports.get(target, 0)
+        return Function(target, signature, self.function_variables(), self.folder / f"{target}.log", port)
+
+    def _subscribe(self) -> None:
+        """Make the topics, and the subscription that pushes ticks to the function."""
+        previous = os.environ.get("PUBSUB_EMULATOR_HOST")
+        os.environ["PUBSUB_EMULATOR_HOST"] = self.pubsub.address  # the only way in which Google's clients take it
+        try:
+            with pubsub_v1.SubscriberClient() as subscriber:
+                publisher = pubsub_v1.PublisherClient()
+                for topic in (TICKS, JOB_LOGS):
+                    publisher.create_topic(name=topic)
+                publisher.transport.close()
+                subscriber.create_subscription(
+                    request={
+                        "name": f"projects/{PROJECT}/subscriptions/dispatch",
+                        "topic": TICKS,
+                        "push_config": {"push_endpoint": self.shim.url},
+                        "ack_deadline_seconds": 120,
+                        "retry_policy": {"minimum_backoff": {"seconds": 2}, "maximum_backoff": {"seconds": 10}},
+                    }
+                )
+        finally:
+            del os.environ["PUBSUB_EMULATOR_HOST"]
+            if previous is not None:
+                os.environ["PUBSUB_EMULATOR_HOST"] = previous
+
+    def _start(self, part: Any) -> None:
+        self._started.append(part)
+        part.start()
