@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from vertex_launch import custom_job
 from vertex_launch.config import Region, Settings
 from vertex_launch.custom_job import JobRequest
-from vertex_launch.dispatcher import Dispatcher, Services
+from vertex_launch.dispatcher import Dispatcher
 from vertex_launch.errors import ItemDeferred, OutcomeUnknown, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stored
 from vertex_launch.log import Redactor
@@ -36,6 +36,8 @@ from vertex_launch.model import (
     Queued,
     RunId,
 )
+from vertex_launch.preview import preview
+from vertex_launch.services import Services
 
 KEY = "k" * 40
 ENTITY = "acme"
@@ -341,8 +343,13 @@ class World:
         self._passes = itertools.count(1)
 
     def dispatcher(self, **changes: Any) -> Dispatcher:
-        settings = self.settings.model_copy(update=changes)
-        services = Services(
+        return Dispatcher(self.settings.model_copy(update=changes), self.services())
+
+    def preview(self, **wanted: Any) -> PassReport:
+        return preview(self.settings, self.services(), PassRequest(dry_run=True, **wanted))
+
+    def services(self) -> Services:
+        return Services(
             queue=self.queue,
             vertex=self.vertex,
             record=self.record,
@@ -351,7 +358,6 @@ class World:
             clock=self.clock,
             new_pass_id=lambda: f"pass{next(self._passes)}",
         )
-        return Dispatcher(settings, services)
 
     def run(self, request: PassRequest | None = None, **changes: Any) -> PassReport:
         report = self.dispatcher(**changes).run(request or PassRequest())

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
-from vertex_launch.custom_job import JobRequest
 
 from tests.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quota
+from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Stage
 from vertex_launch.model import Ack, AgentView, ItemView, PassRequest
@@ -612,7 +612,7 @@ def test_a_dry_run_changes_nothing_and_shows_what_there_is() -> None:
     world.run()
     second = world.queue.push("gpu", image_spec())
     before = (world.record.text, dict(world.queue.agents), world.queue.state(second))
-    report = world.dispatcher().preview(PassRequest(dry_run=True))
+    report = world.preview()
     assert (world.record.text, dict(world.queue.agents), world.queue.state(second)) == before
     assert report.slots == {"max_jobs": 5, "active": 1, "free": 4}
     assert report.body()["active_jobs"][0]["item"] == first
@@ -624,7 +624,7 @@ def test_a_dry_run_changes_nothing_and_shows_what_there_is() -> None:
 
 def test_a_dry_run_shows_the_custom_job_of_a_run_spec_without_any_key() -> None:
     world = World()
-    report = world.dispatcher().preview(PassRequest(dry_run=True, run_spec=image_spec(_wandb_api_key="x" * 40)))
+    report = world.preview(run_spec=image_spec(_wandb_api_key="x" * 40))
     job = report.body()["custom_job"]
     pool = job["job_spec"]["worker_pool_specs"][0]
     assert pool["container_spec"]["image_uri"] == "us-docker.pkg.dev/p/train/mnist:1"
@@ -633,7 +633,7 @@ def test_a_dry_run_shows_the_custom_job_of_a_run_spec_without_any_key() -> None:
 
 
 def test_a_dry_run_shows_why_a_run_spec_cannot_start() -> None:
-    report = World().dispatcher().preview(PassRequest(dry_run=True, run_spec={}))
+    report = World().preview(run_spec={})
     assert report.rejected[0]["reason"]
     assert "custom_job" not in report.body()
 

@@ -19,10 +19,12 @@ from flask import Request, Response, jsonify
 from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable, TooManyRequests
 
 from vertex_launch import config, events, log
-from vertex_launch.dispatcher import Dispatcher, Services
+from vertex_launch.dispatcher import Dispatcher
 from vertex_launch.errors import ConfigError, LaunchError, PassBusy, PassLost, RequestError, Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import PassReport, PassRequest
+from vertex_launch.preview import preview
+from vertex_launch.services import Services
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of main.py, where the configuration lies unless the environment says otherwise."""
@@ -38,7 +40,7 @@ class App:
         self._settings = settings
         self._redact = redact
         self._lock = threading.Lock()
-        self._dispatcher: Dispatcher | None = None
+        self._services: Services | None = None
         for warning in settings.warnings:
             LOGGER.warning("%s", warning)
 
@@ -84,15 +86,15 @@ class App:
 
     def _run(self, request: PassRequest) -> PassReport | None:
         with self._lock:
-            self._dispatcher = self._dispatcher or self._assemble()
+            self._services = self._services or self._assemble()
         if request.dry_run:
-            report = self._dispatcher.preview(request)
+            report = preview(self._settings, self._services, request)
             LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(report.body())})
             return report
-        return self._dispatcher.run(request)
+        return Dispatcher(self._settings, self._services).run(request)
 
-    def _assemble(self) -> Dispatcher:
-        """Make the clients and the dispatcher. Raises Unavailable where there are no credentials."""
+    def _assemble(self) -> Services:
+        """Make the clients. Raises Unavailable where there are no credentials."""
         from google.auth.exceptions import GoogleAuthError
 
         from vertex_launch.adapters.record import Record
@@ -113,20 +115,17 @@ class App:
         except GoogleAuthError as error:
             remedy = "run the function with a service account attached, or `gcloud auth application-default login`"
             raise Unavailable("Google credentials", f"{error}; {remedy}") from error
-        return Dispatcher(
-            settings,
-            Services(
-                queue=WandbQueue(settings.base_url, key, timeouts, settings.batches, version=version()),
-                vertex=VertexJobs(
-                    settings.project,
-                    settings.deployment,
-                    timeout=timeouts.look,
-                    endpoint=settings.aiplatform_endpoint,
-                ),
-                record=record,
-                key=key,
-                redact=self._redact,
+        return Services(
+            queue=WandbQueue(settings.base_url, key, timeouts, settings.batches, version=version()),
+            vertex=VertexJobs(
+                settings.project,
+                settings.deployment,
+                timeout=timeouts.look,
+                endpoint=settings.aiplatform_endpoint,
             ),
+            record=record,
+            key=key,
+            redact=self._redact,
         )
 
     def _answer(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
@@ -166,7 +165,7 @@ def on_request(request: Request) -> Response:
         response = jsonify({"error": "the configuration cannot be used", "problems": _lines(error)})
     except HTTPException:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - a person gets JSON, the log the traceback
         LOGGER.exception("unexpected error")
         response = jsonify({"error": "unexpected error; the function's log has the traceback"})
     response.status_code = 500

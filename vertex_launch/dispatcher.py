@@ -6,124 +6,25 @@ always hold: no item is lost, none is started twice, and never are more than ``m
 
 from __future__ import annotations
 
-import math
-import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
 from vertex_launch import custom_job, policy
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stage, Stored
-from vertex_launch.log import LOGGER, Redactor
-from vertex_launch.model import (
-    VERTEX_RESOURCES,
-    Ack,
-    Hold,
-    Item,
-    Kind,
-    Look,
-    ManagedJob,
-    PassReport,
-    PassRequest,
-    Popped,
-    RunSpec,
-)
-from vertex_launch.reconciler import Items, Jobs, Reconciler, regions
+from vertex_launch.log import LOGGER
+from vertex_launch.look import Looker, Seen
+from vertex_launch.model import Ack, Item, Kind, ManagedJob, PassReport, PassRequest, Popped, RunSpec
+from vertex_launch.reconciler import Reconciler
+from vertex_launch.services import Services
 
-PEEK = 20
-"""Items of each queue that the first question shows, as a hint of how many to pop and for a dry run."""
 STALE_TICK = 600.0
 """Seconds after which a tick is dropped, for a younger one follows."""
-REBUILD_WINDOW = 86400.0
-"""Seconds into the past in which a lost ledger looks for jobs that ended before their item was acked."""
-CLOCK_SKEW = 300.0
-"""Seconds by which Vertex AI's clock may differ from ours."""
-
-
-class Queue(Items, Protocol):
-    """What a pass needs of W&B; ``adapters.wandb_queue`` says more. All raise Unavailable."""
-
-    def default_entity(self) -> str:
-        """Give the API key's default entity."""
-
-    def look(
-        self, entity: str, *, agent: str, items: Mapping[str, str], queues: Sequence[str], peek: int, viewer: bool
-    ) -> Look:
-        """Ask everything that a pass must know beforehand."""
-
-    def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
-        """Give what each queue's items run on, empty text where W&B does not say."""
-
-    def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
-        """Make an agent and give its id."""
-
-    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
-        """Lease one item for each entry of ``queues``, refreshing the agent's status on the way."""
-
-    def ack(self, claims: Sequence[tuple[str, str]]) -> list[Ack]:
-        """Claim items (first) for runs (second)."""
-
-    def fail(self, failures: Sequence[tuple[str, str]]) -> list[bool]:
-        """Fail items (first) for a reason (second); says of each whether W&B took it."""
-
-    def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
-        """Put warnings (second) on items (first); says of each whether W&B took it."""
-
-    def set_status(self, agent: str, status: str) -> None:
-        """Refresh the agent's status."""
-
-
-class Vertex(Jobs, Protocol):
-    """What a pass needs of Vertex AI; ``adapters.vertex_jobs`` says more."""
-
-    def active(self, region: str) -> list[ManagedJob]:
-        """List the deployment's jobs that have not ended. Raises Unavailable."""
-
-    def recent(self, region: str, since: float) -> list[ManagedJob]:
-        """List the deployment's jobs created since, whatever their state. Raises Unavailable."""
-
-    def create(self, request: JobRequest, timeout: float) -> str:
-        """Create a job and give its resource name. Raises ItemRejected, ItemDeferred, OutcomeUnknown."""
-
-
-class Record(Protocol):
-    """What a pass needs of the record; ``adapters.record`` says more. All raise Unavailable."""
-
-    def take_hold(self, pass_id: str, now: float, expires: float, free: int) -> Hold:
-        """Become the one pass that runs, ``free`` being the hold that the ledger gives back. Raises PassBusy."""
-
-    def read(self) -> Stored:
-        """Read the ledger."""
-
-    def write(self, ledger: Ledger, pass_id: str, generation: int) -> int:
-        """Replace the ledger of that generation and give the new one. Raises PassLost."""
-
-
-class Key(Protocol):
-    """Where the API key that jobs get comes from."""
-
-    def get(self) -> str:
-        """Give the key. Raises Unavailable."""
-
-
-@dataclass(frozen=True)
-class Services:
-    """The outside as a pass sees it."""
-
-    queue: Queue
-    vertex: Vertex
-    record: Record
-    key: Key
-    redact: Redactor
-    clock: Callable[[], float] = time.time
-    new_pass_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex[:12])
 
 
 class Dispatcher:
@@ -149,16 +50,6 @@ class Dispatcher:
         report = one.run(stored)
         report.took_ms = round(1000 * (self._services.clock() - started))
         self._summarize(report)
-        return report
-
-    def preview(self, request: PassRequest) -> PassReport:
-        """Report what a pass would see and, for a posted run spec, the CustomJob it would make; changes nothing.
-
-        Raises Unavailable.
-        """
-        started = self._services.clock()
-        report = _Pass(self._settings, self._services, request, started).preview()
-        report.took_ms = round(1000 * (self._services.clock() - started))
         return report
 
     def _summarize(self, report: PassReport) -> None:
@@ -207,16 +98,13 @@ class _Pass:
         self._request = request
         self._started = started
         self._clock = services.clock
-        self._reconciler = Reconciler(settings, services.vertex, services.queue)
         self._ledger = Ledger()
         self._kept = b""
         self._generation = 0
-        self._entity = ""
         self._agent = ""
         self._stopped = False
         self._refreshed = False
         self._returning = 0
-        self._look = Look()
         self._active: list[ManagedJob] = []
         self._queues: list[str] = []
         self._submissions = 0
@@ -227,8 +115,8 @@ class _Pass:
         """Go through the steps. Raises PassBusy, PassLost, Unavailable."""
         self._take_hold(stored)  # 1
         try:
-            listed = self._look_around()  # 2
-            self._reconcile(listed)  # 3
+            self._seen = self._look()  # 2
+            self._reconcile()  # 3
             self._register()
             while popped := self._pop():  # 4, 5
                 ack_by = self._clock() + self._settings.lease - self._settings.timeouts.margin
@@ -270,96 +158,30 @@ class _Pass:
 
     # 2. Look
 
-    def _look_around(self) -> list[ManagedJob]:
-        """Ask Vertex AI for the jobs of every region and W&B for the rest, side by side."""
-        places = regions(self._settings, self._ledger.open.values())
-        with ThreadPoolExecutor(len(places) + 1) as pool:
-            asked = [pool.submit(self._list, place) for place in places]
-            self._look_at_wandb()
-            return list({job.name: job for one in asked for job in one.result()}.values())
-
-    def _list(self, region: str) -> list[ManagedJob]:
-        """List a region's active jobs, and the ended ones that an open intent or a lost ledger may have to know of."""
-        jobs = self._services.vertex.active(region)
-        intents = {entry.item: entry for entry in self._ledger.at(Stage.INTENDED) if entry.region == region}
-        if self._ledger.rebuild:
-            jobs += self._services.vertex.recent(region, self._started - REBUILD_WINDOW)
-        elif intents:
-            since = min(entry.since for entry in intents.values()) - CLOCK_SKEW
-            jobs += [job for job in self._services.vertex.recent(region, since) if job.item in intents]
-        return jobs
-
-    def _look_at_wandb(self) -> None:
-        queue, ledger = self._services.queue, self._ledger
-        self._entity = self._settings.entity or ledger.entity or queue.default_entity()
-        unclaimed = {entry.item: entry.queue for entry in ledger.at(Stage.INTENDED, Stage.CREATED)}
-        wanted = self._request.queues or self._settings.queues
-        while True:
-            self._look = queue.look(
-                self._entity,
-                agent=ledger.agent,
-                items=unclaimed,
-                queues=wanted,
-                peek=PEEK,
-                viewer=not self._settings.entity,
-            )
-            if self._settings.entity or self._look.viewer_entity in ("", self._entity):
-                break
-            self._notice(f"The API key's default entity is {self._look.viewer_entity} now and was {self._entity}")
-            self._entity, ledger.agent = self._look.viewer_entity, ""
-        ledger.entity = self._entity
-        self._queues = [name for name in self._in_turn(wanted) if self._serves(name)]
-
-    def _in_turn(self, queues: Sequence[str]) -> Sequence[str]:
-        """Give the queues beginning with the one whose turn it is."""
-        turn = queues.index(self._ledger.turn) if self._ledger.turn in queues else 0
-        return [*queues[turn:], *queues[:turn]]
-
-    def _serves(self, name: str) -> bool:
-        """Tell whether a configured queue can be served, and say once a pass why one cannot."""
-        if name not in self._look.queues:
-            known = ", ".join(sorted(self._look.queues)) or "none"
-            self._notice(
-                f"Queue {name} does not exist for entity {self._entity} (there: {known}); make it in the W&B app or "
-                "correct queues in launch-config.yaml"
-            )
-            return False
-        resource = self._resource(name)
-        if resource and resource not in VERTEX_RESOURCES:
-            self._notice(
-                f"Queue {name} is a {resource} queue; this deployment serves Vertex AI queues (resource gcp-vertex). Make one, "
-                "or take it out of queues in launch-config.yaml"
-            )
-            return False
-        return True
-
-    def _resource(self, name: str) -> str:
-        """Give what the queue's items run on, asked once and then kept in the ledger."""
-        ids, kept = self._look.queues, self._ledger.resources
-        if ids[name] not in kept:
-            unknown = [one for one in self._settings.queues if one in ids and ids[one] not in kept]
-            found = self._services.queue.resources(self._entity, list(dict.fromkeys([name, *unknown])))
-            kept.update({ids[one]: resource for one, resource in found.items()})
-        return kept[ids[name]]
+    def _look(self) -> Seen:
+        looker = Looker(self._settings, self._services, self._ledger, self._notice)
+        seen = looker.look(self._request.queues or self._settings.queues, self._started)
+        self._queues = list(seen.queues)
+        return seen
 
     # 3. Reconcile
 
-    def _reconcile(self, listed: Sequence[ManagedJob]) -> None:
-        self._active = self._reconciler.reconcile(
-            self._ledger, self._entity, listed, self._look.items, self._started, self.report
+    def _reconcile(self) -> None:
+        reconciler = Reconciler(self._settings, self._services.vertex, self._services.queue, self._seen.entity)
+        self._active = reconciler.reconcile(
+            self._ledger, self._seen.jobs, self._seen.wandb.items, self._started, self.report
         )
+        self._reconciler = reconciler
         self._returning = sum(1 for _ in self._ledger.at(Stage.CREATED))
 
     def _register(self) -> None:
         """Find or make the agent that W&B shows for this deployment, and obey a stop."""
-        queue_ids = sorted(self._look.queues[name] for name in self._settings.queues if name in self._look.queues)
+        queue_ids = self._seen.queue_ids(self._settings.queues)
         hostname = f"vertex-launch/{self._settings.deployment}"
-        candidates = [self._look.agent] if self._look.agent else self._look.agents
-        mine = [one for one in candidates if one.hostname == hostname and sorted(one.queues) == queue_ids]
-        agent = next((one for one in mine if not one.stop_polling), None) or next(iter(mine), None)
+        agent = self._seen.agent(hostname, queue_ids)
         if queue_ids and (agent is None or (agent.stop_polling and self._request.resume)):
             config = {"queues": list(self._settings.queues), "max_jobs": self._settings.max_jobs}
-            self._agent = self._services.queue.create_agent(self._entity, queue_ids, hostname, config)
+            self._agent = self._services.queue.create_agent(self._seen.entity, queue_ids, hostname, config)
         elif agent is not None:
             self._agent, self._stopped = agent.id, agent.stop_polling
         self._ledger.agent = self._agent
@@ -422,7 +244,7 @@ class _Pass:
         """Pop once for each entry; a queue that gives nothing is not asked again in this pass."""
         first = not self._refreshed
         try:
-            answers = self._services.queue.pop(self._entity, wanted, self._agent, self._status())
+            answers = self._services.queue.pop(self._seen.entity, wanted, self._agent, self._status())
         except Unavailable as error:
             if first:
                 raise
@@ -444,7 +266,7 @@ class _Pass:
         """
         most = dict.fromkeys(self._queues, want)
         if not self._refreshed:
-            shown = {name: self._look.queued[name] for name in self._queues if name in self._look.queued}
+            shown = {name: self._seen.wandb.queued[name] for name in self._queues if name in self._seen.wandb.queued}
             most |= {name: len(one.pending) + 1 for name, one in shown.items() if one.complete or not one.pending}
             if all(name in shown and not shown[name].pending for name in self._queues):
                 return list(self._queues)
@@ -484,22 +306,14 @@ class _Pass:
 
     def _check(self, item: Item, starts: Sequence[_Start], ack_by: float) -> _Start:
         """Build an item's job, as far as limits and policy allow it. Raises ItemRejected, ItemDeferred."""
-        spec, request = self._build(item, self._services.key.get())
+        key, now = self._services.key.get(), datetime.fromtimestamp(self._clock(), UTC)
+        spec, request = build_job(item, self._settings, entity=self._seen.entity, api_key=key, now=now)
         holder = self._ledger.holder(request.run, item.id)
         if holder or any(start.request.run == request.run for start in starts):
             other = f" of item {holder.item}" if holder else ""
             raise ItemDeferred(f"run {request.run} is used by another job{other}; this item waits until that has ended")
         self._check_limits(spec.kind, request.region, starts)
         return _Start(item, spec.kind, request, ack_by)
-
-    def _build(self, item: Item, key: str) -> tuple[RunSpec, JobRequest]:
-        """Make the CustomJob of an item and hold it against the policy. Raises ItemRejected."""
-        spec = custom_job.parse(item)
-        now = datetime.fromtimestamp(self._clock(), UTC)
-        request = custom_job.build(item, spec, self._settings, entity=self._entity, api_key=key, now=now)
-        if broken := policy.violations(request.custom_job, spec, self._settings):
-            raise ItemRejected(" ".join(broken))
-        return spec, request
 
     def _check_limits(self, kind: Kind, region: str, starts: Sequence[_Start]) -> None:
         """Raise ItemDeferred where a limit leaves no room beside what already starts in this round."""
@@ -571,7 +385,7 @@ class _Pass:
             return self._services.vertex.create(start.request, timeout)
         except (ItemRejected, ItemDeferred, OutcomeUnknown) as error:
             return error
-        except Exception as error:  # whatever it is, the other creates of this round must not be forgotten for it
+        except Exception as error:  # noqa: BLE001 - the other creates of this round must not be forgotten for it
             LOGGER.exception("unexpected error while creating a job", extra={"item": start.item.id})
             return OutcomeUnknown(f"{type(error).__name__} while the job was created; the function's log has more")
 
@@ -609,7 +423,7 @@ class _Pass:
                     self.report.adopted.append({"item": claim.item, "queue": claim.queue, "job": claim.job})
             elif answer is Ack.REFUSED:
                 refused[claim.item] = claim.queue
-        for item, view in self._reconciler.look_up(self._entity, refused).items():
+        for item, view in self._reconciler.look_up(refused).items():
             self._reconciler.judge_claim(self._ledger, self._ledger.open[item], view, self.report)
 
     # 10. Report
@@ -625,16 +439,8 @@ class _Pass:
         self._ledger.prune(self._clock(), self._settings.give_up_after)
         self._ledger.free_hold, self._ledger.rebuild = self._hold.generation, False
         self._write_ledger()
-        self._count_slots()
+        self.report.count_slots(self._settings.max_jobs, self._used()[Kind.JOB])
         return self.report
-
-    def _count_slots(self) -> None:
-        active, free = self._used()[Kind.JOB], self._free(Kind.JOB)
-        self.report.slots = {
-            "max_jobs": self._settings.max_jobs,
-            "active": active,
-            "free": None if free == math.inf else int(free),
-        }
 
     def _notice(self, sentence: str) -> None:
         """Put something that concerns no single item into the report and the log."""
@@ -642,37 +448,16 @@ class _Pass:
         self.report.notices.append(sentence)
         LOGGER.warning("%s", sentence, extra={"pass_id": self.report.pass_id})
 
-    # A dry run
 
-    def preview(self) -> PassReport:
-        """Look, change nothing, and say what was seen."""
-        self._open_ledger(self._services.record.read())
-        self._ledger.rebuild = False
-        self._active = self._look_around()
-        self._ledger.open = {entry.item: entry for entry in self._ledger.at(Stage.INTENDED)}
-        self._count_slots()
-        self.report.shown["active_jobs"] = [
-            {"item": job.item, "queue": job.queue, "run": str(job.run), "job": job.name, "state": job.state}
-            for job in self._active
-        ]
-        self.report.shown["queued"] = {
-            name: {"pending": list(one.pending), "complete": one.complete} for name, one in self._look.queued.items()
-        }
-        if self._request.run_spec is not None:
-            self._preview_spec(self._request.run_spec)
-        return self.report
-
-    def _preview_spec(self, run_spec: Any) -> None:
-        item = Item("dry-run", next(iter(self._request.queues or self._settings.queues)), run_spec)
-        self._services.redact.add(custom_job.own_key(item))
-        try:
-            _, request = self._build(item, self._services.redact.MARK)
-        except ItemRejected as error:
-            self.report.rejected.append(
-                {"item": item.id, "queue": item.queue, "reason": self._services.redact(str(error))}
-            )
-        else:
-            self.report.shown["custom_job"] = custom_job.shown(request)
+def build_job(
+    item: Item, settings: Settings, *, entity: str, api_key: str, now: datetime
+) -> tuple[RunSpec, JobRequest]:
+    """Make the CustomJob of an item from a queue of ``entity`` and hold it against the policy. Raises ItemRejected."""
+    spec = custom_job.parse(item)
+    request = custom_job.build(item, spec, settings, entity=entity, api_key=api_key, now=now)
+    if broken := policy.violations(request.custom_job, spec, settings):
+        raise ItemRejected(" ".join(broken))
+    return spec, request
 
 
 def _after(queue: str, queues: Sequence[str]) -> str:

@@ -199,6 +199,11 @@ class PassReport:
     shown: dict[str, Any] = field(default_factory=dict)
     """Only in a dry run: active jobs, queued items, the CustomJob of a posted run spec."""
 
+    def count_slots(self, max_jobs: int, active: int) -> None:
+        """Note how many slots there are and how many are used; without a limit (-1) ``free`` is None."""
+        free = None if max_jobs == -1 else max(0, max_jobs - active)
+        self.slots = {"max_jobs": max_jobs, "active": active, "free": free}
+
     def body(self) -> dict[str, Any]:
         """Give the report as a JSON object."""
         return {

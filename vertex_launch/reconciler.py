@@ -9,45 +9,28 @@ How an ended job is told to W&B is settled here, too, once job states come back;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 from vertex_launch.config import Settings
 from vertex_launch.errors import Unavailable
 from vertex_launch.ledger import Ledger, OpenJob, Stage
 from vertex_launch.log import LOGGER
 from vertex_launch.model import ItemView, ManagedJob, PassReport
-
-
-class Jobs(Protocol):
-    """What reconciling needs of Vertex AI."""
-
-    def get(self, name: str) -> ManagedJob | None:
-        """Give the job of that resource name, None when there is none. Raises Unavailable."""
-
-    def cancel(self, name: str) -> None:
-        """Ask for the job's end; a job that has ended already or is gone is no error. Raises Unavailable."""
-
-
-class Items(Protocol):
-    """What reconciling needs of W&B."""
-
-    def items(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
-        """Look up items (id to queue); those that W&B cannot tell about are missing. Raises Unavailable."""
+from vertex_launch.services import Queue, Vertex
 
 
 class Reconciler:
     """Brings the ledger up to date and ends the jobs that must not live."""
 
-    def __init__(self, settings: Settings, jobs: Jobs, items: Items) -> None:
+    def __init__(self, settings: Settings, vertex: Vertex, queue: Queue, entity: str) -> None:
         self._settings = settings
-        self._jobs = jobs
-        self._items = items
+        self._vertex = vertex
+        self._queue = queue
+        self._entity = entity
 
     def reconcile(
         self,
         ledger: Ledger,
-        entity: str,
         listed: Sequence[ManagedJob],
         items: Mapping[str, ItemView],
         now: float,
@@ -65,7 +48,7 @@ class Reconciler:
             by_item[job.item].append(job)
         for jobs in by_item.values():
             self._choose(ledger, jobs, now, report)
-        self._confirm_acks(ledger, entity, items, now, report)
+        self._confirm_acks(ledger, items, now, report)
         return [job for job in seen.values() if not job.ended]
 
     def _follow_unlisted(self, ledger: Ledger, seen: dict[str, ManagedJob], now: float) -> None:
@@ -81,7 +64,7 @@ class Reconciler:
 
     def _get(self, ledger: Ledger, entry: OpenJob, seen: dict[str, ManagedJob]) -> None:
         try:
-            job = self._jobs.get(entry.job)
+            job = self._vertex.get(entry.job)
         except Unavailable as error:
             LOGGER.warning("cannot look up job %s: %s", entry.job, error, extra={"job": entry.job})
             return
@@ -104,25 +87,23 @@ class Reconciler:
             if twin is not ours:
                 self.cancel(twin, f"job {ours.name} serves the same item", report)
 
-    def _confirm_acks(
-        self, ledger: Ledger, entity: str, items: Mapping[str, ItemView], now: float, report: PassReport
-    ) -> None:
+    def _confirm_acks(self, ledger: Ledger, items: Mapping[str, ItemView], now: float, report: PassReport) -> None:
         """Compare jobs whose item was not acked, as far as we know, with the item itself."""
         waiting = list(ledger.at(Stage.CREATED))
         unasked = {entry.item: entry.queue for entry in waiting if entry.item not in items}
-        known = {**items, **self.look_up(entity, unasked)}
+        known = {**items, **self.look_up(unasked)}
         for entry in waiting:
             if entry.item in known:
                 self.judge_claim(ledger, entry, known[entry.item], report)
             elif entry.ended and now - entry.since > self._settings.give_up_after:
                 ledger.close(entry.item)  # its item is nowhere to be found: it was deleted
 
-    def look_up(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
+    def look_up(self, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
         """Look up items; what cannot be known now is left out and stays as it is."""
         if not wanted:
             return {}
         try:
-            return self._items.items(entity, wanted)
+            return self._queue.items(self._entity, wanted)
         except Unavailable as error:
             LOGGER.warning("cannot look up %d items: %s", len(wanted), error)
             return {}
@@ -145,16 +126,10 @@ class Reconciler:
 
     def _cancel(self, item: str, name: str, why: str, report: PassReport) -> bool:
         try:
-            self._jobs.cancel(name)
+            self._vertex.cancel(name)
         except Unavailable as error:
             LOGGER.warning("cannot cancel job %s: %s", name, error, extra={"job": name, "item": item})
             return False
         LOGGER.info("cancelled job %s: %s", name, why, extra={"job": name, "item": item})
         report.cancelled.append({"item": item, "job": name, "reason": why})
         return True
-
-
-def regions(settings: Settings, entries: Iterable[OpenJob]) -> list[str]:
-    """Give the regions to list: the configured ones, then those in which something is still open."""
-    names = [region.name for region in settings.regions] + [entry.region for entry in entries]
-    return list(dict.fromkeys(names))

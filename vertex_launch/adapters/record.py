@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
-from google.cloud import storage
+from google.cloud.storage import Blob, Client
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import RequestException
 
@@ -38,13 +38,13 @@ ABSENT = 0
 class Record:
     """Hold and ledger under one ``gs://bucket[/prefix]``, a folder for each deployment."""
 
-    def __init__(self, location: str, deployment: str, *, timeout: float, client: storage.Client | None = None) -> None:
+    def __init__(self, location: str, deployment: str, *, timeout: float, client: Client | None = None) -> None:
         parts = urlsplit(location)
         self._prefix = "/".join(part for part in (parts.path.strip("/"), deployment) if part)
         self._where = f"gs://{parts.netloc}/{self._prefix}"
         self._timeout = timeout
         self._retry = DEFAULT_RETRY.with_delay(initial=0.3, maximum=1.0, multiplier=1.3).with_timeout(timeout)
-        self._bucket = (client or storage.Client(project="unused-by-objects")).bucket(parts.netloc)
+        self._bucket = (client or Client(project="unused-by-objects")).bucket(parts.netloc)
 
     # The hold
 
@@ -102,7 +102,7 @@ class Record:
 
     # Objects
 
-    def _blob(self, name: str) -> storage.Blob:
+    def _blob(self, name: str) -> Blob:
         return self._bucket.blob(f"{self._prefix}/{name}")
 
     def _write(self, name: str, content: bytes, generation: int) -> int | None:
