@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from google.cloud.aiplatform_v1.types import JobState
 from tests.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quota
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
-from vertex_launch.ledger import Stage
+from vertex_launch.ledger import Ledger, Stage
 from vertex_launch.model import Ack, AgentView, ItemView, PassRequest
 
 
@@ -328,12 +328,12 @@ def test_a_job_whose_ack_was_refused_is_cancelled_on_positive_evidence_only(
     world = World()
     item = world.queue.push("cpu", image_spec())
 
-    def lose_the_item() -> None:
+    def refuse(claims: Sequence[tuple[str, str]]) -> list[Ack]:
         world.queue.contents[item].state, world.queue.contents[item].run = state, run
         world.queue.contents[item].leased_until = world.clock() + 1000
+        return [Ack.REFUSED]
 
-    world.queue.trouble["ack"] = lose_the_item
-    world.queue.ack = lambda claims: (world.queue._called("ack"), [Ack.REFUSED])[1]  # type: ignore[method-assign]
+    world.queue.ack = refuse  # type: ignore[method-assign]
     world.run()
     assert bool(world.vertex.living()[0].state == JobState.JOB_STATE_CANCELLING) == cancelled
     assert world.queue.contents[item].message == "", "an item that somebody else owns is never failed"
@@ -423,14 +423,14 @@ def test_dying_at_a_write_of_the_ledger(nth: int, after: bool) -> None:
     item = world.queue.push("cpu", image_spec())
     real, count = world.record.write, 0
 
-    def write(*args: Any) -> int:
+    def write(ledger: Ledger, pass_id: str, generation: int) -> int:
         nonlocal count
         count += 1
         if count == nth:
             if after:
-                real(*args)
+                real(ledger, pass_id, generation)
             raise Crash
-        return real(*args)
+        return real(ledger, pass_id, generation)
 
     world.record.write = write  # type: ignore[method-assign]
     world.crash()
