@@ -55,7 +55,9 @@ def test_all_labels_of_a_job_are_legal(
 
 
 @given(anything, anything, anything, anything)
-def test_a_derived_run_id_is_stable_and_one_that_wandb_takes(base: str, entity: str, item: str, deployment: str) -> None:
+def test_a_derived_run_id_is_stable_and_one_that_wandb_takes(
+    base: str, entity: str, item: str, deployment: str
+) -> None:
     run = labels.run_id(base, entity, item, deployment)
     assert re.fullmatch(r"vl[0-9a-z]{12}", run)
     assert run == labels.run_id(base, entity, item, deployment)

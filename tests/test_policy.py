@@ -24,18 +24,26 @@ def found(spec: dict[str, Any], *, secure_mode: bool = False, **policy: Any) -> 
 
 
 def gpu(count: int, kind: str = "NVIDIA_TESLA_T4") -> dict[str, Any]:
-    return {**pool(), "machine_spec": {"machine_type": "n1-standard-4", "accelerator_type": kind, "accelerator_count": count}}
+    return {
+        **pool(),
+        "machine_spec": {"machine_type": "n1-standard-4", "accelerator_type": kind, "accelerator_count": count},
+    }
 
 
 PACKAGE = {
     "machine_spec": {"machine_type": "n1-standard-4"},
-    "python_package_spec": {"executor_image_uri": "us-docker.pkg.dev/vertex-ai/training/tf:1", "python_module": "train"},
+    "python_package_spec": {
+        "executor_image_uri": "us-docker.pkg.dev/vertex-ai/training/tf:1",
+        "python_module": "train",
+    },
 }
 NETWORKED = {"network": "projects/1/global/networks/vpc", "psc_interface_config": {"network_attachment": "att"}}
 
 
 def test_without_a_policy_everything_goes() -> None:
-    assert found(run_spec(gpu(8), spec={"service_account": "a@b", **NETWORKED}, overrides={"entry_point": ["sh"]})) == []
+    assert (
+        found(run_spec(gpu(8), spec={"service_account": "a@b", **NETWORKED}, overrides={"entry_point": ["sh"]})) == []
+    )
 
 
 @pytest.mark.parametrize(

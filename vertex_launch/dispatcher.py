@@ -70,12 +70,11 @@ class Dispatcher:
 
 @dataclass(frozen=True)
 class _Start:
-    """An item that is checked and built, and the moment after which its lease may have run out."""
+    """An item that is checked and built."""
 
     item: Item
     kind: Kind
     request: JobRequest
-    ack_by: float
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ class _Pass:
         self._stopped = False
         self._refreshed = False
         self._returning = 0
+        self._ack_by = 0.0
         self._active: list[ManagedJob] = []
         self._queues: list[str] = []
         self._submissions = 0
@@ -119,10 +119,9 @@ class _Pass:
             self._reconcile()  # 3
             self._register()
             while popped := self._pop():  # 4, 5
-                ack_by = self._clock() + self._settings.lease - self._settings.timeouts.margin
-                claims, starts = self._sort(popped, ack_by)  # 6, 7
+                claims, starts = self._sort(popped)  # 6, 7
                 claims += self._create(starts)  # 8
-                self._ack(claims, ack_by)  # 9
+                self._ack(claims)  # 9
             return self._finish()  # 10
         except PassLost:
             raise
@@ -223,6 +222,7 @@ class _Pass:
         """
         popped: list[Popped] = []
         room = int(self._room())
+        self._ack_by = self._clock() + self._settings.lease - self._settings.timeouts.margin
         if self._agent and not self._stopped:
             while self._queues and self._in_time() and (want := room + self._returning - len(popped)) > 0:
                 popped += self._lease(self._turns(want))
@@ -275,7 +275,7 @@ class _Pass:
 
     # 6 and 7. Adopt, check and build
 
-    def _sort(self, popped: Sequence[Popped], ack_by: float) -> tuple[list[_Claim], list[_Start]]:
+    def _sort(self, popped: Sequence[Popped]) -> tuple[list[_Claim], list[_Start]]:
         """Tell apart what has a job already, what can start, and what cannot."""
         claims: list[_Claim] = []
         starts: list[_Start] = []
@@ -287,12 +287,12 @@ class _Pass:
                 if claim:
                     claims.append(claim)
                 else:
-                    starts.append(self._check(item, starts, ack_by))
+                    starts.append(self._check(item, starts))
             except ItemRejected as error:
                 rejected.append((item, str(error)))
             except ItemDeferred as error:
                 self._defer(item, error)
-        self._reject(rejected, ack_by)
+        self._reject(rejected)
         return claims, starts
 
     def _adopt(self, item: Item) -> _Claim | None:
@@ -304,7 +304,7 @@ class _Pass:
             raise ItemDeferred("Vertex AI has not shown yet whether it took the job of an earlier attempt", tell=False)
         return _Claim(item.id, item.queue, entry.run, entry.job)
 
-    def _check(self, item: Item, starts: Sequence[_Start], ack_by: float) -> _Start:
+    def _check(self, item: Item, starts: Sequence[_Start]) -> _Start:
         """Build an item's job, as far as limits and policy allow it. Raises ItemRejected, ItemDeferred."""
         key, now = self._services.key.get(), datetime.fromtimestamp(self._clock(), UTC)
         spec, request = build_job(item, self._settings, entity=self._seen.entity, api_key=key, now=now)
@@ -313,7 +313,7 @@ class _Pass:
             other = f" of item {holder.item}" if holder else ""
             raise ItemDeferred(f"run {request.run} is used by another job{other}; this item waits until that has ended")
         self._check_limits(spec.kind, request.region, starts)
-        return _Start(item, spec.kind, request, ack_by)
+        return _Start(item, spec.kind, request)
 
     def _check_limits(self, kind: Kind, region: str, starts: Sequence[_Start]) -> None:
         """Raise ItemDeferred where a limit leaves no room beside what already starts in this round."""
@@ -329,9 +329,9 @@ class _Pass:
         if self._request.limit is not None and self._request.limit <= self._submissions + len(starts):
             raise ItemDeferred("the limit of this request is reached", tell=False)
 
-    def _reject(self, rejected: Sequence[tuple[Item, str]], ack_by: float) -> None:
+    def _reject(self, rejected: Sequence[tuple[Item, str]]) -> None:
         """Fail items that can never start, while their lease is surely ours; later they come back and fail then."""
-        if not rejected or self._clock() > ack_by:
+        if not rejected or self._clock() > self._ack_by:
             return
         sentences = [(item.id, self._services.redact(reason)) for item, reason in rejected]
         told = self._services.queue.fail(sentences)
@@ -353,7 +353,7 @@ class _Pass:
         waiting = self._ledger.defer(item.id, now)
         if isinstance(error, ItemDeferred) and now - waiting.since > self._settings.give_up_after:
             hours = self._settings.give_up_after / 3600
-            self._reject([(item, f"It could not start within {hours:.0f} hours (give_up_after): {reason}")], now)
+            self._reject([(item, f"It could not start within {hours:.0f} hours (give_up_after): {reason}")])
         elif reason not in waiting.warned:
             self._warnings.append((item.id, reason))
 
@@ -370,16 +370,25 @@ class _Pass:
         with ThreadPoolExecutor(min(len(starts), self._settings.parallel_creates)) as pool:
             outcomes = list(pool.map(self._create_one, starts))
         self._submissions += len(starts)
-        return [
-            claim
-            for start, outcome in zip(starts, outcomes, strict=True)
-            if (claim := self._conclude(start, outcome)) is not None
-        ]
+        rejected: list[tuple[Item, str]] = []
+        claims: list[_Claim] = []
+        for start, outcome in zip(starts, outcomes, strict=True):
+            if isinstance(outcome, str):
+                claims.append(self._submitted(start, outcome))
+                continue
+            if not isinstance(outcome, OutcomeUnknown):  # else the intent stays open and keeps the slot
+                self._ledger.close(start.item.id)
+            if isinstance(outcome, ItemRejected):
+                rejected.append((start.item, str(outcome)))
+            else:
+                self._defer(start.item, outcome)
+        self._reject(rejected)
+        return claims
 
     def _create_one(self, start: _Start) -> str | ItemRejected | ItemDeferred | OutcomeUnknown:
         """Create one job: its name, or why there is none, or that nobody knows."""
         timeout = min(self._settings.timeouts.create, start.request.create_timeout or self._settings.timeouts.create)
-        if self._clock() + timeout > min(start.ack_by, self._started + self._settings.hold_seconds):
+        if self._clock() + timeout > min(self._ack_by, self._hold.expires):
             return ItemDeferred("the pass ran late: the item's lease could end before its job is created", tell=False)
         try:
             return self._services.vertex.create(start.request, timeout)
@@ -389,30 +398,21 @@ class _Pass:
             LOGGER.exception("unexpected error while creating a job", extra={"item": start.item.id})
             return OutcomeUnknown(f"{type(error).__name__} while the job was created; the function's log has more")
 
-    def _conclude(self, start: _Start, outcome: str | ItemRejected | ItemDeferred | OutcomeUnknown) -> _Claim | None:
+    def _submitted(self, start: _Start, job: str) -> _Claim:
+        """Note and report a job that was created."""
         item, run = start.item, start.request.run
-        if isinstance(outcome, OutcomeUnknown):
-            self._defer(item, outcome)  # its intent stays open and keeps the slot
-            return None
-        if not isinstance(outcome, str):
-            self._ledger.close(item.id)
-            if isinstance(outcome, ItemRejected):
-                self._reject([(item, str(outcome))], start.ack_by)
-            else:
-                self._defer(item, outcome)
-            return None
-        self._ledger.created(item.id, outcome)
-        where = {"item": item.id, "queue": item.queue, "run": str(run), "job": outcome, "region": start.request.region}
+        self._ledger.created(item.id, job)
+        where = {"item": item.id, "queue": item.queue, "run": str(run), "job": job, "region": start.request.region}
         self.report.submitted.append(where)
-        LOGGER.info("submitted item %s as %s", item.id, outcome, extra=where)
+        LOGGER.info("submitted item %s as %s", item.id, job, extra=where)
         self._warnings += [(item.id, self._services.redact(text)) for text in start.request.warnings]
-        return _Claim(item.id, item.queue, run.id, outcome, created=True)
+        return _Claim(item.id, item.queue, run.id, job, created=True)
 
     # 9. Ack
 
-    def _ack(self, claims: Sequence[_Claim], ack_by: float) -> None:
+    def _ack(self, claims: Sequence[_Claim]) -> None:
         """Claim items for their jobs' runs while the leases are surely ours; later they come back and are adopted."""
-        if not claims or self._clock() > ack_by:
+        if not claims or self._clock() > self._ack_by:
             return
         answers = self._services.queue.ack([(claim.item, claim.run) for claim in claims])
         refused: dict[str, str] = {}
@@ -438,7 +438,10 @@ class _Pass:
             self._ledger.full_pass_began = self._started
         self._ledger.prune(self._clock(), self._settings.give_up_after)
         self._ledger.free_hold, self._ledger.rebuild = self._hold.generation, False
-        self._write_ledger()
+        try:
+            self._write_ledger()
+        except Unavailable as error:
+            self._notice(f"{error}. What was done is done; the next pass begins when the hold of this one has expired")
         self.report.count_slots(self._settings.max_jobs, self._used()[Kind.JOB])
         return self.report
 
