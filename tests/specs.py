@@ -89,8 +89,9 @@ FULL = run_spec(
 
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0${}<"), max_size=12)
 """Text that means nothing to macros, expansion or templates."""
-texts = st.one_of(words, st.text('ab$(){}\\"é漢 ', max_size=12))
-"""Text with what expansion and macros look for."""
+dollars = st.lists(st.sampled_from(["$", "$$", "$(", "$(A)", "(", ")", "a", "{", "é"]), max_size=5).map("".join)
+"""Text that expansion looks at."""
+texts = words | dollars | st.sampled_from(["${author}", '"', "\\", "漢 "])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),

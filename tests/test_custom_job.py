@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,11 +23,11 @@ from tests.specs import (
     MINIMAL,
     SAMPLES,
     SETTINGS,
+    dollars,
     item,
     json_values,
     pool,
     run_spec,
-    texts,
 )
 from vertex_launch import custom_job, environment, labels
 from vertex_launch.config import Settings
@@ -89,9 +90,6 @@ class Everything(dict[str, str]):
 
     def get(self, key: str, default: Any = None) -> str:
         return f"LEAK({key})"
-
-
-dollars = st.text("$()aB{", max_size=12) | texts
 
 
 def test_the_reference_expands_as_kubernetes_does() -> None:
@@ -493,6 +491,8 @@ def put(spec: Any, at: str, value: Any) -> Any:
         (f"{VERTEX}.run.disable_retries", 1, "a number stands where true or false is expected. Write true or false there."),
         (f"{VERTEX}.run.scheduling_strategy", "spot", f"'spot' is not known. Did you mean SPOT? Allowed are {STRATEGIES}."),
         (f"{VERTEX}.run.scheduling_strategy", 5, f"5 is not known. Allowed are {STRATEGIES}."),
+        (f"{VERTEX}.run.scheduling_strategy", "\ud800", f"'\\ud800' is not known. Allowed are {STRATEGIES}."),
+        (f"{VERTEX}.run.scheduling_strategy", 2**70, f"{2**70} is not known. Allowed are {STRATEGIES}."),
         (f"{VERTEX}.run.scheduling_strategy", True, f"true or false stands where a name is expected. Allowed are {STRATEGIES}."),
         (f"{VERTEX}.run.experiment", "exp", f"'exp' is no resource name, and nothing here looks one up. {CONTEXT}."),
         (f"{VERTEX}.run.experiment_run", "projects/1/locations/l/metadataStores/d/contexts/c", "it means nothing without experiment. Name the experiment, too, or remove it."),
@@ -530,9 +530,7 @@ def put(spec: Any, at: str, value: Any) -> Any:
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_place_and_a_remedy(at: str, value: Any, sentence: str) -> None:
     said = rejected(put(MINIMAL, at, value))
-    assert said == (
-        sentence if sentence.split(": ")[0].startswith(at.split("[")[0] + (":" if 0 else "")) else f"{at}: {sentence}"
-    )
+    assert said in (sentence, f"{at}: {sentence}")
 
 
 def test_an_unknown_accelerator_names_the_known_ones() -> None:
@@ -586,7 +584,10 @@ def test_recorded_job_artifact_fails_with_that_sentence() -> None:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("{", "The run spec is not JSON (Expecting property name enclosed in double quotes: line 1 co...)."),
+        (
+            "{",
+            "The run spec is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)).",
+        ),
         ("[1]", "The run spec is not a JSON object."),
         (None, "The run spec is not a JSON object."),
         (b"{}", "The run spec is not JSON (Object of type bytes is not JSON serializable)."),
@@ -608,8 +609,8 @@ def test_all_problems_of_an_item_are_reported_together() -> None:
     said = rejected(spec).splitlines()
     assert said[0] == "The run spec has 6 problems:"
     assert [line.split(": ")[0] for line in said[1:]] == [
-        "- overrides.args",
         "- project",
+        "- overrides.args",
         f"- {POOL.replace('[0]', '[1]')}.machine_spec.acceleratorType",
         f"- {VERTEX}.spec.labels.A",
         f"- {VERTEX}.run.timeout",
@@ -668,7 +669,7 @@ round_about["again"] = round_about
 hostile = st.one_of(
     json_values,
     st.sampled_from(
-        [deep, round_about, float("nan"), float("inf"), 10**5000, -(2**63), "\ud800", "\0", "${", "x" * 10**5]
+        [deep, round_about, float("nan"), float("inf"), 10**5000, 2**70, -(2**63), "\ud800", "\0", "${", "x" * 10**5]
     ),
     st.sampled_from(
         [{"\ud800": 1}, {1: 2}, {None: 3}, (1,), b"x", {1}, object(), "<REQUIRED>", "{{x}}", "$(", "${author}"]
@@ -681,10 +682,8 @@ hostile = st.one_of(
 @given(st.sampled_from(list(places(WIDE))), hostile, st.sampled_from(list(places(WIDE))), hostile)
 def test_whatever_comes_is_a_job_or_rejected(at: str, value: Any, then_at: str, then: Any) -> None:
     spec = put(WIDE, at, value)
-    try:
+    with suppress(TypeError, AttributeError, KeyError, IndexError, RecursionError):  # the second place may be gone
         spec = put(spec, then_at, then)
-    except (TypeError, AttributeError, KeyError, IndexError, RecursionError):
-        pass  # the second place is gone
     spec["_wandb_api_key"] = KEY[::-1]
     try:
         request = made(spec)

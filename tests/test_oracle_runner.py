@@ -46,7 +46,8 @@ from tests.specs import (
     words,
 )
 from tests.wire import NOW, Wire, captured
-from vertex_launch import environment, run_spec as our_run_spec
+from vertex_launch import environment
+from vertex_launch import run_spec as our_run_spec
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest, build, parse
 from vertex_launch.errors import ItemRejected
@@ -71,7 +72,7 @@ class Google(GcpEnvironment):  # type: ignore[misc]
         """Nothing to verify."""
 
     async def get_credentials(self) -> AnonymousCredentials:
-        return AnonymousCredentials()  # type: ignore[no-untyped-call]
+        return AnonymousCredentials()
 
 
 def official(wire: Wire, spec: dict[str, Any], *, run_id: str) -> CustomJob:
@@ -407,7 +408,7 @@ specs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(specs)
 def test_generated_specs(wire: Wire, spec: dict[str, Any]) -> None:
     compare(wire, spec)

@@ -166,7 +166,7 @@ reports = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(specs, runs, reports)
 def test_the_same_arguments_make_the_same_message(
     wire: Wire, spec: dict[str, Any], run: dict[str, Any], report: dict[str, str]

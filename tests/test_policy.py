@@ -142,7 +142,13 @@ def test_what_is_allowed_goes(spec: dict[str, Any], policy: dict[str, Any]) -> N
 
 def test_every_violation_is_said() -> None:
     spec = run_spec(gpu(1), spec=NETWORKED, overrides={"entry_point": ["sh"]})
-    policy = {"images": [], "service_accounts": [], "machine_types": [], "accelerators": {}, "networks": []}
+    policy: dict[str, Any] = {
+        "images": [],
+        "service_accounts": [],
+        "machine_types": [],
+        "accelerators": {},
+        "networks": [],
+    }
     assert len(found(spec, secure_mode=True, **policy)) == 7
 
 

@@ -135,6 +135,6 @@ def _parts(text: str) -> Iterator[str]:
     while text:
         part = text[:LONGEST]
         while (excess := len(escape(part)) - LONGEST) > 0:
-            part = part[:-excess]
+            part = part[: -max(1, excess // 3)]  # a character is worth three at most
         yield escape(part)
         text = text[len(part) :]

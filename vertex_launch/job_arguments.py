@@ -195,7 +195,7 @@ def _check_experiment(given: Given, shapes: Shapes) -> None:
 
 def _check_pools(given: Given, shapes: Shapes) -> None:
     place, findings = given.place("worker_pool_specs"), shapes.findings
-    if not given["worker_pool_specs"] and not findings.about(place):
+    if not given["worker_pool_specs"] and not findings.about(place, f"{given.root}.{SECTIONS[0]}"):
         remedy = "Describe at least one worker pool: machine_spec, replica_count and container_spec"
         findings.wrong(place, "it is missing or empty", remedy)
     for index, pool in enumerate(given["worker_pool_specs"] or ()):

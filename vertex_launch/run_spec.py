@@ -101,9 +101,7 @@ def _mapping(item: Item) -> dict[str, Any]:
     try:
         spec = json.loads(item.spec if isinstance(item.spec, str) else json.dumps(item.spec))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ItemRejected(
-            f"The run spec is not JSON ({printable(str(error))}). Push the item again with wandb launch."
-        ) from error
+        raise ItemRejected(f"The run spec is not JSON ({error}). Push the item again with wandb launch.") from error
     if not isinstance(spec, dict):
         raise ItemRejected("The run spec is not a JSON object. Push the item again with wandb launch.")
     level: list[Any] = [spec]

@@ -165,10 +165,11 @@ class Shapes:
         return self.text(value, place)
 
     def _enum(self, value: Any, shape: EnumDescriptor, place: str) -> int:
-        names = shape.values_by_name
+        # Not shape.values_by_name: asking it for half of a surrogate pair leaves the interpreter with an error pending.
+        names = {one.name: one.number for one in shape.values}
         if isinstance(value, str) and value in names:
-            return int(names[value].number)
-        if isinstance(value, int) and not isinstance(value, bool) and value in shape.values_by_number:
+            return names[value]
+        if isinstance(value, int) and not isinstance(value, bool) and value in names.values():
             return value
         if not isinstance(value, int | str) or isinstance(value, bool):
             self._mistyped(value, place, "a name", f"Allowed are {', '.join(names)}")

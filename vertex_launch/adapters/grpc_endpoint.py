@@ -1,4 +1,4 @@
-"""How Google's gRPC clients are pointed at another host, in one place for all of them."""
+"""How Google's gRPC clients are pointed at another host and when they ask again, in one place for all of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,25 @@ from typing import TypeGuard
 from urllib.parse import urlsplit
 
 import grpc
+from google.api_core import exceptions
+from google.api_core.retry import Retry, if_exception_type
+from google.auth.exceptions import GoogleAuthError
+
+TROUBLE = (exceptions.GoogleAPIError, GoogleAuthError, OSError)
+"""Everything that a call can raise."""
+
+BACKOFF = Retry(
+    predicate=if_exception_type(
+        exceptions.TooManyRequests,
+        exceptions.InternalServerError,
+        exceptions.BadGateway,
+        exceptions.ServiceUnavailable,
+    ),
+    initial=0.2,
+    multiplier=2.0,
+    maximum=2.0,
+)
+"""Pauses between two attempts at what may be repeated: an instance that slept finds its connections broken."""
 
 
 def is_plaintext(endpoint: str | None) -> TypeGuard[str]:

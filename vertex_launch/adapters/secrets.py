@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import google_crc32c
 from google.api_core import exceptions
+from google.api_core.retry import Retry
 from google.cloud import secretmanager_v1
 
-from vertex_launch.adapters.grpc_endpoint import insecure_channel, is_plaintext
+from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE, insecure_channel, is_plaintext
 from vertex_launch.errors import Unavailable
 from vertex_launch.log import Redactor
 
@@ -29,11 +30,13 @@ class SecretKey:
         timeout: float,
         endpoint: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        backoff: Retry = BACKOFF,
     ) -> None:
         self._version = version
         self._redact = redact
         self._ttl = ttl
-        self._timeout = timeout
+        # The client's own retries would go on for a minute.
+        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._clock = clock
         self._client = _client(endpoint)
         self._lock = threading.Lock()
@@ -56,7 +59,7 @@ class SecretKey:
 
     def _read(self) -> None:
         try:
-            answer = self._client.access_secret_version(name=self._version, timeout=self._timeout)
+            answer = self._client.access_secret_version(name=self._version, **self._again)
         except exceptions.PermissionDenied as error:
             raise Unavailable(
                 SERVICE,
@@ -74,7 +77,7 @@ class SecretKey:
                 SERVICE,
                 f"{self._version} is disabled or destroyed; enable it or add a new version ({error.message})",
             ) from error
-        except (exceptions.GoogleAPIError, OSError) as error:
+        except TROUBLE as error:
             raise Unavailable(SERVICE, f"cannot read {self._version}: {error}") from error
         data = answer.payload.data
         if answer.payload.data_crc32c and google_crc32c.value(data) != answer.payload.data_crc32c:
@@ -93,7 +96,11 @@ def _checked(data: bytes, version: str) -> str:
     except UnicodeDecodeError:
         key = ""
     if not key or not key.isprintable() or " " in key:
-        raise Unavailable(SERVICE, f"{version} holds no W&B API key: it is empty or not a single line of ASCII text")
+        raise Unavailable(
+            SERVICE,
+            f"{version} holds no W&B API key: it is empty or not a single line of ASCII text; add a version that holds the "
+            "key alone",
+        )
     return key
 
 

@@ -6,11 +6,12 @@ import threading
 from datetime import UTC, datetime
 
 from google.api_core import exceptions
+from google.api_core.retry import Retry
 from google.cloud.aiplatform_v1 import JobServiceClient
 from google.cloud.aiplatform_v1.types import CustomJob, ListCustomJobsRequest
 
 from vertex_launch import custom_job, labels
-from vertex_launch.adapters.grpc_endpoint import insecure_channel, is_plaintext
+from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE, insecure_channel, is_plaintext
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
 from vertex_launch.model import ManagedJob
@@ -19,22 +20,18 @@ SERVICE = "Vertex AI"
 PAGE = 100
 
 # gRPC and REST raise different subclasses of these parents, so the parents are named wherever there is one.
-PERMANENT = (
-    exceptions.BadRequest,
-    exceptions.Forbidden,
-    exceptions.NotFound,
-    exceptions.AlreadyExists,
-    exceptions.MethodNotImplemented,
-)
+PERMANENT = (exceptions.BadRequest, exceptions.Forbidden, exceptions.NotFound, exceptions.MethodNotImplemented)
 
 
 class VertexJobs:
     """The CustomJobs of one deployment in one project; a client per region, made when it is first needed."""
 
-    def __init__(self, project: str, deployment: str, *, timeout: float, endpoint: str | None = None) -> None:
+    def __init__(
+        self, project: str, deployment: str, *, timeout: float, endpoint: str | None = None, backoff: Retry = BACKOFF
+    ) -> None:
         self._project = project
         self._deployment = deployment
-        self._timeout = timeout
+        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._endpoint = endpoint
         self._clients: dict[str, JobServiceClient] = {}
         self._lock = threading.Lock()
@@ -53,8 +50,8 @@ class VertexJobs:
         parent = f"projects/{self._project}/locations/{region}"
         request = ListCustomJobsRequest(parent=parent, filter=wanted, page_size=PAGE)
         try:
-            jobs = list(self._client(region).list_custom_jobs(request, timeout=self._timeout))
-        except (exceptions.GoogleAPIError, OSError) as error:
+            jobs = list(self._client(region).list_custom_jobs(request, **self._again))
+        except TROUBLE as error:
             raise Unavailable(
                 SERVICE, f"cannot list the jobs in {parent}: {_said(error)}{_remedy(error, 'list')}"
             ) from error
@@ -65,10 +62,10 @@ class VertexJobs:
         """Give the job of that resource name, None when Vertex AI has none or it is not ours. Raises Unavailable."""
         region = name.split("/")[3]
         try:
-            job = self._client(region).get_custom_job(name=name, timeout=self._timeout)
+            job = self._client(region).get_custom_job(name=name, **self._again)
         except exceptions.NotFound:
             return None
-        except (exceptions.GoogleAPIError, OSError) as error:
+        except TROUBLE as error:
             raise Unavailable(SERVICE, f"cannot get {name}: {_said(error)}{_remedy(error, 'get')}") from error
         return custom_job.managed(job, deployment=self._deployment, region=region)
 
@@ -84,22 +81,32 @@ class VertexJobs:
                 parent=parent, custom_job=request.custom_job, timeout=timeout, retry=None
             )
         except exceptions.TooManyRequests as error:
-            raise ItemDeferred(f"Vertex AI has no quota for it now in {request.region}: {_said(error)}") from error
+            raise ItemDeferred(
+                f"Vertex AI has no quota for it now in {request.region}: {_said(error)} It is tried again; where that does "
+                "not help, raise the quota of the project, or ask for less."
+            ) from error
         except exceptions.Unauthorized as error:
-            raise ItemDeferred(f"Vertex AI does not know who asks: {_said(error)}") from error
+            raise ItemDeferred(f"Vertex AI does not accept the function's service account: {_said(error)}") from error
+        except exceptions.Conflict as error:
+            raise ItemDeferred(f"Vertex AI could not take the job now: {_said(error)}") from error
         except PERMANENT as error:
             raise ItemRejected(f"Vertex AI refused the job: {_said(error)}{_remedy(error, 'create')}") from error
-        except (exceptions.GoogleAPIError, OSError) as error:
-            raise OutcomeUnknown(f"Vertex AI did not say whether it took the job: {_said(error)}") from error
-        return job.name
+        except TROUBLE as error:
+            # A connection that was never opened looks the same as one that broke before the answer came.
+            raise OutcomeUnknown(
+                f"Vertex AI did not say whether it took the job: {_said(error)} The job is looked for before anything else "
+                "is tried."
+            ) from error
+        name: str = job.name
+        return name
 
     def cancel(self, name: str) -> None:
         """Ask for the job's end; one that has ended already or is gone is no error. Raises Unavailable."""
         try:
-            self._client(name.split("/")[3]).cancel_custom_job(name=name, timeout=self._timeout)
+            self._client(name.split("/")[3]).cancel_custom_job(name=name, **self._again)
         except (exceptions.NotFound, exceptions.BadRequest):
             return  # BadRequest is also the parent of FailedPrecondition: not in a state that can be cancelled
-        except (exceptions.GoogleAPIError, OSError) as error:
+        except TROUBLE as error:
             raise Unavailable(SERVICE, f"cannot cancel {name}: {_said(error)}{_remedy(error, 'cancel')}") from error
 
     def _client(self, region: str) -> JobServiceClient:
@@ -118,8 +125,10 @@ def _client(region: str, endpoint: str | None) -> JobServiceClient:
 
 
 def _said(error: Exception) -> str:
-    """Give Vertex's own words."""
-    return (getattr(error, "message", "") or str(error) or type(error).__name__).strip()
+    """Give Vertex's own words as a sentence; those of the last attempt where there were several."""
+    last = getattr(error, "cause", None) or error
+    words = " ".join((getattr(last, "message", "") or str(last) or type(last).__name__).split())
+    return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
 def _remedy(error: Exception, verb: str) -> str:

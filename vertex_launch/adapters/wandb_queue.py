@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import requests
 from google.api_core.exceptions import RetryError
 from google.api_core.retry import Retry, if_exception_type
+from urllib3.exceptions import NewConnectionError
 
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import KeyRefused, Unavailable
-from vertex_launch.log import LOGGER
+from vertex_launch.log import LOGGER, Redactor
 from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped, Queued
 
 T = TypeVar("T")
@@ -53,6 +55,27 @@ class Refused(Unavailable):
     """The server refused the whole request before doing anything of it."""
 
 
+class Way(NamedTuple):
+    """How a server lets itself be asked: ``together``, several operations in one request; ``peek``, what a queue holds."""
+
+    together: bool
+    peek: bool
+
+
+WAYS: tuple[Way, ...] = (Way(True, True), Way(True, False), Way(False, True), Way(False, False))
+"""The best way first."""
+
+BACKOFF = Retry(predicate=if_exception_type(Again), initial=0.2, multiplier=2.0, maximum=2.0)
+"""Pauses between two attempts, at random between nothing and twice as long each time."""
+
+TOO_MUCH = (
+    requests.codes.bad_request,
+    requests.codes.request_entity_too_large,
+    requests.codes.unprocessable_entity,
+)
+"""Statuses by which a proxy, too, may refuse a request for its size or its form."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of a request: its text, in which ``$name`` stands for a variable, and (type, value) of each variable."""
@@ -73,18 +96,25 @@ class Result:
 class WandbQueue:
     """A typed client for the queues of one W&B server."""
 
-    def __init__(self, base_url: str, key: Key, timeouts: Timeouts, batches: Batches, *, version: str) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        key: Key,
+        timeouts: Timeouts,
+        batches: Batches,
+        *,
+        version: str,
+        backoff: Retry = BACKOFF,
+    ) -> None:
         self._url = f"{base_url.rstrip('/')}/graphql"
         self._key = key
         self._timeout = (timeouts.connect, timeouts.read)
         self._batches = batches
-        self._single = False
+        self._ways = WAYS
         self._version = version
         self._session = requests.Session()
         self._session.headers["User-Agent"] = f"vertex-launch/{version}"
-        self._retry = Retry(
-            predicate=if_exception_type(Again), initial=0.2, multiplier=2.0, maximum=2.0, timeout=timeouts.read
-        )
+        self._retry = backoff.with_timeout(timeouts.read)
 
     # Questions
 
@@ -109,42 +139,64 @@ class WandbQueue:
         queue names; ``peek`` bounds what is shown of each of ``queues``, 0 for nothing; ``viewer`` asks for the API key's
         default entity, too. Raises Unavailable.
         """
-        first = dict(list(items.items())[: self._batches.lookups])
+        for way in self._ways:
+            try:
+                found = self._look(way, entity, agent, items, queues, peek, viewer)
+            except Refused as error:
+                if way is self._ways[-1]:
+                    raise
+                LOGGER.info("W&B refuses the question of a pass, so a simpler one follows: %s", error.reason)
+            else:
+                self._ways = self._ways[self._ways.index(way) :]
+                break
+        return found
+
+    def _look(
+        self,
+        way: Way,
+        entity: str,
+        agent: str,
+        items: Mapping[str, str],
+        queues: Sequence[str],
+        peek: int,
+        viewer: bool,
+    ) -> Look:
+        first = dict(list(items.items())[: self._batches.lookups]) if way.together else {}
+        peek = peek if way.peek else 0
         registry = _Registry(entity)
         registry.add("runQueues { id name }")
         if not agent:
             registry.add(f"launchAgents {{ {AGENT_FIELDS} }}")
-        registry.add_queues(queues, first, peek)
+        registry.add_queues(queues if peek else (), first, peek)
         fields = [registry.field()]
         if agent:
             fields.append(_agent(agent))
         if viewer:
             fields.append(Field("viewer { entity username }"))
-        try:
-            answers = self._ask("query", fields)
-        except Refused:
-            if not peek:
-                raise
-            return self.look(entity, agent=agent, items=items, queues=queues, peek=0, viewer=viewer)
+        requested = [fields] if way.together else [[one] for one in fields]
+        answers = [answer for request in requested for answer in self._ask("query", request)]
         project = self._project(entity, answers[0])
         views = _item_views(project, registry.aliases)
         rest = {item: queue for item, queue in items.items() if item not in first}
         if rest:
-            views |= self.items(entity, rest)
+            views |= self._items(entity, rest, way)
         known = self._agent(entity, agent, answers[1]) if agent else None
         return Look(
             viewer_entity=str((answers[-1].value or {}).get("entity") or "") if viewer else "",
             agent=known,
             agents=tuple(_agent_view(one) for one in _dicts(project.get("launchAgents"))),
-            queues={str(queue["name"]): str(queue["id"]) for queue in _dicts(project.get("runQueues"))},
+            queues={str(queue["name"]): str(queue["id"]) for queue in self._queues(entity, project, answers[0])},
             items=views,
             queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues if peek},
         )
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> dict[str, ItemView]:
         """Look up items (id to queue name); those that W&B cannot tell about are missing. Raises Unavailable."""
+        return self._items(entity, wanted, self._ways[0])
+
+    def _items(self, entity: str, wanted: Mapping[str, str], way: Way) -> dict[str, ItemView]:
         views: dict[str, ItemView] = {}
-        for chunk in _chunks(list(wanted.items()), self._batches.lookups):
+        for chunk in _chunks(list(wanted.items()), self._batches.lookups if way.together else 1):
             registry = _Registry(entity)
             registry.add_queues((), dict(chunk), 0)
             project = self._project(entity, self._ask("query", [registry.field()])[0])
@@ -154,25 +206,34 @@ class WandbQueue:
     def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
         """Give the resource that each queue's items run on, as ``gcp-vertex``; empty text where W&B does not say.
 
-        A queue without a config has none, and a server may not know the question: neither is an error.
+        A queue without a config has none, and a server may not know the question: neither is an error. Raises Unavailable.
         """
+        try:
+            configs = self._configs(entity, queues)
+            resources = self._config_resources(entity, [config for config in configs.values() if config])
+        except Refused as error:
+            LOGGER.info("W&B does not say what the queues' items run on: %s", error.reason)
+            return dict.fromkeys(queues, "")
+        return {name: resources.get(configs[name], "") for name in queues}
+
+    def _configs(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
+        """Give the id of each queue's default config, empty text for none."""
         registry = _Registry(entity)
         names = registry.add_queues(queues, {}, 0, "id defaultResourceConfigID")
-        try:
-            project = self._project(entity, self._ask("query", [registry.field()])[0])
-            configs = {name: (project.get(alias) or {}).get("defaultResourceConfigID") for name, alias in names.items()}
-            wanted = {name: config for name, config in configs.items() if config}
-            if not wanted:
-                return dict.fromkeys(queues, "")
-            text = " ".join(f"c{i}: defaultResourceConfig(id: $c{i}) {{ resource }}" for i in range(len(wanted)))
-            ids = {f"c{i}": ("ID!", str(config)) for i, config in enumerate(wanted.values())}
-            question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **ids})
-            found = self._ask("query", [question])[0].value or {}
-        except Unavailable as error:
-            LOGGER.info("cannot tell what the queues' items run on: %s", error)
-            return dict.fromkeys(queues, "")
-        resources = {name: str((found.get(f"c{i}") or {}).get("resource") or "") for i, name in enumerate(wanted)}
-        return {name: resources.get(name, "") for name in queues}
+        project = self._project(entity, self._ask("query", [registry.field()])[0])
+        return {
+            name: str((project.get(alias) or {}).get("defaultResourceConfigID") or "") for name, alias in names.items()
+        }
+
+    def _config_resources(self, entity: str, configs: Sequence[str]) -> dict[str, str]:
+        """Give the resource of each config that W&B tells about."""
+        if not configs:
+            return {}
+        text = " ".join(f"c{i}: defaultResourceConfig(id: $c{i}) {{ resource }}" for i in range(len(configs)))
+        ids = {f"c{i}": ("ID!", config) for i, config in enumerate(configs)}
+        question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **ids})
+        found = self._ask("query", [question])[0].value or {}
+        return {config: str((found.get(f"c{i}") or {}).get("resource") or "") for i, config in enumerate(configs)}
 
     # Mutations
 
@@ -272,13 +333,21 @@ class WandbQueue:
 
     def _project(self, entity: str, answer: Result) -> Mapping[str, Any]:
         """Give the project that owns the queues. Raises Unavailable where W&B shows none."""
-        if not isinstance(answer.value, dict):
-            raise Unavailable(
-                SERVICE,
-                f"entity {entity} has no launch queues that this API key can see; check the entity's name and the key's "
-                f"access to it, and make a queue first ({answer.error or 'no such project'})",
-            )
-        return answer.value
+        if isinstance(answer.value, dict):
+            return answer.value
+        if answer.error:
+            raise Unavailable(SERVICE, f"cannot see the launch queues of entity {entity}: {answer.error}")
+        raise Unavailable(
+            SERVICE,
+            f"entity {entity} has no launch queues that this API key can see; check the entity's name and the key's access "
+            "to it, and make a queue first",
+        )
+
+    def _queues(self, entity: str, project: Mapping[str, Any], answer: Result) -> list[dict[str, Any]]:
+        """Give all queues of the entity. Raises Unavailable where W&B cannot tell: that is not the same as none."""
+        if not isinstance(project.get("runQueues"), list):
+            raise Unavailable(SERVICE, f"cannot tell the queues of entity {entity}: {answer.error or 'no list given'}")
+        return _dicts(project["runQueues"])
 
     def _agent(self, entity: str, agent: str, answer: Result) -> AgentView | None:
         """Give the agent, None when it is gone: a null with an error beside it is not absence, so then all are listed."""
@@ -296,22 +365,29 @@ class WandbQueue:
     def _batch(self, fields: Sequence[Field], size: int, *, repeatable: bool = True) -> list[Result]:
         """Send mutations in as few requests as their number allows; one request's failure does not spoil the others.
 
-        A batch that the server refuses as a whole is sent again one by one, and so is everything after it.
+        A batch that the server refuses as a whole is sent again one by one; if that helps, so is everything after it.
+        Nothing more is sent once the requests together took as long as one may.
         """
-        results: list[Result] = []
-        for chunk in _chunks(list(fields), 1 if self._single else size):
+        until = time.monotonic() + self._timeout[1]
+        together = self._ways[0].together
+        waiting, results = list(fields), list[Result]()
+        while waiting and (not results or time.monotonic() < until):
+            chunk = waiting[: size if together else 1]
             try:
                 results += self._ask("mutation", chunk, repeatable=repeatable)
             except Refused as error:
-                if len(chunk) == 1:
-                    results.append(Result(error=str(error)))
+                if len(chunk) > 1:
+                    LOGGER.info("W&B refuses %d operations in one request: %s", len(chunk), error.reason)
+                    together = False
                     continue
-                LOGGER.info("W&B refuses %d operations in one request, going on one by one: %s", len(chunk), error)
-                self._single = True
-                results += self._batch(chunk, 1, repeatable=repeatable)
+                results.append(Result(error=error.reason))
             except Unavailable as error:
-                results += [Result(error=str(error), lost=True)] * len(chunk)
-        return results
+                results += [Result(error=error.reason, lost=True)] * len(chunk)
+            else:
+                self._ways = tuple(way for way in self._ways if together or not way.together)
+            waiting = waiting[len(chunk) :]
+        unsent = Result(error="not sent, for the requests before it took too long", lost=True)
+        return results + [unsent] * len(waiting)
 
     def _ask(self, kind: str, fields: Sequence[Field], *, repeatable: bool = True) -> list[Result]:
         """Send one request and give the answers in the order of its fields. Raises Refused, Unavailable."""
@@ -319,8 +395,9 @@ class WandbQueue:
         body = self._send({"query": document, "variables": variables}, repeatable)
         errors: dict[str, list[str]] = {}
         for error in _dicts(body.get("errors")):
-            path = error.get("path") or [""]
-            errors.setdefault(str(path[0]), []).append(str(error.get("message", error)))
+            path = error.get("path")
+            field_alias = str(path[0]) if isinstance(path, list) and path else ""
+            errors.setdefault(field_alias, []).append(str(error.get("message", error)))
         data = body.get("data")
         if not isinstance(data, dict):
             if not errors.keys() - {""}:
@@ -333,58 +410,75 @@ class WandbQueue:
         key = self._key.get()
         try:
             try:
-                return self._retried(lambda: self._post(body, key, repeatable))
+                return self._retried(body, key, repeatable)
             except KeyRefused:
-                renewed = self._key.renew(key)
-                return self._retried(lambda: self._post(body, renewed, repeatable))
-        except Again as error:
-            raise Unavailable(SERVICE, str(error)) from error
+                return self._retried(body, self._key.renew(key), repeatable)
         except RetryError as error:
             raise Unavailable(SERVICE, str(error.cause)) from error
 
-    def _retried(self, post: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        answer: dict[str, Any] = self._retry(post)()
+    def _retried(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
+        answer: dict[str, Any] = self._retry(self._post)(body, key, repeatable)
         return answer
 
     def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
         try:
-            response = self._session.post(self._url, json=body, auth=("api", key), timeout=self._timeout)
-        except requests.ConnectTimeout as error:
-            raise Again(f"cannot connect to {self._url} in time") from error
+            response = self._session.post(
+                self._url, json=body, auth=("api", key), timeout=self._timeout, allow_redirects=False
+            )
         except requests.RequestException as error:
-            trouble = f"no answer from {self._url} ({type(error).__name__})"
-            if repeatable or "NewConnectionError" in repr(error):
+            cause = error.args[0] if error.args else error
+            cause = getattr(cause, "reason", None) or cause
+            trouble = f"no answer from {self._url}: {cause}"
+            if repeatable or isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError):
                 raise Again(trouble) from error
             raise Unavailable(SERVICE, trouble) from error
-        return _parsed(response, repeatable)
+        return _parsed(response, key, repeatable)
 
 
-def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
+def _parsed(response: requests.Response, key: str, repeatable: bool) -> dict[str, Any]:
     """Give a response's JSON object. Raises KeyRefused, Again, Refused, Unavailable."""
-    status = response.status_code
+    status, said = response.status_code, f"HTTP {response.status_code} from {response.url}: {_said(response, key)}"
     if status == requests.codes.unauthorized:
-        raise KeyRefused(
-            SERVICE,
-            f"the server {response.url} refuses the API key (401: {_excerpt(response)}); put a valid key of this server into "
-            "the secret as a new version",
-        )
-    if status in (requests.codes.too_many_requests, requests.codes.service_unavailable) or (
-        status >= requests.codes.server_error and repeatable
-    ):
-        raise Again(f"HTTP {status}: {_excerpt(response)}")
-    try:
-        body = response.json()
-    except ValueError as error:
-        raise Unavailable(SERVICE, f"HTTP {status}, not a GraphQL answer: {_excerpt(response)}") from error
-    if not isinstance(body, dict) or not ("data" in body or "errors" in body):
-        raise Unavailable(SERVICE, f"HTTP {status}, not a GraphQL answer: {_excerpt(response)}")
-    if status >= requests.codes.server_error:
-        raise Unavailable(SERVICE, f"HTTP {status}: {_excerpt(response)}")
+        remedy = "put a valid key of this server into the secret, as a new version"
+        raise KeyRefused(SERVICE, f"the API key is refused, {said}; {remedy}")
+    if status in (requests.codes.too_many_requests, requests.codes.service_unavailable):
+        raise Again(said)
+    if response.is_redirect:
+        target = response.headers["Location"]
+        raise Unavailable(SERVICE, f"{response.url} redirects to {target}; correct WANDB_BASE_URL or base_url")
+    body = _json(response)
+    if status >= requests.codes.server_error and not _tells_something(body):
+        if repeatable:
+            raise Again(said)
+        raise Unavailable(SERVICE, said)
+    if not ("data" in body or "errors" in body):
+        refusal = Refused if status in TOO_MUCH else Unavailable
+        raise refusal(SERVICE, f"this is no GraphQL answer, {said}; check WANDB_BASE_URL and what stands in between")
     return body
 
 
-def _excerpt(response: requests.Response) -> str:
-    return " ".join(response.text[:300].split())
+def _json(response: requests.Response) -> dict[str, Any]:
+    """Give the JSON object of a response, an empty one where it has none."""
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _tells_something(body: Mapping[str, Any]) -> bool:
+    """Say whether an answer has a value for at least one field: a failed neighbour may give all of it a bad status."""
+    data = body.get("data")
+    return isinstance(data, dict) and any(value is not None for value in data.values())
+
+
+def _said(response: requests.Response, key: str) -> str:
+    """Give a server's own words, briefly, without markup and without the key, should it repeat that."""
+    messages = [str(error.get("message", "")) for error in _dicts(_json(response).get("errors"))]
+    redact = Redactor()
+    redact.add(key)
+    text = redact("; ".join(messages) or re.sub(r"<[^>]*>", " ", response.text))
+    return " ".join(text.split())[:300] or "(nothing more)"
 
 
 class _Registry:
@@ -442,7 +536,7 @@ def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias:
     if data.get(alias) is None and alias in errors:
         return Result(error="; ".join(errors[alias]))
     if alias not in data:
-        return Result(error="no answer to this operation, another one of the same request failed", lost=True)
+        return Result(error="the answer leaves this operation out", lost=True)
     return Result(value=data[alias], error="; ".join(errors.get(alias, ())))
 
 
@@ -492,10 +586,10 @@ def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str
 
 
 def _queued(queue: Any, peek: int) -> Queued:
-    edges = _dicts(((queue or {}).get("runQueueItems") or {}).get("edges"))
-    nodes = [edge.get("node") or {} for edge in edges]
+    edges = ((queue or {}).get("runQueueItems") or {}).get("edges")
+    nodes = [edge.get("node") or {} for edge in _dicts(edges)]
     pending = tuple(str(node.get("id")) for node in nodes if node.get("state") == "PENDING")
-    return Queued(pending, complete=len(nodes) < peek)
+    return Queued(pending, complete=isinstance(edges, list) and len(nodes) < peek)
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
