@@ -21,4 +21,4 @@ def dispatch_now(request: flask.Request) -> flask.Response:
     return app.on_request(request)
 
 
-app.accept_bare_messages("dispatch")
+app.accept_any_body("dispatch")

@@ -176,7 +176,6 @@ class Deployment:
         self.secrets.add(SECRET, KEY)
         self._folder = folder
         self._settings = {"queues": ["gpu"], "entity": ENTITY, "max_jobs": 5, **settings}
-        self._numbers = itertools.count(1)
         self._processes: list[Process] = []
         self._closers: list[Callable[[], None]] = []
 
@@ -261,23 +260,9 @@ class Deployment:
 
     # W&B
 
-    def push(self, queue: str = "gpu", image: str = IMAGE, **spec: Any) -> str:
+    def push(self, queue: str = "gpu", image: str = IMAGE, **changes: Any) -> str:
         """Push a run spec and give its item's id."""
-        pool = {
-            "machine_spec": {"machine_type": "n1-standard-4"},
-            "replica_count": 1,
-            "container_spec": {"image_uri": "${image_uri}"},
-        }
-        whole = {
-            "entity": ENTITY,
-            "project": "demo",
-            "resource": "gcp-vertex",
-            "resource_args": {"gcp-vertex": {"spec": {"worker_pool_specs": [pool]}}},
-            "docker": {"docker_image": image},
-            "name": f"item-{next(self._numbers)}",
-            **spec,
-        }
-        return self.wandb.store.push(ENTITY, queue, whole)
+        return self.wandb.store.push(ENTITY, queue, run_spec(image, **changes))
 
     def states(self) -> Mapping[str, str]:
         """Give the state of every item."""
@@ -287,9 +272,7 @@ class Deployment:
 
     def jobs(self) -> list[ManagedJob]:
         """Give all jobs, the oldest first."""
-        found = (
-            custom_job.managed(job, deployment="default", region=REGION) for job in self.vertex.jobs.values()
-        )
+        found = (custom_job.managed(job, deployment="default", region=REGION) for job in self.vertex.jobs.values())
         return [job for job in found if job is not None]
 
     def jobs_of(self, item: str) -> list[ManagedJob]:
@@ -317,3 +300,25 @@ class Deployment:
         ledger = Ledger.parse(text)
         assert ledger is not None
         return ledger
+
+
+def run_spec(image: str = IMAGE, **changes: Any) -> dict[str, Any]:
+    """Give the run spec of a small image job."""
+    spec = {
+        "entity": ENTITY,
+        "project": "demo",
+        "resource": "gcp-vertex",
+        "resource_args": resource_args(),
+        "docker": {"docker_image": image},
+    }
+    return spec | changes
+
+
+def resource_args(**spec: Any) -> dict[str, Any]:
+    """Give resource arguments of one small worker pool, with ``spec`` beside it."""
+    pool = {
+        "machine_spec": {"machine_type": "n1-standard-4"},
+        "replica_count": 1,
+        "container_spec": {"image_uri": "${image_uri}"},
+    }
+    return {"gcp-vertex": {"spec": {"worker_pool_specs": [pool], **spec}}}

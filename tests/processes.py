@@ -7,12 +7,14 @@ So a fresh dispatcher is there in a tenth of a second, and fork is sound, for gR
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,11 @@ PATIENCE = 30.0
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["main", "tests.processes", *(f"vertex_launch.adapters.{name}" for name in ("record", "vertex_jobs", "wandb_queue"))]
+    [
+        "main",
+        "tests.processes",
+        *(f"vertex_launch.adapters.{name}" for name in ("record", "vertex_jobs", "wandb_queue")),
+    ]
 )
 
 _SET_BY_IMPORTS = ("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA",)
@@ -105,16 +111,87 @@ def _serve(connection: Connection, variables: Mapping[str, str], log: str) -> No
             connection.send((response.status_code, response.get_json()))
 
 
-def marked(name: str, value: str) -> list[int]:
-    """Find the processes whose environment has this variable, those that have left their process group, too."""
-    mark = f"{name}={value}\0".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        # Processes come and go meanwhile, and those of other users cannot be read.
-        with contextlib.suppress(OSError):
-            if mark in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
+class Command:
+    """A command line of ours or of somebody else, started as by a person in ``folder``, which is its home, too.
+
+    ``variables`` is its environment beside PATH. Whatever its processes leave behind becomes a child of this process,
+    however they detach themselves: so nothing is missed in ``left_behind``, and nothing outlives ``close``.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> None:
+        self._before = set(_children())
+        self._log = folder / "output"
+        _adopt_orphans(True)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                list(command),
+                cwd=ROOT,
+                env={**environment, **(variables or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        """Give all that it has said so far."""
+        return self._log.read_text(errors="replace")
+
+    def says(self, words: str, patience: float) -> bool:
+        """Wait until it has said this, or has ended; says whether it did in time (seconds)."""
+        return eventually(lambda: words in self.output() or self._process.poll() is not None, patience) and (
+            words in self.output()
+        )
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        os.killpg(self._process.pid, signal.SIGINT)
+
+    def wait(self, patience: float) -> int:
+        """Give its exit status. Raises TimeoutExpired after ``patience`` seconds."""
+        return self._process.wait(patience)
+
+    def left_behind(self) -> list[str]:
+        """Give the command lines of the processes that have outlived it, after a moment for those that are ending."""
+        eventually(lambda: not self._orphans(), 3)
+        return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self._orphans()]
+
+    def close(self) -> None:
+        """End it and all that it has started."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        while orphans := self._orphans():
+            for pid in orphans:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        _adopt_orphans(False)
+
+    def _orphans(self) -> list[int]:
+        """Find its processes that are children of this one now; those that have ended are reaped."""
+        orphans = {pid: state for pid, state in _children().items() if pid not in {self._process.pid, *self._before}}
+        for pid in [pid for pid, state in orphans.items() if state == "Z"]:
+            os.waitpid(pid, 0)
+            del orphans[pid]
+        return list(orphans)
+
+
+def _children() -> dict[int, str]:
+    """Map the children of this process to their states, as in ``ps``."""
+    children = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid():
+                children[int(path.parent.name)] = state
+    return children
+
+
+def _adopt_orphans(yes: bool) -> None:
+    """Become the parent of orphaned descendants in place of init (PR_SET_CHILD_SUBREAPER of Linux), or cease to be it."""
+    if ctypes.CDLL(None).prctl(36, int(yes), 0, 0, 0):
+        raise OSError("this process cannot adopt orphans")
 
 
 def eventually(true: Callable[[], object], patience: float = PATIENCE) -> bool:

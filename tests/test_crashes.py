@@ -11,6 +11,7 @@ import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 
 from local.faults import ANY, AnswerLost
 from tests.deployment import REASON, SERVICES, STORAGE, UNREACHABLE, VERTEX, WANDB, Clock, Deployment, Point
+from tests.processes import PATIENCE, eventually
 
 MAX_JOBS = 8
 
@@ -195,6 +197,41 @@ def test_a_service_is_down_for_some_minutes(service: str, tmp_path: Path) -> Non
             world.clock.sleep(60)
             assert world.tick() is None
         world.faults[service].clear()
+        _recover(world)
+        _assert_settled(world, expected)
+
+
+PAUSES = [
+    Point("popFromRunQueue", 1, done=True),
+    Point("storage.insert", 2, done=True),
+    Point("CreateCustomJob", 2, done=True),
+    Point("ackRunQueueItem", 1, done=True),
+]
+
+
+def test_a_dispatcher_that_was_frozen_wakes_up_and_changes_nothing(tmp_path: Path) -> None:
+    """A process stops for longer than its hold, its leases and the grace of its intents; another one does its work.
+
+    This takes real time, since the process has a clock of its own; so all pauses are slept through side by side.
+    """
+    with ThreadPoolExecutor(len(PAUSES)) as pool:
+        list(pool.map(lambda point: _freeze(point, tmp_path / str(point)), PAUSES))
+
+
+def _freeze(point: Point, folder: Path) -> None:
+    folder.mkdir()
+    timeouts = {"create": 1, "margin": 0.3, "pass_budget": 1, "intent_grace": 2}
+    with Deployment(folder, max_jobs=MAX_JOBS, lease=2, timeouts=timeouts) as world:
+        expected = first_pass(world)
+        process = world.process()
+        world.requests.at(point, process.pause)
+        process.post()
+        assert world.requests.reached.wait(PATIENCE)
+        assert eventually(lambda: world.tick() and set(world.states().values()) <= {"CLAIMED", "LEASED", "FAILED"})
+        seen = world.jobs()
+        process.go_on()
+        assert process.answer()[0] == 409, "it has lost its hold"
+        assert world.jobs() == seen
         _recover(world)
         _assert_settled(world, expected)
 

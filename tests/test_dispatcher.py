@@ -29,6 +29,15 @@ def test_an_item_becomes_one_job_and_is_claimed_for_its_run() -> None:
     assert world.run().submitted == []
 
 
+def test_no_two_jobs_of_a_pass_share_an_output_directory() -> None:
+    world = World()
+    for _ in range(5):
+        world.queue.push("cpu", image_spec())
+    world.run()
+    places = {job.job_spec.base_output_directory.output_uri_prefix for job in world.vertex.jobs.values()}
+    assert len(places) == 5
+
+
 def test_max_jobs_is_never_exceeded_and_slots_free_up_when_jobs_end() -> None:
     world = World(max_jobs=2)
     items = [world.queue.push("cpu", image_spec()) for _ in range(5)]

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import json
 import random
-import signal
-import subprocess
+import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import requests
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.deployment import ENTITY, IMAGE, KEY, UNREACHABLE, Clock, Deployment
-from tests.processes import ROOT, Dispatcher, eventually, marked
-
-MARK = "END_TO_END_TEST"
-"""The variable by which the processes of a test are found again."""
+from local.cloud import API_KEY
+from local.images import REGISTRY
+from tests.deployment import ENTITY, IMAGE, KEY, UNREACHABLE, Clock, Deployment, resource_args, run_spec
+from tests.processes import Command, Dispatcher, eventually
+from vertex_launch import labels
 
 
 # Many dispatchers at once
@@ -73,7 +72,8 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
         good: list[str] = []
         bad: list[str] = []
         until: dict[str, float] = {}
-        for minute in range(75):
+        ticks = 75
+        for minute in range(ticks):
             if minute < 60:
                 good += [world.push(chance.choice(["cpu", "gpu"])) for _ in range(chance.choice([0, 1, 1, 2, 3]))]
                 bad += [world.push("gpu", UNREACHABLE) for _ in range(chance.random() < 0.1)]
@@ -81,13 +81,30 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
             report = world.tick()
             assert report
             asked = len(world.wandb.store.operations) - before
-            print(minute, asked, report.slots, len(report.submitted), len(report.rejected), len(world.ledger.dump()))
+            if minute:
+                assert asked <= 2 + 3 * bool(report.submitted or report.rejected), "look and pop; pop again, fail, ack"
+            assert len(world.ledger.open) <= 8
+            assert len(world.ledger.dump()) < 600 + 300 * len(world.ledger.open)
             world.clock.sleep(60)
             for job in world.jobs():
-                if not job.ended and until.setdefault(job.name, world.clock() + 60 * chance.uniform(0, 7)) <= world.clock():
+                if (
+                    not job.ended
+                    and until.setdefault(job.name, world.clock() + 60 * chance.uniform(0, 7)) <= world.clock()
+                ):
                     world.vertex.advance(job.name, chance.choice(ENDS))
-        print(world.requests.asked, len(good), len(bad))
-        assert 0
+        assert world.states() == {**dict.fromkeys(good, "CLAIMED"), **dict.fromkeys(bad, "FAILED")}
+        assert [len(world.jobs_of(item)) for item in good] == [1] * len(good)
+        assert world.most_active() == 8
+        assert report.slots == {"max_jobs": 8, "active": 0, "free": 8}
+        assert world.vertex.calls == {
+            "CreateCustomJob": len(good),
+            "GetCustomJob": len(good),  # each job once, when it has ended
+            "ListCustomJobs": ticks + 1,  # and once more where nothing is known yet
+        }
+        assert world.secrets.calls == {"AccessSecretVersion": 1}
+        assert world.storage.calls["storage.download"] == ticks
+        assert world.storage.calls["storage.insert"] <= 3 * ticks
+        assert len(world.ledger.dump()) < 300
 
 
 ENDS = (
@@ -115,40 +132,81 @@ def test_an_idle_pass_costs_little(tmp_path: Path) -> None:
 # People's tools
 
 
-def test_the_official_agent_is_served(tmp_path: Path) -> None:
+def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text(
         "max_jobs: 1\nqueues: [gpu]\nenvironment: {type: gcp, region: us-central1}\nbuilder: {type: noop}\n"
     )
     with Deployment(tmp_path) as world:
-        item = world.push(image=IMAGE)
+        item = world.push(name="theirs", resource_args=resource_args(staging_bucket="gs://staging"))
+        launch_agent = ["-m", "tests.official_agent", world.vertex.address, "launch-agent", "--config", str(config)]
         variables = {"WANDB_BASE_URL": world.wandb.url, "WANDB_API_KEY": KEY, "WANDB_ENTITY": ENTITY}
-        agent = [sys.executable, "-m", "tests.official_agent", world.vertex.address, "launch-agent", "--config", str(config)]
-        with _running(agent, tmp_path, variables):
-            assert eventually(lambda: world.vertex.jobs, 40), (tmp_path / "output").read_text()
-        print(world.wandb.store.asked(), world.states(), world.vertex.jobs)
+        with closing(Command([sys.executable, *launch_agent], tmp_path, variables)) as agent:
+            assert eventually(lambda: world.vertex.jobs), agent.output()
+        (job,) = world.vertex.jobs.values()
+        assert job.display_name == "theirs"
+        assert job.job_spec.worker_pool_specs[0].container_spec.image_uri == IMAGE
+        assert world.wandb.store.items[item].associated_run_id == job.labels[labels.OFFICIAL_RUN]
+        assert world.states() == {item: "CLAIMED"}
+        assert {"popFromRunQueue", "ackRunQueueItem", "createLaunchAgent"} <= set(world.wandb.store.asked())
+        report = world.tick()
+        assert report
+        assert (report.submitted, report.slots["active"]) == ([], 0), "the jobs of others are not ours"
 
 
-@contextmanager
-def _running(command: list[str], folder: Path, variables: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a home of its own, marked; in the end it is interrupted and must leave nothing behind."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONUNBUFFERED": "1", MARK: str(folder)}
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**environment, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield process
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
-    finally:
-        left = marked(MARK, str(folder))
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        process.wait(30)
+def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    with closing(Command([sys.executable, "-m", "local", "demo", "--plain"], tmp_path)) as demo:
+        assert demo.wait(120) == 0, demo.output()
+        assert "12 of 12 items ended as they should" in demo.output()
+        assert demo.left_behind() == []
+
+
+def test_a_cloud_that_stays_up_ends_with_ctrl_c_while_a_job_runs(tmp_path: Path) -> None:
+    with closing(Command([sys.executable, "-m", "local", "up"], tmp_path)) as cloud:
+        up = cloud.says("STORAGE_EMULATOR_HOST", 60)
+        if "Address already in use" in cloud.output():
+            pytest.skip("a port that a local cloud has is taken on this machine")
+        assert up, cloud.output()
+        control, dispatch_now, wandb = (_address(cloud, name) for name in ("control", "dispatch_now", "W&B"))
+        _ask(wandb, UPSERT_QUEUE, config=json.dumps({"resource_args": resource_args()}))
+        _ask(wandb, PUSH, spec=json.dumps(run_spec(image=f"{REGISTRY}/sleep:1")))
+        assert len(requests.post(dispatch_now, timeout=30).json()["submitted"]) == 1
+        assert eventually(lambda: requests.get(f"{control}/state", timeout=30).json()["jobs"][0]["state"] == RUNNING)
+        cloud.interrupt()
+        assert cloud.wait(20) == 130, cloud.output()
+        assert cloud.left_behind() == []
+        assert not list(tmp_path.glob("vertex-launch-*")), "its folder is gone"
+
+
+def test_what_a_command_leaves_behind_is_found(tmp_path: Path) -> None:
+    leave = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1, start_new_session=True)"
+    )
+    with closing(Command([sys.executable, "-c", f"{leave}; import os; os._exit(0)"], tmp_path)) as command:
+        assert command.wait(20) == 0
+        assert command.left_behind() == []
+    with closing(
+        Command([sys.executable, "-c", leave.replace("input()", "import time; time.sleep(60)")], tmp_path)
+    ) as command:
+        assert command.wait(20) == 0
+        assert len(command.left_behind()) == 1
+
+
+RUNNING = "JOB_STATE_RUNNING"
+UPSERT_QUEUE = """mutation($config: JSONString!) { upsertRunQueue(input: {entityName: "acme", projectName: "model-registry",
+    queueName: "vertex-cpu", resourceType: "gcp-vertex", resourceConfig: $config}) { success } }"""
+PUSH = """mutation($spec: JSONString!) { pushToRunQueueByName(input: {entityName: "acme", projectName: "model-registry",
+    queueName: "vertex-cpu", runSpec: $spec}) { runQueueItemId } }"""
+
+
+def _address(cloud: Command, name: str) -> str:
+    """Find an address in what the command says."""
+    found = re.search(rf"^  {name} +(http://\S+)", cloud.output(), re.MULTILINE)
+    assert found, cloud.output()
+    return found[1]
+
+
+def _ask(wandb: str, query: str, **variables: str) -> None:
+    body = {"query": query, "variables": variables}
+    answer = requests.post(f"{wandb}/graphql", json=body, auth=("api", API_KEY), timeout=30).json()
+    assert "errors" not in answer, answer

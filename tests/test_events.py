@@ -109,9 +109,10 @@ def test_a_body_that_is_no_json(raw: bytes) -> None:
 
 def test_queues_must_be_configured() -> None:
     with pytest.raises(RequestError) as error:
-        events.check_queues(PassRequest(queues=("tpu", "cpu")), ("cpu", "gpu"))
+        events.request({"queues": ["tpu", "cpu"], "limit": -1}, ("cpu", "gpu"))
     assert "queue 'tpu' is not configured" in str(error.value)
     assert "serves cpu, gpu" in str(error.value)
+    assert "body: limit: found -1" in str(error.value)
 
 
 json_values = st.recursive(

@@ -16,11 +16,18 @@ from typing import Any
 import flask
 from cloudevents.http import CloudEvent
 from flask import Request, Response, jsonify
-from werkzeug.exceptions import HTTPException, InternalServerError, ServiceUnavailable, TooManyRequests
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    InternalServerError,
+    ServiceUnavailable,
+    TooManyRequests,
+    UnsupportedMediaType,
+)
 
 from vertex_launch import config, events, log
 from vertex_launch.dispatcher import Dispatcher
-from vertex_launch.errors import ConfigError, LaunchError, PassBusy, PassLost, RequestError, Unavailable
+from vertex_launch.errors import ConfigError, PassBusy, PassLost, ProblemsError, RequestError, Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import PassReport, PassRequest
 from vertex_launch.preview import preview
@@ -28,9 +35,6 @@ from vertex_launch.services import Services
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of main.py, where the configuration lies unless the environment says otherwise."""
-
-MOST_BODY = 1024 * 1024
-"""Bytes that an HTTP body may have; a run spec is far smaller."""
 
 
 class App:
@@ -47,8 +51,7 @@ class App:
     def dispatch(self, event: CloudEvent) -> None:
         """Run a pass for a tick. Returning acknowledges the message; an HTTP error makes Pub/Sub deliver it again."""
         try:
-            request = events.tick(event)
-            events.check_queues(request, self._settings.queues, "tick")
+            request = events.tick(event, self._settings.queues)
         except RequestError as error:
             LOGGER.error("dropped a malformed tick: %s", error)
             return
@@ -71,8 +74,7 @@ class App:
         if request.method != "POST":
             return self._answer(405, {"error": f"{request.method} is not supported; use POST"}, {"Allow": "POST"})
         try:
-            wanted = events.request(events.http_body(request.get_data()))
-            events.check_queues(wanted, self._settings.queues)
+            wanted = events.request(events.http_body(request.get_data()), self._settings.queues)
             report = self._run(wanted)
         except RequestError as error:
             return self._answer(400, {"error": "the request cannot be used", "problems": _lines(error)})
@@ -146,13 +148,18 @@ def load() -> App:
 
 
 def on_event(event: CloudEvent, headers: Any) -> None:
-    """Handle a tick in the process's app; an unusable configuration is a failure of the function, not of the message."""
+    """Handle a tick in the process's app. Whatever goes wrong is logged here, and the message delivered again."""
     _set_trace(headers)
     try:
         load().dispatch(event)
+    except HTTPException:
+        raise
     except ConfigError as error:
         LOGGER.error("the configuration cannot be used:\n%s", error)
         raise InternalServerError("the configuration cannot be used; the function's log says why") from error
+    except Exception as error:
+        LOGGER.exception("unexpected error")
+        raise InternalServerError("unexpected error; the function's log has the traceback") from error
 
 
 def on_request(request: Request) -> Response:
@@ -172,28 +179,26 @@ def on_request(request: Request) -> Response:
     return response
 
 
-def accept_bare_messages(*functions: str) -> None:
-    """Take care of what functions-framework itself refuses to hand to these functions: a body that it knows as no event.
+def accept_any_body(*functions: str) -> None:
+    """Let these functions decide about what functions-framework cannot read as an event, instead of refusing it.
 
-    A pushed Pub/Sub message without data is one of them, and is a tick like any other. Anything else is logged and
-    acknowledged, for no number of deliveries makes it better, and Pub/Sub would repeat it for ever.
+    A pushed Pub/Sub message without data is such a thing, and is a tick like any other. The rest is logged and acknowledged:
+    no number of deliveries makes it better, and Pub/Sub would repeat it for ever.
     """
-    if not flask.has_app_context() or flask.current_app.name not in functions:
-        return
+    if flask.has_app_context() and flask.current_app.name in functions:
+        flask.current_app.register_error_handler(Exception, _on_unread)
 
-    def handle(refusal: HTTPException) -> Response:
-        body = flask.request.get_json(force=True, silent=True)
-        if not (isinstance(body, dict) and isinstance(body.get("message"), dict)):
-            LOGGER.error("dropped a request that is no event: %s", " ".join(str(refusal.name).split()))
-            return Response(status=204)
-        attributes = {"type": "google.cloud.pubsub.topic.v1.messagePublished", "source": "//pubsub.googleapis.com/"}
-        try:
-            on_event(CloudEvent(attributes, body), flask.request.headers)
-        except HTTPException as error:
-            return Response(error.description, error.code)
-        return Response(status=204)
 
-    flask.current_app.register_error_handler(400, handle)
+def _on_unread(error: Exception) -> Response | HTTPException:
+    """Answer a request of which functions-framework made no event, for whatever reason."""
+    if isinstance(error, HTTPException) and not isinstance(error, BadRequest | UnsupportedMediaType):
+        return error  # our own answer, or about the request's method
+    attributes = {"type": "google.cloud.pubsub.topic.v1.messagePublished", "source": "//pubsub.googleapis.com/"}
+    try:
+        on_event(CloudEvent(attributes, flask.request.get_data()), flask.request.headers)
+    except HTTPException as refusal:
+        return refusal
+    return Response(status=204)
 
 
 def version() -> str:
@@ -204,8 +209,8 @@ def version() -> str:
         return "0.1.0"
 
 
-def _lines(error: LaunchError) -> list[str]:
-    return str(error).splitlines()
+def _lines(error: ProblemsError) -> list[str]:
+    return [str(problem) for problem in error.problems]
 
 
 def _set_trace(headers: Any) -> None:

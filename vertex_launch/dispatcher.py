@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from vertex_launch import custom_job, policy
 from vertex_launch.config import Settings
@@ -108,6 +108,7 @@ class _Pass:
         self._active: list[ManagedJob] = []
         self._queues: list[str] = []
         self._submissions = 0
+        self._built = 0
         self._warnings: list[tuple[str, str]] = []
         self.report = PassReport(pass_id=services.new_pass_id(), dry_run=request.dry_run)
 
@@ -307,6 +308,8 @@ class _Pass:
     def _check(self, item: Item, starts: Sequence[_Start]) -> _Start:
         """Build an item's job, as far as limits and policy allow it. Raises ItemRejected, ItemDeferred."""
         key, now = self._services.key.get(), datetime.fromtimestamp(self._clock(), UTC)
+        now += timedelta(milliseconds=self._built)  # which names the job's output directory: no two jobs share one
+        self._built += 1
         spec, request = build_job(item, self._settings, entity=self._seen.entity, api_key=key, now=now)
         holder = self._ledger.holder(request.run, item.id)
         if holder or any(start.request.run == request.run for start in starts):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Valida
 
 from vertex_launch.errors import Problem, RequestError
 from vertex_launch.model import PassRequest
+
+MOST_BODY = 1024 * 1024
+"""Bytes that an HTTP body may have; a run spec is far smaller."""
 
 
 class Body(BaseModel):
@@ -32,27 +35,32 @@ class Body(BaseModel):
     run_spec: dict[str, Any] | None = Field(None, description="a W&B run spec, as a JSON object")
 
 
-def tick(event: CloudEvent) -> PassRequest:
-    """Read a tick. Raises RequestError with every problem; a message without data asks for a full pass."""
+def tick(event: CloudEvent, served: Sequence[str] | None = None) -> PassRequest:
+    """Read a tick, see ``request``. Raises RequestError; a message without data asks for a full pass."""
     message = _message(event.get_data())
     published = _time(message.get("publishTime") or message.get("publish_time") or event.get("time"))
-    return request(_payload(message.get("data")), place="tick", published=published)
+    return request(_payload(message.get("data")), served, place="tick", published=published)
 
 
-def request(body: Any, *, place: str = "body", published: float | None = None) -> PassRequest:
-    """Read the JSON value of a tick or of an HTTP body. Raises RequestError with every problem."""
+def request(
+    body: Any, served: Sequence[str] | None = None, *, place: str = "body", published: float | None = None
+) -> PassRequest:
+    """Read the JSON value of a tick or of an HTTP body to a deployment that serves these queues, None for any.
+
+    Raises RequestError with every problem.
+    """
     if body is None:
         body = {}
     if not isinstance(body, dict):
         found = f"found {_kind(body)}, expected a JSON object"
         raise RequestError([Problem(place, found, 'Send an object such as {"limit": 5}, or nothing at all')])
+    problems = [*_unserved(body.get("queues"), served, place), *_misplaced(body, place)]
     try:
         parsed = Body.model_validate(body)
     except ValidationError as error:
-        raise RequestError([_problem(place, one) for one in error.errors(include_url=False)]) from error
-    if parsed.run_spec is not None and not parsed.dry_run:
-        remedy = 'Add "dry_run": true to see its CustomJob; to start it, put it on a queue with `wandb launch`'
-        raise RequestError([Problem(f"{place}: run_spec", "a run spec can be posted for a dry run only", remedy)])
+        raise RequestError([*(_problem(place, one) for one in error.errors(include_url=False)), *problems]) from error
+    if problems:
+        raise RequestError(problems)
     return PassRequest(
         queues=tuple(dict.fromkeys(parsed.queues)),
         limit=parsed.limit,
@@ -65,6 +73,9 @@ def request(body: Any, *, place: str = "body", published: float | None = None) -
 
 def http_body(raw: bytes) -> Any:
     """Decode an HTTP body; empty means no wishes. Raises RequestError."""
+    if len(raw) > MOST_BODY:
+        found = f"it has {len(raw)} bytes, expected {MOST_BODY} at most"
+        raise RequestError([Problem("body", found, "Send a smaller one; big inputs of a job belong in artifacts")])
     if not raw.strip():
         return None
     try:
@@ -73,31 +84,33 @@ def http_body(raw: bytes) -> Any:
         raise RequestError([Problem("body", f"not JSON ({error})", "Send a JSON object or nothing at all")]) from error
 
 
-def check_queues(wanted: PassRequest, configured: tuple[str, ...], place: str = "body") -> None:
-    """Raise RequestError when queues are asked for that this deployment does not serve."""
-    unknown = [name for name in wanted.queues if name not in configured]
-    if unknown:
-        served = ", ".join(configured)
-        remedy = f"This deployment serves {served}; to serve more, add them to queues in launch-config.yaml"
-        raise RequestError(
-            [Problem(f"{place}: queues", f"queue {name!r} is not configured", remedy) for name in unknown]
-        )
+def _unserved(names: Any, served: Sequence[str] | None, place: str) -> Iterator[Problem]:
+    """Find queues that this deployment does not serve."""
+    if served is None or not isinstance(names, list):
+        return
+    remedy = f"This deployment serves {', '.join(served)}; to serve more, add them to queues in launch-config.yaml"
+    for name in dict.fromkeys(one for one in names if isinstance(one, str) and one not in served):
+        yield Problem(f"{place}: queues", f"queue {name!r} is not configured", remedy)
+
+
+def _misplaced(body: Mapping[str, Any], place: str) -> Iterator[Problem]:
+    """Find a run spec outside of a dry run."""
+    if body.get("run_spec") is not None and body.get("dry_run", False) is False:
+        remedy = 'Add "dry_run": true to see its CustomJob; to start it, put it on a queue with `wandb launch`'
+        yield Problem(f"{place}: run_spec", "a run spec can be posted for a dry run only", remedy)
 
 
 def _message(data: Any) -> Mapping[str, Any]:
     """Find the Pub/Sub message in an event, whichever way it was delivered."""
+    remedy = "Publish to the tick topic instead"
     if isinstance(data, bytes | str):
         try:
-            data = json.loads(data) if data else {}
+            data = json.loads(data)
         except (ValueError, RecursionError) as error:
-            found = "the event's data is not JSON"
-            raise RequestError([Problem("tick", found, "Publish to the tick topic instead")]) from error
-    if data is None:
-        return {}
-    message = data.get("message", data) if isinstance(data, dict) else data
+            raise RequestError([Problem("tick", "the event's data is not JSON", remedy)]) from error
+    message = data.get("message") if isinstance(data, dict) else data
     if not isinstance(message, dict):
-        found = f"found {_kind(message)} where a Pub/Sub message was expected"
-        raise RequestError([Problem("tick", found, "Publish to the tick topic instead")])
+        raise RequestError([Problem("tick", f"found {_kind(message)} where a Pub/Sub message was expected", remedy)])
     return message
 
 
@@ -134,5 +147,12 @@ def _problem(place: str, error: Any) -> Problem:
 
 
 def _kind(value: Any) -> str:
-    names = {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number", type(None): "null"}
+    names = {
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        type(None): "nothing",
+    }
     return names.get(type(value), type(value).__name__)
