@@ -27,17 +27,18 @@ from local.storage import StorageServer
 from local.vertex import PROJECTS, VertexServer
 from local.vertex_jobs import ENDED
 from local.wandb_server import WandbServer
-from tests.processes import ROOT, Dispatcher as Process
+from tests.processes import ROOT, Function
 from vertex_launch import config, custom_job
 from vertex_launch.adapters.record import Record
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
-from vertex_launch.dispatcher import Dispatcher, Services
+from vertex_launch.dispatcher import Dispatcher
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger
 from vertex_launch.log import Redactor
 from vertex_launch.model import ManagedJob, PassReport, PassRequest
+from vertex_launch.services import Services
 
 PROJECT, REGION, ENTITY, BUCKET = "demo-project", "us-central1", "acme", "demo-state"
 KEY = "endtoend" * 5
@@ -176,7 +177,7 @@ class Deployment:
         self.secrets.add(SECRET, KEY)
         self._folder = folder
         self._settings = {"queues": ["gpu"], "entity": ENTITY, "max_jobs": 5, **settings}
-        self._processes: list[Process] = []
+        self._processes: list[Function] = []
         self._closers: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
@@ -196,16 +197,25 @@ class Deployment:
         for server in (self.wandb, self.vertex, self.secrets, self.storage):
             server.stop()
 
+    def service_of(self, point: Point) -> str:
+        """Name the service of a point's operation."""
+        if point.operation.startswith("storage."):
+            return STORAGE
+        if point.operation == "AccessSecretVersion":
+            return SECRETS
+        return VERTEX if point.operation.endswith(("CustomJob", "CustomJobs")) else WANDB
+
     # Dispatchers
 
-    def process(self) -> Process:
+    def process(self) -> Function:
         """Start a dispatcher in a process of its own."""
-        self._processes.append(Process(self.variables, self._folder / f"dispatcher-{len(self._processes)}.log"))
+        self._processes.append(Function(self.variables, self._folder / f"dispatcher-{len(self._processes)}.log"))
         return self._processes[-1]
 
-    def start_anew(self) -> None:
-        """Replace the dispatcher here by one that remembers nothing, as a new instance of the function does."""
-        self.dispatcher = self._assemble()
+    def start_anew(self, **changes: Any) -> None:
+        """Replace the dispatcher here by one that remembers nothing, and has other settings where ``changes`` say so."""
+        settings = config.load(self.variables, ROOT)
+        self.dispatcher = self._assemble(settings.model_copy(update=changes))
 
     def tick(self, request: PassRequest | None = None) -> PassReport | None:
         """Run a pass here; None where there was none: another one has the hold, or a service is down."""
@@ -233,9 +243,8 @@ class Deployment:
             "STORAGE_EMULATOR_HOST": self.storage.url,
         }
 
-    def _assemble(self) -> Dispatcher:
+    def _assemble(self, settings: config.Settings) -> Dispatcher:
         """Put a dispatcher together as ``vertex_launch.app`` does, but with this clock."""
-        settings = config.load(self.variables, ROOT)
         redact, look = Redactor(), settings.timeouts.look
         key = SecretKey(
             settings.key_secret, redact, ttl=settings.key_ttl, timeout=look, endpoint=settings.secretmanager_endpoint
@@ -280,9 +289,9 @@ class Deployment:
         return [job for job in self.jobs() if job.item == item]
 
     def end_jobs(self, *items: str) -> None:
-        """End the active jobs of these items, of all where none is named: well, or cancelled where that was asked for."""
+        """End the active jobs of these items well, and those that are being cancelled as cancelled."""
         for job in self.jobs():
-            if not job.ended and (not items or job.item in items):
+            if not job.ended and (job.cancelling or job.item in items):
                 self.vertex.advance(job.name, CANCELLED if job.cancelling else SUCCEEDED)
 
     def most_active(self) -> int:

@@ -19,7 +19,7 @@ from wandb.cli.cli import cli
 from local.cloud import PROJECT
 
 
-class Nobody(AnonymousCredentials):
+class Nobody(AnonymousCredentials):  # type: ignore[misc]
     """Credentials that never run out."""
 
     def refresh(self, request: Any) -> None:
@@ -29,7 +29,7 @@ class Nobody(AnonymousCredentials):
 def main() -> None:
     """Run the command line with the arguments behind the address."""
     address = sys.argv.pop(1)
-    google.auth.default = lambda *_, **__: (Nobody(), PROJECT)  # type: ignore[no-untyped-call]
+    google.auth.default = lambda *_, **__: (Nobody(), PROJECT)
     JobServiceGrpcTransport.create_channel = lambda *_, **__: grpc.insecure_channel(address)
     cli()
 

@@ -36,7 +36,7 @@ _SET_BY_IMPORTS = ("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA",)
 """What the product sets in the environment when it is imported, which was done before the fork."""
 
 
-class Dispatcher:
+class Function:
     """The function ``dispatch_now`` of ``main.py`` in a process of its own; ``variables`` is its whole environment.
 
     ``post`` sends it a request, ``answer`` waits for the status and the JSON of its answer. ``log`` gets its output.
@@ -90,8 +90,8 @@ class Dispatcher:
         return self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
 
     def _signal(self, which: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid or 0, which)
+        if self._process.pid is not None and self._process.is_alive():
+            os.kill(self._process.pid, which)
 
 
 def _serve(connection: Connection, variables: Mapping[str, str], log: str) -> None:
@@ -152,9 +152,9 @@ class Command:
         """Give its exit status. Raises TimeoutExpired after ``patience`` seconds."""
         return self._process.wait(patience)
 
-    def left_behind(self) -> list[str]:
+    def left_behind(self, patience: float = 3.0) -> list[str]:
         """Give the command lines of the processes that have outlived it, after a moment for those that are ending."""
-        eventually(lambda: not self._orphans(), 3)
+        eventually(lambda: not self._orphans(), patience)
         return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self._orphans()]
 
     def close(self) -> None:

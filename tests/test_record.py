@@ -267,7 +267,7 @@ def test_a_write_goes_on_from_one_whose_answer_never_came(
     server.faults.lose("storage.insert")
     server.faults.fail("storage.insert", 503, times=None)
     with pytest.raises(Unavailable):
-        open_record(timeout=0.05).write(one, "one", generation)
+        open_record(timeout=0.3).write(one, "one", generation)
     server.faults.clear()
     one.turn = "gpu"
     written = record.write(one, "one", generation)
@@ -275,6 +275,25 @@ def test_a_write_goes_on_from_one_whose_answer_never_came(
     assert stored.generation == written
     assert stored.ledger is not None
     assert stored.ledger.turn == "gpu"
+
+
+def test_a_pass_can_give_up_what_it_wrote_without_hearing_of_it(
+    server: StorageServer, record: Record, open_record: Open
+) -> None:
+    """What stands there is a write of the same pass and of the same number, but not the same write."""
+    generation = record.write(ledger(), "one", 0)
+    kept = record.read().ledger
+    assert kept is not None
+    lost = kept.model_copy(deep=True, update={"turn": "gpu"})
+    server.faults.lose("storage.insert")
+    server.faults.fail("storage.insert", 503, times=None)
+    with pytest.raises(Unavailable):
+        open_record(timeout=0.3).write(lost, "one", generation)
+    server.faults.clear()
+    record.write(kept.model_copy(update={"free_hold": 7}), "one", generation)
+    stored = record.read().ledger
+    assert stored is not None
+    assert (stored.turn, stored.free_hold) == ("", 7)
 
 
 # The bucket
@@ -323,7 +342,7 @@ def unavailable(act: Callable[[], object]) -> str:
 
 
 def test_trouble_that_goes_on_ends_in_time(server: StorageServer, open_record: Open, clock: Clock) -> None:
-    record = open_record(timeout=0.05)
+    record = open_record(timeout=0.3)
     server.faults.fail("*", 503, times=None, message="Backend Error")
     told = unavailable(lambda: Passes(record, clock).take("one"))
     assert told.startswith("Cloud Storage: cannot write gs://demo-state/folder/test/hold.json: ")

@@ -318,7 +318,7 @@ def nobody(clock: Clock) -> str:
 
 def test_nobody_listens(nobody: str) -> None:
     """A create cannot be told from one whose answer was lost, so its outcome counts as unknown."""
-    jobs = VertexJobs(PROJECT, "test", timeout=0.2, endpoint=nobody, backoff=QUICKLY)
+    jobs = VertexJobs(PROJECT, "test", timeout=0.4, endpoint=nobody, backoff=QUICKLY)
     assert type(raised(lambda: jobs.create(request(), 0.2))) is OutcomeUnknown
     for act, text in (
         (lambda: jobs.active(REGION), f"Vertex AI: cannot list the jobs in {PARENT}: "),
@@ -345,7 +345,7 @@ def test_what_changes_nothing_is_asked_again(server: VertexServer, jobs: VertexJ
 
 def test_trouble_that_goes_on_is_told_in_vertexs_words(server: VertexServer) -> None:
     server.faults.fail("ListCustomJobs", "UNAVAILABLE", times=None, message="The service is currently unavailable")
-    error = raised(lambda: jobs_at(server, timeout=0.05).active(REGION))
+    error = raised(lambda: jobs_at(server, timeout=0.3).active(REGION))
     assert type(error) is Unavailable
     assert str(error) == f"Vertex AI: cannot list the jobs in {PARENT}: The service is currently unavailable."
 

@@ -13,7 +13,7 @@ from typing import Any
 import graphql
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wandb.sdk.launch.api import LaunchApi
 
@@ -23,6 +23,7 @@ from tests.fakes import Clock
 from vertex_launch.adapters.wandb_queue import BACKOFF, WandbQueue
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import KeyRefused, Unavailable
+from vertex_launch.log import LOGGER
 from vertex_launch.model import Ack, AgentView, ItemView, Look, Queued
 
 KEY, OLD_KEY = "k" * 40, "o" * 40
@@ -50,6 +51,13 @@ class Keys:
         if len(self.versions) > 1:
             self.versions.pop(0)
         return self.versions[0]
+
+
+@pytest.fixture(autouse=True)
+def _plain_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before any function was loaded in this process."""
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    monkeypatch.setattr(LOGGER, "propagate", True)
 
 
 @pytest.fixture
@@ -292,7 +300,7 @@ def test_resources_of_a_server_that_does_not_know_the_question(answering: Callab
 def test_resources_are_not_guessed_while_w_and_b_is_down(server: WandbServer) -> None:
     server.faults.fail("project", 503, times=None)
     with pytest.raises(Unavailable, match="HTTP 503"):
-        client(server.url, read=0.05).resources(ENTITY, ["cpu"])
+        client(server.url, read=0.3).resources(ENTITY, ["cpu"])
 
 
 # Changing
@@ -605,7 +613,7 @@ def test_what_is_no_answer_is_told_with_its_address(
     answering: Callable[..., str], answer: Answer | None, said: str
 ) -> None:
     url = answering(answer)
-    queue = client(url, read=0.05)
+    queue = client(url, read=0.3)
     for ask in (lambda: look(queue), lambda: queue.pop(ENTITY, ["cpu"], "A1")):
         told = outcome(ask)
         assert said.format(url=f"{url}/graphql") in told, told
@@ -692,7 +700,7 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_a_message(
     filler = "x" * 280
     text = f"{filler} Authorization: Basic {BASIC} {KEY}"
     body = {"errors": [{"message": text}]} if as_json else text.encode()
-    queue = client(answering(Answer(status, body)), read=0.02)
+    queue = client(answering(Answer(status, body)), read=0.3)
     with caplog.at_level(logging.DEBUG):
         told = outcome(lambda: look(queue))
     assert filler in told
@@ -809,6 +817,7 @@ def test_the_agents_question_is_that_of_the_official_client(
     assert {"runQueues.id", "runQueues.name"} <= project.selected & official["project"].selected
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(min_size=1), max_size=4, unique=True), st.text(), st.integers(0, 3))
 def test_names_go_as_variables_never_as_text(names: Sequence[str], entity: str, peek: int) -> None:
     """Whatever a queue, an item or an entity is called, the document stays the same and can be parsed."""

@@ -114,7 +114,7 @@ class Record:
             stored = self.read()
             if stored.ledger is None or stored.ledger.writer != pass_id:
                 break
-            if stored.ledger.writes == ledger.writes:
+            if stored.ledger == ledger:
                 return stored.generation  # the answer to this very write was lost
             generation = stored.generation  # the answer to an earlier one was
         raise PassLost("another pass has taken over: this one outlived its hold; nothing more is changed")
