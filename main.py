@@ -9,13 +9,13 @@ from cloudevents.http import CloudEvent
 from vertex_launch import app
 
 
-@functions_framework.cloud_event
+@functions_framework.cloud_event  # type: ignore[untyped-decorator]
 def dispatch(event: CloudEvent) -> None:
     """Run a pass for a message of the tick topic."""
     app.on_event(event, flask.request.headers)
 
 
-@functions_framework.http
+@functions_framework.http  # type: ignore[untyped-decorator]
 def dispatch_now(request: flask.Request) -> flask.Response:
     """Run a pass at once for a person: POST, with a JSON object or nothing."""
     return app.on_request(request)

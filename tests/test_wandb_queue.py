@@ -13,14 +13,15 @@ from typing import Any
 import graphql
 import pytest
 import requests
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from wandb.sdk.launch.api import LaunchApi
 
 from local.wandb_server import WandbServer
 from local.web import Handler, WebServer
 from tests.fakes import Clock
-from vertex_launch.adapters.wandb_queue import BACKOFF, WandbQueue
+from vertex_launch.adapters.graphql import BACKOFF, GraphQL
+from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import KeyRefused, Unavailable
 from vertex_launch.log import LOGGER
@@ -232,6 +233,17 @@ def test_an_agent_that_nobody_can_tell_about_is_no_look(answering: Callable[...,
 
     with pytest.raises(Unavailable, match="cannot look up launch agent A1: internal error"):
         look(client(answering(say=say)), agent="A1")
+
+
+def test_an_error_that_names_no_field_may_be_about_any_that_is_null(answering: Callable[..., str]) -> None:
+    def say(body: dict[str, Any]) -> Answer:
+        project = PROJECT if "launchAgent(" in body["query"] else {"launchAgents": None}
+        return Answer(body={"data": {"f0": project, "f1": None}, "errors": [{"message": "slow down"}]})
+
+    queue = client(answering(say=say))
+    with pytest.raises(Unavailable, match="cannot look up launch agent A1: slow down"):
+        look(queue, agent="A1")
+    assert queue.pop(ENTITY, ["cpu", "gpu"], "A1")[1].error == "slow down"
 
 
 def test_a_null_agent_without_an_error_is_gone(answering: Callable[..., str]) -> None:
@@ -643,11 +655,10 @@ def test_a_pop_that_could_not_be_sent_is_sent_again(server: WandbServer, monkeyp
     queue = client(server.url)
     mine = agent(server, queue)
     (item,) = push(server)
-    down = client("http://127.0.0.1:1")
     post, tries = requests.Session.post, iter([True, True, False])
 
     def sometimes(session: requests.Session, url: str, **how: Any) -> requests.Response:
-        return post(session, down._url if next(tries) else url, **how)
+        return post(session, "http://127.0.0.1:1/graphql" if next(tries) else url, **how)
 
     monkeypatch.setattr(requests.Session, "post", sometimes)
     (popped,) = queue.pop(ENTITY, ["cpu"], mine)
@@ -817,20 +828,22 @@ def test_the_agents_question_is_that_of_the_official_client(
     assert {"runQueues.id", "runQueues.name"} <= project.selected & official["project"].selected
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(min_size=1), max_size=4, unique=True), st.text(), st.integers(0, 3))
-def test_names_go_as_variables_never_as_text(names: Sequence[str], entity: str, peek: int) -> None:
+def test_names_go_as_variables_never_as_text(
+    monkeypatch: pytest.MonkeyPatch, names: Sequence[str], entity: str, peek: int
+) -> None:
     """Whatever a queue, an item or an entity is called, the document stays the same and can be parsed."""
     documents: list[str] = []
 
-    class Listening(WandbQueue):
-        def _send(self, body: Mapping[str, Any], repeatable: bool) -> dict[str, Any]:
-            documents.append(body["query"])
-            graphql.parse(body["query"])
-            json.dumps(body)
-            raise Unavailable("W&B", "only listening")
+    def listen(_: GraphQL, body: Mapping[str, Any], repeatable: bool) -> dict[str, Any]:
+        documents.append(body["query"])
+        graphql.parse(body["query"])
+        json.dumps(body)
+        raise Unavailable("W&B", "only listening")
 
-    queue = Listening("http://127.0.0.1:1", Keys(), Timeouts(), Batches(), version="1", backoff=QUICKLY)
+    monkeypatch.setattr(GraphQL, "_send", listen)
+    queue = client("http://127.0.0.1:1")
     plain = [f"n{number}" for number in range(len(names))]
     for these, whose in ((names, entity), (plain, "acme")):
         with pytest.raises(Unavailable, match="only listening"):

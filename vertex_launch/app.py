@@ -1,6 +1,6 @@
 """The one place where everything is put together, and what the entry points do with what comes out.
 
-Google's clients are imported and made when they are first needed: a function that only refuses a request stays small.
+Google's clients are imported when a function starts and made when they are first needed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import flask
 from cloudevents.http import CloudEvent
 from flask import Request, Response, jsonify
+from google.auth.exceptions import GoogleAuthError
 from werkzeug.exceptions import (
     BadRequest,
     HTTPException,
@@ -26,6 +27,10 @@ from werkzeug.exceptions import (
 )
 
 from vertex_launch import config, events, log
+from vertex_launch.adapters.record import Record
+from vertex_launch.adapters.secrets import SecretKey
+from vertex_launch.adapters.vertex_jobs import VertexJobs
+from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.dispatcher import Dispatcher
 from vertex_launch.errors import ConfigError, PassBusy, PassLost, ProblemsError, RequestError, Unavailable
 from vertex_launch.log import LOGGER
@@ -35,6 +40,9 @@ from vertex_launch.services import Services
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of main.py, where the configuration lies unless the environment says otherwise."""
+
+USUAL_PASS = 5
+"""Seconds that a pass takes at most when all is well."""
 
 
 class App:
@@ -59,7 +67,7 @@ class App:
             report = self._run(request)
         except PassBusy as error:
             LOGGER.info("%s; Pub/Sub delivers this tick again", error)
-            raise TooManyRequests("another pass is running", retry_after=round(error.retry_after) or 1) from error
+            raise TooManyRequests("another pass is running", retry_after=_wait(error)) from error
         except PassLost as error:
             LOGGER.warning("%s", error)
             raise TooManyRequests(str(error)) from error
@@ -79,8 +87,7 @@ class App:
         except RequestError as error:
             return self._answer(400, {"error": "the request cannot be used", "problems": _lines(error)})
         except (PassBusy, PassLost) as error:
-            wait = max(1, round(error.retry_after)) if isinstance(error, PassBusy) else 1
-            return self._answer(409, {"error": str(error)}, {"Retry-After": str(wait)})
+            return self._answer(409, {"error": str(error)}, {"Retry-After": str(_wait(error))})
         except Unavailable as error:
             LOGGER.error("no pass: %s", error)
             return self._answer(503, {"error": str(error), "service": error.service}, {"Retry-After": "10"})
@@ -97,13 +104,6 @@ class App:
 
     def _assemble(self) -> Services:
         """Make the clients. Raises Unavailable where there are no credentials."""
-        from google.auth.exceptions import GoogleAuthError
-
-        from vertex_launch.adapters.record import Record
-        from vertex_launch.adapters.secrets import SecretKey
-        from vertex_launch.adapters.vertex_jobs import VertexJobs
-        from vertex_launch.adapters.wandb_queue import WandbQueue
-
         settings, timeouts = self._settings, self._settings.timeouts
         try:
             key = SecretKey(
@@ -207,6 +207,11 @@ def version() -> str:
         return metadata.version("vertex-launch")
     except metadata.PackageNotFoundError:
         return "0.1.0"
+
+
+def _wait(error: PassBusy | PassLost) -> int:
+    """Give the seconds to wait for another pass: mostly it takes a few, even where its hold lasts longer."""
+    return max(1, min(USUAL_PASS, round(error.retry_after))) if isinstance(error, PassBusy) else 1
 
 
 def _lines(error: ProblemsError) -> list[str]:

@@ -8,20 +8,16 @@ Several go into one request by aliases; W&B runs aliased mutations one after ano
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import requests
-from google.api_core.exceptions import RetryError
-from google.api_core.retry import Retry, if_exception_type
-from urllib3.exceptions import NewConnectionError
+from google.api_core.retry import Retry
 
+from vertex_launch.adapters.graphql import BACKOFF, Field, GraphQL, Key, Refused, Result, dicts
 from vertex_launch.config import Batches, Timeouts
-from vertex_launch.errors import KeyRefused, Unavailable
-from vertex_launch.log import LOGGER, Redactor
+from vertex_launch.errors import Unavailable
+from vertex_launch.log import LOGGER
 from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped, Queued
 
 T = TypeVar("T")
@@ -37,24 +33,6 @@ AGENT_FIELDS = "id hostname stopPolling runQueues"
 ITEM_FIELDS = "id state associatedRunId"
 
 
-class Key(Protocol):
-    """Where the API key comes from."""
-
-    def get(self) -> str:
-        """Give the key. Raises Unavailable."""
-
-    def renew(self, refused: str) -> str:
-        """Give the key, read again since ``refused`` was refused. Raises Unavailable."""
-
-
-class Again(Exception):
-    """The request may be sent again: it surely did nothing, or doing it twice is harmless."""
-
-
-class Refused(Unavailable):
-    """The server refused the whole request before doing anything of it."""
-
-
 class Way(NamedTuple):
     """How a server lets itself be asked: ``together``, several operations in one request; ``peek``, what a queue holds."""
 
@@ -64,33 +42,6 @@ class Way(NamedTuple):
 
 WAYS: tuple[Way, ...] = (Way(True, True), Way(True, False), Way(False, True), Way(False, False))
 """The best way first."""
-
-BACKOFF = Retry(predicate=if_exception_type(Again), initial=0.2, multiplier=2.0, maximum=2.0)
-"""Pauses between two attempts, at random between nothing and twice as long each time."""
-
-TOO_MUCH = (
-    requests.codes.bad_request,
-    requests.codes.request_entity_too_large,
-    requests.codes.unprocessable_entity,
-)
-"""Statuses by which a proxy, too, may refuse a request for its size or its form."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a request: its text, in which ``$name`` stands for a variable, and (type, value) of each variable."""
-
-    text: str
-    variables: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The answer to one field: a value, or W&B's own words on why not; ``lost`` when nothing is known."""
-
-    value: Any = None
-    error: str = ""
-    lost: bool = False
 
 
 class WandbQueue:
@@ -106,21 +57,17 @@ class WandbQueue:
         version: str,
         backoff: Retry = BACKOFF,
     ) -> None:
-        self._url = f"{base_url.rstrip('/')}/graphql"
-        self._key = key
-        self._timeout = (timeouts.connect, timeouts.read)
+        self._server = GraphQL(SERVICE, base_url, key, timeouts, agent=f"vertex-launch/{version}", backoff=backoff)
+        self._patience = timeouts.read
         self._batches = batches
         self._ways = WAYS
         self._version = version
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"vertex-launch/{version}"
-        self._retry = backoff.with_timeout(timeouts.read)
 
     # Questions
 
     def default_entity(self) -> str:
         """Give the API key's default entity. Raises Unavailable."""
-        answer = self._ask("query", [Field("viewer { entity username }")])[0]
+        answer = self._server.ask("query", [Field("viewer { entity username }")])[0]
         entity = (answer.value or {}).get("entity")
         if not entity:
             raise Unavailable(
@@ -174,7 +121,7 @@ class WandbQueue:
         if viewer:
             fields.append(Field("viewer { entity username }"))
         requested = [fields] if way.together else [[one] for one in fields]
-        answers = [answer for request in requested for answer in self._ask("query", request)]
+        answers = [answer for request in requested for answer in self._server.ask("query", request)]
         project = self._project(entity, answers[0])
         views = _item_views(project, registry.aliases)
         rest = {item: queue for item, queue in items.items() if item not in first}
@@ -184,7 +131,7 @@ class WandbQueue:
         return Look(
             viewer_entity=str((answers[-1].value or {}).get("entity") or "") if viewer else "",
             agent=known,
-            agents=tuple(_agent_view(one) for one in _dicts(project.get("launchAgents"))),
+            agents=tuple(_agent_view(one) for one in dicts(project.get("launchAgents"))),
             queues={str(queue["name"]): str(queue["id"]) for queue in self._queues(entity, project, answers[0])},
             items=views,
             queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues if peek},
@@ -199,7 +146,7 @@ class WandbQueue:
         for chunk in _chunks(list(wanted.items()), self._batches.lookups if way.together else 1):
             registry = _Registry(entity)
             registry.add_queues((), dict(chunk), 0)
-            project = self._project(entity, self._ask("query", [registry.field()])[0])
+            project = self._project(entity, self._server.ask("query", [registry.field()])[0])
             views |= _item_views(project, registry.aliases)
         return views
 
@@ -220,7 +167,7 @@ class WandbQueue:
         """Give the id of each queue's default config, empty text for none."""
         registry = _Registry(entity)
         names = registry.add_queues(queues, {}, 0, "id defaultResourceConfigID")
-        project = self._project(entity, self._ask("query", [registry.field()])[0])
+        project = self._project(entity, self._server.ask("query", [registry.field()])[0])
         return {
             name: str((project.get(alias) or {}).get("defaultResourceConfigID") or "") for name, alias in names.items()
         }
@@ -232,7 +179,7 @@ class WandbQueue:
         text = " ".join(f"c{i}: defaultResourceConfig(id: $c{i}) {{ resource }}" for i in range(len(configs)))
         ids = {f"c{i}": ("ID!", config) for i, config in enumerate(configs)}
         question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **ids})
-        found = self._ask("query", [question])[0].value or {}
+        found = self._server.ask("query", [question])[0].value or {}
         return {config: str((found.get(f"c{i}") or {}).get("resource") or "") for i, config in enumerate(configs)}
 
     # Mutations
@@ -251,7 +198,7 @@ class WandbQueue:
                 "version": ("String", f"vertex-launch@{self._version}"),
             },
         )
-        answer = self._ask("mutation", [question], repeatable=False)[0]
+        answer = self._server.ask("mutation", [question], repeatable=False)[0]
         agent = (answer.value or {}).get("launchAgentId")
         if not agent:
             raise Unavailable(
@@ -347,7 +294,7 @@ class WandbQueue:
         """Give all queues of the entity. Raises Unavailable where W&B cannot tell: that is not the same as none."""
         if not isinstance(project.get("runQueues"), list):
             raise Unavailable(SERVICE, f"cannot tell the queues of entity {entity}: {answer.error or 'no list given'}")
-        return _dicts(project["runQueues"])
+        return dicts(project["runQueues"])
 
     def _agent(self, entity: str, agent: str, answer: Result) -> AgentView | None:
         """Give the agent, None when it is gone: a null with an error beside it is not absence, so then all are listed."""
@@ -357,10 +304,10 @@ class WandbQueue:
             return None
         registry = _Registry(entity)
         registry.add(f"launchAgents {{ {AGENT_FIELDS} }}")
-        listed = self._project(entity, self._ask("query", [registry.field()])[0]).get("launchAgents")
+        listed = self._project(entity, self._server.ask("query", [registry.field()])[0]).get("launchAgents")
         if not isinstance(listed, list):
             raise Unavailable(SERVICE, f"cannot look up launch agent {agent}: {answer.error}")
-        return next((_agent_view(one) for one in _dicts(listed) if one.get("id") == agent), None)
+        return next((_agent_view(one) for one in dicts(listed) if one.get("id") == agent), None)
 
     def _batch(self, fields: Sequence[Field], size: int, *, repeatable: bool = True) -> list[Result]:
         """Send mutations in as few requests as their number allows; one request's failure does not spoil the others.
@@ -368,13 +315,13 @@ class WandbQueue:
         A batch that the server refuses as a whole is sent again one by one; if that helps, so is everything after it.
         Nothing more is sent once the requests together took as long as one may.
         """
-        until = time.monotonic() + self._timeout[1]
+        until = time.monotonic() + self._patience
         together = self._ways[0].together
         waiting, results = list(fields), list[Result]()
         while waiting and (not results or time.monotonic() < until):
             chunk = waiting[: size if together else 1]
             try:
-                results += self._ask("mutation", chunk, repeatable=repeatable)
+                results += self._server.ask("mutation", chunk, repeatable=repeatable)
             except Refused as error:
                 if len(chunk) > 1:
                     LOGGER.info("W&B refuses %d operations in one request: %s", len(chunk), error.reason)
@@ -388,97 +335,6 @@ class WandbQueue:
             waiting = waiting[len(chunk) :]
         unsent = Result(error="not sent, for the requests before it took too long", lost=True)
         return results + [unsent] * len(waiting)
-
-    def _ask(self, kind: str, fields: Sequence[Field], *, repeatable: bool = True) -> list[Result]:
-        """Send one request and give the answers in the order of its fields. Raises Refused, Unavailable."""
-        document, variables = _document(kind, fields)
-        body = self._send({"query": document, "variables": variables}, repeatable)
-        errors: dict[str, list[str]] = {}
-        for error in _dicts(body.get("errors")):
-            path = error.get("path")
-            field_alias = str(path[0]) if isinstance(path, list) and path else ""
-            errors.setdefault(field_alias, []).append(str(error.get("message", error)))
-        data = body.get("data")
-        if not isinstance(data, dict):
-            if not errors.keys() - {""}:
-                raise Refused(SERVICE, "; ".join(errors.get("", ["an answer without data"])))
-            data = {}
-        return [_result(data, errors, f"f{i}") for i in range(len(fields))]
-
-    def _send(self, body: Mapping[str, Any], repeatable: bool) -> dict[str, Any]:
-        """Post a request, with retries of what may be repeated; a refused key is read again once."""
-        key = self._key.get()
-        try:
-            try:
-                return self._retried(body, key, repeatable)
-            except KeyRefused:
-                return self._retried(body, self._key.renew(key), repeatable)
-        except RetryError as error:
-            raise Unavailable(SERVICE, str(error.cause)) from error
-
-    def _retried(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
-        answer: dict[str, Any] = self._retry(self._post)(body, key, repeatable)
-        return answer
-
-    def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
-        try:
-            response = self._session.post(
-                self._url, json=body, auth=("api", key), timeout=self._timeout, allow_redirects=False
-            )
-        except requests.RequestException as error:
-            cause = error.args[0] if error.args else error
-            cause = getattr(cause, "reason", None) or cause
-            trouble = f"no answer from {self._url}: {cause}"
-            if repeatable or isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError):
-                raise Again(trouble) from error
-            raise Unavailable(SERVICE, trouble) from error
-        return _parsed(response, key, repeatable)
-
-
-def _parsed(response: requests.Response, key: str, repeatable: bool) -> dict[str, Any]:
-    """Give a response's JSON object. Raises KeyRefused, Again, Refused, Unavailable."""
-    status, said = response.status_code, f"HTTP {response.status_code} from {response.url}: {_said(response, key)}"
-    if status == requests.codes.unauthorized:
-        remedy = "put a valid key of this server into the secret, as a new version"
-        raise KeyRefused(SERVICE, f"the API key is refused, {said}; {remedy}")
-    if status in (requests.codes.too_many_requests, requests.codes.service_unavailable):
-        raise Again(said)
-    if response.is_redirect:
-        target = response.headers["Location"]
-        raise Unavailable(SERVICE, f"{response.url} redirects to {target}; correct WANDB_BASE_URL or base_url")
-    body = _json(response)
-    if status >= requests.codes.server_error and not _tells_something(body):
-        if repeatable:
-            raise Again(said)
-        raise Unavailable(SERVICE, said)
-    if not ("data" in body or "errors" in body):
-        refusal = Refused if status in TOO_MUCH else Unavailable
-        raise refusal(SERVICE, f"this is no GraphQL answer, {said}; check WANDB_BASE_URL and what stands in between")
-    return body
-
-
-def _json(response: requests.Response) -> dict[str, Any]:
-    """Give the JSON object of a response, an empty one where it has none."""
-    try:
-        body = response.json()
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _tells_something(body: Mapping[str, Any]) -> bool:
-    """Say whether an answer has a value for at least one field: a failed neighbour may give all of it a bad status."""
-    data = body.get("data")
-    return isinstance(data, dict) and any(value is not None for value in data.values())
-
-
-def _said(response: requests.Response, key: str) -> str:
-    """Give a server's own words, briefly, without markup and without the key, should it repeat that."""
-    messages = [str(error.get("message", "")) for error in _dicts(_json(response).get("errors"))]
-    redact = Redactor()
-    redact.add(key)
-    text = redact("; ".join(messages) or re.sub(r"<[^>]*>", " ", response.text))
-    return " ".join(text.split())[:300] or "(nothing more)"
 
 
 class _Registry:
@@ -515,29 +371,6 @@ class _Registry:
 
     def field(self) -> Field:
         return Field(f"project(name: $registry, entityName: $entity) {{ {' '.join(self._parts)} }}", self._variables)
-
-
-def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
-    """Put fields into one document, each under an alias ``f<n>`` and with variables of its own."""
-    declared: list[str] = []
-    values: dict[str, Any] = {}
-    selected: list[str] = []
-    for i, one in enumerate(fields):
-        names = {name: f"{name}_{i}" for name in one.variables}
-        declared += [f"${names[name]}: {type_}" for name, (type_, _) in one.variables.items()]
-        values |= {names[name]: value for name, (_, value) in one.variables.items()}
-        selected.append(f"f{i}: " + re.sub(r"\$(\w+)", rf"$\1_{i}", one.text))
-    head = f"{kind} VertexLaunch" + (f"({', '.join(declared)})" if declared else "")
-    return f"{head} {{ {' '.join(selected)} }}", values
-
-
-def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias: str) -> Result:
-    """Give one field's answer; a null with an error beside it is not absence, and a missing field is no answer."""
-    if data.get(alias) is None and alias in errors:
-        return Result(error="; ".join(errors[alias]))
-    if alias not in data:
-        return Result(error="the answer leaves this operation out", lost=True)
-    return Result(value=data[alias], error="; ".join(errors.get(alias, ())))
 
 
 def _popped(queue: str, answer: Result) -> Popped:
@@ -587,13 +420,9 @@ def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str
 
 def _queued(queue: Any, peek: int) -> Queued:
     edges = ((queue or {}).get("runQueueItems") or {}).get("edges")
-    nodes = [edge.get("node") or {} for edge in _dicts(edges)]
+    nodes = [edge.get("node") or {} for edge in dicts(edges)]
     pending = tuple(str(node.get("id")) for node in nodes if node.get("state") == "PENDING")
     return Queued(pending, complete=isinstance(edges, list) and len(nodes) < peek)
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _chunks(values: list[T], size: int) -> Iterator[list[T]]:
