@@ -164,7 +164,8 @@ class FakeQueue:
             answers.append(Popped(queue, Item(found.id, queue, found.spec)))
         return answers
 
-    def ack(self, claims: Sequence[tuple[str, str]]) -> list[Ack]:
+    def ack(self, claims: Sequence[tuple[str, str]], within: float) -> list[Ack]:
+        assert within >= 0
         self._called("ack")
         return [self._ack(item, run) for item, run in claims]
 
@@ -174,7 +175,8 @@ class FakeQueue:
         self.contents[item].state, self.contents[item].run = "CLAIMED", run
         return Ack.ACCEPTED
 
-    def fail(self, failures: Sequence[tuple[str, str]]) -> list[bool]:
+    def fail(self, failures: Sequence[tuple[str, str]], within: float) -> list[bool]:
+        assert within >= 0
         self._called("fail")
         for item, message in failures:
             self.contents[item].state, self.contents[item].message = "FAILED", message

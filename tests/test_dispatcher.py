@@ -29,6 +29,18 @@ def test_an_item_becomes_one_job_and_is_claimed_for_its_run() -> None:
     assert world.run().submitted == []
 
 
+def test_an_item_whose_creates_are_never_answered_fails_in_the_end() -> None:
+    world = World(max_jobs=1, give_up_after=3600)
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = never
+    for _ in range(70):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(item) == "FAILED"
+    assert "no answer" in world.queue.contents[item].message
+    assert world.run().slots["active"] == 0
+
+
 def test_no_two_jobs_of_a_pass_share_an_output_directory() -> None:
     world = World()
     for _ in range(5):
@@ -189,7 +201,7 @@ def test_an_item_that_waits_too_long_fails_with_the_reason() -> None:
     world = World(max_jobs=1, give_up_after=3600)
     item = world.queue.push("cpu", image_spec())
     world.vertex.on_create = no_quota
-    for _ in range(62):
+    for _ in range(61):
         world.run()
         world.clock.sleep(61)
     assert world.queue.state(item) == "FAILED"
@@ -375,7 +387,7 @@ def test_a_job_whose_ack_was_refused_is_cancelled_on_positive_evidence_only(
     world = World()
     item = world.queue.push("cpu", image_spec())
 
-    def refuse(claims: Sequence[tuple[str, str]]) -> list[Ack]:
+    def refuse(claims: Sequence[tuple[str, str]], within: float) -> list[Ack]:
         world.queue.contents[item].state, world.queue.contents[item].run = state, run
         world.queue.contents[item].leased_until = world.clock() + 1000
         return [Ack.REFUSED]
@@ -390,7 +402,7 @@ def test_an_ack_that_was_refused_because_it_had_won_before_counts() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
     ack = world.queue.ack
-    world.queue.ack = lambda claims: (ack(claims), ack(claims))[1]  # type: ignore[method-assign]
+    world.queue.ack = lambda claims, within: (ack(claims, within), ack(claims, within))[1]  # type: ignore[method-assign]
     world.run()
     assert world.record.ledger.open[item].stage is Stage.ACKED
     assert world.vertex.living()[0].state == JobState.JOB_STATE_PENDING

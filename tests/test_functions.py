@@ -528,7 +528,7 @@ def test_of_two_requests_at_once_one_runs(cloud: Cloud, functions: Functions) ->
 @pytest.mark.parametrize("service", ["W&B", "Vertex AI", "Secret Manager", "Cloud Storage"])
 @pytest.mark.parametrize("trouble", ["gone", "ill"])
 def test_a_service_that_is_down_is_named(cloud: Cloud, functions: Functions, service: str, trouble: str) -> None:
-    cloud.set_timeouts(read=0.5, look=0.5)
+    cloud.set_timeouts(read=0.5, look=1)
     (item,) = cloud.push()
     if trouble == "gone":
         cloud.servers[service].stop()

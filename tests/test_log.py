@@ -23,8 +23,8 @@ def redact() -> log.Redactor:
 
 
 def test_a_record_becomes_one_line_of_json(redact: log.Redactor, capsys: pytest.CaptureFixture[str]) -> None:
-    log.configure(redact)
-    token = log.trace.set("projects/p/traces/t")
+    log.configure(redact, project="p")
+    token = log.trace.set("t")
     try:
         log.LOGGER.warning("two\nlines with %s", KEY, extra={"item": KEY, "queue": "gpu"})
     finally:

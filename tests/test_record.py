@@ -261,13 +261,13 @@ def test_a_write_whose_answer_was_lost_is_ours(server: StorageServer, record: Re
 def test_a_write_goes_on_from_one_whose_answer_never_came(
     server: StorageServer, record: Record, open_record: Open
 ) -> None:
-    """The first write took effect, but neither its answer nor that of any attempt after it arrived."""
+    """The first write took effect, but its answer was lost, and nobody could look whose write it was."""
     one = ledger()
     generation = record.write(one, "one", 0)
     server.faults.lose("storage.insert")
-    server.faults.fail("storage.insert", 503, times=None)
+    server.faults.fail("storage.download", 503, times=None)
     with pytest.raises(Unavailable):
-        open_record(timeout=0.3).write(one, "one", generation)
+        open_record(timeout=0.6).write(one, "one", generation)
     server.faults.clear()
     one.turn = "gpu"
     written = record.write(one, "one", generation)
@@ -286,9 +286,9 @@ def test_a_pass_can_give_up_what_it_wrote_without_hearing_of_it(
     assert kept is not None
     lost = kept.model_copy(deep=True, update={"turn": "gpu"})
     server.faults.lose("storage.insert")
-    server.faults.fail("storage.insert", 503, times=None)
+    server.faults.fail("storage.download", 503, times=None)
     with pytest.raises(Unavailable):
-        open_record(timeout=0.3).write(lost, "one", generation)
+        open_record(timeout=0.6).write(lost, "one", generation)
     server.faults.clear()
     record.write(kept.model_copy(update={"free_hold": 7}), "one", generation)
     stored = record.read().ledger
@@ -342,7 +342,7 @@ def unavailable(act: Callable[[], object]) -> str:
 
 
 def test_trouble_that_goes_on_ends_in_time(server: StorageServer, open_record: Open, clock: Clock) -> None:
-    record = open_record(timeout=0.3)
+    record = open_record(timeout=0.6)
     server.faults.fail("*", 503, times=None, message="Backend Error")
     told = unavailable(lambda: Passes(record, clock).take("one"))
     assert told.startswith("Cloud Storage: cannot write gs://demo-state/folder/test/hold.json: ")

@@ -345,7 +345,7 @@ def test_what_changes_nothing_is_asked_again(server: VertexServer, jobs: VertexJ
 
 def test_trouble_that_goes_on_is_told_in_vertexs_words(server: VertexServer) -> None:
     server.faults.fail("ListCustomJobs", "UNAVAILABLE", times=None, message="The service is currently unavailable")
-    error = raised(lambda: jobs_at(server, timeout=0.3).active(REGION))
+    error = raised(lambda: jobs_at(server, timeout=1).active(REGION))
     assert type(error) is Unavailable
     assert str(error) == f"Vertex AI: cannot list the jobs in {PARENT}: The service is currently unavailable."
 

@@ -143,7 +143,7 @@ def load() -> App:
     redact = log.Redactor()
     log.configure(redact)
     settings = config.load(os.environ, ROOT)
-    log.configure(redact, debug=settings.verbosity > 0)
+    log.configure(redact, project=settings.project, debug=settings.verbosity > 0)
     return App(settings, redact)
 
 
@@ -222,5 +222,4 @@ def _set_trace(headers: Any) -> None:
     """Join the log lines of one request, as Cloud Logging groups them."""
     found = re.match(r"([0-9a-f]{32})", headers.get("X-Cloud-Trace-Context", ""))
     found = found or re.match(r"00-([0-9a-f]{32})-", headers.get("traceparent", ""))
-    project = os.environ.get("GOOGLE_CLOUD_PROJECT", "")
-    log.trace.set(f"projects/{project}/traces/{found[1]}" if found and project else "")
+    log.trace.set(found[1] if found else "")

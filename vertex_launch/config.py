@@ -135,7 +135,7 @@ class Timeouts(Strict):
 class Batches(Strict):
     """How many operations go into one request to W&B."""
 
-    pops: Count = Field(50, ge=1, description="queue items asked for in one request")
+    pops: Count = Field(64, ge=1, description="queue items asked for in one request, the agent's status counted in")
     updates: Count = Field(50, ge=1, description="acks, failures or warnings in one request")
     lookups: Count = Field(50, ge=1, description="items or runs looked up in one request")
 
@@ -229,7 +229,7 @@ class DeploymentSettings(FileSettings):
         None, description="the topic of the ticks; DISPATCH_TOPIC wins", examples=["projects/my-project/topics/ticks"]
     )
     timeouts: Timeouts = Field(Timeouts(), description="limits in seconds", examples=["{create: 20}"])
-    batches: Batches = Field(Batches(), description="operations in one request to W&B", examples=["{pops: 50}"])
+    batches: Batches = Field(Batches(), description="operations in one request to W&B", examples=["{pops: 64}"])
     submissions_per_minute: Count = Field(
         60, ge=1, description="creates and deletes a minute and region, Vertex AI's quota"
     )

@@ -307,6 +307,10 @@ class _Pass:
 
     def _check(self, item: Item, starts: Sequence[_Start]) -> _Start:
         """Build an item's job, as far as limits and policy allow it. Raises ItemRejected, ItemDeferred."""
+        waiting = self._ledger.waiting.get(item.id)
+        if waiting and self._clock() - waiting.since > self._settings.give_up_after:
+            hours, why = self._settings.give_up_after / 3600, "; ".join(waiting.warned) or "the function's log says why"
+            raise ItemRejected(f"It could not start within {hours:g} hours (give_up_after): {why}")
         key, now = self._services.key.get(), datetime.fromtimestamp(self._clock(), UTC)
         now += timedelta(milliseconds=self._built)  # which names the job's output directory: no two jobs share one
         self._built += 1
@@ -337,7 +341,7 @@ class _Pass:
         if not rejected or self._clock() > self._ack_by:
             return
         sentences = [(item.id, self._services.redact(reason)) for item, reason in rejected]
-        told = self._services.queue.fail(sentences)
+        told = self._services.queue.fail(sentences, self._ack_by - self._clock())
         for (item, _), (_, reason), known in zip(rejected, sentences, told, strict=True):
             self._ledger.settle_waiting(item.id)
             self.report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
@@ -346,18 +350,13 @@ class _Pass:
                 self._notice(f"W&B did not take the failure of item {item.id}; it comes back and is failed again")
 
     def _defer(self, item: Item, error: ItemDeferred | OutcomeUnknown) -> None:
-        """Leave an item un-acked, tell its author once why, and give it up when it has waited too long."""
+        """Leave an item un-acked and tell its author once why."""
         reason = self._services.redact(str(error))
         self.report.deferred.append({"item": item.id, "queue": item.queue, "reason": reason})
         LOGGER.info("deferred item %s: %s", item.id, reason, extra={"item": item.id, "queue": item.queue})
         if not error.tell:
             return
-        now = self._clock()
-        waiting = self._ledger.defer(item.id, now)
-        if isinstance(error, ItemDeferred) and now - waiting.since > self._settings.give_up_after:
-            hours = self._settings.give_up_after / 3600
-            self._reject([(item, f"It could not start within {hours:.0f} hours (give_up_after): {reason}")])
-        elif reason not in waiting.warned:
+        if reason not in self._ledger.defer(item.id, self._clock()).warned:
             self._warnings.append((item.id, reason))
 
     # 8. Create
@@ -417,7 +416,8 @@ class _Pass:
         """Claim items for their jobs' runs while the leases are surely ours; later they come back and are adopted."""
         if not claims or self._clock() > self._ack_by:
             return
-        answers = self._services.queue.ack([(claim.item, claim.run) for claim in claims])
+        pairs = [(claim.item, claim.run) for claim in claims]
+        answers = self._services.queue.ack(pairs, self._ack_by - self._clock())
         refused: dict[str, str] = {}
         for claim, answer in zip(claims, answers, strict=True):
             if answer is Ack.ACCEPTED:

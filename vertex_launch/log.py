@@ -20,7 +20,7 @@ FIELDS = ("pass_id", "item", "queue", "run", "job", "region", "report")
 """Names that may be given in ``extra`` of a log call."""
 
 trace: ContextVar[str] = ContextVar("trace", default="")
-"""``projects/P/traces/T`` of the request being handled."""
+"""Trace id of the request being handled, 32 hexadecimal digits."""
 
 
 class Redactor:
@@ -68,9 +68,10 @@ class Redactor:
 class JsonFormatter(logging.Formatter):
     """One log record as one line of JSON, redacted."""
 
-    def __init__(self, redact: Redactor) -> None:
+    def __init__(self, redact: Redactor, project: str) -> None:
         super().__init__()
         self._redact = redact
+        self._project = project
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the line; a traceback, where there is one, follows the message as Error Reporting expects it."""
@@ -82,16 +83,16 @@ class JsonFormatter(logging.Formatter):
             "message": message,
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         }
-        if current := trace.get():
-            entry["logging.googleapis.com/trace"] = current
+        if self._project and (current := trace.get()):
+            entry["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{current}"
         entry.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
         return json.dumps(self._redact.json(entry), ensure_ascii=False, default=str)
 
 
-def configure(redact: Redactor, *, debug: bool = False) -> None:
-    """Send this package's records, and only them, to standard output as JSON lines."""
+def configure(redact: Redactor, *, project: str = "", debug: bool = False) -> None:
+    """Send this package's records, and only them, to standard output as JSON lines; ``project`` is where traces are."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter(redact))
+    handler.setFormatter(JsonFormatter(redact, project))
     LOGGER.handlers[:] = [handler]
     LOGGER.propagate = False
     LOGGER.setLevel(logging.DEBUG if debug else logging.INFO)

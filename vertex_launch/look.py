@@ -126,4 +126,4 @@ class Looker:
             unknown = [one for one in self._settings.queues if one in ids and ids[one] not in kept]
             found = self._services.queue.resources(entity, list(dict.fromkeys([name, *unknown])))
             kept.update({ids[one]: resource for one, resource in found.items()})
-        return kept[ids[name]]
+        return kept.get(ids[name], "")

@@ -32,7 +32,7 @@ class Queue(Protocol):
         """Look up items (id to queue); those that W&B cannot tell about are missing."""
 
     def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
-        """Give what each queue's items run on, empty text where W&B does not say."""
+        """Give what each queue's items run on, empty text for nothing; queues of which W&B cannot tell now are missing."""
 
     def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
         """Make an agent and give its id."""
@@ -40,11 +40,11 @@ class Queue(Protocol):
     def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
         """Lease one item for each entry of ``queues``, refreshing the agent's status on the way."""
 
-    def ack(self, claims: Sequence[tuple[str, str]]) -> list[Ack]:
-        """Claim items (first) for runs (second)."""
+    def ack(self, claims: Sequence[tuple[str, str]], within: float) -> list[Ack]:
+        """Claim items (first) for runs (second); none is sent later than ``within`` seconds from now."""
 
-    def fail(self, failures: Sequence[tuple[str, str]]) -> list[bool]:
-        """Fail items (first) for a reason (second); says of each whether W&B took it."""
+    def fail(self, failures: Sequence[tuple[str, str]], within: float) -> list[bool]:
+        """Fail items (first) for a reason (second) within so many seconds; says of each whether W&B took it."""
 
     def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
         """Put warnings (second) on items (first); says of each whether W&B took it."""

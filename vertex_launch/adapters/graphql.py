@@ -5,6 +5,7 @@ Called by ``wandb_queue``, which knows what to ask. Errors keep the server's own
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,12 +79,17 @@ class GraphQL:
         self._timeout = (timeouts.connect, timeouts.read)
         self._session = requests.Session()
         self._session.headers["User-Agent"] = agent
-        self._retry = backoff.with_timeout(timeouts.read)
+        self._backoff = backoff
 
-    def ask(self, kind: str, fields: Sequence[Field], *, repeatable: bool = True) -> list[Result]:
-        """Send one request and give the answers in the order of its fields. Raises Refused, Unavailable."""
+    def ask(
+        self, kind: str, fields: Sequence[Field], *, repeatable: bool = True, within: float = math.inf
+    ) -> list[Result]:
+        """Send one request and give the answers in the order of its fields. Raises Refused, Unavailable.
+
+        It is sent again only within so many seconds from now.
+        """
         document, variables = _document(kind, fields)
-        body = self._send({"query": document, "variables": variables}, repeatable)
+        body = self._send({"query": document, "variables": variables}, repeatable, within)
         errors: dict[str, list[str]] = {}
         for error in dicts(body.get("errors")):
             path = error.get("path")
@@ -96,20 +102,16 @@ class GraphQL:
             data = {}
         return [_result(data, errors, f"f{i}") for i in range(len(fields))]
 
-    def _send(self, body: Mapping[str, Any], repeatable: bool) -> dict[str, Any]:
+    def _send(self, body: Mapping[str, Any], repeatable: bool, within: float) -> dict[str, Any]:
         """Post a request, with retries of what may be repeated; a refused key is read again once."""
-        key = self._key.get()
+        key, retry = self._key.get(), self._backoff.with_timeout(min(self._timeout[1], within))
         try:
             try:
-                return self._retried(body, key, repeatable)
+                return retry(self._post)(body, key, repeatable)  # type: ignore[no-any-return]
             except KeyRefused:
-                return self._retried(body, self._key.renew(key), repeatable)
+                return retry(self._post)(body, self._key.renew(key), repeatable)  # type: ignore[no-any-return]
         except RetryError as error:
             raise Unavailable(self._service, str(error.cause)) from error
-
-    def _retried(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
-        answer: dict[str, Any] = self._retry(self._post)(body, key, repeatable)
-        return answer
 
     def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
         try:

@@ -8,6 +8,7 @@ Several go into one request by aliases; W&B runs aliased mutations one after ano
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -151,9 +152,10 @@ class WandbQueue:
         return views
 
     def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
-        """Give the resource that each queue's items run on, as ``gcp-vertex``; empty text where W&B does not say.
+        """Give the resource that each queue's items run on, as ``gcp-vertex``; empty text where there is none.
 
-        A queue without a config has none, and a server may not know the question: neither is an error. Raises Unavailable.
+        A queue without a config has none, and a server may not know the question: neither is an error. Queues of which W&B
+        cannot tell now are missing. Raises Unavailable.
         """
         try:
             configs = self._configs(entity, queues)
@@ -161,16 +163,17 @@ class WandbQueue:
         except Refused as error:
             LOGGER.info("W&B does not say what the queues' items run on: %s", error.reason)
             return dict.fromkeys(queues, "")
-        return {name: resources.get(configs[name], "") for name in queues}
+        return {
+            name: resources.get(config, "") for name, config in configs.items() if not config or config in resources
+        }
 
     def _configs(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
-        """Give the id of each queue's default config, empty text for none."""
+        """Give the id of each queue's default config, empty text for none; queues that W&B does not show are missing."""
         registry = _Registry(entity)
         names = registry.add_queues(queues, {}, 0, "id defaultResourceConfigID")
         project = self._project(entity, self._server.ask("query", [registry.field()])[0])
-        return {
-            name: str((project.get(alias) or {}).get("defaultResourceConfigID") or "") for name, alias in names.items()
-        }
+        shown = {name: project[alias] for name, alias in names.items() if isinstance(project.get(alias), dict)}
+        return {name: str(queue.get("defaultResourceConfigID") or "") for name, queue in shown.items()}
 
     def _config_resources(self, entity: str, configs: Sequence[str]) -> dict[str, str]:
         """Give the resource of each config that W&B tells about."""
@@ -180,7 +183,8 @@ class WandbQueue:
         ids = {f"c{i}": ("ID!", config) for i, config in enumerate(configs)}
         question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **ids})
         found = self._server.ask("query", [question])[0].value or {}
-        return {config: str((found.get(f"c{i}") or {}).get("resource") or "") for i, config in enumerate(configs)}
+        shown = {config: found[f"c{i}"] for i, config in enumerate(configs) if found.get(f"c{i}")}
+        return {config: str(one.get("resource") or "") for config, one in shown.items()}
 
     # Mutations
 
@@ -226,15 +230,18 @@ class WandbQueue:
             )
             for queue in queues
         ]
-        answers = self._batch(fields, self._batches.pops + bool(status), repeatable=False)
+        answers = self._batch(fields, self._batches.pops, repeatable=False)
         if status:
             _log_error("cannot refresh the agent's status", answers.pop(0))
         if queues and all(answer.lost for answer in answers):
             raise Unavailable(SERVICE, f"no answer to pops: {answers[0].error}")
         return [_popped(queue, answer) for queue, answer in zip(queues, answers, strict=True)]
 
-    def ack(self, claims: Sequence[tuple[str, str]]) -> list[Ack]:
-        """Claim items for runs: pairs of item id and run id. A refusal may answer our own repeated request."""
+    def ack(self, claims: Sequence[tuple[str, str]], within: float = math.inf) -> list[Ack]:
+        """Claim items for runs: pairs of item id and run id; none is sent later than ``within`` seconds from now.
+
+        A refusal may answer our own repeated request.
+        """
         fields = [
             Field(
                 "ackRunQueueItem(input: { runQueueItemId: $item, runName: $run }) { success }",
@@ -242,7 +249,7 @@ class WandbQueue:
             )
             for item, run in claims
         ]
-        answers = self._batch(fields, self._batches.updates)
+        answers = self._batch(fields, self._batches.updates, within=within)
         for (item, _), answer in zip(claims, answers, strict=True):
             if answer.error:
                 LOGGER.info("ack of item %s: %s", item, answer.error, extra={"item": item})
@@ -250,15 +257,18 @@ class WandbQueue:
             Ack.UNKNOWN if answer.lost else Ack.ACCEPTED if _succeeded(answer) else Ack.REFUSED for answer in answers
         ]
 
-    def fail(self, failures: Sequence[tuple[str, str]]) -> list[bool]:
-        """Fail items before their start: pairs of item id and reason. Says of each whether W&B took it."""
-        return self._tell("failRunQueueItem", failures)
+    def fail(self, failures: Sequence[tuple[str, str]], within: float = math.inf) -> list[bool]:
+        """Fail items before their start: pairs of item id and reason. Says of each whether W&B took it.
+
+        None is sent later than ``within`` seconds from now.
+        """
+        return self._tell("failRunQueueItem", failures, within)
 
     def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
         """Put warnings on items: pairs of item id and text. Says of each whether W&B took it."""
-        return self._tell("updateRunQueueItemWarning", warnings)
+        return self._tell("updateRunQueueItemWarning", warnings, math.inf)
 
-    def _tell(self, mutation: str, messages: Sequence[tuple[str, str]]) -> list[bool]:
+    def _tell(self, mutation: str, messages: Sequence[tuple[str, str]], within: float) -> list[bool]:
         fields = [
             Field(
                 f"{mutation}(input: {{ runQueueItemId: $item, message: $message, stage: $stage }}) {{ success }}",
@@ -266,7 +276,7 @@ class WandbQueue:
             )
             for item, message in messages
         ]
-        answers = self._batch(fields, self._batches.updates)
+        answers = self._batch(fields, self._batches.updates, within=within)
         for (item, _), answer in zip(messages, answers, strict=True):
             if not _succeeded(answer):
                 LOGGER.warning("%s of item %s: %s", mutation, item, answer.error or "refused", extra={"item": item})
@@ -309,19 +319,22 @@ class WandbQueue:
             raise Unavailable(SERVICE, f"cannot look up launch agent {agent}: {answer.error}")
         return next((_agent_view(one) for one in dicts(listed) if one.get("id") == agent), None)
 
-    def _batch(self, fields: Sequence[Field], size: int, *, repeatable: bool = True) -> list[Result]:
+    def _batch(
+        self, fields: Sequence[Field], size: int, *, repeatable: bool = True, within: float = math.inf
+    ) -> list[Result]:
         """Send mutations in as few requests as their number allows; one request's failure does not spoil the others.
 
         A batch that the server refuses as a whole is sent again one by one; if that helps, so is everything after it.
         Nothing more is sent once the requests together took as long as one may.
         """
-        until = time.monotonic() + self._patience
+        until = time.monotonic() + min(self._patience, within)
         together = self._ways[0].together
         waiting, results = list(fields), list[Result]()
         while waiting and (not results or time.monotonic() < until):
             chunk = waiting[: size if together else 1]
             try:
-                results += self._server.ask("mutation", chunk, repeatable=repeatable)
+                left = until - time.monotonic()
+                results += self._server.ask("mutation", chunk, repeatable=repeatable, within=left)
             except Refused as error:
                 if len(chunk) > 1:
                     LOGGER.info("W&B refuses %d operations in one request: %s", len(chunk), error.reason)
