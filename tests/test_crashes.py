@@ -244,7 +244,6 @@ def _freeze(point: Point, folder: Path) -> None:
         _assert_settled(world, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="retries of an ack or a failure go on for timeouts.read, whatever the lease")
 @pytest.mark.parametrize("operation", ["ackRunQueueItem", "failRunQueueItem"])
 def test_nothing_is_said_about_an_item_after_its_lease(operation: str, tmp_path: Path) -> None:
     """W&B refuses to listen until the lease is over and somebody else has popped the item. This takes real time."""
