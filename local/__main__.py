@@ -31,12 +31,12 @@ def main() -> int:
         latencies=dict(arguments.latency),
         google_pubsub=arguments.google_pubsub,
         raw_pushes=arguments.raw_pushes,
-        ports=_PORTS if arguments.command == "up" else {},
+        ports=_PORTS if arguments.command == "up" and not arguments.free_ports else {},
     )
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
         return _up(options) if arguments.command == "up" else Demo(options, plain=arguments.plain).run()
-    except (FunctionFailed, OSError) as error:
+    except (FunctionFailed, OSError, RuntimeError) as error:  # a port that is taken is gRPC's RuntimeError
         print(f"The local cloud did not start: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
             "--google-pubsub", action="store_true", help="use Google's emulator (needs Java and its jar)"
         )
         command.add_argument("--raw-pushes", action="store_true", help="push to dispatch without Eventarc's envelope")
+    up.add_argument(
+        "--free-ports", action="store_true", help="take free ports instead of those that are always the same"
+    )
     demo.add_argument("--plain", action="store_true", help="lines instead of a live table")
     return parser
 

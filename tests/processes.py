@@ -1,7 +1,7 @@
-"""Dispatchers in processes of their own, which can be killed and paused, and which leave nothing behind.
+"""Processes of a test: functions that can be killed and paused, and people's commands; none of them outlives its test.
 
-They are forked from a server process that has imported the product and opened nothing yet: no thread, no channel, no file.
-So a fresh dispatcher is there in a tenth of a second, and fork is sound, for gRPC begins in the child.
+Functions are forked from a server process that has imported the product and opened nothing yet: no thread, no channel, no file.
+So a fresh one is there in a tenth of a second, and fork is sound, for gRPC begins in the child.
 """
 
 from __future__ import annotations

@@ -433,8 +433,9 @@ class _Pass:
 
     def _finish(self) -> PassReport:
         """Tell W&B what is left to tell, keep what is open, and report."""
-        told = self._services.queue.warn(self._warnings) if self._warnings else []
-        for (item, reason), known in zip(self._warnings, told, strict=True):
+        in_time = self._clock() < self._hold.expires - self._settings.timeouts.margin  # else the next pass says it
+        told = self._services.queue.warn(self._warnings) if self._warnings and in_time else []
+        for (item, reason), known in zip(self._warnings, told, strict=False):
             if known and item in self._ledger.waiting:
                 self._ledger.waiting[item].warned.append(reason)
         if self._request.full and self._in_time():
