@@ -25,7 +25,7 @@ from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import KeyRefused, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import Ack, AgentView, ItemView, Look, Queued
+from vertex_launch.model import Ack, AgentView, ItemView, Look, Queued, RunId, RunView
 
 KEY, OLD_KEY = "k" * 40, "o" * 40
 BASIC = base64.b64encode(f"api:{KEY}".encode()).decode()
@@ -286,6 +286,35 @@ def test_queues_that_w_and_b_cannot_show_are_not_taken_for_missing(answering: Ca
     url = answering(Answer(body={"data": {"f0": project}, "errors": errors}))
     with pytest.raises(Unavailable, match="queues of entity acme: database is locked"):
         look(client(url))
+
+
+@pytest.mark.parametrize("batch", [50, 1])
+def test_runs_are_looked_up_together(server: WandbServer, batch: int) -> None:
+    running, stopped, pending, absent = (
+        RunId(ENTITY, "demo", name) for name in ("running", "stopped", "pending", "absent")
+    )
+    server.store.project(ENTITY, "demo")
+    for run in (running, stopped, pending):
+        state = "pending" if run is pending else "running"
+        made, _ = server.store.runs.upsert(run.entity, run.project, run.id, username="ada", state=state)
+        if run is stopped:
+            server.store.runs.stop(made)
+    queue = client(server.url, lookups=batch)
+    server.store.operations.clear()
+    assert queue.runs([running, absent, stopped, pending]) == {
+        running: RunView("running", stopped=False),
+        absent: None,
+        stopped: RunView("running", stopped=True),
+        pending: RunView("pending", stopped=False),
+    }
+    assert len(server.store.operations) == (1 if batch == 50 else 4)
+
+
+def test_a_run_that_cannot_be_looked_up_is_not_absent(answering: Callable[..., str]) -> None:
+    errors = [{"message": "no access", "path": ["f1"]}]
+    url = answering(Answer(body={"data": {"f0": {"run": None}, "f1": None}, "errors": errors}))
+    mine, theirs = RunId(ENTITY, "demo", "mine"), RunId("others", "demo", "theirs")
+    assert client(url).runs([mine, theirs]) == {mine: None}
 
 
 def test_the_default_entity(queue: WandbQueue, answering: Callable[..., str]) -> None:

@@ -132,6 +132,14 @@ class ItemView:
 
 
 @dataclass(frozen=True)
+class RunView:
+    """A run as W&B shows it: its state, as ``pending``, ``running`` or ``finished``, and whether somebody asked it to stop."""
+
+    state: str
+    stopped: bool
+
+
+@dataclass(frozen=True)
 class AgentView:
     """A launch agent as W&B shows it."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from vertex_launch.config import Settings
 from vertex_launch.errors import Unavailable
@@ -17,6 +18,10 @@ from vertex_launch.ledger import Ledger, OpenJob, Stage
 from vertex_launch.log import LOGGER
 from vertex_launch.model import ItemView, ManagedJob, PassReport
 from vertex_launch.services import Queue, Vertex
+
+GETS_AT_ONCE = 16
+MOST_GETS = 200
+"""Open jobs that one pass gets one by one; the others hold their slots until a later one."""
 
 
 class Reconciler:
@@ -52,27 +57,30 @@ class Reconciler:
         return [job for job in seen.values() if not job.ended]
 
     def _follow_unlisted(self, ledger: Ledger, seen: dict[str, ManagedJob], now: float) -> None:
-        """Get open jobs that the lists lack one by one: they have ended, are gone, or the list lags behind."""
+        """Follow open jobs that the lists lack: they have ended, are gone, or the list lags behind."""
         shown = {job.item for job in seen.values()}
-        for entry in list(ledger.at(*Stage)):
-            if entry.stage is Stage.INTENDED:
-                if entry.item not in shown and now - entry.since > self._settings.timeouts.intent_grace:
-                    LOGGER.info("no job came of the create for item %s", entry.item, extra={"item": entry.item})
+        for entry in list(ledger.at(Stage.INTENDED)):
+            if entry.item not in shown and now - entry.since > self._settings.timeouts.intent_grace:
+                LOGGER.info("no job came of the create for item %s", entry.item, extra={"item": entry.item})
+                ledger.close(entry.item)
+        unlisted = [one for one in ledger.at(Stage.CREATED, Stage.ACKED) if one.job not in seen and not one.ended]
+        if unlisted:
+            with ThreadPoolExecutor(GETS_AT_ONCE) as pool:
+                jobs = list(pool.map(self._get, unlisted[:MOST_GETS]))
+            for entry, job in zip(unlisted, jobs, strict=False):
+                if isinstance(job, ManagedJob):
+                    seen[job.name] = job
+                elif job is None:
+                    LOGGER.warning("job %s of item %s was deleted", entry.job, entry.item, extra={"item": entry.item})
                     ledger.close(entry.item)
-            elif entry.job not in seen and not entry.ended:
-                self._get(ledger, entry, seen)
 
-    def _get(self, ledger: Ledger, entry: OpenJob, seen: dict[str, ManagedJob]) -> None:
+    def _get(self, entry: OpenJob) -> ManagedJob | Unavailable | None:
+        """Get an open job: None when it is gone, an error when nobody knows."""
         try:
-            job = self._vertex.get(entry.job)
+            return self._vertex.get(entry.job)
         except Unavailable as error:
             LOGGER.warning("cannot look up job %s: %s", entry.job, error, extra={"job": entry.job})
-            return
-        if job is None:
-            LOGGER.warning("job %s of item %s was deleted", entry.job, entry.item, extra={"item": entry.item})
-            ledger.close(entry.item)
-        else:
-            seen[job.name] = job
+            return error
 
     def _choose(self, ledger: Ledger, jobs: list[ManagedJob], now: float, report: PassReport) -> None:
         """Make one job the item's: the newest attempt's oldest that nobody ends. Its active twins are cancelled."""

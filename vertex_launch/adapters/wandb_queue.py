@@ -19,7 +19,7 @@ from vertex_launch.adapters.graphql import BACKOFF, Field, GraphQL, Key, Refused
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped, Queued
+from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped, Queued, RunId, RunView
 
 T = TypeVar("T")
 
@@ -149,6 +149,18 @@ class WandbQueue:
             registry.add_queues((), dict(chunk), 0)
             project = self._project(entity, self._server.ask("query", [registry.field()])[0])
             views |= _item_views(project, registry.aliases)
+        return views
+
+    def runs(self, wanted: Sequence[RunId]) -> dict[RunId, RunView | None]:
+        """Look up runs, None for one that does not exist; those that W&B cannot tell about are missing. Raises Unavailable."""
+        views: dict[RunId, RunView | None] = {}
+        for chunk in _chunks(list(wanted), self._batches.lookups if self._ways[0].together else 1):
+            for run, answer in zip(chunk, self._server.ask("query", [_run(run) for run in chunk]), strict=True):
+                found = answer.value.get("run") if isinstance(answer.value, dict) else None
+                if isinstance(found, dict):
+                    views[run] = RunView(str(found.get("state") or ""), bool(found.get("stopped")))
+                elif not (answer.error or answer.lost):
+                    views[run] = None
         return views
 
     def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
@@ -406,6 +418,13 @@ def _status(agent: str, status: str) -> Field:
     return Field(
         "updateLaunchAgent(input: { launchAgentId: $agent, agentStatus: $status }) { success }",
         {"agent": ("ID!", agent), "status": ("String", status)},
+    )
+
+
+def _run(run: RunId) -> Field:
+    return Field(
+        "project(name: $project, entityName: $entity) { run(name: $run) { state stopped } }",
+        {"project": ("String!", run.project), "entity": ("String!", run.entity), "run": ("String!", run.id)},
     )
 
 
