@@ -93,11 +93,12 @@ class Ledger(BaseModel):
             ledger = cls.model_validate_json(text)
         except ValidationError:
             return None
-        return ledger if ledger.version == cls.model_fields["version"].default else None
+        known = ledger.version == cls.model_fields["version"].default and "version" in ledger.model_fields_set
+        return ledger if known else None
 
     def dump(self) -> bytes:
         """Give the ledger as JSON."""
-        return self.model_dump_json(exclude_defaults=True).encode()
+        return self.model_dump_json().encode()
 
     # What is open
 
