@@ -43,7 +43,8 @@ def test_it_survives_its_json(ledger: Ledger) -> None:
 
 
 @given(
-    st.binary() | st.sampled_from([b"{}", b"{}[]", b"null", b"[]", b'{"version": 2}', b'{"open": 1}', b'{"open": {"a": {}}}'])
+    st.binary()
+    | st.sampled_from([b"{}", b"{}[]", b"null", b"[]", b'{"version": 2}', b'{"open": 1}', b'{"open": {"a": {}}}'])
 )
 def test_what_is_no_ledger_counts_as_lost(text: bytes) -> None:
     assert Ledger.parse(text) is None
