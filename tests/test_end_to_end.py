@@ -104,7 +104,7 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
         assert world.secrets.calls == {"AccessSecretVersion": 1}
         assert world.storage.calls["storage.download"] == ticks
         assert world.storage.calls["storage.insert"] <= 3 * ticks
-        assert len(world.ledger.dump()) < 300
+        assert len(world.ledger.dump()) < 400
 
 
 ENDS = (
