@@ -197,6 +197,33 @@ def test_no_quota_defers_warns_once_and_lets_others_through() -> None:
     assert world.record.ledger.waiting == {}
 
 
+def test_many_items_without_quota_do_not_keep_others_from_starting_for_ever() -> None:
+    world = World(max_jobs=-1)
+    for _ in range(70):
+        world.queue.push("cpu", image_spec())
+    good = world.queue.push("cpu", image_spec(run_id="good"))
+    world.vertex.on_create = lambda request, create: create() if request.run.id == "good" else no_quota(request, create)
+    for _ in range(5):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(good) == "CLAIMED"
+
+
+def test_an_item_without_quota_is_tried_again_ever_more_rarely() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = no_quota
+    for _ in range(60):
+        world.run()
+        world.clock.sleep(61)
+    assert 5 <= world.vertex.calls["create"] <= 10
+    world.vertex.on_create = lambda request, create: create()
+    for _ in range(16):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(item) == "CLAIMED"
+
+
 def test_an_item_that_waits_too_long_fails_with_the_reason() -> None:
     world = World(max_jobs=1, give_up_after=3600)
     item = world.queue.push("cpu", image_spec())

@@ -311,6 +311,9 @@ class _Pass:
         if waiting and self._clock() - waiting.since > self._settings.give_up_after:
             hours, why = self._settings.give_up_after / 3600, "; ".join(waiting.warned) or "the function's log says why"
             raise ItemRejected(f"It could not start within {hours:g} hours (give_up_after): {why}")
+        if waiting and self._clock() < waiting.until:
+            later = waiting.until - self._clock()
+            raise ItemDeferred(f"Vertex AI had no room for it; it is tried again in {later:.0f} s", tell=False)
         key, now = self._services.key.get(), datetime.fromtimestamp(self._clock(), UTC)
         now += timedelta(milliseconds=self._built)  # which names the job's output directory: no two jobs share one
         self._built += 1
@@ -384,6 +387,8 @@ class _Pass:
                 rejected.append((start.item, str(outcome)))
             else:
                 self._defer(start.item, outcome)
+                if isinstance(outcome, ItemDeferred) and outcome.tell:
+                    self._ledger.put_off(start.item.id, self._clock())
         self._reject(rejected)
         return claims
 

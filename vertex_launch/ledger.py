@@ -17,6 +17,8 @@ from pydantic import BaseModel, Field, ValidationError
 from vertex_launch.model import Item, Kind, ManagedJob, RunId
 
 MINUTE = 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
+"""Seconds between two tries of an item that Vertex AI has no room for; they double."""
 
 
 class Stage(StrEnum):
@@ -53,10 +55,15 @@ class OpenJob(BaseModel):
 
 
 class Waiting(BaseModel):
-    """An item that could not start yet: since when, last seen when, and the reasons its author was told."""
+    """An item that could not start yet: since when, last seen when, and the reasons its author was told.
+
+    It was refused ``tries`` times by Vertex AI and is not tried again before ``until``.
+    """
 
     since: float
     seen: float
+    tries: int = 0
+    until: float = 0
     warned: list[str] = Field(default_factory=list)
 
 
@@ -170,6 +177,15 @@ class Ledger(BaseModel):
         waiting = self.waiting.setdefault(item, Waiting(since=now, seen=now))
         waiting.seen = now
         return waiting
+
+    def put_off(self, item: str, now: float) -> None:
+        """Note that Vertex AI had no room for the item: it is tried again later, and each time later still.
+
+        The first pause outlasts a lease, so that what comes back first does not take the place of what can start.
+        """
+        waiting = self.defer(item, now)
+        waiting.until = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(waiting.tries, 10))
+        waiting.tries += 1
 
     def settle_waiting(self, item: str) -> None:
         """Forget that the item waits: it started, failed, or is somebody else's."""
