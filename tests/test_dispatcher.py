@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -128,6 +129,18 @@ def test_fifty_items_cost_as_many_requests_as_one(history: int) -> None:
     probes = 1 if history == 30 else 0
     assert world.queue.requests == {"look": 1, "pop": 1 + probes, "ack": 1}
     assert world.record.calls == {"read": 1, "take_hold": 1, "write": 2}
+
+
+def test_many_jobs_that_ended_are_got_side_by_side() -> None:
+    world = World(max_jobs=16)
+    for _ in range(16):
+        world.queue.push("cpu", image_spec())
+    world.run()
+    for job in world.vertex.living():
+        job.state = JobState.JOB_STATE_SUCCEEDED
+    together = threading.Barrier(8, timeout=10)
+    world.vertex.trouble["get"] = lambda: (together.wait(), None)[1]
+    assert world.run().slots["active"] == 0
 
 
 def test_a_limit_and_chosen_queues() -> None:
