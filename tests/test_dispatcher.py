@@ -143,6 +143,26 @@ def test_many_jobs_that_ended_are_got_side_by_side() -> None:
     assert world.run().slots["active"] == 0
 
 
+def test_a_long_line_of_what_cannot_start_is_passed_in_few_requests() -> None:
+    world = World(max_jobs=1, max_schedulers=0)
+    for _ in range(90):
+        world.queue.push("cpu", image_spec(uri="placeholder-uri-scheduler"))
+    good = world.queue.push("cpu", image_spec())
+    assert [one["item"] for one in world.run().submitted] == [good]
+    assert world.queue.requests["pop"] < 10
+
+
+def test_items_for_another_resource_are_left_to_others_and_that_is_said_once() -> None:
+    world = World()
+    others = [world.queue.push("gpu", image_spec(resource="kubernetes")) for _ in range(3)]
+    good = world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [good]
+    assert len(report.notices) == 1
+    assert "holds items for kubernetes" in report.notices[0]
+    assert all(world.queue.state(item) in ("LEASED", "PENDING") for item in others)
+
+
 def test_a_limit_and_chosen_queues() -> None:
     world = World()
     for queue in ("cpu", "cpu", "gpu", "gpu"):

@@ -19,7 +19,7 @@ from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Pas
 from vertex_launch.ledger import Ledger, Stage, Stored
 from vertex_launch.log import LOGGER
 from vertex_launch.look import Looker, Seen
-from vertex_launch.model import Ack, Item, Kind, ManagedJob, PassReport, PassRequest, Popped, RunSpec
+from vertex_launch.model import VERTEX_RESOURCES, Ack, Item, Kind, ManagedJob, PassReport, PassRequest, Popped, RunSpec
 from vertex_launch.reconciler import Reconciler
 from vertex_launch.services import Services
 
@@ -104,6 +104,8 @@ class _Pass:
         self._stopped = False
         self._refreshed = False
         self._returning = 0
+        self._reach = 1
+        self._foreign: set[str] = set()
         self._ack_by = 0.0
         self._active: list[ManagedJob] = []
         self._queues: list[str] = []
@@ -121,6 +123,7 @@ class _Pass:
             self._register()
             while popped := self._pop():  # 4, 5
                 claims, starts = self._sort(popped)  # 6, 7
+                self._reach = 1 if starts or claims else 2 * self._reach
                 claims += self._create(starts)  # 8
                 self._ack(claims)  # 9
             return self._finish()  # 10
@@ -222,7 +225,8 @@ class _Pass:
         start stays leased meanwhile and does not come back to block the one behind it.
         """
         popped: list[Popped] = []
-        room = int(self._room())
+        # Rounds of which nothing could start grow, for one slot must not mean one item at a time past a long line.
+        room = min(int(self._room()) * self._reach, max(int(self._room()), self._settings.batches.pops))
         self._ack_by = self._clock() + self._settings.lease - self._settings.timeouts.margin
         if self._agent and not self._stopped:
             while self._queues and self._in_time() and (want := room + self._returning - len(popped)) > 0:
@@ -284,6 +288,7 @@ class _Pass:
         for item in [answer.item for answer in popped if answer.item]:
             self._services.redact.add(custom_job.own_key(item))
             try:
+                self._check_resource(item)
                 claim = self._adopt(item)
                 if claim:
                     claims.append(claim)
@@ -295,6 +300,20 @@ class _Pass:
                 self._defer(item, error)
         self._reject(rejected)
         return claims, starts
+
+    def _check_resource(self, item: Item) -> None:
+        """Leave what runs on another resource to the agents of that; W&B may not have told what the queue is for."""
+        resource = item.spec.get("resource") if isinstance(item.spec, dict) else None
+        if not isinstance(resource, str) or resource in (*VERTEX_RESOURCES, "", "local-process"):
+            return
+        self._queues = [name for name in self._queues if name != item.queue]
+        if item.queue not in self._foreign:
+            self._foreign.add(item.queue)
+            self._notice(
+                f"Queue {item.queue} holds items for {resource}; this deployment serves Vertex AI queues (resource "
+                "gcp-vertex). Take it out of queues in launch-config.yaml"
+            )
+        raise ItemDeferred(f"it is an item for {resource}, which another agent has to take", tell=False)
 
     def _adopt(self, item: Item) -> _Claim | None:
         """Claim an item that has a job, before anything else is asked of it: what trains is not failed by a new policy."""
