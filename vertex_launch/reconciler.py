@@ -93,7 +93,7 @@ class Reconciler:
             ledger.close(ours.item)
         for twin in living:
             if twin is not ours:
-                self.cancel(twin, f"job {ours.name} serves the same item", report)
+                self._cancel(twin.item, twin.name, f"job {ours.name} serves the same item", report)
 
     def _confirm_acks(self, ledger: Ledger, items: Mapping[str, ItemView], now: float, report: PassReport) -> None:
         """Compare jobs whose item was not acked, as far as we know, with the item itself."""
@@ -128,11 +128,8 @@ class Reconciler:
             if entry.ended or self._cancel(entry.item, entry.job, why, report):
                 ledger.close(entry.item)
 
-    def cancel(self, job: ManagedJob, why: str, report: PassReport) -> bool:
-        """Cancel a job and report it; says whether Vertex AI took the request."""
-        return self._cancel(job.item, job.name, why, report)
-
     def _cancel(self, item: str, name: str, why: str, report: PassReport) -> bool:
+        """Cancel a job and report it; says whether Vertex AI took the request."""
         try:
             self._vertex.cancel(name)
         except Unavailable as error:
