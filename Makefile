@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo up test lint types imports pytest format lock clean
+.PHONY: demo up chaos test soak lint types imports pytest format lock clean
 
 demo: $(VENV)/local.done   ## start a cloud on this machine, run a dozen jobs through it, and show them
 	$(BIN)/python -m local demo
@@ -11,7 +11,16 @@ demo: $(VENV)/local.done   ## start a cloud on this machine, run a dozen jobs th
 up: $(VENV)/local.done     ## start a cloud on this machine and keep it
 	$(BIN)/python -m local up
 
+chaos: SECONDS ?= 120
+chaos: SEED ?= 0
+chaos: $(VENV)/local.done  ## kill the functions and trouble the services for so long, then account for every item
+	$(BIN)/python -m local chaos --seconds $(SECONDS) --seed $(SEED)
+
 test: lint types imports pytest
+
+soak: SEEDS ?= 50000
+soak: $(VENV)/tests.done   ## live so many simulated worlds, as make soak SEEDS=100000
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/test_simulation.py -k seeds
 
 lint: $(VENV)/tests.done
 	$(BIN)/ruff check .

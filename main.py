@@ -12,7 +12,13 @@ from vertex_launch import app
 @functions_framework.cloud_event  # type: ignore[untyped-decorator]
 def dispatch(event: CloudEvent) -> None:
     """Run a pass for a message of the tick topic."""
-    app.on_event(event, flask.request.headers)
+    app.on_event("dispatch", event, flask.request.headers)
+
+
+@functions_framework.cloud_event  # type: ignore[untyped-decorator]
+def job_state(event: CloudEvent) -> None:
+    """Publish a tick when the job of a log entry is ours and has ended."""
+    app.on_event("job_state", event, flask.request.headers)
 
 
 @functions_framework.http  # type: ignore[untyped-decorator]
@@ -21,4 +27,4 @@ def dispatch_now(request: flask.Request) -> flask.Response:
     return app.on_request(request)
 
 
-app.accept_any_body("dispatch")
+app.accept_any_body("dispatch", "job_state")

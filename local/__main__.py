@@ -1,4 +1,4 @@
-"""`python -m local up` keeps a cloud on this machine; `python -m local demo` shows a dozen jobs go through it."""
+"""`python -m local up` keeps a cloud on this machine; `demo` shows a dozen jobs go through it; `chaos` troubles it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 
-from local.cloud import SERVICES, Cloud, Options
+from local.chaos import Chaos
+from local.cloud import JOB_LOGS, SERVICES, TICKS, Cloud, Options
 from local.demo import Demo
 from local.functions import FunctionFailed
 
@@ -18,12 +19,26 @@ service, as in {"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]} fo
 the answer. Kinds are fail, refuse, lose, delay and lag; local/faults.py says what each does.
 """
 _PORTS = {"wandb": 8801, "vertex": 8802, "secrets": 8803, "storage": 8804, "pubsub": 8805, "control": 8806}
-_PORTS |= {"dispatch": 8811, "dispatch_now": 8812}
+_PORTS |= {"dispatch": 8811, "dispatch_now": 8812, "job_state": 8813}
 
 
 def main() -> int:
     """Run the command; gives the exit status."""
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    try:
+        return _run(arguments)
+    except (FunctionFailed, OSError, RuntimeError) as error:  # a port that is taken is gRPC's RuntimeError
+        print(f"The local cloud did not start: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.")
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "chaos":
+        return Chaos(arguments.seconds, arguments.seed).run()
     options = Options(
         tick_every=arguments.tick,
         lease=arguments.lease,
@@ -33,15 +48,7 @@ def main() -> int:
         raw_pushes=arguments.raw_pushes,
         ports=_PORTS if arguments.command == "up" and not arguments.free_ports else {},
     )
-    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
-    try:
-        return _up(options) if arguments.command == "up" else Demo(options, plain=arguments.plain).run()
-    except (FunctionFailed, OSError, RuntimeError) as error:  # a port that is taken is gRPC's RuntimeError
-        print(f"The local cloud did not start: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped.")
-        return 130
+    return _up(options) if arguments.command == "up" else Demo(options, plain=arguments.plain).run()
 
 
 def _up(options: Options) -> int:
@@ -51,6 +58,8 @@ def _up(options: Options) -> int:
         print(f"The cloud is up; a tick every {options.tick_every:g} s. Ctrl-C ends it.\n")
         print(f"  W&B           {cloud.wandb.url}")
         print(f"  dispatch_now  {cloud.dispatch_now.url}   (curl -X POST, with a JSON object or nothing)")
+        print(f"  dispatch      {cloud.dispatch.url}   (takes pushes of ticks; topic {TICKS})")
+        print(f"  job_state     {cloud.job_state.url}   (takes pushes of log entries; topic {JOB_LOGS})")
         print(f"  control       {cloud.control.url}   (GET /state, GET /faults, POST /faults/SERVICE)")
         print(f"  logs          {cloud.folder}/*.log")
         print("\nFor people's tools, as `wandb launch`:\n")
@@ -80,7 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start everything, print the addresses and the environment to use, and stay")
     demo = commands.add_parser("demo", help="push a dozen items with the real command and show what becomes of them")
-    for command, tick in ((up, 60.0), (demo, 4.0)):
+    chaos = commands.add_parser("chaos", help="kill functions and trouble services, then account for every item")
+    chaos.add_argument("--seconds", type=float, default=120.0, metavar="N", help="how long things go wrong")
+    chaos.add_argument("--seed", type=int, default=0, metavar="N", help="what goes wrong, and when")
+    for command, tick in ((up, 60.0), (demo, 10.0)):
         command.add_argument("--tick", type=_seconds, default=tick, metavar="TIME", help="time between two ticks")
         command.add_argument("--lease", type=_seconds, default=60.0, metavar="TIME", help="how long W&B leases an item")
         command.add_argument("--list-lag", type=_seconds, default=0.0, metavar="TIME", help="how late lists show jobs")
@@ -95,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--google-pubsub", action="store_true", help="use Google's emulator (needs Java and its jar)"
         )
-        command.add_argument("--raw-pushes", action="store_true", help="push to dispatch without Eventarc's envelope")
+        command.add_argument(
+            "--raw-pushes", action="store_true", help="push to the functions without Eventarc's envelope"
+        )
     up.add_argument(
         "--free-ports", action="store_true", help="take free ports instead of those that are always the same"
     )

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from google.cloud import pubsub_v1
 
 from local.containers import Containers
 from local.control import ControlServer
 from local.faults import Faults
 from local.functions import ROOT, Function
+from local.job_log import Entry
+from local.log_sink import LogSink
 from local.pubsub import PubSubServer
 from local.pubsub_emulator import EmulatorMissing, PubSubEmulator, find
 from local.scheduler import Scheduler
@@ -55,6 +58,8 @@ class Options:
     raw_pushes: bool = False
     ports: Mapping[str, int] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What this cloud's vertex-launch.yaml has beside, or instead of, what stands in the repository's."""
 
 
 class Cloud:
@@ -80,11 +85,13 @@ class Cloud:
             regions=("us-central1", "us-east4"),
             limits=Limits(list_lag=self.options.list_lag),
             port=port("vertex", 0),
+            on_log=self._log,
         )
         self.secrets = SecretServer(projects=PROJECTS, faults=self.faults["secrets"], port=port("secrets", 0))
         self.secrets.add(SECRET, API_KEY)
         self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
         self.pubsub = self._pubsub()
+        self.log_sink = LogSink(self.pubsub.address, JOB_LOGS)
         self.control = ControlServer(self.faults, self.state, port=port("control", 0))
         self._started: list[Any] = []
 
@@ -95,12 +102,17 @@ class Cloud:
                 self._start(server)
             self.dispatch = self._function("dispatch", "cloudevent")
             self.dispatch_now = self._function("dispatch_now", "http")
-            for function in (self.dispatch, self.dispatch_now):
+            self.job_state = self._function("job_state", "cloudevent")
+            functions = (self.dispatch, self.dispatch_now, self.job_state)
+            for function in functions:
                 self._start(function)
             self.shim = PushShim(self.dispatch.url, TICKS, raw=self.options.raw_pushes)
-            self._start(self.shim)
+            self.log_shim = PushShim(self.job_state.url, JOB_LOGS, raw=self.options.raw_pushes)
+            for part in (self.shim, self.log_shim):
+                self._start(part)
             self._subscribe()
-            for function in (self.dispatch, self.dispatch_now):
+            self._start(self.log_sink)
+            for function in functions:
                 function.wait()
             self.scheduler = Scheduler(self.pubsub.address, TICKS, self.options.tick_every)
             self._start(self.scheduler)
@@ -118,7 +130,7 @@ class Cloud:
         """Give the environment by which the functions find this cloud."""
         return {
             "LAUNCH_CONFIG": str(ROOT / "launch-config.yaml"),
-            "VERTEX_LAUNCH_CONFIG": str(ROOT / "vertex-launch.yaml"),
+            "VERTEX_LAUNCH_CONFIG": str(self._settings()),
             "WANDB_BASE_URL": self.wandb.url,
             "WANDB_API_KEY_SECRET": f"{SECRET}/versions/latest",
             "GOOGLE_CLOUD_PROJECT": PROJECT,
@@ -149,6 +161,19 @@ class Cloud:
         ]
         return {"wandb": self.wandb.store.snapshot(), "jobs": jobs}
 
+    def _settings(self) -> Path:
+        """Give the path of the functions' vertex-launch.yaml: the repository's, or one made of it with other values."""
+        path = ROOT / "vertex-launch.yaml"
+        if not self.options.settings:
+            return path
+        ours = self.folder / path.name
+        ours.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **self.options.settings}))
+        return ours
+
+    def _log(self, entry: Entry) -> None:
+        """Do what Cloud Logging does with an entry."""
+        self.log_sink.write(entry)
+
     def _pubsub(self) -> PubSubServer | PubSubEmulator:
         port = self.options.ports.get("pubsub", 0)
         if self.options.google_pubsub:
@@ -163,24 +188,24 @@ class Cloud:
         return Function(target, signature, self.function_variables(), self.folder / f"{target}.log", port)
 
     def _subscribe(self) -> None:
-        """Make the topics, and the subscription that pushes ticks to the function."""
+        """Make the topics, and the subscriptions that push their messages to the functions."""
         previous = os.environ.get("PUBSUB_EMULATOR_HOST")
         os.environ["PUBSUB_EMULATOR_HOST"] = self.pubsub.address  # the only way in which Google's clients take it
         try:
             with pubsub_v1.SubscriberClient() as subscriber:
                 publisher = pubsub_v1.PublisherClient()
-                for topic in (TICKS, JOB_LOGS):
+                for name, topic, shim in (("dispatch", TICKS, self.shim), ("job-state", JOB_LOGS, self.log_shim)):
                     publisher.create_topic(name=topic)
+                    subscriber.create_subscription(
+                        request={
+                            "name": f"projects/{PROJECT}/subscriptions/{name}",
+                            "topic": topic,
+                            "push_config": {"push_endpoint": shim.url},
+                            "ack_deadline_seconds": 120,
+                            "retry_policy": {"minimum_backoff": {"seconds": 2}, "maximum_backoff": {"seconds": 10}},
+                        }
+                    )
                 publisher.transport.close()
-                subscriber.create_subscription(
-                    request={
-                        "name": f"projects/{PROJECT}/subscriptions/dispatch",
-                        "topic": TICKS,
-                        "push_config": {"push_endpoint": self.shim.url},
-                        "ack_deadline_seconds": 120,
-                        "retry_policy": {"minimum_backoff": {"seconds": 2}, "maximum_backoff": {"seconds": 10}},
-                    }
-                )
         finally:
             del os.environ["PUBSUB_EMULATOR_HOST"]
             if previous is not None:

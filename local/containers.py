@@ -293,6 +293,7 @@ def _process(job: Any, image: Image, folder: Path) -> tuple[list[str], dict[str,
 
 def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
     """Kill a container's process and all that came of it, as happens to a container whose first process ends."""
+    process.kill()  # its environment cannot be read until the kernel has set it up, a moment after the start
     if not Path("/proc/self/environ").exists():
         # Without /proc only the process group can be found; the W&B SDK's helper, which leaves it, ends by itself.
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,29 +1,35 @@
 """The demo: queues and items made with the real W&B tools, run by the functions, watched to their end.
 
-Every item says beforehand how it must end; the demo succeeds only if all of them do, each with exactly one job, and if no
-moment saw more active jobs than ``max_jobs``.
+Every item says beforehand how it must end and with how many jobs; the demo succeeds only if all of them do, if no moment saw
+more active jobs than ``max_jobs``, and if jobs' ends, not the clock, filled the slots that became free while items waited.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import yaml
+from google.pubsub_v1 import SubscriberClient
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from local.cloud import ENTITY, Cloud, Options
+from local.cloud import ENTITY, PROJECT, TICKS, Cloud, Options
+from local.containers import Fate, Script
+from local.fills import Fill, Span, fills
 from local.functions import ROOT
 from local.images import REGISTRY
 from local.vertex_jobs import ENDED
@@ -31,13 +37,17 @@ from vertex_launch import labels
 
 PATIENCE = 180.0
 """Seconds after which what has not ended counts as failed."""
+SETTINGS = {"timeouts": {"settle_grace": 5}, "resubmit_after": 2}
+"""The product's own patience is for the real services; here nothing shows up late."""
+PENDING = 2.5
+"""Seconds that a job waits for its machine: so long that others wait for its slot."""
 _PUSHERS = 3
-_SHORT = {"JOB_STATE_": "", "SUCCEEDED": "succeeded", "FAILED": "failed"}
+_COUNTER = f"projects/{PROJECT}/subscriptions/demo"
 
 
 @dataclass(frozen=True)
 class Push:
-    """One ``wandb launch``, and what must become of it: the item's state, its job's, its run's; "" for none."""
+    """One ``wandb launch``, and what must become of it: the item's state, its last job's, its run's; "" for none."""
 
     name: str
     queue: str
@@ -46,8 +56,11 @@ class Push:
     item: str = "CLAIMED"
     job: str = "JOB_STATE_SUCCEEDED"
     run: str = "finished"
-    said: str = ""
-    """Words that a rejected item's message must have."""
+    said: Sequence[str] = ()
+    """What W&B must say of the item, in its message or in its warnings."""
+    attempts: int = 1
+    stop: bool = False
+    """Whether a person stops the run once it is running."""
 
     def command(self) -> list[str]:
         """Give the command line, as a person would type it."""
@@ -64,7 +77,30 @@ def _args(*args: str) -> tuple[str, str]:
     return _config(overrides={"args": list(args)})
 
 
+def _fails(name: str, queue: str, image: str, *said: str) -> Push:
+    """Give an item whose job ends before its run begins."""
+    return Push(name, queue, image, item="FAILED", job="JOB_STATE_FAILED", run="", said=said)
+
+
 PUSHES = (
+    Push(
+        "preempted-twice",
+        "vertex-cpu",
+        "steps:1",
+        _args("--steps", "50", "--pause", "0.2"),
+        said=("attempt 2 of 5 in us-east4", "attempt 3 of 5"),
+        attempts=3,
+    ),
+    Push(
+        "stopped-by-hand",
+        "vertex-gpu",
+        "steps:1",
+        _args("--steps", "100000"),
+        job="JOB_STATE_FAILED",
+        run="killed",
+        said=("stopped its run in W&B",),
+        stop=True,
+    ),
     Push("train-lr-0.01", "vertex-cpu", "mnist:1", _args("--learning-rate", "0.01")),
     Push("train-lr-0.02", "vertex-cpu", "mnist:1", _args("--learning-rate", "0.02")),
     Push("train-lr-0.05", "vertex-cpu", "mnist:1", _args("--learning-rate", "0.05")),
@@ -74,7 +110,10 @@ PUSHES = (
     Push("train-big-machine", "vertex-cpu", "mnist:1", ("--set-var", "machine=n1-standard-8")),
     Push("quick-1", "vertex-cpu", "quick:1"),
     Push("quick-2", "vertex-gpu", "quick:1"),
-    Push("exits-with-3", "vertex-cpu", "fail:1", job="JOB_STATE_FAILED", run=""),
+    _fails("crashes", "vertex-cpu", "crash:1", "wandb.init was not called", "exited with a non-zero status of 1"),
+    _fails("out-of-memory", "vertex-gpu", "hog:1", "ran out of memory", "choose a machine_type with more"),
+    _fails("exits-with-3", "vertex-cpu", "fail:1", "exited with a non-zero status of 3", "its own log says where"),
+    _fails("no-such-image", "vertex-gpu", "missing:1", "Failed to pull image", "roles/artifactregistry.reader"),
     Push(
         "wrong-registry",
         "vertex-cpu",
@@ -82,7 +121,7 @@ PUSHES = (
         item="FAILED",
         job="",
         run="",
-        said="Artifact Registry",
+        said=("Artifact Registry",),
     ),
     Push(
         "camel-case",
@@ -92,10 +131,13 @@ PUSHES = (
         item="FAILED",
         job="",
         run="",
-        said="restart_job_on_worker_restart",
+        said=("restart_job_on_worker_restart",),
     ),
 )
 
+SCRIPTS = (Script(Fate.PREEMPTED, display_name="preempted-twice", times=2, after=6),)
+
+_STOP = "import sys, wandb; wandb.Api().run(sys.argv[1]).stop()"
 _QUEUES = f"""
 import json, sys, wandb
 api = wandb.Api()
@@ -105,26 +147,27 @@ for name, config, variables in json.load(sys.stdin):
 """
 
 
-def _pool(machine: str, **accelerator: Any) -> dict[str, Any]:
-    pool = {
+def pool(machine: str, **accelerator: Any) -> dict[str, Any]:
+    """Give a queue's configuration with one worker pool."""
+    worker_pool = {
         "machine_spec": {"machine_type": machine, **accelerator},
         "replica_count": 1,
         "container_spec": {"image_uri": "${image_uri}"},
     }
-    return {"spec": {"worker_pool_specs": [pool], "staging_bucket": "gs://demo-staging"}, "run": {}}
+    return {"spec": {"worker_pool_specs": [worker_pool], "staging_bucket": "gs://demo-staging"}, "run": {}}
 
 
 QUEUES: Sequence[tuple[str, dict[str, Any], dict[str, Any] | None]] = (
     (
         "vertex-cpu",
-        _pool("{{machine}}"),
+        pool("{{machine}}"),
         {
             "machine": {
                 "schema": {"type": "string", "default": "n1-standard-4", "enum": ["n1-standard-4", "n1-standard-8"]}
             }
         },
     ),
-    ("vertex-gpu", _pool("n1-standard-8", accelerator_type="NVIDIA_TESLA_T4", accelerator_count=1), None),
+    ("vertex-gpu", pool("n1-standard-8", accelerator_type="NVIDIA_TESLA_T4", accelerator_count=1), None),
 )
 
 
@@ -134,14 +177,18 @@ class Row:
 
     push: Push
     state: str = ""
-    message: str = ""
+    said: list[str] = field(default_factory=list)
+    """What W&B says of it: the message of a failure, warnings."""
+    pushed: float = 0.0
+    """When, in Unix seconds."""
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    """The oldest first."""
     run: dict[str, Any] = field(default_factory=dict)
 
     @property
     def job_state(self) -> str:
-        """The state of its job, "" when it has none."""
-        return self.jobs[0]["state"] if self.jobs else ""
+        """The state of its last job, "" when it has none."""
+        return self.jobs[-1]["state"] if self.jobs else ""
 
     @property
     def as_expected(self) -> bool:
@@ -149,9 +196,9 @@ class Row:
         return (
             self.state == self.push.item
             and self.job_state == self.push.job
-            and len(self.jobs) == (1 if self.push.job else 0)
+            and len(self.jobs) == (self.push.attempts if self.push.job else 0)
             and (not self.push.run or self.run.get("state") == self.push.run)
-            and self.push.said in self.message
+            and all(any(words in one for one in self.said) for words in self.push.said)
         )
 
 
@@ -161,28 +208,36 @@ class Demo:
     def __init__(self, options: Options, *, plain: bool = False) -> None:
         self._console = Console()
         self._plain = plain or not self._console.is_terminal
-        self._cloud = Cloud(options)
+        self._cloud = Cloud(replace(options, pending=PENDING, settings={**SETTINGS, **options.settings}))
+        self._cloud.containers.scripts += [replace(script) for script in SCRIPTS]
         self._slots = int(yaml.safe_load((ROOT / "launch-config.yaml").read_text())["max_jobs"])
         self._rows = [Row(push) for push in PUSHES]
         self._most_active = 0
         self._failures: list[str] = []
         self._pushed = threading.Event()
+        self._stops: list[threading.Thread] = []
 
     def run(self) -> int:
         """Run the demo; 0 only if everything ended as it must."""
         began = time.monotonic()
         self._console.print("Starting W&B, Vertex AI, Secret Manager, Cloud Storage, Pub/Sub and the functions …")
         self._cloud.start()
+        subscriber = SubscriberClient(
+            transport=SubscriberGrpcTransport(channel=grpc.insecure_channel(self._cloud.pubsub.address))
+        )
         try:
+            subscriber.create_subscription(request={"name": _COUNTER, "topic": TICKS, "ack_deadline_seconds": 600})
             self._console.print(f"Ready after {time.monotonic() - began:.1f} s. Making two queues with wandb.Api() …")
             self._tool([sys.executable, "-c", _QUEUES], json.dumps(QUEUES))
             self._console.print(f"Pushing {len(PUSHES)} items with `wandb launch` …")
             pushing = threading.Thread(target=self._push_all, name="pushing")
             pushing.start()
             self._watch(time.monotonic() + PATIENCE)
-            pushing.join()
-            return self._summary(time.monotonic() - began)
+            for thread in (pushing, *self._stops):
+                thread.join()
+            return self._summary(time.monotonic() - began, _ticks(subscriber))
         finally:
+            subscriber.transport.close()
             self._cloud.stop()
 
     def _push_all(self) -> None:
@@ -243,54 +298,106 @@ class Demo:
                 continue
             label = labels.item_value(self._cloud.wandb.url, ENTITY, item["id"])
             row.state = item["state"]
-            row.message = (item["error"] or {}).get("message", "")
+            row.said = [one["message"] for one in (item["error"], *item["warnings"]) if one]
             row.jobs = [job for job in state["jobs"] if job["labels"].get(labels.ITEM) == label]
             row.run = runs.get(item["run"] or "", {})
+            row.pushed = item["created_at"]
+            if row.push.stop and row.run.get("state") == "running" and not self._stops:
+                path = "/".join(row.run[part] for part in ("entity", "project", "name"))
+                self._stops.append(threading.Thread(target=self._tool, args=([sys.executable, "-c", _STOP, path],)))
+                self._stops[-1].start()
 
     def _table(self) -> Table:
         active = sum(1 for row in self._rows if row.jobs and row.job_state not in {one.name for one in ENDED})
         table = Table(title=f"{active} of {self._slots} slots are used", title_justify="left")
-        for column in ("item", "queue", "item is", "job", "job is", "run is", "last metrics"):
+        for column in ("item", "queue", "item is", "attempt", "job", "job is", "run is", "last metrics"):
             table.add_column(column, no_wrap=True)
         for row in self._rows:
             style = "green" if row.as_expected else "dim" if not row.state else ""
             table.add_row(*_cells(row), style=style)
         return table
 
-    def _summary(self, seconds: float) -> int:
+    def _summary(self, seconds: float, ticks: Sequence[tuple[float, str]]) -> int:
         if not self._plain:
             self._console.print()
         for row in self._rows:
             if not row.as_expected:
-                expected = f"expected item {row.push.item}, job {row.push.job or 'none'}, run {row.push.run or 'any'}"
-                self._failures.append(f"{row.push.name}: {' '.join(_cells(row)[2:6])} {row.message} ({expected})")
-            elif row.message:
-                self._console.print(
-                    f"W&B says of {row.push.name}: {row.message}", markup=False, highlight=False, soft_wrap=True
+                push = row.push
+                expected = (
+                    f"item {push.item}, {push.attempts} jobs, the last {push.job or 'none'}, run {push.run or 'any'}"
                 )
+                found = f"{' '.join(_cells(row)[2:7])}; W&B says: {' '.join(row.said) or 'nothing'}"
+                self._failures.append(f"{push.name}: {found} (expected {expected}, words {list(push.said)})")
+            for text in row.said if row.as_expected else ():
+                self._say(f"W&B says of {row.push.name} ({_counted(len(row.jobs))}): {text}")
         if self._most_active > self._slots:
             self._failures.append(f"{self._most_active} jobs were active at once, more than {self._slots}")
+        self._say_fills(ticks)
         good = sum(1 for row in self._rows if row.as_expected)
-        ended = sum(1 for row in self._rows if row.jobs)
-        self._console.print(
-            f"{good} of {len(self._rows)} items ended as they should: {ended} ran, each as one job, and "
-            f"{sum(1 for row in self._rows if row.message)} were refused with the reason; at most {self._most_active} of "
-            f"{self._slots} slots were used. {seconds:.0f} s in all."
+        jobs = sum(len(row.jobs) for row in self._rows)
+        refused = sum(1 for row in self._rows if not row.jobs)
+        self._say(
+            f"{good} of {len(self._rows)} items ended as they should: {refused} were refused with the reason, the others had "
+            f"{jobs} jobs in all; at most {self._most_active} of {self._slots} slots were used. {seconds:.0f} s in all."
         )
         for failure in self._failures:
             self._console.print(f"FAILED: {failure}", style="red", markup=False, highlight=False, soft_wrap=True)
         if self._failures:
-            self._console.print(
-                self._cloud.dispatch.log.read_text(errors="replace")[-4000:], markup=False, soft_wrap=True
-            )
+            self._say(self._cloud.dispatch.log.read_text(errors="replace")[-4000:])
         return 1 if self._failures else 0
+
+    def _say_fills(self, ticks: Sequence[tuple[float, str]]) -> None:
+        """Say how fast freed slots were filled; it must have been the events' doing."""
+        jobs = self._cloud.vertex.jobs.values()
+        spans = [Span(job.create_time.timestamp(), job.end_time.timestamp() if job.end_time else None) for job in jobs]
+        begins = {name: job.create_time.timestamp() for name, job in self._cloud.vertex.jobs.items()}
+        waits = [Span(row.pushed, begins[row.jobs[0]["name"]]) for row in self._rows if row.jobs]
+        scheduled = [moment for moment, ended in ticks if not ended]
+        found = fills(spans, waits, self._slots)
+        by_event = [fill for fill in found if fill.by_event(scheduled)]
+        self._say(
+            f"{len(scheduled)} ticks came from the scheduler, one every {self._cloud.options.tick_every:g} s, and "
+            f"{len(ticks) - len(scheduled)} from job_state, when a job had ended."
+        )
+        if not by_event:
+            self._failures.append(f"no event filled one of the {len(found)} slots that became free while items waited")
+            return
+        self._say(
+            f"{len(found)} slots became free while items waited; from a job's end to the next submission it took "
+            f"{', '.join(f'{fill.seconds:.1f}' for fill in found)} s. {len(by_event)} of them were filled by the event of the "
+            f"job's end, without any scheduled tick meanwhile, after {_median(by_event):.1f} s in the middle."
+        )
+        if 2 * len(by_event) < len(found):
+            self._failures.append(f"an event alone filled {len(by_event)} of {len(found)} slots only")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _counted(jobs: int) -> str:
+    return {0: "no job", 1: "one job"}.get(jobs, f"{jobs} jobs")
+
+
+def _median(found: Sequence[Fill]) -> float:
+    return statistics.median(fill.seconds for fill in found)
+
+
+def _ticks(subscriber: SubscriberClient) -> list[tuple[float, str]]:
+    """Give when each tick was published, and the job whose end it tells of, "" for the scheduler's."""
+    found = []
+    request = {"subscription": _COUNTER, "max_messages": 1000, "return_immediately": True}
+    while received := subscriber.pull(request=request).received_messages:
+        messages = [one.message for one in received]
+        found += [(one.publish_time.timestamp(), json.loads(one.data or b"{}").get("ended", "")) for one in messages]
+    return found
 
 
 def _cells(row: Row) -> list[str]:
-    job = row.jobs[0]["name"].rsplit("/", 1)[-1] if row.jobs else ""
+    job = row.jobs[-1]["name"].rsplit("/", 1)[-1] if row.jobs else ""
+    attempt = row.jobs[-1]["labels"][labels.ATTEMPT] if row.jobs else ""
     state = row.job_state.removeprefix("JOB_STATE_")
     summary = row.run.get("summary") or {}
     metrics = " ".join(
         f"{name}={value:.3g}" for name, value in summary.items() if isinstance(value, float) and name[0] != "_"
     )
-    return [row.push.name, row.push.queue, row.state, job, state, row.run.get("state", ""), metrics[:40]]
+    return [row.push.name, row.push.queue, row.state, attempt, job, state, row.run.get("state", ""), metrics[:40]]

@@ -34,9 +34,13 @@ EXAMPLES: Mapping[str, Image] = {
     f"{REGISTRY}/no-init:1": Image(_FOLDERS / "no_init"),
     # Ends with status 3.
     f"{REGISTRY}/fail:1": Image(_FOLDERS / "fail", cmd=("3",)),
+    # Crashes before wandb.init, with last words that mislead.
+    f"{REGISTRY}/crash:1": Image(_FOLDERS / "crash"),
     # Takes memory until it is killed.
     f"{REGISTRY}/hog:1": Image(_FOLDERS / "hog", out_of_memory=frozenset({137})),
-    # Runs until it is stopped.
+    # Trains in small steps and resumes; with many of them it runs until somebody stops its run in W&B.
+    f"{REGISTRY}/steps:1": Image(_FOLDERS / "steps"),
+    # Runs until it is stopped; knows nothing of W&B.
     f"{REGISTRY}/sleep:1": Image(_FOLDERS / "sleep"),
     # Prints its arguments and its environment's names; does not need W&B.
     f"{REGISTRY}/hello:1": Image(_FOLDERS / "hello", cmd=("world",)),

@@ -29,7 +29,7 @@ from local.vertex_jobs import ENDED
 from local.wandb_server import WandbServer
 from tests.processes import ROOT, Function
 from vertex_launch import config, custom_job
-from vertex_launch.adapters.record import Record
+from vertex_launch.adapters.bucket import Bucket
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
@@ -38,6 +38,7 @@ from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger
 from vertex_launch.log import Redactor
 from vertex_launch.model import ManagedJob, PassReport, PassRequest
+from vertex_launch.record import Record
 from vertex_launch.services import Services
 
 PROJECT, REGION, ENTITY, BUCKET = "demo-project", "us-central1", "acme", "demo-state"
@@ -250,17 +251,20 @@ class Deployment:
             settings.key_secret, redact, ttl=settings.key_ttl, timeout=look, endpoint=settings.secretmanager_endpoint
         )
         client = storage.Client(
-            project="unused-by-objects",
+            project=settings.project,
             credentials=AnonymousCredentials(),
             client_options={"api_endpoint": self.storage.url},
         )
         self._closers.append(client.close)
+        bucket = Bucket(
+            settings.state_bucket, settings.deployment, project=settings.project, timeout=look, client=client
+        )
         services = Services(
             queue=WandbQueue(settings.base_url, key, settings.timeouts, settings.batches, version="0"),
             vertex=VertexJobs(
                 settings.project, settings.deployment, timeout=look, endpoint=settings.aiplatform_endpoint
             ),
-            record=Record(settings.state_bucket, settings.deployment, timeout=look, client=client),
+            record=Record(bucket),
             key=key,
             redact=redact,
             clock=self.clock,
@@ -289,10 +293,17 @@ class Deployment:
         return [job for job in self.jobs() if job.item == item]
 
     def end_jobs(self, *items: str) -> None:
-        """End the active jobs of these items well, and those that are being cancelled as cancelled."""
+        """End the active jobs of these items and their runs well, and those that are being cancelled as cancelled."""
         for job in self.jobs():
             if not job.ended and (job.cancelling or job.item in items):
+                if not job.cancelling:
+                    self.begin_run(job)
                 self.vertex.advance(job.name, CANCELLED if job.cancelling else SUCCEEDED)
+
+    def begin_run(self, job: ManagedJob) -> None:
+        """Let the job's program call wandb.init."""
+        self.wandb.store.project(job.run.entity, job.run.project)
+        self.wandb.store.runs.upsert(job.run.entity, job.run.project, job.run.id, username="ada")
 
     def most_active(self) -> int:
         """Count the jobs that were active at once at most, by the times that Vertex AI gave them: no moment is missed."""

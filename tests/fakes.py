@@ -32,9 +32,11 @@ from vertex_launch.model import (
     ManagedJob,
     PassReport,
     PassRequest,
+    Phase,
     Popped,
     Queued,
     RunId,
+    RunView,
 )
 from vertex_launch.preview import preview
 from vertex_launch.services import Services
@@ -69,6 +71,7 @@ class QueueItem:
     leased_until: float = 0.0
     run: str = ""
     message: str = ""
+    phase: Phase | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -81,6 +84,9 @@ class FakeQueue:
         self.queues = {"cpu": "gcp-vertex", "gpu": "gcp-vertex"}
         self.contents: dict[str, QueueItem] = {}
         self.agents: dict[str, AgentView] = {}
+        self.run_views: dict[RunId, RunView] = {}
+        self.unknown_runs: set[RunId] = set()
+        self.cancelled_sweeps: list[str] = []
         self.statuses: list[str] = []
         self.requests: Counter[str] = Counter()
         self.trouble: dict[str, Callable[[], None]] = {}
@@ -111,7 +117,15 @@ class FakeQueue:
         return ENTITY
 
     def look(
-        self, entity: str, *, agent: str, items: Mapping[str, str], queues: Sequence[str], peek: int, viewer: bool
+        self,
+        entity: str,
+        *,
+        agent: str,
+        items: Mapping[str, str],
+        runs: Sequence[RunId],
+        queues: Sequence[str],
+        peek: int,
+        viewer: bool,
     ) -> Look:
         self._called("look")
         assert entity == ENTITY
@@ -121,6 +135,7 @@ class FakeQueue:
             agents=() if agent else tuple(self.agents.values()),
             queues={name: f"id-{name}" for name in self.queues},
             items=self._views(items),
+            runs=self._runs(runs, heartbeats=False),
             queued={name: self._queued(name, peek) for name in queues},
         )
 
@@ -134,6 +149,19 @@ class FakeQueue:
 
     def _views(self, wanted: Mapping[str, str]) -> dict[str, ItemView]:
         return {one: ItemView(self.state(one), self.contents[one].run) for one in wanted if one in self.contents}
+
+    def runs(self, wanted: Sequence[RunId]) -> Mapping[RunId, RunView | None]:
+        self._called("runs")
+        return self._runs(wanted, heartbeats=True)
+
+    def _runs(self, wanted: Sequence[RunId], *, heartbeats: bool) -> dict[RunId, RunView | None]:
+        views = {run: self.run_views.get(run) for run in wanted if run not in self.unknown_runs}
+        return {run: view and (view if heartbeats else replace(view, heartbeat=None)) for run, view in views.items()}
+
+    def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
+        self._called("cancel_sweep")
+        self.cancelled_sweeps.append(f"{entity}/{project}/{sweep}")
+        return True
 
     def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
         self._called("resources")
@@ -175,17 +203,20 @@ class FakeQueue:
         self.contents[item].state, self.contents[item].run = "CLAIMED", run
         return Ack.ACCEPTED
 
-    def fail(self, failures: Sequence[tuple[str, str]], within: float) -> list[bool]:
+    def fail(self, failures: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
         assert within >= 0
         self._called("fail")
         for item, message in failures:
-            self.contents[item].state, self.contents[item].message = "FAILED", message
+            one = self.contents[item]
+            one.state, one.message, one.phase = "FAILED", message, phase
         return [True] * len(failures)
 
-    def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
+    def warn(self, warnings: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
+        assert within >= 0
         self._called("warn")
         for item, message in warnings:
             self.contents[item].warnings.append(message)
+            self.contents[item].phase = phase
         return [True] * len(warnings)
 
     def set_status(self, agent: str, status: str) -> None:
@@ -201,6 +232,8 @@ class FakeVertex:
         self.deployment = deployment
         self.jobs: dict[str, CustomJob] = {}
         self.lag = 0.0
+        self.begins_runs = True
+        self.runs: dict[RunId, RunView] = {}
         self.calls: Counter[str] = Counter()
         self.trouble: dict[str, Callable[[], None]] = {}
         self.on_create: Callable[[JobRequest, Callable[[], str]], str] = lambda request, create: create()
@@ -209,8 +242,23 @@ class FakeVertex:
 
     # for tests
 
-    def set(self, name: str, state: JobState) -> None:
-        self.jobs[name].state = state
+    def set(self, name: str, state: JobState, error: str = "") -> None:
+        """Let a job enter a state, as Vertex AI does it, and its program begin its run unless a test says otherwise."""
+        job = self.jobs[name]
+        job.state = state
+        if error:
+            job.error.message = error
+        if state is JobState.JOB_STATE_RUNNING:
+            job.start_time = self._now()
+        if self._managed(job).ended:
+            job.end_time = self._now()
+        if self.begins_runs and state in (JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_SUCCEEDED):
+            self.runs[self._managed(job).run] = RunView("running", stopped=False, heartbeat=self.clock())
+
+    def _now(self) -> Timestamp:
+        at = Timestamp()
+        at.FromNanoseconds(int(self.clock() * 1e9) + len(self.jobs))
+        return at
 
     def of(self, item: str) -> list[CustomJob]:
         return [job for job in self.jobs.values() if self._managed(job).item == item]
@@ -226,9 +274,7 @@ class FakeVertex:
         name = f"projects/p/locations/{request.region}/customJobs/{len(self.jobs) + 1}"
         job = CustomJob(request.custom_job)
         job.name, job.state = name, JobState.JOB_STATE_PENDING
-        at = Timestamp()
-        at.FromNanoseconds(int(self.clock() * 1e9) + len(self.jobs))
-        job.create_time = at
+        job.create_time = self._now()
         self.jobs[name] = job
         self.most_active = max(self.most_active, len(self.living()))
         return name
@@ -259,6 +305,12 @@ class FakeVertex:
     def get(self, name: str) -> ManagedJob | None:
         self._called("get")
         return self._managed(self.jobs[name]) if name in self.jobs else None
+
+    def request_of(self, name: str) -> JobRequest | None:
+        self._called("get")
+        if name not in self.jobs:
+            return None
+        return custom_job.request_of(self.jobs[name], deployment=self.deployment, region=name.split("/")[3])
 
     def create(self, request: JobRequest, timeout: float) -> str:
         self._called("create")
@@ -341,6 +393,7 @@ class World:
         self.clock = Clock()
         self.queue = FakeQueue(self.clock, lease=self.settings.lease)
         self.vertex = FakeVertex(self.clock, self.settings.deployment)
+        self.vertex.runs = self.queue.run_views
         self.record = FakeRecord()
         self.redact = Redactor()
         self.redact.add(KEY)

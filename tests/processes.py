@@ -28,7 +28,7 @@ _FORKS.set_forkserver_preload(
     [
         "main",
         "tests.processes",
-        *(f"vertex_launch.adapters.{name}" for name in ("record", "vertex_jobs", "wandb_queue")),
+        *(f"vertex_launch.adapters.{name}" for name in ("bucket", "vertex_jobs", "wandb_queue")),
     ]
 )
 

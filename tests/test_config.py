@@ -119,6 +119,7 @@ def test_the_environment_wins_over_both_files(load: Load) -> None:
         "DISPATCH_TOPIC": "projects/env/topics/t",
         "AIPLATFORM_ENDPOINT": "localhost:1",
         "SECRETMANAGER_ENDPOINT": "localhost:2",
+        "LOGGING_ENDPOINT": "localhost:3",
     }
     assert given_.keys() == VARIABLES.keys()
     for variable, value in given_.items():

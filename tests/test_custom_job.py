@@ -414,8 +414,8 @@ def test_a_sweeps_scheduler_is_a_job_of_its_own_kind() -> None:
 
 
 def test_labels_of_the_user_stand_beside_ours() -> None:
-    many = {f"k{index}": "v" for index in range(57)}
-    got = made(run_spec(spec={"labels": {**many}}), attempt=3).custom_job.labels
+    many = {f"k{index}": "v" for index in range(56)}
+    got = made(run_spec(spec={"labels": {**many}}, _wandb_api_key="k" * 40), attempt=3).custom_job.labels
     assert len(got) == 64
     assert got["vertex_launch_attempt"] == "3"
     assert made(run_spec(spec={"labels": {"équipe": "vision_2", "a": ""}})).custom_job.labels["équipe"] == "vision_2"
@@ -503,7 +503,7 @@ def put(spec: Any, at: str, value: Any) -> Any:
         (f"{VERTEX}.spec.labels", {"1a": "x"}, f"{VERTEX}.spec.labels.1a: this is no legal label key. A key begins with a letter and has {LABEL}."),
         (f"{VERTEX}.spec.labels", {"a": "Big"}, f"{VERTEX}.spec.labels.a: 'Big' is no legal label value. A value has {LABEL}, or is empty."),
         (f"{VERTEX}.spec.labels", {"a": 1}, f"{VERTEX}.spec.labels.a: a number stands where text is expected. Write it in quotes."),
-        (f"{VERTEX}.spec.labels", {f"k{index}": "" for index in range(58)}, "there are 58 labels. Keep 57: Vertex AI takes 64, and the rest is needed for ours."),
+        (f"{VERTEX}.spec.labels", {f"k{index}": "" for index in range(57)}, "there are 57 labels. Keep 56: Vertex AI takes 64, and the rest is needed for ours."),
         (f"{VERTEX}.spec.worker_pool_specs", [], "it is missing or empty. Describe at least one worker pool: machine_spec, replica_count and container_spec."),
         (f"{VERTEX}.spec.worker_pool_specs", {}, "a mapping stands where a list is expected. Write a list there."),
         (f"{VERTEX}.spec.worker_pool_specs", [{}], f"{POOL}: the first worker pool is empty. Describe the primary replica there; only a later pool may be skipped with {{}}."),
@@ -821,3 +821,10 @@ def test_a_deployments_name_is_compared_as_its_label() -> None:
     job = made(FULL, blue).custom_job
     assert managed(job, deployment="Blue Team", region="r")
     assert managed(job, deployment="blue team", region="r") is None
+
+
+def test_of_very_many_problems_the_first_are_told() -> None:
+    said = rejected(run_spec(overrides={"args": [{"odd": 1}] * 300}))
+    assert said.startswith("The run spec has 300 problems:")
+    assert said.endswith("- and 280 more")
+    assert len(said.splitlines()) == 22

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import requests
-from google.cloud.aiplatform_v1.types import JobState
+from google.cloud.aiplatform_v1.types import CustomJob, JobState
 
+from local import job_errors
+from local.chaos import KINDS, Account, Kind
 from local.cloud import API_KEY
+from local.fills import Fill, Span, fills
 from local.images import REGISTRY
 from tests.deployment import ENTITY, IMAGE, KEY, UNREACHABLE, Clock, Deployment, resource_args, run_spec
 from tests.processes import Command, Function, eventually
@@ -81,16 +84,19 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
             assert report
             asked = len(world.wandb.store.operations) - before
             if minute:
-                assert asked <= 2 + 3 * bool(report.submitted or report.rejected), "look and pop; pop again, fail, ack"
+                begun, ended = bool(report.submitted or report.rejected), bool(report.settled)
+                assert asked <= 3 + 3 * begun + 3 * ended, "look, pop, warn; pop, fail, ack; items, runs, warn"
             assert len(world.ledger.open) <= 8
-            assert len(world.ledger.dump()) < 600 + 300 * len(world.ledger.open)
+            assert len(world.ledger.dump()) < 600 + 500 * len(world.ledger.open)
             world.clock.sleep(60)
             for job in world.jobs():
                 if (
                     not job.ended
                     and until.setdefault(job.name, world.clock() + 60 * chance.uniform(0, 7)) <= world.clock()
                 ):
-                    world.vertex.advance(job.name, chance.choice(ENDS))
+                    world.begin_run(job)
+                    state = chance.choice(ENDS)
+                    world.vertex.advance(job.name, state, job_errors.exited(1) if state is FAILED else None)
         assert world.states() == {**dict.fromkeys(good, "CLAIMED"), **dict.fromkeys(bad, "FAILED")}
         assert [len(world.jobs_of(item)) for item in good] == [1] * len(good)
         assert world.most_active() == 8
@@ -107,13 +113,38 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
         assert len(world.ledger.dump()) < 400
 
 
+FAILED = JobState.JOB_STATE_FAILED
 ENDS = (
     JobState.JOB_STATE_SUCCEEDED,
-    JobState.JOB_STATE_FAILED,
+    FAILED,
     JobState.JOB_STATE_CANCELLED,
     JobState.JOB_STATE_EXPIRED,
     JobState.JOB_STATE_PARTIALLY_SUCCEEDED,
 )
+
+
+def test_history_costs_nothing(tmp_path: Path) -> None:
+    """A pass in which a job has ended asks as much with 20,000 ended jobs of the deployment as with none."""
+    asked = []
+    for history in (0, 20_000):
+        folder = tmp_path / str(history)
+        folder.mkdir()
+        with Deployment(folder) as world:
+            item = world.push()
+            world.tick()
+            (job,) = world.vertex.jobs.values()
+            for _ in range(history):
+                name = world.vertex.store.add(job.name.rsplit("/customJobs/", 1)[0], CustomJob.pb(job)).name
+                world.vertex.store.move(name, {JobState.JOB_STATE_QUEUED}, JobState.JOB_STATE_SUCCEEDED)
+            world.begin_run(world.jobs_of(item)[0])
+            world.vertex.advance(job.name, FAILED, job_errors.exited(1))
+            world.requests.at(None)
+            report = world.tick()
+            assert report
+            assert [one["outcome"] for one in report.settled] == ["warned"]
+            asked.append(world.requests.asked.copy())
+    assert asked[0] == asked[1]
+    assert asked[0]["ListCustomJobs"] == asked[0]["GetCustomJob"] == 1
 
 
 def test_an_idle_pass_costs_little(tmp_path: Path) -> None:
@@ -157,8 +188,39 @@ def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -
 def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
     with closing(Command([sys.executable, "-m", "local", "demo", "--plain"], tmp_path)) as demo:
         assert demo.wait(120) == 0, demo.output()
-        assert "12 of 12 items ended as they should" in demo.output()
+        assert "17 of 17 items ended as they should" in demo.output()
+        assert "were filled by the event of the job's end" in demo.output()
         assert demo.left_behind() == []
+
+
+def test_the_account_after_chaos_finds_what_is_wrong() -> None:
+    quick, bad, preempted = (
+        next(kind for kind in KINDS if kind.name == name) for name in ("quick", "bad", "preempted")
+    )
+    said = "restart_job_on_worker_restart; attempt 3 of 5"
+
+    def wrong(kind: Kind, state: str, *jobs: tuple[int, str], words: str = said) -> int:
+        return len(Account("item", kind, state, words, jobs).problems())
+
+    assert wrong(quick, "CLAIMED", (1, "SUCCEEDED")) == 0
+    assert wrong(quick, "CLAIMED", (1, "CANCELLED"), (1, "SUCCEEDED")) == 0, "a twin that was cancelled"
+    assert wrong(bad, "FAILED") == 0
+    assert wrong(preempted, "CLAIMED", (1, "FAILED"), (2, "FAILED"), (3, "SUCCEEDED")) == 0
+    assert wrong(quick, "lost") == 3, "no state, no attempt, no end"
+    assert wrong(quick, "PENDING", (1, "SUCCEEDED")) == 1
+    assert wrong(quick, "CLAIMED", (1, "SUCCEEDED"), (1, "SUCCEEDED")) == 1
+    assert wrong(quick, "CLAIMED", (1, "RUNNING")) == 1
+    assert wrong(bad, "FAILED", words="no") == 1
+    assert wrong(preempted, "CLAIMED", (1, "FAILED"), (3, "SUCCEEDED")) == 1
+
+
+def test_who_filled_a_slot() -> None:
+    jobs = [Span(0, 100), Span(5, 40), Span(41, None), Span(101.5, None)]
+    found = fills(jobs, [Span(1, 41), Span(90, 101.5)], slots=2)
+    assert found == [Fill(40, 41), Fill(100, 101.5)]
+    assert [fill.by_event([39, 80]) for fill in found] == [False, True]
+    assert fills(jobs, [], slots=2) == [], "nothing waited"
+    assert fills(jobs, [Span(1, 41)], slots=3) == [], "a slot was free all the time"
 
 
 def test_a_cloud_that_stays_up_ends_with_ctrl_c_while_a_job_runs(tmp_path: Path) -> None:

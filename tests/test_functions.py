@@ -20,18 +20,24 @@ import functions_framework
 import pytest
 import yaml
 from google.cloud.aiplatform_v1 import JobState
+from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
 from google.cloud.secretmanager_v1 import SecretVersion
 from werkzeug.test import TestResponse
 
 from local.faults import Faults
 from local.functions import ROOT, Function
+from local.job_log import service_entry
+from local.pubsub import PubSubServer
 from local.secrets import SecretServer
 from local.storage import StorageServer
 from local.vertex import PROJECTS, VertexServer
 from local.wandb_server import WandbServer
 from tests.fakes import image_spec
-from vertex_launch import app, dispatcher
+from vertex_launch import app, custom_job, dispatcher, job_watch
+from vertex_launch.adapters.vertex_jobs import VertexJobs
+from vertex_launch.config import Region, Settings
 from vertex_launch.log import LOGGER
+from vertex_launch.model import Item
 
 # Google's client leaves the connection of a refused download to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -40,7 +46,8 @@ PROJECT, ENTITY, BUCKET = "demo-project", "acme", "demo-state"
 SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
 KEY, ITEM_KEY = "c0ffee42" * 5, "deadbeef" * 5
 SECRETS = [form for key in (KEY, ITEM_KEY) for form in (key, base64.b64encode(f"api:{key}".encode()).decode())]
-TOPIC = f"//pubsub.googleapis.com/projects/{PROJECT}/topics/ticks"
+TICKS = f"projects/{PROJECT}/topics/ticks"
+TOPIC = f"//pubsub.googleapis.com/{TICKS}"
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 JSON = {"Content-Type": "application/json"}
 
@@ -53,23 +60,25 @@ def _no_connection_is_left_to_other_tests() -> Iterator[None]:
 
 @dataclass
 class Cloud:
-    """W&B, Vertex AI, Secret Manager and Cloud Storage, and the configuration that leads to them."""
+    """W&B, Vertex AI, Secret Manager, Cloud Storage and Pub/Sub, and the configuration that leads to them."""
 
     folder: Path
     wandb: WandbServer = field(init=False)
     vertex: VertexServer = field(init=False)
     secrets: SecretServer = field(init=False)
     storage: StorageServer = field(init=False)
+    pubsub: PubSubServer = field(init=False)
 
     def __post_init__(self) -> None:
         self.wandb = WandbServer(api_keys={KEY: "ada"}, teams={ENTITY: ["ada"]}, default_entities={"ada": ENTITY})
         self.vertex = VertexServer()
         self.secrets = SecretServer(projects=PROJECTS)
         self.storage = StorageServer(buckets=[BUCKET], write_interval=0)
+        self.pubsub = PubSubServer()
         self.secrets.add(SECRET, KEY)
         for queue in ("cpu", "gpu"):
             self.wandb.store.create_queue(ENTITY, queue)
-        for server in self.servers.values():
+        for server in (*self.servers.values(), self.pubsub):
             server.start()
         self.write("launch-config.yaml", {"entity": ENTITY, "queues": ["cpu", "gpu"], "max_jobs": 4})
         self.set_timeouts()
@@ -99,6 +108,8 @@ class Cloud:
             "AIPLATFORM_ENDPOINT": f"http://{self.vertex.address}",
             "SECRETMANAGER_ENDPOINT": f"http://{self.secrets.address}",
             "STORAGE_EMULATOR_HOST": self.storage.url,
+            "DISPATCH_TOPIC": TICKS,
+            "PUBSUB_EMULATOR_HOST": self.pubsub.address,
         }
 
     def set_timeouts(self, **seconds: float) -> None:
@@ -110,7 +121,7 @@ class Cloud:
         (self.folder / name).write_text(yaml.safe_dump(dict(content)))
 
     def stop(self) -> None:
-        for server in self.servers.values():
+        for server in (*self.servers.values(), self.pubsub):
             server.stop()
 
     def push(self, queue: str = "cpu", count: int = 1, **spec: Any) -> list[str]:
@@ -138,12 +149,13 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 
 
 class Functions:
-    """Both functions in this process, with a look at everything that leaves it."""
+    """The functions in this process, with a look at everything that leaves it."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
         self._clients = {
-            name: functions_framework.create_app(name, str(ROOT / "main.py")) for name in ("dispatch", "dispatch_now")
+            name: functions_framework.create_app(name, str(ROOT / "main.py"))
+            for name in ("dispatch", "dispatch_now", "job_state")
         }
         self.told: list[str] = []
         """Everything that was answered or written."""
@@ -159,6 +171,10 @@ class Functions:
     def tick(self, data: bytes | str, headers: Mapping[str, str] = JSON) -> TestResponse:
         """Post something to dispatch."""
         return self._call("dispatch", "POST", data, headers)
+
+    def entry(self, data: bytes | str, headers: Mapping[str, str] = JSON) -> TestResponse:
+        """Post something to job_state."""
+        return self._call("job_state", "POST", data, headers)
 
     def _call(self, name: str, method: str, data: Any, headers: Mapping[str, str]) -> TestResponse:
         client = self._clients[name].test_client()
@@ -268,42 +284,36 @@ def test_a_ticks_wishes_are_heard(cloud: Cloud, functions: Functions, form: Form
 
 
 WELL_FORMED = binary(message())[1]
+MALFORMED = [
+    (b"", JSON),
+    (b"{", JSON),
+    (b"null", JSON),
+    (b"5", JSON),
+    (b'"text"', JSON),
+    (b"[1]", JSON),
+    (b"\xff\xfe", JSON),
+    (b"[" * 100_000, JSON),
+    (b"{}", JSON),
+    (b'{"limit": 1}', JSON),
+    (b'{"message": [1], "subscription": "s"}', JSON),
+    (b'{"message": {"data": 5, "messageId": "1"}, "subscription": "s"}', JSON),
+    (b'{"context": 1, "data": 2}', JSON),
+    (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}),
+    (b"{", {"Content-Type": "application/cloudevents+json"}),
+    (b"\xff", {"Content-Type": "application/cloudevents+json"}),
+    (b"[1]", {"Content-Type": "application/cloudevents+json"}),
+    (b'{"specversion": []}', {"Content-Type": "application/cloudevents+json"}),
+    (b'{"specversion": "1.0", "data": {}}', {"Content-Type": "application/cloudevents+json"}),
+    (b"", WELL_FORMED),
+    (b"{", WELL_FORMED),
+    (b"\xff\xfe", WELL_FORMED),
+    (b"[" * 100_000, WELL_FORMED),
+    (b'{"message": {"data": "%%%"}}', WELL_FORMED),
+    *((push_body(message(junk)).encode(), headers) for junk in (b"not json", [1]) for headers in (JSON, WELL_FORMED)),
+]
 
 
-@pytest.mark.parametrize(
-    ("data", "headers"),
-    [
-        (b"", JSON),
-        (b"{", JSON),
-        (b"null", JSON),
-        (b"5", JSON),
-        (b'"text"', JSON),
-        (b"[1]", JSON),
-        (b"\xff\xfe", JSON),
-        (b"[" * 100_000, JSON),
-        (b"{}", JSON),
-        (b'{"limit": 1}', JSON),
-        (b'{"message": [1], "subscription": "s"}', JSON),
-        (b'{"message": {"data": 5, "messageId": "1"}, "subscription": "s"}', JSON),
-        (b'{"context": 1, "data": 2}', JSON),
-        (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}),
-        (b"{", {"Content-Type": "application/cloudevents+json"}),
-        (b"\xff", {"Content-Type": "application/cloudevents+json"}),
-        (b"[1]", {"Content-Type": "application/cloudevents+json"}),
-        (b'{"specversion": []}', {"Content-Type": "application/cloudevents+json"}),
-        (b'{"specversion": "1.0", "data": {}}', {"Content-Type": "application/cloudevents+json"}),
-        (b"", WELL_FORMED),
-        (b"{", WELL_FORMED),
-        (b"\xff\xfe", WELL_FORMED),
-        (b"[" * 100_000, WELL_FORMED),
-        (b'{"message": {"data": "%%%"}}', WELL_FORMED),
-        *(
-            (push_body(message(junk)).encode(), headers)
-            for junk in (b"not json", [1])
-            for headers in (JSON, WELL_FORMED)
-        ),
-    ],
-)
+@pytest.mark.parametrize(("data", "headers"), MALFORMED)
 def test_junk_is_logged_and_acknowledged(
     cloud: Cloud, functions: Functions, data: bytes, headers: Mapping[str, str]
 ) -> None:
@@ -312,6 +322,13 @@ def test_junk_is_logged_and_acknowledged(
     (logged,) = functions.messages("ERROR")
     assert logged.startswith("dropped a malformed tick: ")
     assert cloud.changes == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_dropped_tick_can_be_found_by_its_id(functions: Functions, form: Form) -> None:
+    functions.tick(*form(message([1])))
+    (logged,) = functions.messages("ERROR")
+    assert logged.endswith("(message '1234')")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -414,9 +431,11 @@ REPORTED = {
     "slots",
     "submitted",
     "adopted",
+    "resubmitted",
     "rejected",
     "deferred",
     "cancelled",
+    "settled",
     "notices",
     "took_ms",
 }
@@ -432,7 +451,8 @@ def test_an_empty_request_runs_a_pass_and_reports_it(cloud: Cloud, functions: Fu
     assert set(report["submitted"][0]) == {"item", "queue", "run", "job", "region"}
     assert report["slots"] == {"max_jobs": 4, "active": 2, "free": 2}
     assert report["dry_run"] is False
-    assert [report[name] for name in ("adopted", "rejected", "deferred", "cancelled")] == [[], [], [], []]
+    others = ("adopted", "resubmitted", "rejected", "deferred", "cancelled", "settled")
+    assert [report[name] for name in others] == [[]] * len(others)
     assert 0 < report["took_ms"] < 20_000
     assert set(cloud.vertex.jobs) == {one["job"] for one in report["submitted"]}
 
@@ -473,7 +493,7 @@ def test_wishes_of_a_request(cloud: Cloud, functions: Functions) -> None:
         (
             {"queues": ["tpu", "cpu", "x\ny"], "limit": "3", "dryrun": True, "run_spec": {}},
             [
-                'body: limit: found "3". Give a whole number, 0 or more.',
+                "body: limit: found '3'. Give a whole number, 0 or more.",
                 "body: dryrun: unknown key 'dryrun'. Did you mean dry_run?",
                 "body: queues: queue 'tpu' is not configured. This deployment serves cpu, gpu; to serve more,",
                 "body: queues: queue 'x\\ny' is not configured.",
@@ -650,6 +670,15 @@ def test_a_dry_run_says_why_a_run_spec_cannot_be_a_job(cloud: Cloud, functions: 
     assert cloud.changes == 0
 
 
+def test_a_dry_run_logs_nothing_of_a_posted_run_spec(cloud: Cloud, functions: Functions) -> None:
+    spec = image_spec(overrides={"args": ["--password=hunter2"]})
+    report = functions.now({"dry_run": True, "run_spec": spec}).get_json()
+    assert "hunter2" in json.dumps(report["custom_job"])
+    (logged,) = [entry for entry in functions.log() if entry["message"] == "dry run"]
+    assert logged["report"]["slots"] == report["slots"]
+    assert "hunter2" not in json.dumps(functions.log())
+
+
 # Resume
 
 
@@ -664,6 +693,158 @@ def test_a_stopped_agent_pops_nothing_until_somebody_says_so(cloud: Cloud, funct
     assert functions.now({"resume": True}).status_code == 200
     assert cloud.state(item) == "CLAIMED"
     assert functions.now().get_json()["notices"] == []
+
+
+# Job states
+
+
+def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
+    """Let a job of ours be in a state, and give its name."""
+    regions = (Region(name="us-central1", staging_bucket="gs://demo-staging"),)
+    settings = Settings(
+        queues=("cpu",),
+        project=PROJECT,
+        regions=regions,
+        deployment=deployment,
+        key_secret=f"{SECRET}/versions/1",
+        state_bucket="gs://x1",
+    )
+    item = Item("Item1", "cpu", image_spec())
+    asked = custom_job.build(
+        item, custom_job.parse(item), settings, entity=ENTITY, api_key=ITEM_KEY, now=datetime.now(UTC)
+    )
+    vertex = VertexJobs(PROJECT, deployment, timeout=5, endpoint=f"http://{cloud.vertex.address}")
+    name = vertex.create(asked, 5)
+    cloud.vertex.advance(name, state)
+    return name
+
+
+def ended(name: str, **changes: Any) -> dict[str, Any]:
+    """Give the service's entry about the end of a job."""
+    return service_entry(PROJECT, name.rsplit("/", 1)[1], "Job failed.", time.time() - 3600) | changes
+
+
+def asked_for(cloud: Cloud) -> Callable[[], list[Any]]:
+    """Give a way to see the ticks that are published from now on, at least one."""
+    name = f"projects/{PROJECT}/subscriptions/all"
+    publisher, subscriber = PublisherClient(), SubscriberClient()
+    publisher.create_topic(name=TICKS)
+    publisher.transport.close()
+    subscriber.create_subscription(name=name, topic=TICKS)
+
+    def pull() -> list[Any]:
+        with subscriber:
+            received = subscriber.pull(subscription=name, max_messages=100).received_messages
+        return [json.loads(one.message.data) for one in received]
+
+    return pull
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_end_of_a_job_of_ours_asks_for_a_pass(cloud: Cloud, functions: Functions, form: Form) -> None:
+    """And nobody but Vertex AI and Pub/Sub is asked for anything."""
+    ticks = asked_for(cloud)
+    name = job(cloud, JobState.JOB_STATE_FAILED)
+    other = job(cloud, JobState.JOB_STATE_FAILED, "another")
+    for one in (name, other, f"{name}0"):
+        assert functions.entry(*form(message(ended(one)))).status_code in (200, 204)
+    assert functions.entry(*form(message({"job": name}))).status_code in (200, 204)
+    assert ticks() == [{"ended": name}] * 2
+    assert [entry.get("job") for entry in functions.log()] == [name] * 2
+    assert (cloud.wandb.store.asked(), cloud.secrets.calls, cloud.storage.calls) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_entry_that_comes_before_its_job_has_ended_comes_again(
+    cloud: Cloud, functions: Functions, form: Form
+) -> None:
+    name = job(cloud, JobState.JOB_STATE_RUNNING)
+    young, running = ended(name), ended(name, textPayload="Job is running.")
+    assert functions.entry(*form(message(young))).status_code == 429
+    assert functions.entry(*form(message(running))).status_code in (200, 204)
+    for published in (time.time() - 600, time.time() + 600):
+        assert functions.entry(*form(message(young, published=published))).status_code in (200, 204)
+    assert cloud.pubsub.calls["Publish"] == 0
+    assert not [line for line in functions.log() if line["severity"] != "INFO"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_time_that_the_framework_makes_up_does_not_keep_a_message_young(
+    cloud: Cloud, functions: Functions, form: Form
+) -> None:
+    name = job(cloud, JobState.JOB_STATE_RUNNING)
+    body, headers = form(message(ended(name)))
+    for key in ("publishTime", "publish_time"):
+        body = body.replace(key, f"no_{key}")
+    headers.pop("ce-time", None)
+    assert functions.entry(body, headers).status_code in (200, 204)
+
+
+@pytest.mark.parametrize(("data", "headers"), MALFORMED)
+def test_junk_of_an_entry_is_logged_and_acknowledged(
+    cloud: Cloud, functions: Functions, data: bytes, headers: Mapping[str, str]
+) -> None:
+    assert functions.entry(data, headers).status_code in (200, 204)
+    (logged,) = functions.messages("ERROR")
+    assert logged.startswith("dropped a malformed log entry: ")
+
+
+def test_a_name_that_cannot_be_ours_is_told(cloud: Cloud, functions: Functions) -> None:
+    job_name = "projects/another/locations/asia-east1/customJobs/1"
+    assert functions.entry(*binary(message({"job": job_name}))).status_code == 200
+    (logged,) = functions.messages("ERROR")
+    assert "project 'another' is not that of this deployment" in logged
+    assert "region 'asia-east1' is not configured" in logged
+    assert cloud.vertex.calls == {}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("service", ["Vertex AI", "Pub/Sub"])
+def test_an_entry_comes_again_when_a_service_is_down(
+    cloud: Cloud, functions: Functions, form: Form, service: str
+) -> None:
+    cloud.set_timeouts(look=0.5)
+    name = job(cloud, JobState.JOB_STATE_FAILED)
+    faults = cloud.vertex.faults if service == "Vertex AI" else cloud.pubsub.faults
+    faults.fail("*", 503, times=None, message="ill")
+    answer = functions.entry(*form(message(ended(name))))
+    assert answer.status_code == 503
+    assert service in answer.get_data(as_text=True)
+    assert functions.entry(*form(message(ended(name), published=time.time() - 601))).status_code in (200, 204)
+    assert len(functions.messages("WARNING")) == 2
+
+
+def test_without_a_topic_of_ticks(cloud: Cloud, functions: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPATCH_TOPIC")
+    answer = functions.entry(*binary(message(ended("customJobs/1"))))
+    assert answer.status_code == 500
+    assert "the configuration cannot be used" in answer.get_data(as_text=True)
+    (logged,) = functions.messages("ERROR")
+    assert "vertex-launch.yaml: tick_topic: is missing" in logged
+    assert "DISPATCH_TOPIC" in logged
+
+
+@pytest.mark.parametrize("lacking", ["AIPLATFORM_ENDPOINT", "PUBSUB_EMULATOR_HOST"])
+def test_without_credentials_an_entry_comes_again(
+    cloud: Cloud, functions: Functions, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    name = job(cloud, JobState.JOB_STATE_FAILED)
+    monkeypatch.delenv(lacking)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.folder / "none.json"))
+    assert functions.entry(*binary(message(ended(name)))).status_code == 503
+    assert functions.entry(*binary(message(ended(name), published=time.time() - 601))).status_code == 200
+    assert all("none.json" in line for line in functions.messages("WARNING"))
+
+
+def test_what_nobody_expected_of_an_entry_is_logged(functions: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(job_watch.JobWatch, "run", burst)
+    answer = functions.entry(*binary(message(ended("customJobs/1"))))
+    assert answer.status_code == 500
+    assert "ZeroDivisionError" not in answer.get_data(as_text=True)
+    assert "ZeroDivisionError" in functions.messages("ERROR")[0]
 
 
 # The key
@@ -712,6 +893,26 @@ def test_under_the_real_framework(cloud: Cloud, tmp_path: Path) -> None:
     assert sum(entry["message"].startswith("pass: ") for entry in entries) == 2, "the first one served three ticks"
     assert [entry["message"][:24] for entry in entries if entry["severity"] == "ERROR"] == ["dropped a malformed tick"]
     assert not any(secret in function.log.read_text() for secret in SECRETS)
+
+
+def test_job_state_under_the_real_framework(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, with neither W&B nor its key, nor the record."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", cloud.pubsub.address)
+    ticks = asked_for(cloud)
+    name = job(cloud, JobState.JOB_STATE_SUCCEEDED)
+    for server in (cloud.wandb, cloud.secrets, cloud.storage):
+        server.stop()
+    function = Function("job_state", "cloudevent", cloud.variables, tmp_path / "job_state.log")
+    function.start()
+    try:
+        function.wait()
+        assert [post(function.url, *form(message(ended(name)))) for form in (binary, raw)] == [200, 200]
+        assert post(function.url, "junk", JSON) == 204
+    finally:
+        function.stop()
+    assert ticks() == [{"ended": name}] * 2
+    entries = [json.loads(line) for line in function.log.read_text().splitlines() if line.startswith("{")]
+    assert [entry["severity"] for entry in entries] == ["INFO", "INFO", "ERROR"]
 
 
 def post(url: str, body: str, headers: Mapping[str, str]) -> int:

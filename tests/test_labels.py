@@ -36,9 +36,9 @@ def test_texts_that_differ_in_case_or_in_their_end_only_are_told_apart() -> None
     assert labels.value("Team").startswith("team-")
 
 
-@given(anything, anything, anything, anything, st.integers(1, 99), st.sampled_from(Kind))
+@given(anything, anything, anything, anything, st.integers(1, 99), st.sampled_from(Kind), st.booleans())
 def test_all_labels_of_a_job_are_legal(
-    deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind
+    deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind, own_key: bool
 ) -> None:
     made = labels.job_labels(
         deployment=deployment,
@@ -47,8 +47,9 @@ def test_all_labels_of_a_job_are_legal(
         queue=queue,
         attempt=attempt,
         kind=kind,
+        own_key=own_key,
     )
-    assert set(made) == labels.OWN_KEYS
+    assert set(made) == labels.OWN_KEYS - (set() if own_key else {labels.KEY})
     for key, value in made.items():
         assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key)
         assert re.fullmatch(r"[a-z0-9_-]{0,63}", value)

@@ -26,6 +26,8 @@ from local.images import EXAMPLES, REGISTRY, Image
 from local.vertex import VertexServer
 from local.vertex_jobs import ENDED, Capacity
 from local.vertex_rules import quota_metric
+from local.wandb_server import WandbServer
+from local.wandb_server.runs import Run
 
 PARENT = "projects/demo-project/locations/us-central1"
 QUEUED, PENDING, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING
@@ -667,3 +669,107 @@ def test_the_example_really_trains(
     assert len(epochs) == 3
     assert accuracies[-1] > 0.8
     assert set(EXAMPLES) >= {f"{REGISTRY}/{image}:1" for image in ("mnist", "quick", "no-init", "fail", "hog", "sleep")}
+
+
+@pytest.mark.parametrize("fate", Fate)
+def test_a_fate_meets_the_first_jobs_and_spares_a_later_one(
+    running: tuple[VertexServer, JobServiceClient, Containers], fate: Fate
+) -> None:
+    """As for an item whose job is submitted again and again under one name."""
+    server, client, containers = running
+    containers.scripts.append(Script(fate, display_name="an item", times=2))
+    found = []
+    for _ in range(3):
+        name = client.create_custom_job(parent=PARENT, custom_job=job(display_name="an item")).name
+        found.append(ended(server, name))
+    assert [job.state for job in found] == [FAILED, FAILED, SUCCEEDED]
+    errors = {
+        Fate.STOCKOUT: job_errors.stockout("us-central1"),
+        Fate.PREEMPTED: job_errors.PREEMPTED,
+        Fate.INTERNAL: job_errors.INTERNAL,
+    }
+    assert [job.error.message for job in found] == [errors[fate].message] * 2 + [""]
+
+
+def test_what_is_scarce_in_one_region_is_there_in_another(
+    serve: Callable[..., tuple[VertexServer, JobServiceClient]],
+) -> None:
+    containers = Containers(queued=0, pending=0, scripts=[Script(Fate.STOCKOUT, region="us-central1", times=9)])
+    server, client = serve(runner=containers, regions=("us-central1", "us-east4"))
+    parents = [PARENT, PARENT.replace("us-central1", "us-east4")]
+    names = [client.create_custom_job(parent=parent, custom_job=job()).name for parent in parents]
+    assert [ended(server, name).state for name in names] == [FAILED, SUCCEEDED]
+
+
+def test_the_last_words_of_a_crash_are_in_the_log_alone(
+    running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]]
+) -> None:
+    server, client, _ = running
+    name = client.create_custom_job(parent=PARENT, custom_job=job("crash")).name
+    assert ended(server, name).error.message == job_errors.exited(1).message
+    words = output(log, name)
+    assert "Traceback" in words
+    assert all(word in words for word in ("STOCKOUT", "preempted", "out of memory", "Internal error", "successfully"))
+
+
+@pytest.fixture
+def wandb() -> Iterator[WandbServer]:
+    server = WandbServer(api_keys={"k" * 40: "ada"}, teams={"acme": ["ada"]}, default_entities={"ada": "acme"})
+    server.start()
+    yield server
+    server.stop()
+
+
+def stepping(wandb: WandbServer, *args: str, **more: str) -> dict[str, Any]:
+    """Give a job that reports as the run acme/demo/run1."""
+    variables = {
+        "WANDB_BASE_URL": wandb.url,
+        "WANDB_API_KEY": "k" * 40,
+        "WANDB_ENTITY": "acme",
+        "WANDB_PROJECT": "demo",
+        "WANDB_RUN_ID": "run1",
+        **more,
+    }
+    env = [{"name": name, "value": value} for name, value in variables.items()]
+    return job("steps", container={"args": list(args), "env": env})
+
+
+def test_a_program_goes_on_where_the_attempt_before_was_ended(
+    running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]], wandb: WandbServer
+) -> None:
+    server, client, _ = running
+
+    def run() -> Run:
+        found = wandb.store.runs.get("acme", "demo", "run1")
+        assert found is not None
+        return found
+
+    endless = stepping(wandb, "--steps", "100000", "--pause", "0.05")
+    first = client.create_custom_job(parent=PARENT, custom_job=endless).name
+    until(lambda: bool(wandb.store.runs.all()) and len(run().history()) > 1)
+    client.cancel_custom_job(name=first)
+    assert ended(server, first).state == CANCELLED
+    assert run().state == "running", "nobody has told W&B of the end"
+    reached = len(run().history())
+    again = stepping(wandb, "--steps", str(reached + 5), "--pause", "0", WANDB_RESUME="allow")
+    second = client.create_custom_job(parent=PARENT, custom_job=again).name
+    assert ended(server, second).state == SUCCEEDED, output(log, second)
+    begun = int(output(log, second).split("begins at step ")[1].split()[0])
+    assert begun >= reached > 1
+    assert (run().state, [row["_step"] for row in run().history()]) == ("finished", list(range(reached + 5)))
+    losses = [row["loss"] for row in run().history()]
+    assert losses == sorted(losses, reverse=True), "what was learnt is not forgotten"
+
+
+def test_a_program_whose_run_is_stopped_ends_by_itself(
+    running: tuple[VertexServer, JobServiceClient, Containers], wandb: WandbServer
+) -> None:
+    """The SDK looks every 15 seconds whether it has to stop, beginning at once: so the run is stopped beforehand."""
+    server, client, _ = running
+    wandb.store.project("acme", "demo")
+    run, _ = wandb.store.runs.upsert("acme", "demo", "run1", username="ada", state="pending")
+    wandb.store.runs.stop(run)
+    name = client.create_custom_job(parent=PARENT, custom_job=stepping(wandb, "--steps", "100000")).name
+    stopped = ended(server, name)
+    assert (stopped.state, stopped.error.message) == (FAILED, job_errors.exited(130).message)
+    assert run.state == "killed"

@@ -319,6 +319,21 @@ class TestItems:
             "runQueueItems": {"edges": [{"node": {"id": item}}]},
         }
 
+    def test_a_claimed_item_may_fail_once(self, server: WandbServer) -> None:
+        item = push(server, "one")
+        ack(server, item)
+        given = "(input: {runQueueItemId: $i, message: $m, stage: $s}) { success }"
+        text = f"mutation($i: ID!, $m: String!, $s: String!) {{ updateRunQueueItemWarning{given} failRunQueueItem{given} }}"
+        for message, stage in (("out of memory", "run"), ("something else", "agent")):
+            told = {"success": True}
+            answer = ask(server, text, i=item, m=message, s=stage)
+            assert answer.data == {"updateRunQueueItemWarning": told, "failRunQueueItem": told}
+        failed = server.store.items[item]
+        assert (failed.state(0), failed.associated_run_id) == ("FAILED", "run1")
+        assert failed.error == ItemError("out of memory", "run", [])
+        assert failed.warnings == [ItemError("out of memory", "run", []), ItemError("something else", "agent", [])]
+        assert ack(server, item).status == 409
+
     def test_ids_are_case_sensitive_and_unknown_ones_are_errors(self, server: WandbServer) -> None:
         item = push(server, "one")
         answer = ack(server, item.swapcase())
@@ -457,6 +472,24 @@ class TestRuns:
         self.start(server)
         assert self.look(server, "state") == {"state": "running"}
 
+    def test_a_heartbeat_is_when_the_sdk_was_last_heard_of(self, server: WandbServer, clock: Clock) -> None:
+        def heartbeat() -> Any:
+            return self.look(server, "heartbeatAt")["heartbeatAt"]
+
+        run = self.start(server, state="pending")
+        assert heartbeat() is None
+        clock.now += 10
+        self.start(server)
+        assert heartbeat() == "1970-01-12T13:46:50Z"
+        clock.now += 10
+        ask(server, f'mutation {{ upsertBucket(input: {{id: "{run}", notes: "good"}}) {{ inserted }} }}')
+        ask(server, f'mutation {{ stopRun(input: {{id: "{run}"}}) {{ success }} }}')
+        assert heartbeat() == "1970-01-12T13:46:50Z", "no sign of life"
+        self.stream(server)
+        assert heartbeat() == "1970-01-12T13:47:00Z"
+        clock.now += 301
+        assert self.look(server, "state heartbeatAt") == {"state": "crashed", "heartbeatAt": "1970-01-12T13:47:00Z"}
+
     def test_changing_an_ended_run_does_not_revive_it(self, server: WandbServer) -> None:
         run = self.start(server)
         self.stream(server, complete=True, exitcode=0)
@@ -474,6 +507,23 @@ class TestRuns:
         sweeps = 'a: sweep(sweepName: "sw1") { state } b: sweep(sweepName: "sw2") { state }'
         query = f'{{ project(name: "demo", entityName: "acme") {{ {sweeps} }} }}'
         assert ask(server, query).data["project"] == {"a": {"state": "RUNNING"}, "b": None}
+
+    def test_a_sweeps_state_is_changed_by_its_id(self, server: WandbServer, clock: Clock) -> None:
+        for project in ("demo", "other"):
+            server.store.set_sweep("acme", project, "sw1", "RUNNING")
+        clock.now += 10
+        sweep, other = server.store.sweeps.values()
+        text = "mutation($i: ID, $s: String) { upsertSweep(input: {id: $i, state: $s}) { sweep { name state } } }"
+        changed = ask(server, text, i=sweep.id, s="PAUSED")
+        assert changed.data == {"upsertSweep": {"sweep": {"name": "sw1", "state": "PAUSED"}}}
+        assert [one.state for one in server.store.sweeps.values()] == ["PAUSED", "RUNNING"]
+        times = '{ project(name: "demo", entityName: "acme") { sweep(sweepName: "sw1") { createdAt updatedAt } } }'
+        seen = ask(server, times).data["project"]["sweep"]
+        assert seen == {"createdAt": "1970-01-12T13:46:40Z", "updatedAt": "1970-01-12T13:46:50Z"}
+        assert ask(server, text, i=other.id, s="CANCELED", key=BOB).status == 403
+        assert ask(server, text, i=other.id, s="PENDING").status == 400
+        for unknown in ("sw1", None):
+            assert ask(server, text, i=unknown, s="PAUSED").status == 404
 
 
 def config(**more: Any) -> ResourceConfig:
@@ -919,6 +969,40 @@ def test_the_official_agent_pops_and_acks(queue: Client) -> None:
     (log,) = [file for name, file in run.files.items() if name.endswith("error.log")]
     assert log.content is not None
     assert b"credentials" in log.content
+
+
+SWEEPS = """
+import json, wandb
+from wandb.apis.public.sweeps import _get_sweep_state, _set_sweep_state, _sweep_with_runs
+
+def set_to(state):
+    try:
+        _set_sweep_state(api, "sw1", state, entity="acme", project="demo")
+    except Exception as error:
+        return str(error)
+
+api = wandb.Api()
+runs = [run["name"] for run in _sweep_with_runs(api, "sw1", "{}", entity="acme", project="demo")["runs"]]
+told = [(set_to(state), _get_sweep_state(api, "sw1", entity="acme", project="demo")) for state in
+        ("PAUSED", "RUNNING", "CANCELED", "CANCELED", "RUNNING")]
+print(json.dumps([runs, *told]))
+"""
+
+
+def test_the_public_api_changes_a_sweeps_state(client: Client) -> None:
+    store = client.server.store
+    store.set_sweep("acme", "demo", "sw1", "PENDING")
+    for name, sweep in (("run1", "sw1"), ("run2", "sw2"), ("run3", "sw1")):
+        store.runs.upsert("acme", "demo", name, username="alice", sweep=sweep)
+    assert client.script(SWEEPS) == [
+        ["run1", "run3"],
+        ["Cannot pause pending sweep.", "PENDING"],
+        [None, "RUNNING"],
+        [None, "CANCELED"],
+        ["Sweep already canceled.", "CANCELED"],
+        [None, "RUNNING"],
+    ]
+    assert client.unexpected() == []
 
 
 def test_a_stop_reaches_the_job(client: Client) -> None:

@@ -96,3 +96,13 @@ def test_other_loggers_are_left_alone(redact: log.Redactor) -> None:
     log.configure(redact)
     assert logging.getLogger().handlers == root
     assert not log.LOGGER.propagate
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_lose_a_line(
+    redact: log.Redactor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log.configure(redact)
+    log.LOGGER.warning("odd: %s", "\ud800")
+    out, err = capfd.readouterr()
+    assert json.loads(out)["message"] == "odd: \ud800"
+    assert err == ""

@@ -17,10 +17,11 @@ from requests.structures import CaseInsensitiveDict
 from local import storage
 from local.storage import StorageServer
 from tests.fakes import Clock
-from vertex_launch.adapters.record import BACKOFF, Record
+from vertex_launch.adapters.bucket import BACKOFF, Bucket
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stored, Waiting
 from vertex_launch.model import Hold
+from vertex_launch.record import Record
 
 BUCKET = "demo-state"
 QUICKLY = BACKOFF.with_delay(initial=0.001, maximum=0.002)
@@ -52,7 +53,8 @@ def open_record(server: StorageServer) -> Iterator[Open]:
 
     def make(location: str = f"gs://{BUCKET}/folder", deployment: str = "test", timeout: float = 2.0) -> Record:
         clients.append(Client(project="any"))
-        return Record(location, deployment, timeout=timeout, client=clients[-1], backoff=QUICKLY)
+        client, project = clients[-1], "demo-project"
+        return Record(Bucket(location, deployment, project=project, timeout=timeout, client=client, backoff=QUICKLY))
 
     yield make
     for client in clients:
@@ -359,9 +361,10 @@ def test_nobody_listens(server: StorageServer, open_record: Open, clock: Clock) 
 
 def test_a_missing_bucket(open_record: Open, clock: Clock) -> None:
     record = open_record("gs://none")
-    assert unavailable(lambda: Passes(record, clock).take("one")) == (
-        "Cloud Storage: the bucket of gs://none/test does not exist; create it or correct STATE_BUCKET"
-    )
+    for act in (record.read, lambda: Passes(record, clock).take("one")):
+        assert unavailable(act) == (
+            "Cloud Storage: the bucket of gs://none/test does not exist; create it or correct STATE_BUCKET"
+        )
 
 
 def test_what_may_not_be_done(server: StorageServer, passes: Passes, record: Record) -> None:

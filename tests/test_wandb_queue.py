@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,17 +16,18 @@ import pytest
 import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from wandb.apis.public.sweeps import _set_sweep_state
 from wandb.sdk.launch.api import LaunchApi
 
 from local.wandb_server import WandbServer
 from local.web import Handler, WebServer
 from tests.fakes import Clock
 from vertex_launch.adapters.graphql import BACKOFF, GraphQL
-from vertex_launch.adapters.wandb_queue import WandbQueue
+from vertex_launch.adapters.wandb_queue import LONGEST_MESSAGE, WandbQueue
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import KeyRefused, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import Ack, AgentView, ItemView, Look, Queued, RunId, RunView
+from vertex_launch.model import Ack, AgentView, ItemView, Look, Phase, Queued, RunId, RunView
 
 KEY, OLD_KEY = "k" * 40, "o" * 40
 BASIC = base64.b64encode(f"api:{KEY}".encode()).decode()
@@ -104,8 +106,21 @@ def queue(server: WandbServer) -> WandbQueue:
 
 
 def look(queue: WandbQueue, **changes: Any) -> Look:
-    asked: dict[str, Any] = {"agent": "", "items": {}, "queues": ("cpu", "gpu"), "peek": 5, "viewer": False}
-    return queue.look(ENTITY, **asked | changes)
+    nothing: dict[str, Any] = {
+        "agent": "",
+        "items": {},
+        "runs": (),
+        "queues": ("cpu", "gpu"),
+        "peek": 5,
+        "viewer": False,
+    }
+    return queue.look(ENTITY, **nothing | changes)
+
+
+def start_run(server: WandbServer, name: str, state: str = "running") -> RunId:
+    server.store.project(ENTITY, "demo")
+    server.store.runs.upsert(ENTITY, "demo", name, username="ada", state=state)
+    return RunId(ENTITY, "demo", name)
 
 
 def push(server: WandbServer, queue: str = "cpu", count: int = 1) -> list[str]:
@@ -246,6 +261,17 @@ def test_an_error_that_names_no_field_may_be_about_any_that_is_null(answering: C
     assert queue.pop(ENTITY, ["cpu", "gpu"], "A1")[1].error == "slow down"
 
 
+def test_queues_that_the_key_may_not_see_are_said_so_with_what_to_check(answering: Callable[..., str]) -> None:
+    errors = [{"message": "permission denied", "path": ["f0"]}]
+    url = answering(Answer(403, {"data": {"f0": None}, "errors": errors}))
+    with pytest.raises(Unavailable) as error:
+        look(client(url))
+    assert str(error.value) == (
+        "W&B: cannot see the launch queues of entity acme: permission denied; check the entity's name and the API key's "
+        "access to it"
+    )
+
+
 def test_a_null_agent_without_an_error_is_gone(answering: Callable[..., str]) -> None:
     assert look(client(answering(data(f0=PROJECT, f1=None))), agent="A1").agent is None
 
@@ -273,10 +299,64 @@ def test_more_items_than_fit_into_a_request(server: WandbServer) -> None:
     assert len(server.store.operations) == 6
 
 
+def test_a_look_shows_runs_in_the_same_request(server: WandbServer, queue: WandbQueue) -> None:
+    running, pending = start_run(server, "running"), start_run(server, "pending", "pending")
+    server.store.runs.stop(server.store.runs.all()[0])
+    absent, nowhere = RunId(ENTITY, "demo", "absent"), RunId(ENTITY, "nowhere", "absent")
+    mine = agent(server, queue)
+    server.store.operations.clear()
+    found = look(queue, agent=mine, runs=[running, absent, pending, nowhere, running], viewer=True)
+    assert found.runs == {
+        running: RunView("running", stopped=True),
+        pending: RunView("pending", stopped=False),
+        absent: None,
+        nowhere: None,
+    }
+    assert (found.agent and found.agent.id, found.viewer_entity) == (mine, ENTITY)
+    assert graphql_requests(server) == [("project", "launchAgent", *["project"] * 4, "viewer")]
+
+
+def test_more_runs_than_fit_into_a_request(server: WandbServer) -> None:
+    queue = client(server.url, lookups=3)
+    runs = [start_run(server, f"run{number}") for number in range(8)]
+    found = look(queue, runs=runs, viewer=True)
+    assert found.runs == dict.fromkeys(runs, RunView("running", stopped=False))
+    assert found.viewer_entity == ENTITY
+    assert [len(operations) for operations in graphql_requests(server)] == [5, 3, 2]
+
+
+NO_FIELD: dict[str, Any] = {}
+NULL_RUN, NULL_PROJECT, NULL_STATE = {"run": None}, None, {"run": {"state": None, "stopped": None}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "path"),
+    [
+        (NULL_RUN, ["f1", "run"]),
+        (NULL_RUN, ["f1"]),
+        (NULL_RUN, None),
+        (NULL_PROJECT, ["f1"]),
+        (NULL_PROJECT, None),
+        (NULL_STATE, ["f1", "run", "state"]),
+        (NO_FIELD, None),
+    ],
+)
+def test_a_run_that_cannot_be_looked_up_is_not_absent_in_a_look(
+    answering: Callable[..., str], answer: Any, path: list[str] | None
+) -> None:
+    error = {"message": "no access"} | ({"path": path} if path else {})
+    fields = {"f0": PROJECT, "f1": answer, "f2": {"run": {"state": "running", "stopped": False}}}
+    if answer is NO_FIELD:
+        del fields["f1"]
+    theirs, mine = RunId("others", "demo", "theirs"), RunId(ENTITY, "demo", "mine")
+    queue = client(answering(Answer(body={"data": fields, "errors": [error]})))
+    assert look(queue, runs=[theirs, mine]).runs == {mine: RunView("running", stopped=False)}
+
+
 @pytest.mark.parametrize("entity", ["nobody", "empty"])
 def test_an_entity_without_queues_is_named(queue: WandbQueue, entity: str) -> None:
     with pytest.raises(Unavailable) as error:
-        queue.look(entity, agent="", items={}, queues=("cpu",), peek=5, viewer=False)
+        queue.look(entity, agent="", items={}, runs=(), queues=("cpu",), peek=5, viewer=False)
     assert f"entity {entity} has no launch queues that this API key can see" in str(error.value)
 
 
@@ -289,25 +369,91 @@ def test_queues_that_w_and_b_cannot_show_are_not_taken_for_missing(answering: Ca
 
 
 @pytest.mark.parametrize("batch", [50, 1])
-def test_runs_are_looked_up_together(server: WandbServer, batch: int) -> None:
-    running, stopped, pending, absent = (
-        RunId(ENTITY, "demo", name) for name in ("running", "stopped", "pending", "absent")
-    )
-    server.store.project(ENTITY, "demo")
-    for run in (running, stopped, pending):
-        state = "pending" if run is pending else "running"
-        made, _ = server.store.runs.upsert(run.entity, run.project, run.id, username="ada", state=state)
-        if run is stopped:
-            server.store.runs.stop(made)
+def test_runs_are_looked_up_together(server: WandbServer, clock: Clock, batch: int) -> None:
+    then = float(int(clock.now))
+    running, stopped, pending = (start_run(server, name, name) for name in ("running", "stopped", "pending"))
+    server.store.runs.stop(server.store.runs.all()[1])
+    absent = RunId(ENTITY, "demo", "absent")
     queue = client(server.url, lookups=batch)
     server.store.operations.clear()
     assert queue.runs([running, absent, stopped, pending]) == {
-        running: RunView("running", stopped=False),
+        running: RunView("running", stopped=False, heartbeat=then),
         absent: None,
-        stopped: RunView("running", stopped=True),
-        pending: RunView("pending", stopped=False),
+        stopped: RunView("stopped", stopped=True, heartbeat=then),
+        pending: RunView("pending", stopped=False, heartbeat=None),
     }
     assert len(server.store.operations) == (1 if batch == 50 else 4)
+
+
+@pytest.fixture
+def far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2024-05-01T12:34:56Z", 1714566896.0),
+        ("2024-05-01t12:34:56z", 1714566896.0),
+        ("2024-05-01T12:34:56", 1714566896.0),
+        ("2024-05-01T12:34:56.25", 1714566896.25),
+        ("2024-05-01T12:34:56.250000999Z", 1714566896.25),
+        ("2024-05-01T14:34:56+02:00", 1714566896.0),
+        *(
+            (nothing, None)
+            for nothing in (None, "", "soon", 1714566896, "2024-13-01T00:00:00Z", "0001-01-01T00:00:00Z")
+        ),
+        (["2024-05-01T12:34:56Z"], None),
+    ],
+)
+@pytest.mark.usefixtures("far_from_utc")
+def test_heartbeats(answering: Callable[..., str], text: Any, seconds: float | None) -> None:
+    run = RunId(ENTITY, "demo", "mine")
+    answer = {"run": {"state": "crashed", "stopped": False, "heartbeatAt": text}}
+    assert client(answering(data(f0=answer))).runs([run]) == {run: RunView("crashed", False, seconds)}
+
+
+@pytest.mark.parametrize("most", [1, 50])
+def test_a_server_that_does_not_show_heartbeats_is_asked_without_them_from_then_on(
+    answering: Callable[..., str], most: int
+) -> None:
+    """Whether or not it takes several questions in one request."""
+    asked: list[str] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        asked.append(body["query"])
+        count = len(operations(body["query"]))
+        if count > most:
+            return Answer(400, TOO_MANY)
+        if "heartbeatAt" in body["query"]:
+            return Answer(400, {"errors": [{"message": 'Cannot query field "heartbeatAt" on type "Run".'}]})
+        return data(**{f"f{number}": {"run": {"state": "running", "stopped": True}} for number in range(count)})
+
+    queue = client(answering(say=say))
+    runs = [RunId(ENTITY, "demo", name) for name in ("one", "two")]
+    for _ in range(2):
+        assert queue.runs(runs) == dict.fromkeys(runs, RunView("running", stopped=True))
+    refused = [True, False] if most == 50 else [True, False, True, False, False]
+    again = [False] if most == 50 else [False, False]
+    assert ["heartbeatAt" in text for text in asked] == refused + again
+
+
+def test_a_run_about_which_the_server_refuses_every_question_spoils_no_other(answering: Callable[..., str]) -> None:
+    def say(body: dict[str, Any]) -> Answer:
+        if "others" in body["variables"].values():
+            return Answer(403, {"errors": [{"message": "permission denied"}]})
+        if "runQueues" in body["query"]:
+            return data(f0=PROJECT)
+        return data(f0={"run": {"state": "running", "stopped": False}})
+
+    theirs, mine = RunId("others", "demo", "theirs"), RunId(ENTITY, "demo", "mine")
+    seen = {mine: RunView("running", stopped=False)}
+    assert client(answering(say=say)).runs([theirs, mine]) == seen
+    assert look(client(answering(say=say)), runs=[theirs, mine]).runs == seen
 
 
 def test_a_run_that_cannot_be_looked_up_is_not_absent(answering: Callable[..., str]) -> None:
@@ -482,16 +628,108 @@ def test_an_ack_without_any_answer_is_unknown(server: WandbServer) -> None:
     assert queue.ack([("one", "r"), ("two", "r")]) == [Ack.UNKNOWN, Ack.UNKNOWN]
 
 
-def test_failures_and_warnings(server: WandbServer, queue: WandbQueue, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("phase", Phase)
+def test_failures_and_warnings(
+    server: WandbServer, queue: WandbQueue, caplog: pytest.LogCaptureFixture, phase: Phase
+) -> None:
     one, two = push(server, count=2)
     text = 'quotes " and \\ and $dollars and\nlines and {braces} and 🚀'
-    assert queue.fail([(one, text), ("Unknown", "x")]) == [True, False]
-    assert queue.warn([(two, text), ("Unknown", "x")]) == [True, False]
+    assert queue.fail([(one, text), ("Unknown", "x")], phase) == [True, False]
+    assert queue.warn([(two, text), ("Unknown", "x")], phase) == [True, False]
     error, (warning,) = server.store.items[one].error, server.store.items[two].warnings
     assert error is not None
-    assert (error.message, error.stage) == (warning.message, warning.stage) == (text, "agent")
+    assert (error.message, error.stage) == (warning.message, warning.stage) == (text, phase.value)
     assert 'failRunQueueItem of item Unknown: run queue item "Unknown" not found' in caplog.text
-    assert (queue.fail([]), queue.warn([]), queue.ack([])) == ([], [], [])
+    assert (queue.fail([], phase), queue.warn([], phase), queue.ack([])) == ([], [], [])
+
+
+def test_a_claimed_item_is_warned_about_and_failed(server: WandbServer, queue: WandbQueue) -> None:
+    (item,) = push(server)
+    queue.pop(ENTITY, ["cpu"], agent(server, queue))
+    assert queue.ack([(item, "run1")]) == [Ack.ACCEPTED]
+    assert queue.warn([(item, "no quota")], Phase.AGENT) == [True]
+    assert queue.warn([(item, "attempt 2 of 5")], Phase.RUN) == [True]
+    assert queue.fail([(item, "out of memory")], Phase.RUN) == [True]
+    assert queue.items(ENTITY, {item: "cpu"}) == {item: ItemView("FAILED", "run1")}
+    stored = server.store.items[item]
+    assert [(one.message, one.stage) for one in stored.warnings] == [("no quota", "agent"), ("attempt 2 of 5", "run")]
+    assert stored.error is not None
+    assert (stored.error.message, stored.error.stage) == ("out of memory", "run")
+
+
+@pytest.mark.parametrize("longer", [0, 1, 7_000, 10_000_000])
+def test_a_message_that_is_too_long_is_cut_in_its_middle(server: WandbServer, queue: WandbQueue, longer: int) -> None:
+    """Its beginning says what happened, its end is that of the job's log."""
+    one, two = push(server, count=2)
+    text = "Vertex AI says: " + "🚀" * (LONGEST_MESSAGE + longer - 27) + "MemoryError"
+    assert len(text) == LONGEST_MESSAGE + longer
+    queue.fail([(one, text)], Phase.RUN)
+    queue.warn([(two, text)], Phase.RUN)
+    error, (warning,) = server.store.items[one].error, server.store.items[two].warnings
+    assert error is not None
+    assert error.message == warning.message
+    if not longer:
+        assert error.message == text
+        return
+    assert LONGEST_MESSAGE - 10 < len(error.message) <= LONGEST_MESSAGE
+    found = re.fullmatch(r"(.*)\n\[… (\d+) characters are left out here …\]\n(.*)", error.message)
+    assert found is not None
+    assert text.startswith(found[1])
+    assert text.endswith(found[3])
+    assert len(found[1]) + int(found[2]) + len(found[3]) == len(text)
+
+
+# Sweeps
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PAUSED", "PENDING", "FINISHED", "CANCELED", "CRASHED"])
+def test_a_sweep_is_cancelled_unless_it_has_ended(server: WandbServer, queue: WandbQueue, state: str) -> None:
+    server.store.set_sweep(ENTITY, "demo", "sw1", state)
+    server.store.set_sweep(ENTITY, "other", "sw1", "RUNNING")
+    live = state in ("RUNNING", "PAUSED", "PENDING")
+    server.store.operations.clear()
+    assert queue.cancel_sweep(ENTITY, "demo", "sw1") is live
+    assert [sweep.state for sweep in server.store.sweeps.values()] == ["CANCELED" if live else state, "RUNNING"]
+    assert graphql_requests(server) == ([("project",), ("upsertSweep",)] if live else [("project",)])
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1")
+
+
+def test_a_sweep_that_does_not_exist_is_not_cancelled(server: WandbServer, queue: WandbQueue) -> None:
+    server.store.project(ENTITY, "demo")
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1")
+    assert not queue.cancel_sweep(ENTITY, "nowhere", "sw1")
+
+
+def test_a_sweep_is_cancelled_although_answers_are_lost(server: WandbServer, queue: WandbQueue) -> None:
+    server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
+    server.faults.lose("project", times=2)
+    server.faults.lose("upsertSweep", times=2)
+    assert queue.cancel_sweep(ENTITY, "demo", "sw1")
+
+
+@pytest.mark.parametrize("operation", ["project", "upsertSweep"])
+def test_a_sweep_about_which_w_and_b_cannot_tell(server: WandbServer, operation: str) -> None:
+    server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
+    queue = client(server.url, read=0.3)
+    server.faults.fail(operation, 503, times=None)
+    with pytest.raises(Unavailable, match="HTTP 503"):
+        queue.cancel_sweep(ENTITY, "demo", "sw1")
+    assert [sweep.state for sweep in server.store.sweeps.values()] == ["RUNNING"]
+
+
+def test_a_sweep_that_w_and_b_does_not_show_or_change(answering: Callable[..., str]) -> None:
+    errors = [{"message": "no access", "path": ["f0", "sweep"]}]
+    for value in (None, {"sweep": None}):
+        queue = client(answering(Answer(body={"data": {"f0": value}, "errors": errors})))
+        with pytest.raises(Unavailable, match="cannot look up sweep acme/demo/sw1: no access"):
+            queue.cancel_sweep(ENTITY, "demo", "sw1")
+    found = data(f0={"sweep": {"id": "S1", "state": "Running"}})
+    for answer, why in (
+        (Answer(body={"data": {"f0": None}, "errors": errors}), "no access"),
+        (data(f0=None), "no sweep"),
+    ):
+        with pytest.raises(Unavailable, match=f"cannot cancel sweep acme/demo/sw1: {why}"):
+            client(answering(found, answer)).cancel_sweep(ENTITY, "demo", "sw1")
 
 
 @pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, "lose"])
@@ -507,8 +745,8 @@ def test_what_may_be_repeated_is_repeated(server: WandbServer, queue: WandbQueue
     for operation in ("project", "viewer", "failRunQueueItem", "updateRunQueueItemWarning"):
         burst(operation)
     assert look(queue, viewer=True, items={item: "cpu"}).items
-    assert queue.warn([(item, "w")]) == [True]
-    assert queue.fail([(item, "f")]) == [True]
+    assert queue.warn([(item, "w")], Phase.RUN) == [True]
+    assert queue.fail([(item, "f")], Phase.RUN) == [True]
 
 
 # Batches
@@ -527,7 +765,8 @@ def test_a_refused_batch_is_sent_one_by_one_and_that_is_remembered(
     assert len(max(graphql_requests(server), key=len)) == 6
     server.store.operations.clear()
     assert queue.ack([(item, "run") for item in ids]) == [Ack.ACCEPTED] * 4
-    assert graphql_requests(server) == [("ackRunQueueItem",)] * 4
+    assert queue.runs([RunId(ENTITY, "demo", "one"), RunId(ENTITY, "demo", "two")])
+    assert graphql_requests(server) == [("ackRunQueueItem",)] * 4 + [("project",)] * 2
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -537,17 +776,19 @@ def test_a_look_at_a_server_that_takes_one_question_a_request(
     server = serve(max_operations_per_request=1)
     queue = client(server.url)
     one, two = push(server, count=2)
+    run, absent = start_run(server, "run1"), RunId(ENTITY, "demo", "absent")
     mine = agent(server, queue)
     if batch_first:
-        queue.warn([(one, "a"), (two, "b")])
+        queue.warn([(one, "a"), (two, "b")], Phase.AGENT)
     for _ in range(2):
         server.store.operations.clear()
-        found = look(queue, agent=mine, items={one: "cpu", two: "cpu"}, viewer=True)
+        found = look(queue, agent=mine, items={one: "cpu", two: "cpu"}, runs=[run, absent], viewer=True)
         assert found.agent is not None
         assert (found.agent.id, found.viewer_entity) == (mine, ENTITY)
         assert set(found.items) == {one, two}
+        assert found.runs == {run: RunView("running", stopped=False), absent: None}
         assert found.queued["cpu"] == Queued((one, two), complete=True)
-    assert graphql_requests(server) == [("project",), ("launchAgent",), ("viewer",), ("project",), ("project",)]
+    assert graphql_requests(server) == [("project",), ("launchAgent",), ("viewer",), *[("project",)] * 4]
 
 
 def test_a_server_that_does_not_show_what_a_queue_holds_is_asked_without_it_from_then_on(
@@ -559,12 +800,13 @@ def test_a_server_that_does_not_show_what_a_queue_holds_is_asked_without_it_from
         asked.append(body["query"])
         if "runQueueItems" in body["query"]:
             return Answer(400, {"errors": [{"message": 'Cannot query field "runQueueItems" on type "RunQueue".'}]})
-        return data(f0=PROJECT, f1={"entity": ENTITY})
+        return data(f0=PROJECT, f1={"run": None}, f2={"entity": ENTITY})
 
-    queue = client(answering(say=say))
+    queue, run = client(answering(say=say)), RunId(ENTITY, "demo", "run1")
     for _ in range(2):
-        found = look(queue, viewer=True)
+        found = look(queue, runs=[run], viewer=True)
         assert (found.queues, found.queued, found.viewer_entity) == ({"cpu": "Q1"}, {}, ENTITY)
+        assert found.runs == {run: None}
     assert ["runQueueItems" in text for text in asked] == [True, False, False]
 
 
@@ -579,8 +821,8 @@ def test_one_operation_that_the_server_does_not_know_ends_no_batches(answering: 
         return data(**{f"f{i}": {"success": True} for i in range(sizes[-1])})
 
     queue = client(answering(say=say))
-    assert queue.warn([("one", "a"), ("two", "b")]) == [False, False]
-    assert queue.fail([("one", "a"), ("two", "b")]) == [True, True]
+    assert queue.warn([("one", "a"), ("two", "b")], Phase.AGENT) == [False, False]
+    assert queue.fail([("one", "a"), ("two", "b")], Phase.AGENT) == [True, True]
     assert sizes == [2, 1, 1, 2]
 
 
@@ -589,7 +831,7 @@ def test_a_proxy_may_refuse_a_batch_too(answering: Callable[..., str], status: i
     def say(body: dict[str, Any]) -> Answer:
         return data(f0={"success": True}) if body["query"].count("input:") == 1 else Answer(status, b"<h1>Too big</h1>")
 
-    assert client(answering(say=say)).fail([("one", "a"), ("two", "b")]) == [True, True]
+    assert client(answering(say=say)).fail([("one", "a"), ("two", "b")], Phase.AGENT) == [True, True]
 
 
 def test_requests_one_by_one_end_when_they_take_too_long(answering: Callable[..., str]) -> None:
@@ -631,6 +873,9 @@ def test_data_null_with_a_path_blames_that_field_and_leaves_the_others_open(answ
     assert queue.ack([("a", "r"), ("b", "r")]) == [Ack.UNKNOWN, Ack.REFUSED]
 
 
+PATH = "check WANDB_BASE_URL, to which /graphql is added: it may have a path too much"
+RIGHTS = "check what the API key has access to, WANDB_BASE_URL and what stands in between"
+NULLS = {"errors": [{"message": "permission denied"}], "data": {"f0": None}}
 PAGE = b"<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>"
 
 
@@ -639,8 +884,18 @@ PAGE = b"<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></
     [
         (Answer(200, PAGE), "no GraphQL answer, HTTP 200 from {url}: 502 Bad Gateway nginx; check WANDB_BASE_URL"),
         (Answer(502, PAGE), "HTTP 502 from {url}: 502 Bad Gateway nginx"),
-        (Answer(404, b"404 page not found\n"), "no GraphQL answer, HTTP 404 from {url}: 404 page not found"),
-        (Answer(403, {"error": "no access from here"}), 'HTTP 403 from {url}: {{"error": "no access from here"}}'),
+        (Answer(404, b"404 page not found\n"), f"no GraphQL answer, HTTP 404 from {{url}}: 404 page not found; {PATH}"),
+        (Answer(404, {"errors": [{"message": "not found"}]}), f"HTTP 404 from {{url}}: not found; {PATH}"),
+        (Answer(404, {"errors": [{"message": "x"}], "data": {}}), f"HTTP 404 from {{url}}: x; {PATH}"),
+        (Answer(404, b"{}"), f"HTTP 404 from {{url}}: {{{{}}}}; {PATH}"),
+        (Answer(403, {"error": "no access"}), f'HTTP 403 from {{url}}: {{{{"error": "no access"}}}}; {RIGHTS}'),
+        (
+            Answer(403, {"errors": [{"message": "permission denied"}]}),
+            f"HTTP 403 from {{url}}: permission denied; {RIGHTS}",
+        ),
+        (Answer(403, NULLS), f"the request is refused, HTTP 403 from {{url}}: permission denied; {RIGHTS}"),
+        (Answer(400, {"errors": [{"message": "no"}]}), "the request is refused, HTTP 400 from {url}: no"),
+        (Answer(405, {"errors": [{"message": "no"}], "data": None}), "the request is refused, HTTP 405 from {url}: no"),
         (Answer(413, b""), "HTTP 413 from {url}: (nothing more)"),
         (Answer(200, b"[1]"), "no GraphQL answer, HTTP 200 from {url}: [1]"),
         (Answer(200, b"{}"), "no GraphQL answer, HTTP 200 from {url}: {{}}"),
@@ -731,7 +986,10 @@ def test_a_key_that_stays_refused_is_said_so_with_a_remedy(server: WandbServer) 
 
 @pytest.mark.parametrize(
     ("status", "as_json"),
-    [*((status, False) for status in (200, 400, 401, 403, 429, 500)), (401, True), (429, True), (500, True)],
+    [
+        *((status, False) for status in (200, 400, 401, 403, 429, 500)),
+        *((status, True) for status in (400, 401, 403, 429, 500)),
+    ],
 )
 def test_a_server_that_repeats_the_key_does_not_get_it_into_a_message(
     answering: Callable[..., str], caplog: pytest.LogCaptureFixture, status: int, as_json: bool
@@ -795,13 +1053,14 @@ def _selected(node: graphql.FieldNode, prefix: str = "") -> frozenset[str]:
 
 @pytest.fixture(scope="module")
 def official() -> dict[str, Operation]:
-    """What the official agent's client sends, by the name of the top-level field."""
+    """What the official agent's client sends, by the name of the top-level field, the first one of each name."""
     sent: list[str] = []
 
     class Service:
         def execute_graphql(self, text: str, variables: Mapping[str, Any]) -> Any:
             sent.append(text)
-            answer = {"success": True, "runQueues": [{"id": "Q1", "name": "cpu"}]}
+            sweep = {"id": "S1", "state": "RUNNING", "runs": {"edges": []}}
+            answer = {"success": True, "runQueues": [{"id": "Q1", "name": "cpu"}], "sweep": sweep}
             return {name: answer for one in operations(text) for name in [one.name]}
 
     api = LaunchApi.__new__(LaunchApi)
@@ -814,7 +1073,8 @@ def official() -> dict[str, Operation]:
     api.fail_run_queue_item("I1", "why", "agent")
     api.update_run_queue_item_warning("I1", "why", "agent")
     api.update_launch_agent_status("A1", "POLLING")
-    return {one.name: one for text in sent for one in operations(text)}
+    _set_sweep_state(api, "sw1", "CANCELED", entity=ENTITY, project="demo")
+    return {one.name: one for text in reversed(sent) for one in operations(text)}
 
 
 def test_mutations_are_those_of_the_official_client(
@@ -825,15 +1085,17 @@ def test_mutations_are_those_of_the_official_client(
 
     def say(body: dict[str, Any]) -> Answer:
         sent.append(body["query"])
-        return data(f0={"launchAgentId": "A1", "success": True}, f1=None)
+        sweep = {"id": "S1", "state": "RUNNING"}
+        return data(f0={"launchAgentId": "A1", "success": True, "sweep": sweep}, f1=None)
 
     queue = client(answering(say=say))
     queue.create_agent(ENTITY, ["Q1"], HOST, {})
     queue.pop(ENTITY, ["cpu"], "A1", "POLLING")
     queue.ack([("I1", "r1")])
-    queue.fail([("I1", "why")])
-    queue.warn([("I1", "why")])
-    ours = {one.name: one for text in sent for one in operations(text)}
+    queue.fail([("I1", "why")], Phase.AGENT)
+    queue.warn([("I1", "why")], Phase.AGENT)
+    queue.cancel_sweep(ENTITY, "demo", "sw1")
+    ours = {one.name: one for text in sent for one in operations(text) if one.kind == "mutation"}
     assert set(ours) == {name for name, one in official.items() if one.kind == "mutation"}
     for name, one in ours.items():
         theirs = {key: type_ for key, type_ in official[name].arguments.items() if key != "filePaths"}
@@ -876,8 +1138,16 @@ def test_names_go_as_variables_never_as_text(
     plain = [f"n{number}" for number in range(len(names))]
     for these, whose in ((names, entity), (plain, "acme")):
         with pytest.raises(Unavailable, match="only listening"):
-            queue.look(whose, agent="", items={one: one for one in these}, queues=these, peek=peek, viewer=True)
+            queue.look(
+                whose,
+                agent="",
+                items={one: one for one in these},
+                runs=[RunId(whose, one, one) for one in these],
+                queues=these,
+                peek=peek,
+                viewer=True,
+            )
         queue.ack([(one, one) for one in these])
-        queue.fail([(one, one) for one in these])
+        queue.fail([(one, one) for one in these], Phase.AGENT)
     half = len(documents) // 2
     assert documents[:half] == documents[half:]

@@ -1,14 +1,16 @@
 """The one place where everything is put together, and what the entry points do with what comes out.
 
-Google's clients are imported when a function starts and made when they are first needed.
+Google's clients are made when they are first needed: ``job_state`` never makes one for W&B, the key or the record.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import threading
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,19 +29,25 @@ from werkzeug.exceptions import (
 )
 
 from vertex_launch import config, events, log
-from vertex_launch.adapters.record import Record
+from vertex_launch.adapters.bucket import Bucket
+from vertex_launch.adapters.job_logs import JobLogs
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.dispatcher import Dispatcher
-from vertex_launch.errors import ConfigError, PassBusy, PassLost, ProblemsError, RequestError, Unavailable
+from vertex_launch.errors import ConfigError, PassBusy, PassLost, Problem, ProblemsError, RequestError, Unavailable
+from vertex_launch.job_watch import JobWatch
 from vertex_launch.log import LOGGER
 from vertex_launch.model import PassReport, PassRequest
 from vertex_launch.preview import preview
+from vertex_launch.record import Record
 from vertex_launch.services import Services
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of main.py, where the configuration lies unless the environment says otherwise."""
+
+LOG_PATIENCE = 5.0
+"""Seconds for the last lines of a job's log: they are welcome, and nothing waits for them."""
 
 USUAL_PASS = 5
 """Seconds that a pass takes at most when all is well."""
@@ -48,11 +56,18 @@ USUAL_PASS = 5
 class App:
     """A deployment: its settings, its clients, and its answers to events and requests."""
 
-    def __init__(self, settings: config.Settings, redact: log.Redactor) -> None:
+    def __init__(
+        self,
+        settings: config.Settings,
+        redact: log.Redactor,
+        services: Services | None = None,
+        watch: JobWatch | None = None,
+    ) -> None:
         self._settings = settings
         self._redact = redact
         self._lock = threading.Lock()
-        self._services: Services | None = None
+        self._services = services
+        self._watch = watch
         for warning in settings.warnings:
             LOGGER.warning("%s", warning)
 
@@ -61,7 +76,7 @@ class App:
         try:
             request = events.tick(event, self._settings.queues)
         except RequestError as error:
-            LOGGER.error("dropped a malformed tick: %s", error)
+            LOGGER.error("dropped a malformed tick: %s (message %s)", error, events.message_id(event))
             return
         try:
             report = self._run(request)
@@ -76,6 +91,22 @@ class App:
             raise ServiceUnavailable(self._redact(str(error))) from error
         if report is None:
             LOGGER.info("a pass has done what this tick asks for")
+
+    def job_state(self, event: CloudEvent) -> None:
+        """Publish a tick when the job of a log entry is ours and has ended; acknowledges as ``dispatch`` does."""
+        try:
+            hint = events.job_hint(event, flask.g.get("arrived", math.inf))
+            if hint is None:
+                LOGGER.debug("a log entry about something else than a job")
+                return
+            done = self._job_watch().run(hint)
+        except RequestError as error:
+            LOGGER.error("dropped a malformed log entry: %s (message %s)", error, events.message_id(event))
+            return
+        except Unavailable as error:
+            raise ServiceUnavailable(self._redact(str(error))) from error
+        if not done:
+            raise TooManyRequests("the job has not ended yet", retry_after=USUAL_PASS)
 
     def dispatch_now(self, request: Request) -> Response:
         """Run a pass at once for a person, and answer with its report."""
@@ -98,7 +129,9 @@ class App:
             self._services = self._services or self._assemble()
         if request.dry_run:
             report = preview(self._settings, self._services, request)
-            LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(report.body())})
+            # A posted run spec may hold what only its author has to see: so may its CustomJob, and what is wrong with it.
+            shown = {name: value for name, value in report.body().items() if name not in ("custom_job", "rejected")}
+            LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(shown)})
             return report
         return Dispatcher(self._settings, self._services).run(request)
 
@@ -113,21 +146,54 @@ class App:
                 timeout=timeouts.look,
                 endpoint=settings.secretmanager_endpoint,
             )
-            record = Record(settings.state_bucket, settings.deployment, timeout=timeouts.look)
+            bucket = Bucket(settings.state_bucket, settings.deployment, project=settings.project, timeout=timeouts.look)
         except GoogleAuthError as error:
             remedy = "run the function with a service account attached, or `gcloud auth application-default login`"
             raise Unavailable("Google credentials", f"{error}; {remedy}") from error
         return Services(
             queue=WandbQueue(settings.base_url, key, timeouts, settings.batches, version=version()),
-            vertex=VertexJobs(
-                settings.project,
-                settings.deployment,
-                timeout=timeouts.look,
-                endpoint=settings.aiplatform_endpoint,
-            ),
-            record=record,
+            vertex=self._vertex(),
+            record=Record(bucket),
             key=key,
             redact=self._redact,
+            logs=self._logs(),
+        )
+
+    def _logs(self) -> JobLogs | None:
+        """Give the client for the output of jobs, where the deployment wants their last lines."""
+        settings = self._settings
+        if not settings.log_lines:
+            return None
+        return JobLogs(
+            settings.project,
+            settings.log_lines,
+            self._redact,
+            timeout=LOG_PATIENCE,
+            endpoint=settings.logging_endpoint,
+        )
+
+    def _job_watch(self) -> JobWatch:
+        """Make the two clients of ``job_state``, once. Raises ConfigError."""
+        settings = self._settings
+        if settings.tick_topic is None:
+            found = "is missing, and job_state asks for passes there"
+            remedy = "Set it, or the environment variable DISPATCH_TOPIC, to the topic of ticks: projects/P/topics/T"
+            raise ConfigError([Problem("vertex-launch.yaml: tick_topic", found, remedy)])
+        with self._lock:
+            if self._watch is None:
+                from vertex_launch.adapters.ticks import Ticks  # of no use to the other functions
+
+                ticks = Ticks(settings.tick_topic, timeout=settings.timeouts.look)
+                self._watch = JobWatch(settings, self._vertex(), ticks)
+            return self._watch
+
+    def _vertex(self) -> VertexJobs:
+        settings = self._settings
+        return VertexJobs(
+            settings.project,
+            settings.deployment,
+            timeout=settings.timeouts.look,
+            endpoint=settings.aiplatform_endpoint,
         )
 
     def _answer(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
@@ -147,11 +213,12 @@ def load() -> App:
     return App(settings, redact)
 
 
-def on_event(event: CloudEvent, headers: Any) -> None:
-    """Handle a tick in the process's app. Whatever goes wrong is logged here, and the message delivered again."""
+def on_event(function: str, event: CloudEvent, headers: Any) -> None:
+    """Handle an event in the process's app. Whatever goes wrong is logged here, and the message delivered again."""
     _set_trace(headers)
     try:
-        load().dispatch(event)
+        app = load()
+        {"dispatch": app.dispatch, "job_state": app.job_state}[function](event)
     except HTTPException:
         raise
     except ConfigError as error:
@@ -186,16 +253,28 @@ def accept_any_body(*functions: str) -> None:
     no number of deliveries makes it better, and Pub/Sub would repeat it for ever.
     """
     if flask.has_app_context() and flask.current_app.name in functions:
+        flask.current_app.before_request(_note_arrival)
         flask.current_app.register_error_handler(Exception, _on_unread)
+
+
+def _note_arrival() -> None:
+    """Note when a request came: the framework makes up the time of a message without one, and anew at each delivery."""
+    flask.g.arrived = time.time()
 
 
 def _on_unread(error: Exception) -> Response | HTTPException:
     """Answer a request of which functions-framework made no event, for whatever reason."""
     if isinstance(error, HTTPException) and not isinstance(error, BadRequest | UnsupportedMediaType):
         return error  # our own answer, or about the request's method
-    attributes = {"type": "google.cloud.pubsub.topic.v1.messagePublished", "source": "//pubsub.googleapis.com/"}
+    headers = flask.request.headers
+    attributes = {
+        "type": "google.cloud.pubsub.topic.v1.messagePublished",
+        "source": "//pubsub.googleapis.com/",
+        "id": headers.get("ce-id", "unknown"),
+        "time": headers.get("ce-time", ""),
+    }
     try:
-        on_event(CloudEvent(attributes, flask.request.get_data()), flask.request.headers)
+        on_event(flask.current_app.name, CloudEvent(attributes, flask.request.get_data()), headers)
     except HTTPException as refusal:
         return refusal
     return Response(status=204)

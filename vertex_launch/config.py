@@ -119,6 +119,9 @@ class Timeouts(Strict):
         validate_default=True,
         description="seconds after which a create that no list shows did not take effect",
     )
+    settle_grace: Seconds = Field(
+        90, ge=0, description="seconds after a job's end within which its error or its run may still show up"
+    )
 
     @field_validator("intent_grace")
     @classmethod
@@ -241,6 +244,18 @@ class DeploymentSettings(FileSettings):
     start_timeout: Seconds = Field(
         1800, ge=0, description="seconds that a job may be PENDING, 0 is no limit; WANDB_LAUNCH_START_TIMEOUT wins"
     )
+    queue_timeout: Seconds = Field(
+        0, ge=0, description="seconds that a job may be QUEUED for quota before it is cancelled, 0 is no limit"
+    )
+    max_attempts: Count = Field(
+        5, ge=1, description="jobs for one item when Vertex AI preempts them, has no machine or breaks; 1: never again"
+    )
+    resubmit_after: Seconds = Field(
+        30, ge=0, description="seconds before the second attempt; doubled before each later one, up to 15 minutes"
+    )
+    log_lines: Count = Field(
+        0, ge=0, le=100, description="last lines of a failed job's own log in its item's message; needs logging.viewer"
+    )
     policy: Policy = Field(Policy(), description="what a run spec may ask for", examples=["{max_replicas: 4}"])
 
     @field_validator("regions")
@@ -265,6 +280,7 @@ class Settings(AgentSettings, DeploymentSettings):
 
     aiplatform_endpoint: Endpoint | None = Field(None, description="another host than Vertex AI's own")
     secretmanager_endpoint: Endpoint | None = Field(None, description="another host than Secret Manager's own")
+    logging_endpoint: Endpoint | None = Field(None, description="another host than Cloud Logging's own")
     macro_values: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Values of ``policy.environment_macros`` as the environment had them at load."""
     warnings: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ at once. The tests hold it against the SDK and against the official runner.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -24,9 +24,33 @@ from vertex_launch.model import Item, Kind, ManagedJob, RunId, RunSpec
 from vertex_launch.run_spec import own_key
 from vertex_launch.shapes import Findings
 
-__all__ = ["ARGUMENTS", "JobRequest", "build", "managed", "own_key", "parse", "run_of", "shown"]
+__all__ = [
+    "ARGUMENTS",
+    "JobRequest",
+    "build",
+    "elsewhere",
+    "managed",
+    "next_attempt",
+    "own_key",
+    "parse",
+    "request_of",
+    "run_of",
+    "shown",
+]
 
 ARGUMENTS = JobArguments(CustomJobSpec.pb(CustomJobSpec()).DESCRIPTOR, Scheduling.pb(Scheduling()).DESCRIPTOR)
+_REGIONAL = (
+    "network",
+    "reserved_ip_ranges",
+    "psc_interface_config",
+    "tensorboard",
+    "experiment",
+    "persistent_resource_id",
+    "protected_artifact_location_id",
+    "models",
+)
+"""Parts of a job spec that name something in the job's own region."""
+
 MOST_NAME = 128
 """Characters of a display name."""
 
@@ -103,6 +127,7 @@ def build(
         queue=item.queue,
         attempt=attempt,
         kind=spec.kind,
+        own_key=bool(spec.api_key),
     )
     job = _message(given, pools, output)
     job.display_name = (given["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
@@ -139,8 +164,81 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         attempt=int(attempt) if attempt.isdecimal() else 1,
         kind=Kind.SCHEDULER if marks.get(labels.KIND) == Kind.SCHEDULER.value else Kind.JOB,
         created=job.create_time.timestamp() if job.create_time else 0,
-        error=job.error.message,
+        started=job.start_time.timestamp() if job.start_time else 0,
+        finished=job.end_time.timestamp() if job.end_time else 0,
+        error=job.error.message or (f"code {job.error.code}" if job.error.code else ""),
+        sweep=said.get(environment.SWEEP, ""),
+        repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
+        api_key=said.get(environment.API_KEY, ""),
     )
+
+
+def request_of(job: CustomJob, *, deployment: str, region: str) -> JobRequest | None:
+    """Give what made a CustomJob, without what Vertex AI added; None when it is not this deployment's."""
+    mine = managed(job, deployment=deployment, region=region)
+    if mine is None:
+        return None
+    asked = CustomJob(
+        display_name=job.display_name,
+        job_spec=job.job_spec,
+        labels=dict(job.labels),
+        encryption_spec=job.encryption_spec,
+    )
+    return JobRequest(region, asked, None, mine.run)
+
+
+def key_of(request: JobRequest) -> str:
+    """Give the API key that a job reports with, so that it can be hidden; empty text for none."""
+    pools = request.custom_job.job_spec.worker_pool_specs
+    tasks = [task for pool in pools for name in TASKS if (task := getattr(pool, name))]
+    return next((environment.read(task.env).get(environment.API_KEY, "") for task in tasks), "")
+
+
+def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Settings, api_key: str) -> JobRequest:
+    """Give the request for the next attempt: the same job, which goes on with the same run.
+
+    ``api_key`` is today's; an item's own key stays. In another region it writes to that region's staging bucket.
+    """
+    job = CustomJob(request.custom_job)
+    job.labels = {**job.labels, labels.ATTEMPT: str(attempt)}
+    changed = {environment.RESUME: "allow"}
+    if labels.KEY not in job.labels:
+        changed[environment.API_KEY] = environment.escape(api_key)
+    for pool in job.job_spec.worker_pool_specs:
+        for task in [task for name in TASKS if (task := getattr(pool, name))]:
+            kept = [variable for variable in task.env if variable.name not in changed]
+            task.env = [*kept, *({"name": name, "value": value} for name, value in changed.items())]
+    if region != request.region:
+        output = job.job_spec.base_output_directory
+        here, there = _staging(request.region, settings), _staging(region, settings)
+        output.output_uri_prefix = there + output.output_uri_prefix.removeprefix(here)
+    return replace(request, region=region, custom_job=job)
+
+
+def elsewhere(request: JobRequest, settings: Settings) -> list[str]:
+    """Give the other regions in which the job could run as well, those after its own in the configuration first.
+
+    None when anything in its spec is bound to its region, or its output does not lie in that region's staging bucket.
+    """
+    spec, here = request.custom_job.job_spec, _staging(request.region, settings)
+    pools = spec.worker_pool_specs
+    bound = (
+        any(getattr(spec, name) for name in _REGIONAL)
+        or request.custom_job.encryption_spec.kms_key_name
+        or any(pool.nfs_mounts or getattr(pool, "lustre_mounts", ()) for pool in pools)
+        or any(pool.machine_spec.reservation_affinity for pool in pools)
+    )
+    if bound or not here or not spec.base_output_directory.output_uri_prefix.startswith(here):
+        return []
+    names = [region.name for region in settings.regions]
+    own = names.index(request.region)
+    return [name for name in names[own + 1 :] + names[:own] if _staging(name, settings)]
+
+
+def _staging(region: str, settings: Settings) -> str:
+    """Give a region's staging bucket with a slash behind it, empty text where it has none."""
+    configured = settings.region(region)
+    return f"{configured.staging_bucket.rstrip('/')}/" if configured and configured.staging_bucket else ""
 
 
 def shown(request: JobRequest) -> dict[str, Any]:

@@ -8,21 +8,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
-from vertex_launch import custom_job, policy
+from vertex_launch import custom_job, labels, policy
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassLost, Unavailable
-from vertex_launch.ledger import Ledger, Stage, Stored
+from vertex_launch.ledger import Ledger, OpenJob, Stage, Stored
 from vertex_launch.log import LOGGER
 from vertex_launch.look import Looker, Seen
-from vertex_launch.model import VERTEX_RESOURCES, Ack, Item, Kind, ManagedJob, PassReport, PassRequest, Popped, RunSpec
+from vertex_launch.model import (
+    VERTEX_RESOURCES,
+    Ack,
+    Item,
+    Kind,
+    ManagedJob,
+    PassReport,
+    PassRequest,
+    Phase,
+    Popped,
+    RunId,
+    RunSpec,
+    RunView,
+)
 from vertex_launch.reconciler import Reconciler
 from vertex_launch.services import Services
 
+AT_ONCE = 16
 STALE_TICK = 600.0
 """Seconds after which a tick is dropped, for a younger one follows."""
 
@@ -55,12 +69,15 @@ class Dispatcher:
     def _summarize(self, report: PassReport) -> None:
         body = self._services.redact.json(report.body())
         LOGGER.info(
-            "pass: %d submitted, %d adopted, %d rejected, %d deferred, %d cancelled, %s of %s slots active, %d ms",
+            "pass: %d submitted, %d adopted, %d resubmitted, %d rejected, %d deferred, %d cancelled, %d settled, "
+            "%s of %s slots active, %d ms",
             len(report.submitted),
             len(report.adopted),
+            len(report.resubmitted),
             len(report.rejected),
             len(report.deferred),
             len(report.cancelled),
+            len(report.settled),
             report.slots.get("active"),
             report.slots.get("max_jobs"),
             report.took_ms,
@@ -70,11 +87,12 @@ class Dispatcher:
 
 @dataclass(frozen=True)
 class _Start:
-    """An item that is checked and built."""
+    """A job to be created: the first one of a checked item, or the ``attempt`` that follows one that has ended."""
 
     item: Item
     kind: Kind
     request: JobRequest
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,7 @@ class _Pass:
         self._queues: list[str] = []
         self._submissions = 0
         self._built = 0
-        self._warnings: list[tuple[str, str]] = []
+        self._warnings: list[tuple[str, str, Phase]] = []
         self.report = PassReport(pass_id=services.new_pass_id(), dry_run=request.dry_run)
 
     def run(self, stored: Stored) -> PassReport:
@@ -121,6 +139,7 @@ class _Pass:
             self._seen = self._look()  # 2
             self._reconcile()  # 3
             self._register()
+            self._resubmit()
             while popped := self._pop():  # 4, 5
                 claims, starts = self._sort(popped)  # 6, 7
                 self._reach = 1 if starts or claims else 2 * self._reach
@@ -170,11 +189,12 @@ class _Pass:
     # 3. Reconcile
 
     def _reconcile(self) -> None:
-        reconciler = Reconciler(self._settings, self._services.vertex, self._services.queue, self._seen.entity)
-        self._active = reconciler.reconcile(
-            self._ledger, self._seen.jobs, self._seen.wandb.items, self._started, self.report
+        self._reconciler = Reconciler(
+            self._settings, self._services, self._ledger, self._seen, self._started, self._hold.expires, self.report
         )
-        self._reconciler = reconciler
+        self._active = self._reconciler.reconcile(self._request.ended)
+        self._warnings += [(item, text, Phase.RUN) for item, text in self._reconciler.warnings]
+        self._kept = self._ledger.dump()  # what W&B was told is not told again, even if this pass comes to nothing
         self._returning = sum(1 for _ in self._ledger.at(Stage.CREATED))
 
     def _register(self) -> None:
@@ -215,6 +235,77 @@ class _Pass:
 
     def _in_time(self) -> bool:
         return self._clock() - self._started < self._settings.timeouts.pass_budget
+
+    def _resubmit(self) -> None:
+        """Submit the next attempts whose time has come, before anything new takes the slots."""
+        due = sorted(self._ledger.at(Stage.AGAIN), key=lambda entry: entry.again_at)
+        ready = [entry for entry in due if entry.again_at <= self._clock() and self._may_go_on(entry)]
+        of_kind = {kind: [entry for entry in ready if entry.kind is kind] for kind in Kind}
+        ready = [entry for kind, its in of_kind.items() for entry in its[: int(min(len(its), self._free(kind)))]]
+        if self._stopped or not ready or not self._in_time():
+            return
+        key, starts = self._services.key.get(), list[_Start]()
+        asked = self._services.together([partial(self._request_of, entry) for entry in ready], AT_ONCE)
+        for entry, request in zip(ready, asked, strict=True):
+            if isinstance(request, Unavailable):
+                LOGGER.warning("cannot submit item %s again: %s", entry.item, request, extra={"item": entry.item})
+            elif request is None:
+                self._ledger.give_up(entry.item, "It could not be submitted again")
+            else:
+                starts += self._next(entry, request, key, starts)
+        self._ack_by = self._hold.expires
+        self._create(starts)  # their items are claimed already
+
+    def _may_go_on(self, entry: OpenJob) -> bool:
+        """Tell whether an item's next attempt may begin; one that was stopped, or waited for too long, has had its last."""
+        runs = self._reconciler.runs
+        if self._clock() - entry.ended_at > self._settings.give_up_after:
+            self._ledger.give_up(entry.item, entry.final or "No further attempt could begin within give_up_after")
+        elif _is_stopped(runs.get(entry.run_id)) and not entry.stopped_before:
+            self._ledger.give_up(entry.item, "It is not tried again, for somebody stopped its run in W&B")
+        else:  # where nobody knows whether it was stopped, the next pass asks again
+            return entry.entity != self._seen.entity or entry.run_id in runs
+        return False
+
+    def _request_of(self, entry: OpenJob) -> JobRequest | Unavailable | None:
+        try:
+            return self._services.vertex.request_of(entry.last)
+        except Unavailable as error:
+            return error
+
+    def _next(self, entry: OpenJob, request: JobRequest, key: str, starts: Sequence[_Start]) -> list[_Start]:
+        """Give the next attempt of an item, nothing where a limit leaves no room for it now."""
+        self._services.redact.add(custom_job.key_of(request))
+        others = custom_job.elsewhere(request, self._settings) if entry.elsewhere else []
+        region = next((name for name in others if name not in entry.refused), request.region)
+        try:
+            self._check_limits(entry.kind, region, starts)
+        except ItemDeferred as error:
+            LOGGER.info("item %s waits for its next attempt: %s", entry.item, error, extra={"item": entry.item})
+            return []
+        attempt = entry.attempt + 1
+        again = custom_job.next_attempt(request, attempt=attempt, region=region, settings=self._settings, api_key=key)
+        said = f"attempt {attempt} of {self._settings.max_attempts} in {region}: {entry.reason}"
+        return [_Start(Item(entry.item, entry.queue, None), entry.kind, replace(again, warnings=(said,)), attempt)]
+
+    def _not_resubmitted(self, start: _Start, error: ItemRejected | ItemDeferred | OutcomeUnknown) -> None:
+        """Note why there is no next attempt: a region that refuses it leaves the others, its own the last word."""
+        entry, region = self._ledger.open[start.item.id], start.request.region
+        reason = self._services.redact(str(error))
+        LOGGER.warning("item %s: no attempt %d in %s: %s", entry.item, start.attempt, region, reason)
+        if isinstance(error, OutcomeUnknown):
+            pass  # its intent stays open until the job is seen or the grace has passed
+        elif region != entry.last.split("/")[3]:
+            entry.refused.append(region)
+            entry.again_at = self._clock()
+        elif isinstance(error, ItemRejected):
+            self._ledger.give_up(entry.item, f"It could not be submitted again: {reason}")
+        elif error.tell:
+            entry.final = f"No further attempt could begin within give_up_after: {reason}"
+            entry.refused.clear()  # perhaps another region has room by then
+            if reason not in entry.told:
+                self._warnings.append((entry.item, reason, Phase.RUN))
+        self.report.deferred.append({"item": entry.item, "queue": entry.queue, "reason": reason})
 
     # 5. Pop
 
@@ -363,7 +454,7 @@ class _Pass:
         if not rejected or self._clock() > self._ack_by:
             return
         sentences = [(item.id, self._services.redact(reason)) for item, reason in rejected]
-        told = self._services.queue.fail(sentences, self._ack_by - self._clock())
+        told = self._services.queue.fail(sentences, Phase.AGENT, self._ack_by - self._clock())
         for (item, _), (_, reason), known in zip(rejected, sentences, told, strict=True):
             self._ledger.settle_waiting(item.id)
             self.report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
@@ -379,7 +470,7 @@ class _Pass:
         if not error.tell:
             return
         if reason not in self._ledger.defer(item.id, self._clock()).warned:
-            self._warnings.append((item.id, reason))
+            self._warnings.append((item.id, reason, Phase.AGENT))
 
     # 8. Create
 
@@ -387,12 +478,18 @@ class _Pass:
         """Write down what is about to be created, then create it side by side; gives what is to be acked."""
         if not starts:
             return []
+        before = self._runs_before(starts)
         now = self._clock()
         for start in starts:
-            self._ledger.intend(start.item, start.request.run, start.request.region, start.kind, now)
+            request = start.request
+            if start.attempt > 1:
+                self._ledger.intend_next(start.item.id, request.region, now)
+            else:
+                entry = self._ledger.intend(start.item, request.run, request.region, start.kind, now)
+                entry.stopped_before = before.get(request.run, False)
         self._write_ledger()
-        with ThreadPoolExecutor(min(len(starts), self._settings.parallel_creates)) as pool:
-            outcomes = list(pool.map(self._create_one, starts))
+        creates = [partial(self._create_one, start) for start in starts]
+        outcomes = self._services.together(creates, self._settings.parallel_creates)
         self._submissions += len(starts)
         rejected: list[tuple[Item, str]] = []
         claims: list[_Claim] = []
@@ -401,8 +498,10 @@ class _Pass:
                 claims.append(self._submitted(start, outcome))
                 continue
             if not isinstance(outcome, OutcomeUnknown):  # else the intent stays open and keeps the slot
-                self._ledger.close(start.item.id)
-            if isinstance(outcome, ItemRejected):
+                self._ledger.no_create(start.item.id, self._clock())
+            if start.attempt > 1:
+                self._not_resubmitted(start, outcome)
+            elif isinstance(outcome, ItemRejected):
                 rejected.append((start.item, str(outcome)))
             else:
                 self._defer(start.item, outcome)
@@ -410,6 +509,31 @@ class _Pass:
                     self._ledger.put_off(start.item.id, self._clock())
         self._reject(rejected)
         return claims
+
+    def _runs_before(self, starts: Sequence[_Start]) -> dict[RunId, bool | None]:
+        """Tell which runs were asked to stop before their job is submitted; None where W&B cannot tell.
+
+        Only a run that the item names can exist before its job.
+        """
+        named = [
+            start.request.run
+            for start in starts
+            if start.attempt == 1
+            and start.request.run.entity == self._seen.entity
+            and start.request.run.id != self._derived(start.item)
+        ]
+        if not named:
+            return {}
+        try:
+            runs = self._services.queue.runs(named)
+        except Unavailable as error:
+            LOGGER.warning("cannot look up %d runs: %s", len(named), error)
+            runs = {}
+        return {run: _is_stopped(runs[run]) if run in runs else None for run in named}
+
+    def _derived(self, item: Item) -> str:
+        settings = self._settings
+        return labels.run_id(settings.base_url, self._seen.entity, item.id, settings.deployment)
 
     def _create_one(self, start: _Start) -> str | ItemRejected | ItemDeferred | OutcomeUnknown:
         """Create one job: its name, or why there is none, or that nobody knows."""
@@ -431,7 +555,9 @@ class _Pass:
         where = {"item": item.id, "queue": item.queue, "run": str(run), "job": job, "region": start.request.region}
         self.report.submitted.append(where)
         LOGGER.info("submitted item %s as %s", item.id, job, extra=where)
-        self._warnings += [(item.id, self._services.redact(text)) for text in start.request.warnings]
+        if start.attempt > 1:
+            self.report.resubmitted.append({**where, "attempt": str(start.attempt)})
+        self._warnings += [(item.id, self._services.redact(text), Phase.RUN) for text in start.request.warnings]
         return _Claim(item.id, item.queue, run.id, job, created=True)
 
     # 9. Ack
@@ -446,22 +572,21 @@ class _Pass:
         for claim, answer in zip(claims, answers, strict=True):
             if answer is Ack.ACCEPTED:
                 self._ledger.acked(claim.item)
+                self._ledger.open[claim.item].quiet = False  # claimed just now, so that nobody was told anything
                 if not claim.created:
                     self.report.adopted.append({"item": claim.item, "queue": claim.queue, "job": claim.job})
             elif answer is Ack.REFUSED:
                 refused[claim.item] = claim.queue
         for item, view in self._reconciler.look_up(refused).items():
-            self._reconciler.judge_claim(self._ledger, self._ledger.open[item], view, self.report)
+            self._reconciler.judge_claim(self._ledger.open[item], view)
 
     # 10. Report
 
     def _finish(self) -> PassReport:
         """Tell W&B what is left to tell, keep what is open, and report."""
         in_time = self._clock() < self._hold.expires - self._settings.timeouts.margin  # else the next pass says it
-        told = self._services.queue.warn(self._warnings) if self._warnings and in_time else []
-        for (item, reason), known in zip(self._warnings, told, strict=False):
-            if known and item in self._ledger.waiting:
-                self._ledger.waiting[item].warned.append(reason)
+        if in_time:
+            self._warn()
         if self._request.full and self._in_time():
             self._ledger.full_pass_began = self._started
         self._ledger.prune(self._clock(), self._settings.give_up_after)
@@ -472,6 +597,15 @@ class _Pass:
             self._notice(f"{error}. What was done is done; the next pass begins when the hold of this one has expired")
         self.report.count_slots(self._settings.max_jobs, self._used()[Kind.JOB])
         return self.report
+
+    def _warn(self) -> None:
+        """Send what authors are to be told, and keep in mind what W&B took."""
+        for phase in Phase:
+            mine = [(item, text) for item, text, when in self._warnings if when is phase]
+            told = self._services.queue.warn(mine, phase, self._settings.timeouts.read) if mine else []
+            for (item, text), known in zip(mine, told, strict=True):
+                if known:
+                    self._ledger.told(item, text)
 
     def _notice(self, sentence: str) -> None:
         """Put something that concerns no single item into the report and the log."""
@@ -489,6 +623,10 @@ def build_job(
     if broken := policy.violations(request.custom_job, spec, settings):
         raise ItemRejected(" ".join(broken))
     return spec, request
+
+
+def _is_stopped(run: RunView | None) -> bool:
+    return run is not None and run.stopped
 
 
 def _after(queue: str, queues: Sequence[str]) -> str:

@@ -26,10 +26,12 @@ ITEM = "WANDB_LAUNCH_TRACE_ID"
 ENTITY = "WANDB_ENTITY"
 PROJECT = "WANDB_PROJECT"
 RUN = "WANDB_RUN_ID"
+SWEEP = "WANDB_SWEEP_ID"
+RESUME = "WANDB_RESUME"
 
 # How a run is shown, where its image came from and what a second start does is the user's business. Who the run is, whose it
 # is and what it was launched with is not: WANDB_USERNAME would let a job report in another person's name.
-_USERS_CHOICE = frozenset({"WANDB_NAME", "WANDB_DOCKER", "WANDB_RESUME"})
+_USERS_CHOICE = frozenset({"WANDB_NAME", "WANDB_DOCKER", RESUME})
 _RESERVED = re.compile(
     r"WANDB_(BASE_URL|API_KEY|PROJECT|ENTITY|RUN_ID|SWEEP_ID|ARTIFACTS|LAUNCH(_.*)?|CONFIG(_\d+)?)", re.DOTALL
 )
@@ -74,8 +76,8 @@ def official(
         "WANDB_DOCKER": spec.image,
         "WANDB_NAME": spec.name,
         "WANDB_USERNAME": "" if spec.api_key else spec.author or "",
-        "WANDB_SWEEP_ID": spec.sweep_id,
-        "WANDB_RESUME": "allow" if resume else "",
+        SWEEP: spec.sweep_id,
+        RESUME: "allow" if resume else "",
         QUEUE: item.queue,
         QUEUE_ENTITY: entity,
         ITEM: item.id,

@@ -18,10 +18,12 @@ RUN = "vertex_launch_run"
 QUEUE = "vertex_launch_queue"
 ATTEMPT = "vertex_launch_attempt"
 KIND = "vertex_launch_kind"
+KEY = "vertex_launch_key"
+"""Set to ``item`` where the item brought an API key of its own, which every later attempt keeps."""
 OFFICIAL_RUN = "wandb-run-id"
 """The one label that the official runner sets; kept, so that people's own searches go on working."""
 
-OWN_KEYS = frozenset({DEPLOYMENT, ITEM, RUN, QUEUE, ATTEMPT, KIND, OFFICIAL_RUN})
+OWN_KEYS = frozenset({DEPLOYMENT, ITEM, RUN, QUEUE, ATTEMPT, KIND, KEY, OFFICIAL_RUN})
 """Keys that a run spec may not set."""
 
 MAX_LENGTH = 63
@@ -58,9 +60,12 @@ def run_id(base_url: str, entity: str, item: str, deployment: str) -> str:
     return "vl" + "".join("0123456789abcdefghijklmnopqrstuvwxyz"[byte % 36] for byte in digest[:12])
 
 
-def job_labels(*, deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind) -> Mapping[str, str]:
+def job_labels(
+    *, deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind, own_key: bool
+) -> Mapping[str, str]:
     """Give the labels of one job; ``item`` is already an ``item_value``, the others are plain text."""
     return {
+        **({KEY: "item"} if own_key else {}),
         DEPLOYMENT: value(deployment),
         ITEM: item,
         RUN: value(run),

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 LOGGER = logging.getLogger("vertex_launch")
-FIELDS = ("pass_id", "item", "queue", "run", "job", "region", "report")
+FIELDS = ("pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "report")
 """Names that may be given in ``extra`` of a log call."""
 
 trace: ContextVar[str] = ContextVar("trace", default="")
@@ -86,7 +86,8 @@ class JsonFormatter(logging.Formatter):
         if self._project and (current := trace.get()):
             entry["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{current}"
         entry.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
-        return json.dumps(self._redact.json(entry), ensure_ascii=False, default=str)
+        line = json.dumps(self._redact.json(entry), ensure_ascii=False, default=str)
+        return line.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be written
 
 
 def configure(redact: Redactor, *, project: str = "", debug: bool = False) -> None:

@@ -6,12 +6,13 @@ Called by ``dispatcher`` for a pass and by ``preview`` for a dry run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from vertex_launch.config import Settings
 from vertex_launch.ledger import Ledger, Stage
-from vertex_launch.model import VERTEX_RESOURCES, AgentView, Look, ManagedJob
+from vertex_launch.model import VERTEX_RESOURCES, AgentView, Look, ManagedJob, RunId
 from vertex_launch.services import Services
 
 PEEK = 20
@@ -58,10 +59,9 @@ class Looker:
         """Look at the jobs of every region that has some or may get some, and at these queues."""
         configured = [region.name for region in self._settings.regions]
         regions = list(dict.fromkeys(configured + [entry.region for entry in self._ledger.open.values()]))
-        with ThreadPoolExecutor(len(regions)) as pool:
-            asked = [pool.submit(self._list, region, now) for region in regions]
-            entity, answer = self._ask_wandb(queues)
-            jobs = {job.name: job for one in asked for job in one.result()}
+        calls: list[Callable[[], Any]] = [partial(self._list, region, now) for region in regions]
+        (entity, answer), *lists = self._services.together([partial(self._ask_wandb, queues), *calls], len(calls) + 1)
+        jobs = {job.name: job for listed in lists for job in listed}
         served = [name for name in self._in_turn(queues) if self._serves(name, entity, answer)]
         return Seen(entity, tuple(jobs.values()), answer, tuple(served))
 
@@ -91,11 +91,18 @@ class Looker:
         return self._services.queue.look(
             entity,
             agent=self._ledger.agent,
-            items={entry.item: entry.queue for entry in self._ledger.at(Stage.INTENDED, Stage.CREATED)},
+            items={entry.item: entry.queue for entry in self._ledger.open.values() if not entry.claimed},
+            runs=self._running(entity),
             queues=queues,
             peek=PEEK,
             viewer=not self._settings.entity,
         )
+
+    def _running(self, entity: str) -> list[RunId]:
+        """Give the runs that somebody may have asked to stop, as far as this key can see them."""
+        jobs = self._ledger.at(Stage.CREATED, Stage.ACKED, Stage.AGAIN)
+        going_on = [entry for entry in jobs if entry.stage is Stage.AGAIN or not entry.ended]
+        return [entry.run_id for entry in going_on if entry.entity == entity]
 
     def _in_turn(self, queues: Sequence[str]) -> Sequence[str]:
         turn = queues.index(self._ledger.turn) if self._ledger.turn in queues else 0

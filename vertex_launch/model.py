@@ -76,7 +76,10 @@ class ManagedJob:
     """A CustomJob with this deployment's labels, as Vertex AI described it last.
 
     ``name`` is the resource name ``projects/P/locations/R/customJobs/N``; ``state`` the name of the JobState member, as
-    ``JOB_STATE_RUNNING``; ``item``, ``run``, ``queue`` what its environment says it is for; times are Unix seconds, 0 if unset.
+    ``JOB_STATE_RUNNING``; ``item``, ``run``, ``queue``, ``sweep`` what its environment says it is for. ``created``,
+    ``started`` (it began to run) and ``finished`` are Unix seconds, 0 if unset; ``error`` is what Vertex AI said when it
+    failed. Not ``repeatable`` is a job that began to run and may not begin again (``disable_retries``). ``api_key`` is what
+    it reports with.
     """
 
     name: str
@@ -90,12 +93,20 @@ class ManagedJob:
     attempt: int
     kind: Kind
     created: float
-    error: str = ""
+    started: float = 0
+    finished: float = 0
+    error: str = field(default="", repr=False)
+    sweep: str = ""
+    repeatable: bool = True
+    api_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
 class PassRequest:
-    """What a tick or a person asks for. ``queues`` empty means all; ``published`` is a tick's own time (Unix seconds)."""
+    """What a tick or a person asks for. ``queues`` empty means all; ``published`` is a tick's own time (Unix seconds).
+
+    ``ended`` is the resource name of a job that is said to have ended: a hint to look at it, never the truth.
+    """
 
     queues: tuple[str, ...] = ()
     limit: int | None = None
@@ -103,6 +114,7 @@ class PassRequest:
     run_spec: Any = None
     resume: bool = False
     published: float | None = None
+    ended: str = ""
 
     @property
     def full(self) -> bool:
@@ -133,10 +145,14 @@ class ItemView:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as W&B shows it: its state, as ``pending``, ``running`` or ``finished``, and whether somebody asked it to stop."""
+    """A run as W&B shows it: its state, as ``pending``, ``running`` or ``finished``, and whether somebody asked it to stop.
+
+    ``heartbeat`` is when it was last alive (Unix seconds), None where W&B does not say.
+    """
 
     state: str
     stopped: bool
+    heartbeat: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +177,9 @@ class Queued:
 class Look:
     """W&B's answer to the one question at the beginning of a pass.
 
-    ``queues`` maps the names of all queues of the entity to their ids; ``items`` holds the items asked for, without those
-    that W&B could not tell about; ``queued`` shows what is pending in the queues asked for, as far as one bounded query tells.
+    ``queues`` maps the names of all queues of the entity to their ids; ``items`` and ``runs`` hold those asked for (None for a
+    run that does not exist), without those that W&B could not tell about; ``queued`` shows what is pending in the queues
+    asked for, as far as one bounded query tells.
     """
 
     viewer_entity: str = ""
@@ -170,6 +187,7 @@ class Look:
     agents: tuple[AgentView, ...] = ()
     queues: Mapping[str, str] = field(default_factory=dict)
     items: Mapping[str, ItemView] = field(default_factory=dict)
+    runs: Mapping[RunId, RunView | None] = field(default_factory=dict)
     queued: Mapping[str, Queued] = field(default_factory=dict)
 
 
@@ -190,6 +208,15 @@ class Ack(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Phase(StrEnum):
+    """Where an item was when it failed or was warned about (``stage`` in W&B's API)."""
+
+    AGENT = "agent"
+    """Before its job existed."""
+    RUN = "run"
+    """Since its job exists."""
+
+
 @dataclass
 class PassReport:
     """What one pass saw and did; the body of an HTTP answer and the summary in the log."""
@@ -199,9 +226,11 @@ class PassReport:
     slots: dict[str, int | None] = field(default_factory=dict)
     submitted: list[dict[str, str]] = field(default_factory=list)
     adopted: list[dict[str, str]] = field(default_factory=list)
+    resubmitted: list[dict[str, str]] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
     deferred: list[dict[str, str]] = field(default_factory=list)
     cancelled: list[dict[str, str]] = field(default_factory=list)
+    settled: list[dict[str, str]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     took_ms: int = 0
     shown: dict[str, Any] = field(default_factory=dict)
@@ -220,9 +249,11 @@ class PassReport:
             "slots": self.slots,
             "submitted": self.submitted,
             "adopted": self.adopted,
+            "resubmitted": self.resubmitted,
             "rejected": self.rejected,
             "deferred": self.deferred,
             "cancelled": self.cancelled,
+            "settled": self.settled,
             "notices": self.notices,
             "took_ms": self.took_ms,
             **self.shown,

@@ -19,7 +19,7 @@ from vertex_launch.errors import Problem
 Location: TypeAlias = tuple[int | str, ...]
 """Where a value stands: keys and indexes, from the outside in."""
 
-API_KEY = re.compile(r"wandb_v1_\w+|(?:[A-Za-z]\w*-)?[0-9a-fA-F]{40,}")
+API_KEY = re.compile(r"wandb_v1_\w+|(?:\b[A-Za-z]\w*-)?[0-9a-fA-F]{40,}")
 """What W&B API keys look like: of today, of old, and of a server of one's own (``local-…``)."""
 
 LONGEST_SHOWN = 80

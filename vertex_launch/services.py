@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.ledger import Ledger, Stored
 from vertex_launch.log import Redactor
-from vertex_launch.model import Ack, Hold, ItemView, Look, ManagedJob, Popped
+from vertex_launch.model import Ack, Hold, ItemView, Look, ManagedJob, Phase, Popped, RunId, RunView
+
+T = TypeVar("T")
 
 
 class Queue(Protocol):
@@ -24,12 +27,23 @@ class Queue(Protocol):
         """Give the API key's default entity."""
 
     def look(
-        self, entity: str, *, agent: str, items: Mapping[str, str], queues: Sequence[str], peek: int, viewer: bool
+        self,
+        entity: str,
+        *,
+        agent: str,
+        items: Mapping[str, str],
+        runs: Sequence[RunId],
+        queues: Sequence[str],
+        peek: int,
+        viewer: bool,
     ) -> Look:
         """Ask everything that a pass must know beforehand."""
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
         """Look up items (id to queue); those that W&B cannot tell about are missing."""
+
+    def runs(self, wanted: Sequence[RunId]) -> Mapping[RunId, RunView | None]:
+        """Look up runs, None for one that does not exist; those that W&B cannot tell about are missing."""
 
     def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
         """Give what each queue's items run on, empty text for nothing; queues of which W&B cannot tell now are missing."""
@@ -43,11 +57,14 @@ class Queue(Protocol):
     def ack(self, claims: Sequence[tuple[str, str]], within: float) -> list[Ack]:
         """Claim items (first) for runs (second); none is sent later than ``within`` seconds from now."""
 
-    def fail(self, failures: Sequence[tuple[str, str]], within: float) -> list[bool]:
+    def fail(self, failures: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
         """Fail items (first) for a reason (second) within so many seconds; says of each whether W&B took it."""
 
-    def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
-        """Put warnings (second) on items (first); says of each whether W&B took it."""
+    def warn(self, warnings: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
+        """Put warnings (second) on items (first) within so many seconds; says of each whether W&B took it."""
+
+    def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
+        """End a sweep whose scheduler has failed; says whether W&B did, False for one that has ended already."""
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status."""
@@ -64,6 +81,9 @@ class Vertex(Protocol):
 
     def get(self, name: str) -> ManagedJob | None:
         """Give the job of that resource name, None when there is none. Raises Unavailable."""
+
+    def request_of(self, name: str) -> JobRequest | None:
+        """Give what made the job of that resource name, to be submitted again; None when there is none. Raises Unavailable."""
 
     def cancel(self, name: str) -> None:
         """Ask for the job's end; a job that has ended already or is gone is no error. Raises Unavailable."""
@@ -92,14 +112,34 @@ class Key(Protocol):
         """Give the key. Raises Unavailable."""
 
 
+class Logs(Protocol):
+    """Where the output of jobs is found; ``adapters.job_logs`` says more."""
+
+    def tail(self, job: str) -> Sequence[str]:
+        """Give the last lines that the job wrote, the oldest first; none where they cannot be read."""
+
+
+Calls = Sequence[Callable[[], T]]
+
+
+def side_by_side(calls: Calls[T], at_once: int) -> list[T]:
+    """Run calls in threads, so many at once, and give what they give in their order; raises what the first of them raises."""
+    if not calls:
+        return []
+    with ThreadPoolExecutor(min(len(calls), at_once)) as pool:
+        return [begun.result() for begun in [pool.submit(call) for call in calls]]
+
+
 @dataclass(frozen=True)
 class Services:
-    """The outside as a pass sees it."""
+    """The outside as a pass sees it. ``logs`` is None where the output of jobs is not to be read."""
 
     queue: Queue
     vertex: Vertex
     record: Record
     key: Key
     redact: Redactor
+    logs: Logs | None = None
+    together: Callable[[Calls[Any], int], list[Any]] = side_by_side
     clock: Callable[[], float] = time.time
     new_pass_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex[:12])

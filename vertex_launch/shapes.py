@@ -25,6 +25,9 @@ _TEMPLATE = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 _FREE_TEXT = re.compile(r"\.(command|args)\[\d+\]$|\.env\[\d+\]\.value$")
 """Places whose text belongs to the user's program, which may have a use of its own for braces."""
 
+MOST_TOLD = 20
+"""Problems of one run spec that its author is told at once."""
+
 
 @dataclass
 class Findings:
@@ -49,9 +52,9 @@ class Findings:
     def check(self) -> None:
         """Raise ItemRejected with every problem there is."""
         if len(self.problems) > 1:
-            raise ItemRejected(
-                "\n".join([f"The run spec has {len(self.problems)} problems:", *(f"- {one}" for one in self.problems)])
-            )
+            told = [f"- {one}" for one in self.problems[:MOST_TOLD]]
+            more = [f"- and {len(self.problems) - MOST_TOLD} more"] if len(self.problems) > MOST_TOLD else []
+            raise ItemRejected("\n".join([f"The run spec has {len(self.problems)} problems:", *told, *more]))
         if self.problems:
             raise ItemRejected(str(self.problems[0]))
 

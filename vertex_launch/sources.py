@@ -27,6 +27,7 @@ VARIABLES = {
     "DISPATCH_TOPIC": "tick_topic",
     "AIPLATFORM_ENDPOINT": "aiplatform_endpoint",
     "SECRETMANAGER_ENDPOINT": "secretmanager_endpoint",
+    "LOGGING_ENDPOINT": "logging_endpoint",
 }
 """Environment variables and the settings that they override."""
 

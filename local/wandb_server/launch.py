@@ -258,9 +258,9 @@ class Launch:
             return True
 
     def fail(self, item: Item, error: ItemError) -> None:
-        """Fail an item, in whatever state it is."""
+        """Fail an item that waits, is leased or was claimed; one that has failed keeps the reason that it has."""
         with self._lock:
-            item.error = error
+            item.error = item.error or error
             self._settle(item, "FAILED")
 
     def warn(self, item: Item, warning: ItemError) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ariadne import MutationType
 
 from local.wandb_server.context import Context
-from local.wandb_server.errors import conflict, not_found
+from local.wandb_server.errors import conflict, invalid, not_found
 from local.wandb_server.launch import NOT_ELIGIBLE, Item, ItemError, Queue
 from local.wandb_server.run_fields import file_node
 from local.wandb_server.runs import Run
+from local.wandb_server.store import SWEEP_STATES
 
 if TYPE_CHECKING:
     from local.wandb_server.context import Info
@@ -224,6 +225,7 @@ def _upsert_bucket(context: Context, **given: Any) -> Payload:
         project,
         known.name if known else given.get("name"),
         username=context.user.username,
+        alive=known is None,
         state=given.get("state") or (known.state if known else "running"),
         config=given.get("config"),
         summary=given.get("summary_metrics"),
@@ -254,6 +256,24 @@ def _mark_run_files_uploaded(
 def _stop_run(context: Context, id: str) -> Payload:  # noqa: A002 - the schema's name
     context.store.runs.stop(_run_by_id(context, id))
     return {"success": True}
+
+
+@_mutation("upsertSweep")
+def _upsert_sweep(
+    context: Context,
+    id: str | None = None,  # noqa: A002 - the schema's name
+    state: str | None = None,
+    **_: object,
+) -> Payload:
+    store = context.store
+    sweep = next((one for one in store.sweeps.values() if one.id == id), None)
+    if sweep is None:
+        raise not_found(f"sweep {id}")
+    store.entity_for(context.user, sweep.entity)
+    if state not in SWEEP_STATES:
+        raise invalid(f'the local W&B sets the state of a sweep, to one of {", ".join(SWEEP_STATES)}, not to "{state}"')
+    store.set_sweep(sweep.entity, sweep.project, sweep.name, state)
+    return {"sweep": store.sweeps[sweep.entity, sweep.project, sweep.name]}
 
 
 def _push(

@@ -27,8 +27,9 @@ config_type = ObjectType("DefaultResourceConfig")
 project_type = ObjectType("Project")
 queue_type = ObjectType("RunQueue")
 item_type = ObjectType("RunQueueItem")
+sweep_type = ObjectType("Sweep")
 
-TYPES = (query, user_type, entity_type, config_type, project_type, queue_type, item_type)
+TYPES = (query, user_type, entity_type, config_type, project_type, queue_type, item_type, sweep_type)
 
 
 @query.field("viewer")
@@ -117,6 +118,11 @@ def _run_count(project: Project, info: Info, filters: Mapping[str, Any] | None =
 @project_type.field("sweep")
 def _sweep(project: Project, info: Info, sweep_name: str) -> Sweep | None:
     return info.context.store.sweeps.get((project.entity_name, project.name, sweep_name))
+
+
+@sweep_type.field("runs")
+def _runs_of_sweep(sweep: Sweep, info: Info) -> dict[str, Any]:
+    return page([run for run in info.context.store.runs.of(sweep.entity, sweep.project) if run.sweep == sweep.name])
 
 
 @project_type.field("runQueues")

@@ -14,7 +14,7 @@ from ariadne import ObjectType
 
 from local.wandb_server.context import page
 from local.wandb_server.errors import invalid
-from local.wandb_server.runs import CONSOLE, EVENTS, HISTORY, Run, RunFile
+from local.wandb_server.runs import ALIVE, CONSOLE, EVENTS, HISTORY, Run, RunFile
 from local.wandb_server.store import Project, User
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ _PLAIN: Mapping[str, Callable[[Run, Any], Any]] = {
     "historyTail": lambda run, _: run.lines(HISTORY)[-1:],
     "logLineCount": lambda run, _: len(run.lines(CONSOLE)),
     "summaryMetrics": lambda run, _: run.summary,
+    "failed": lambda run, _: run.state == "failed",
+    "running": lambda run, _: run.state in ALIVE,
+    "shouldStop": lambda run, _: run.stopped,
     "sweepName": lambda run, _: run.sweep,
     "systemMetrics": lambda run, _: run.lines(EVENTS)[-1] if run.lines(EVENTS) else "{}",
 }
@@ -90,12 +93,12 @@ def _history(
 
 @run_type.field("sampledHistory")
 def _sampled_history(run: Run, _: Info, specs: Sequence[Mapping[str, Any]]) -> list[Any]:
-    return [_rows(run, spec["keys"], spec.get("samples")) for spec in specs]
+    return [_rows(run, spec.get("keys"), spec.get("samples")) for spec in specs]
 
 
 @run_type.field("parquetHistory")
 def _parquet_history(run: Run, _: Info, live_keys: Sequence[str]) -> dict[str, Any]:
-    return {"parquet_urls": [], "live_data": _rows(run, live_keys, None) if live_keys else run.history()}
+    return {"parquet_urls": [], "live_data": _rows(run, live_keys, None)}
 
 
 @run_type.field("historyKeys")
@@ -132,9 +135,12 @@ def _kind(value: object) -> str:
     return "number" if isinstance(value, int | float) else "string" if isinstance(value, str) else "map"
 
 
-def _rows(run: Run, keys: Sequence[str], samples: int | None) -> list[dict[str, Any]]:
-    """Steps that have all of ``keys``, and only those."""
-    return _sampled([{key: row[key] for key in keys} for row in run.history() if row.keys() >= set(keys)], samples)
+def _rows(run: Run, keys: Sequence[str] | None, samples: int | None) -> list[dict[str, Any]]:
+    """Steps that have all of ``keys``, and only those; without keys, all that there is."""
+    rows = run.history()
+    if keys:
+        rows = [{key: row[key] for key in keys} for row in rows if row.keys() >= set(keys)]
+    return _sampled(rows, samples)
 
 
 def _sampled(rows: Sequence[Any], samples: int | None) -> list[Any]:

@@ -28,14 +28,17 @@ class RunFile:
 
 @dataclass
 class Run:
-    """A W&B run. ``name`` is what everybody calls the run id; ``streams`` has the lines of what the SDK streams."""
+    """A W&B run. ``name`` is what everybody calls the run id; ``streams`` has the lines of what the SDK streams.
+
+    ``heartbeat_at`` is when its SDK was last heard of, None before it ever was.
+    """
 
     entity: str
     project: str
     name: str
     display_name: str
     created_at: float
-    heartbeat_at: float
+    heartbeat_at: float | None
     username: str
     state: str = "running"
     stopped: bool = False
@@ -110,12 +113,14 @@ class Runs:
         *,
         username: str,
         state: str = "running",
+        alive: bool = True,
         config: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
         **details: Any,
     ) -> tuple[Run, bool]:
         """Make a run or change it, and say whether it is new; a run that has ended can begin again.
 
+        ``alive``: it is the run's own SDK that says so, and nobody who edits it; only a pending run is not alive yet.
         ``details`` are fields of Run; None leaves one as it is.
         """
         with self._lock:
@@ -124,9 +129,10 @@ class Runs:
             inserted = (entity, project, name) not in self._runs
             if inserted:
                 now = self.clock()
-                self._runs[entity, project, name] = Run(entity, project, name, f"run-{number}", now, now, username)
+                self._runs[entity, project, name] = Run(entity, project, name, f"run-{number}", now, None, username)
             run = self._runs[entity, project, name]
-            run.heartbeat_at = self.clock()
+            if alive and state != "pending":
+                run.heartbeat_at = self.clock()
             run.state = state
             run.config = run.config if config is None else dict(config)
             run.summary = run.summary if summary is None else dict(summary)
@@ -172,6 +178,6 @@ class Runs:
         run.state = "finished" if exit_code == 0 else "killed" if run.stopped else "failed"
 
     def _seen_now(self, run: Run) -> Run:
-        if run.state in ALIVE and self.clock() > run.heartbeat_at + self.crash_after:
+        if run.state in ALIVE and self.clock() > (run.heartbeat_at or run.created_at) + self.crash_after:
             run.state = "preempted" if run.state == "preempting" else "crashed"
         return run

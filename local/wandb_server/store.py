@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
@@ -14,6 +15,9 @@ from local.wandb_server.launch import Agent, Item, Launch, Queue
 from local.wandb_server.runs import Run, Runs
 
 REMEMBERED_REQUESTS = 100_000
+
+SWEEP_STATES = ("RUNNING", "PAUSED", "CANCELED", "FINISHED")
+"""What people and schedulers may set a sweep to."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,19 @@ class Project:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep, as far as launching its runs needs it: ``state`` is RUNNING, PAUSED, FINISHED, CANCELED …"""
+    """A sweep, as far as launching its runs needs it: ``state`` is PENDING or one of ``SWEEP_STATES``."""
 
-    id: str
+    entity: str
+    project: str
     name: str
     state: str
+    created_at: float
+    updated_at: float
+
+    @property
+    def id(self) -> str:
+        """The id that mutations take."""
+        return base64.b64encode(f"Sweep:v1:{self.name}:{self.project}:{self.entity}".encode()).decode()
 
 
 @dataclass(frozen=True)
@@ -186,7 +198,9 @@ class Store:
         """Make a sweep or change its state."""
         with self.lock:
             self.project(entity, project)
-            self.sweeps[entity, project, name] = Sweep(f"Sweep:{name}", name, state)
+            now, known = self.clock(), self.sweeps.get((entity, project, name))
+            began = known.created_at if known else now
+            self.sweeps[entity, project, name] = Sweep(entity, project, name, state, began, now)
 
     def asked(self) -> Counter[str]:
         """How often each operation was asked for, fields of a batch counted one by one."""

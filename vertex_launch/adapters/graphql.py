@@ -49,6 +49,12 @@ TOO_MUCH = (
 )
 """Statuses by which a proxy, too, may refuse a request for its size or its form."""
 
+REMEDIES = {
+    requests.codes.forbidden: "check what the API key has access to, WANDB_BASE_URL and what stands in between",
+    requests.codes.not_found: "check WANDB_BASE_URL, to which /graphql is added: it may have a path too much",
+}
+"""What to do about a status that concerns a whole request."""
+
 
 @dataclass(frozen=True)
 class Field:
@@ -149,7 +155,11 @@ def _parsed(service: str, response: requests.Response, key: str, repeatable: boo
         raise Unavailable(service, said)
     if not answered:
         refusal = Refused if status in TOO_MUCH else Unavailable
-        raise refusal(service, f"this is no GraphQL answer, {said}; check WANDB_BASE_URL and what stands in between")
+        remedy = REMEDIES.get(status, "check WANDB_BASE_URL and what stands in between")
+        raise refusal(service, f"this is no GraphQL answer, {said}; {remedy}")
+    if not _is_about_fields(body):
+        remedy = f"; {REMEDIES[status]}" if status in REMEDIES else ""
+        raise Refused(service, f"the request is refused, {said}{remedy}")
     return body
 
 
@@ -166,6 +176,11 @@ def _tells_something(body: Mapping[str, Any]) -> bool:
     """Say whether an answer has a value for at least one field: a failed neighbour may give all of it a bad status."""
     data = body.get("data")
     return isinstance(data, dict) and any(value is not None for value in data.values())
+
+
+def _is_about_fields(body: Mapping[str, Any]) -> bool:
+    """Say whether an answer has a value or an error of at least one field: else it is about the request as a whole."""
+    return _tells_something(body) or any(error.get("path") for error in dicts(body.get("errors")))
 
 
 def _said(response: requests.Response, key: str) -> str:
@@ -192,11 +207,15 @@ def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
 
 
 def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias: str) -> Result:
-    """Give one field's answer; a null with an error beside it is not absence, and a missing field is no answer."""
+    """Give one field's answer; a null with an error beside it is not absence, and a missing field is no answer.
+
+    An error that names no field may be about any that is null or has a null in it.
+    """
     if alias not in data and alias not in errors:
         return Result(error="the answer leaves this operation out", lost=True)
     value = data.get(alias)
-    told = errors.get(alias) or (errors.get("", ()) if value is None else ())
+    lacking = None in (value.values() if isinstance(value, dict) else [value])
+    told = errors.get(alias) or (errors.get("", ()) if lacking else ())
     return Result(value, "; ".join(told))
 
 

@@ -60,14 +60,21 @@ class VertexJobs:
 
     def get(self, name: str) -> ManagedJob | None:
         """Give the job of that resource name, None when Vertex AI has none or it is not ours. Raises Unavailable."""
-        region = name.split("/")[3]
+        job = self._get(name)
+        return job and custom_job.managed(job, deployment=self._deployment, region=_region(name))
+
+    def request_of(self, name: str) -> JobRequest | None:
+        """Give what made that job, None when Vertex AI has none or it is not ours. Raises Unavailable."""
+        job = self._get(name)
+        return job and custom_job.request_of(job, deployment=self._deployment, region=_region(name))
+
+    def _get(self, name: str) -> CustomJob | None:
         try:
-            job = self._client(region).get_custom_job(name=name, **self._again)
+            return self._client(_region(name)).get_custom_job(name=name, **self._again)
         except exceptions.NotFound:
             return None
         except TROUBLE as error:
             raise Unavailable(SERVICE, f"cannot get {name}: {_said(error)}{_remedy(error, 'get')}") from error
-        return custom_job.managed(job, deployment=self._deployment, region=region)
 
     def create(self, request: JobRequest, timeout: float) -> str:
         """Create the job, once, and give its resource name.
@@ -103,7 +110,7 @@ class VertexJobs:
     def cancel(self, name: str) -> None:
         """Ask for the job's end; one that has ended already or is gone is no error. Raises Unavailable."""
         try:
-            self._client(name.split("/")[3]).cancel_custom_job(name=name, **self._again)
+            self._client(_region(name)).cancel_custom_job(name=name, **self._again)
         except (exceptions.NotFound, exceptions.BadRequest):
             return  # BadRequest is also the parent of FailedPrecondition: not in a state that can be cancelled
         except TROUBLE as error:
@@ -114,6 +121,11 @@ class VertexJobs:
             if region not in self._clients:
                 self._clients[region] = _client(region, self._endpoint)
             return self._clients[region]
+
+
+def _region(name: str) -> str:
+    """Give the region of a job's resource name."""
+    return name.split("/")[3]
 
 
 def _client(region: str, endpoint: str | None) -> JobServiceClient:

@@ -1,7 +1,7 @@
-"""W&B's queue protocol over plain GraphQL: look, pop, ack, fail, warn, and the deployment's agent.
+"""W&B's queue protocol over plain GraphQL: look, pop, ack, fail, warn, the deployment's agent, and the end of a sweep.
 
 The SDK's own client for these operations is private and starts a helper process, so the few operations needed are written
-out here. Their texts and variable types are those of wandb/sdk/launch/api.py and wandb/apis/public/jobs.py (0.31.0).
+out here. Their texts and variable types are those of wandb/sdk/launch/api.py and wandb/apis/public/{jobs,sweeps}.py (0.31.0).
 Several go into one request by aliases; W&B runs aliased mutations one after another and answers them together.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
 from google.api_core.retry import Retry
@@ -19,7 +20,7 @@ from vertex_launch.adapters.graphql import BACKOFF, Field, GraphQL, Key, Refused
 from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Popped, Queued, RunId, RunView
+from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Phase, Popped, Queued, RunId, RunView
 
 T = TypeVar("T")
 
@@ -27,18 +28,26 @@ SERVICE = "W&B"
 REGISTRY = "model-registry"
 """The project that owns an entity's launch queues (LAUNCH_DEFAULT_PROJECT in wandb/sdk/launch/utils.py)."""
 
-BEFORE_START = "agent"
-"""The stage of a failure or warning about an item that has not started ("run" after it has)."""
+LONGEST_MESSAGE = 5_000
+"""Characters of a failure or a warning; of a longer one the middle is left out."""
+
+LIVE_SWEEP = ("RUNNING", "PAUSED", "PENDING")
+"""States of a sweep that can still be cancelled (``_set_sweep_state`` in wandb/apis/public/sweeps.py)."""
+
+ACCESS = "check the entity's name and the API key's access to it"
 
 AGENT_FIELDS = "id hostname stopPolling runQueues"
 ITEM_FIELDS = "id state associatedRunId"
+RUN_FIELDS = "state stopped"
 
 
 class Way(NamedTuple):
-    """How a server lets itself be asked: ``together``, several operations in one request; ``peek``, what a queue holds."""
+    """How a server lets itself be asked: ``together``, several operations in one request; ``more``, also about what not
+    every server may show, which is what a queue holds and when a run was last alive.
+    """
 
     together: bool
-    peek: bool
+    more: bool
 
 
 WAYS: tuple[Way, ...] = (Way(True, True), Way(True, False), Way(False, True), Way(False, False))
@@ -62,6 +71,7 @@ class WandbQueue:
         self._patience = timeouts.read
         self._batches = batches
         self._ways = WAYS
+        self._run_ways = WAYS
         self._version = version
 
     # Questions
@@ -79,24 +89,26 @@ class WandbQueue:
         return str(entity)
 
     def look(
-        self, entity: str, *, agent: str, items: Mapping[str, str], queues: Sequence[str], peek: int, viewer: bool
+        self,
+        entity: str,
+        *,
+        agent: str,
+        items: Mapping[str, str],
+        runs: Sequence[RunId],
+        queues: Sequence[str],
+        peek: int,
+        viewer: bool,
     ) -> Look:
-        """Ask everything that a pass must know beforehand in one request (more where there are many items).
+        """Ask everything that a pass must know beforehand in one request (more where there are many items or runs).
 
         ``agent`` is the id of the deployment's agent, empty to list all agents of the entity instead; ``items`` maps ids to
-        queue names; ``peek`` bounds what is shown of each of ``queues``, 0 for nothing; ``viewer`` asks for the API key's
-        default entity, too. Raises Unavailable.
+        queue names; of ``runs`` the heartbeat is not asked; ``peek`` bounds what is shown of each of ``queues``, 0 for
+        nothing; ``viewer`` asks for the API key's default entity, too. Raises Unavailable.
         """
-        for way in self._ways:
-            try:
-                found = self._look(way, entity, agent, items, queues, peek, viewer)
-            except Refused as error:
-                if way is self._ways[-1]:
-                    raise
-                LOGGER.info("W&B refuses the question of a pass, so a simpler one follows: %s", error.reason)
-            else:
-                self._ways = self._ways[self._ways.index(way) :]
-                break
+        runs = list(dict.fromkeys(runs))
+        found, self._ways = _in_best_way(
+            self._ways, lambda way: self._look(way, entity, agent, items, runs, queues, peek, viewer)
+        )
         return found
 
     def _look(
@@ -105,12 +117,14 @@ class WandbQueue:
         entity: str,
         agent: str,
         items: Mapping[str, str],
+        runs: Sequence[RunId],
         queues: Sequence[str],
         peek: int,
         viewer: bool,
     ) -> Look:
-        first = dict(list(items.items())[: self._batches.lookups]) if way.together else {}
-        peek = peek if way.peek else 0
+        most = self._batches.lookups if way.together else 0
+        first, first_runs = dict(list(items.items())[:most]), runs[:most]
+        peek = peek if way.more else 0
         registry = _Registry(entity)
         registry.add("runQueues { id name }")
         if not agent:
@@ -119,6 +133,8 @@ class WandbQueue:
         fields = [registry.field()]
         if agent:
             fields.append(_agent(agent))
+        runs_from = len(fields)
+        fields += [_run(run) for run in first_runs]
         if viewer:
             fields.append(Field("viewer { entity username }"))
         requested = [fields] if way.together else [[one] for one in fields]
@@ -135,6 +151,8 @@ class WandbQueue:
             agents=tuple(_agent_view(one) for one in dicts(project.get("launchAgents"))),
             queues={str(queue["name"]): str(queue["id"]) for queue in self._queues(entity, project, answers[0])},
             items=views,
+            runs=_run_views(first_runs, answers[runs_from:])
+            | self._runs(runs[len(first_runs) :], way._replace(more=False)),
             queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues if peek},
         )
 
@@ -152,15 +170,24 @@ class WandbQueue:
         return views
 
     def runs(self, wanted: Sequence[RunId]) -> dict[RunId, RunView | None]:
-        """Look up runs, None for one that does not exist; those that W&B cannot tell about are missing. Raises Unavailable."""
+        """Look up runs with their last heartbeats, None for one that does not exist.
+
+        Those that W&B cannot tell about are missing. Raises Unavailable.
+        """
+        ways = [way for way in self._run_ways if self._ways[0].together or not way.together]
+        views, self._run_ways = _in_best_way(ways, lambda way: self._runs(wanted, way))
+        return views
+
+    def _runs(self, wanted: Sequence[RunId], way: Way) -> dict[RunId, RunView | None]:
         views: dict[RunId, RunView | None] = {}
-        for chunk in _chunks(list(wanted), self._batches.lookups if self._ways[0].together else 1):
-            for run, answer in zip(chunk, self._server.ask("query", [_run(run) for run in chunk]), strict=True):
-                found = answer.value.get("run") if isinstance(answer.value, dict) else None
-                if isinstance(found, dict):
-                    views[run] = RunView(str(found.get("state") or ""), bool(found.get("stopped")))
-                elif not (answer.error or answer.lost):
-                    views[run] = None
+        fields = f"{RUN_FIELDS} heartbeatAt" if way.more else RUN_FIELDS
+        for chunk in _chunks(list(wanted), self._batches.lookups if way.together else 1):
+            try:
+                views |= _run_views(chunk, self._server.ask("query", [_run(run, fields) for run in chunk]))
+            except Refused as error:
+                if way.together or way.more:
+                    raise
+                LOGGER.info("W&B does not tell about run %s: %s", chunk[0], error.reason)
         return views
 
     def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
@@ -269,22 +296,29 @@ class WandbQueue:
             Ack.UNKNOWN if answer.lost else Ack.ACCEPTED if _succeeded(answer) else Ack.REFUSED for answer in answers
         ]
 
-    def fail(self, failures: Sequence[tuple[str, str]], within: float = math.inf) -> list[bool]:
-        """Fail items before their start: pairs of item id and reason. Says of each whether W&B took it.
+    def fail(self, failures: Sequence[tuple[str, str]], phase: Phase, within: float = math.inf) -> list[bool]:
+        """Fail items: pairs of item id and reason. Says of each whether W&B took it.
 
         None is sent later than ``within`` seconds from now.
         """
-        return self._tell("failRunQueueItem", failures, within)
+        return self._tell("failRunQueueItem", failures, phase, within)
 
-    def warn(self, warnings: Sequence[tuple[str, str]]) -> list[bool]:
-        """Put warnings on items: pairs of item id and text. Says of each whether W&B took it."""
-        return self._tell("updateRunQueueItemWarning", warnings, math.inf)
+    def warn(self, warnings: Sequence[tuple[str, str]], phase: Phase, within: float = math.inf) -> list[bool]:
+        """Put warnings on items: pairs of item id and text. Says of each whether W&B took it.
 
-    def _tell(self, mutation: str, messages: Sequence[tuple[str, str]], within: float) -> list[bool]:
+        None is sent later than ``within`` seconds from now.
+        """
+        return self._tell("updateRunQueueItemWarning", warnings, phase, within)
+
+    def _tell(self, mutation: str, messages: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
         fields = [
             Field(
                 f"{mutation}(input: {{ runQueueItemId: $item, message: $message, stage: $stage }}) {{ success }}",
-                {"item": ("ID!", item), "message": ("String!", message), "stage": ("String!", BEFORE_START)},
+                {
+                    "item": ("ID!", item),
+                    "message": ("String!", _shortened(message)),
+                    "stage": ("String!", phase.value),
+                },
             )
             for item, message in messages
         ]
@@ -293,6 +327,29 @@ class WandbQueue:
             if not _succeeded(answer):
                 LOGGER.warning("%s of item %s: %s", mutation, item, answer.error or "refused", extra={"item": item})
         return [_succeeded(answer) for answer in answers]
+
+    def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
+        """End a sweep; False for one that has ended already or does not exist. Raises Unavailable where W&B cannot tell."""
+        where = {"entity": ("String", entity), "project": ("String", project)}
+        question = Field(
+            "project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { id state } }",
+            {**where, "sweep": ("String!", sweep)},
+        )
+        answer = self._server.ask("query", [question])[0]
+        found = (answer.value or {}).get("sweep")
+        if not found and answer.error:
+            raise Unavailable(SERVICE, f"cannot look up sweep {entity}/{project}/{sweep}: {answer.error}")
+        if not found or str(found.get("state")).upper() not in LIVE_SWEEP:
+            return False
+        change = Field(
+            "upsertSweep(input: { id: $id, state: $state, entityName: $entity, projectName: $project }) { sweep { name } }",
+            {**where, "id": ("ID", found.get("id")), "state": ("String", "CANCELED")},
+        )
+        answer = self._server.ask("mutation", [change])[0]
+        if not answer.value:
+            reason = answer.error or "no sweep given"
+            raise Unavailable(SERVICE, f"cannot cancel sweep {entity}/{project}/{sweep}: {reason}")
+        return True
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status (POLLING or RUNNING), without which W&B shows its queues as idle."""
@@ -305,11 +362,10 @@ class WandbQueue:
         if isinstance(answer.value, dict):
             return answer.value
         if answer.error:
-            raise Unavailable(SERVICE, f"cannot see the launch queues of entity {entity}: {answer.error}")
+            raise Unavailable(SERVICE, f"cannot see the launch queues of entity {entity}: {answer.error}; {ACCESS}")
         raise Unavailable(
             SERVICE,
-            f"entity {entity} has no launch queues that this API key can see; check the entity's name and the key's access "
-            "to it, and make a queue first",
+            f"entity {entity} has no launch queues that this API key can see; {ACCESS}, and make a queue first",
         )
 
     def _queues(self, entity: str, project: Mapping[str, Any], answer: Result) -> list[dict[str, Any]]:
@@ -360,6 +416,17 @@ class WandbQueue:
             waiting = waiting[len(chunk) :]
         unsent = Result(error="not sent, for the requests before it took too long", lost=True)
         return results + [unsent] * len(waiting)
+
+
+def _in_best_way(ways: Sequence[Way], ask: Callable[[Way], T]) -> tuple[T, tuple[Way, ...]]:
+    """Ask in the first of these ways that the server does not refuse; gives the answer and the ways that are left."""
+    *better, last = ways
+    for way in better:
+        try:
+            return ask(way), tuple(ways[ways.index(way) :])
+        except Refused as error:
+            LOGGER.info("W&B refuses a question, so a simpler one follows: %s", error.reason)
+    return ask(last), (last,)
 
 
 class _Registry:
@@ -421,9 +488,9 @@ def _status(agent: str, status: str) -> Field:
     )
 
 
-def _run(run: RunId) -> Field:
+def _run(run: RunId, fields: str = RUN_FIELDS) -> Field:
     return Field(
-        "project(name: $project, entityName: $entity) { run(name: $run) { state stopped } }",
+        f"project(name: $project, entityName: $entity) {{ run(name: $run) {{ {fields} }} }}",
         {"project": ("String!", run.project), "entity": ("String!", run.entity), "run": ("String!", run.id)},
     )
 
@@ -448,6 +515,38 @@ def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str
         if node:
             views[item] = ItemView(state=str(node.get("state") or ""), run=str(node.get("associatedRunId") or ""))
     return views
+
+
+def _run_views(runs: Sequence[RunId], answers: Sequence[Result]) -> dict[RunId, RunView | None]:
+    """Give the runs, None for one that does not exist; further answers are of no concern."""
+    views: dict[RunId, RunView | None] = {}
+    for run, answer in zip(runs, answers, strict=False):
+        found = answer.value.get("run") if isinstance(answer.value, dict) else None
+        if isinstance(found, dict) and (found.get("state") or not answer.error):
+            heartbeat = _unix_seconds(found.get("heartbeatAt"))
+            views[run] = RunView(str(found.get("state") or "").lower(), bool(found.get("stopped")), heartbeat)
+        elif not (answer.error or answer.lost):
+            views[run] = None
+    return views
+
+
+def _unix_seconds(text: Any) -> float | None:
+    """Read a time as W&B writes it (RFC 3339; without a zone it is UTC); None for what is none, and for Go's zero time."""
+    try:
+        at = datetime.fromisoformat(text.upper())
+    except (AttributeError, ValueError):
+        return None
+    seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    return seconds if seconds > 0 else None
+
+
+def _shortened(text: str) -> str:
+    """Give a message that is not too long: its beginning and its end, and between them how much is missing."""
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    mark = "\n[… {} characters are left out here …]\n"
+    kept = (LONGEST_MESSAGE - len(mark.format(len(text)))) // 2
+    return text[:kept] + mark.format(len(text) - 2 * kept) + text[-kept:]
 
 
 def _queued(queue: Any, peek: int) -> Queued:

@@ -1,0 +1,289 @@
+"""What must hold at every step and in the end, by the letters of the design; I0 is that one pass runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tests.simulation.jobs import (
+    AGAIN,
+    CANCELLED,
+    ELSEWHERE,
+    PENDING,
+    QUEUED,
+    RUNNING,
+    STALE,
+    STOPPING,
+    SUCCEEDED,
+    Job,
+    variables,
+)
+from tests.simulation.queues import Entry, Told
+from tests.simulation.scheduler import START, Broken, Program
+from vertex_launch.config import Settings
+from vertex_launch.log import Redactor
+from vertex_launch.model import AgentView, Kind, Phase
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Invariants:
+    """Is told before anything takes effect, and raises Broken where it must not."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def _settings(self, owner: str) -> Settings:
+        return self._world.deployments[owner].settings
+
+    def _chain(self, job: Job) -> list[Job]:
+        """Give all jobs that the deployment made for the job's item."""
+        return self._world.vertex.of(job.item, job.owner)
+
+    def _excused(self, job: Job) -> bool:
+        """Tell whether nobody could know of the job: it showed up after the grace, or the ledger was lost before it did."""
+        timeouts = self._settings(job.owner).timeouts
+        in_time = job.sent <= job.intended + timeouts.intent_grace - timeouts.create
+        late = in_time and job.visible > job.intended + timeouts.intent_grace
+        lost = self._world.deployments[job.owner].folder.lost
+        return bool(job.intended) and (late or job.intended <= lost < job.visible)
+
+    def _started(self, job: Job) -> bool:
+        return bool(job.started) and self._world.wandb.started(job.run, job.created)
+
+    def secret(self, text: str, where: str) -> None:
+        if any(key in text for key in self._world.all_keys):
+            raise Broken(f"I5: a key is in {where}: {text}")
+
+    # Jobs
+
+    def on_create(self, program: Program, job: Job) -> None:
+        entry = self._world.wandb.entries[job.item]
+        made = self._chain(job)
+        twins = [one for one in made if one.attempt == job.attempt and not one.deleted]
+        others = [one for one in made if one.stays or (one.lives and one.attempt == job.attempt)]
+        if (twins or others) and not any(map(self._excused, [job, *made])):
+            raise Broken(f"I2: another job for {job.item}, attempt {job.attempt}")
+        shared = [one for one in self._world.vertex.jobs.values() if one.run == job.run and one.item != job.item]
+        if any(one.lives and not self._excused(one) for one in shared) and not self._excused(job):
+            raise Broken(f"I2: two items report as run {job.run}")
+        self._check_slots(job)
+        self._check_request(program, entry)
+        if job.key not in ([entry.key] if entry.key else self._world.keys):
+            raise Broken(f"I4: the job of {job.item} reports with somebody else's key")
+        self.secret(f"{job.message.labels} {job.message.display_name}", "the job's labels")
+        if job.attempt > 1:
+            self._check_attempt(program, job, made)
+
+    def _check_slots(self, job: Job) -> None:
+        settings = self._settings(job.owner)
+        limit = settings.job_limit if job.kind is Kind.JOB else settings.scheduler_limit
+        jobs = [job, *(one for one in self._world.vertex.jobs.values() if one.owner == job.owner and one.lives)]
+        active = [one for one in jobs if one.kind is job.kind and not self._excused(one)]
+        if len(active) > limit and job in active:
+            raise Broken(f"I3: {len(active)} active jobs of kind {job.kind}, {limit:g} are allowed")
+
+    def _check_request(self, program: Program, entry: Entry) -> None:
+        """Hold a create against what the pass was asked to do."""
+        program.creates += 1
+        limit, queues = program.request.limit, program.request.queues
+        if limit is not None and program.creates > limit:
+            raise Broken(f"I3: {program.name} starts more than {limit} jobs")
+        if queues and entry.queue not in queues and not entry.owner:
+            raise Broken(f"I3: {program.name} starts {entry.id}, which is in queue {entry.queue}")
+
+    def _check_attempt(self, program: Program, job: Job, made: Sequence[Job]) -> None:
+        what, most = f"attempt {job.attempt} for {job.item}", self._settings(job.owner).max_attempts
+        if job.attempt > most:
+            raise Broken(f"I4: {what}, {most} are allowed")
+        if not made or job.run != made[0].run or variables(job.message).get("WANDB_RESUME") != "allow":
+            raise Broken(f"I4: {what} does not go on with the run of the first")
+        if 0 < self._surely_stopped(job) < program.asked:
+            raise Broken(f"I4: {what} although its run was stopped")
+        if not any(map(self._excused, made)):
+            if not any(one.attempt == job.attempt - 1 for one in made):
+                raise Broken(f"I4: {what} leaves one out")
+            before = max((one for one in made if one.error in AGAIN), key=lambda one: one.attempt, default=None)
+            if before is None or before.attempt != job.attempt - 1:
+                raise Broken(f"I4: {what} although the one before is not to be repeated")
+            if job.created < before.ended + self._settings(job.owner).resubmit_after * 2 ** (before.attempt - 1):
+                raise Broken(f"I4: {what} follows too soon")
+            if job.region != before.region and before.error not in ELSEWHERE:
+                raise Broken(f"I4: {what} is in another region")
+
+    def _stopped(self, job: Job) -> float:
+        """Give when a person stopped the job's run; 0 for never, and for before the first job."""
+        stopped = self._world.wandb.run(job.run).stopped
+        return stopped if stopped >= min((one.created for one in self._chain(job)), default=job.created) else 0.0
+
+    def _surely_stopped(self, job: Job) -> float:
+        """Give the same where nobody can take it for older: a run that the item names may have been stopped before."""
+        named = "run_id" in self._world.wandb.entries[job.item].spec
+        return 0.0 if named else self._stopped(job)
+
+    def on_cancel(self, program: Program, job: Job) -> None:
+        if not any(self._reasons(program, job)):
+            raise Broken(f"I4: nothing justifies that job {job.number} of {job.item} is cancelled")
+
+    def _reasons(self, program: Program, job: Job) -> Iterator[bool]:
+        """Go through what may justify a cancel; it must hold now, or must have held when the pass looked or since."""
+        now, settings = self._world.scheduler.now, self._settings(job.owner)
+        since = min(program.looked, now) - min(self._world.vertex.lag, STALE)
+        yield bool(self._lost(job))
+        for twin in self._chain(job):
+            if twin.order < job.order:
+                yield twin.survives or any(state not in STOPPING and then > since for state, _, then in twin.spans())
+        if stopped := self._stopped(job):
+            yield now - stopped >= settings.stopped_run_timeout
+            yield any(state != RUNNING and then > since for state, _, then in job.spans())
+        for waiting, limit in ((PENDING, settings.start_timeout), (QUEUED, settings.queue_timeout)):
+            for state, begun, then in job.spans():
+                yield bool(limit) and state == waiting and then > since and min(now, then) - begun >= limit
+
+    def _lost(self, job: Job) -> str:
+        """Say how the job has lost its item."""
+        entry = self._world.wandb.entries[job.item]
+        if entry.state == "FAILED":
+            return "its item has failed"
+        ours = (entry.owner, entry.run) == (job.owner, job.run.id)
+        return f"its item is claimed by {entry.owner}" if entry.state == "CLAIMED" and not ours else ""
+
+    def must_end(self, job: Job) -> str:
+        """Say why the job has to be cancelled, if it has to."""
+        twins = [one for one in self._chain(job) if one.lives or one.ended > job.created]
+        twin = any(one.survives and one.order < job.order for one in twins)
+        return self._lost(job) or "it has a twin" * twin or "its run was stopped" * bool(self._surely_stopped(job))
+
+    def on_tick(self, owner: str, name: str) -> None:
+        job = self._world.vertex.jobs.get(name)
+        if job is None or job.owner != owner or not job.ended:
+            raise Broken(f"I4: job_state says that {name} has ended")
+        job.told = True
+
+    # Items
+
+    def on_pop(self, program: Program, agent: AgentView) -> None:
+        if agent.stop_polling and self._world.wandb.agents_stopped < program.asked:
+            raise Broken(f"I4: {program.name} pops although its agent was stopped")
+
+    def on_ack(self, program: Program, entry: Entry, run: str) -> None:
+        if program.owner not in self._world.deployments:
+            return
+        if entry.leased_by is not program and not self._world.short_leases:
+            raise Broken(f"I4: {entry.id} is acked after its lease")
+        if not any(job.run.id == run for job in self._world.vertex.of(entry.id, program.owner)):
+            raise Broken(f"I1: {entry.id} is claimed for run {run}, which has no job")
+
+    def on_fail(self, program: Program, entry: Entry, message: str) -> None:
+        self.secret(message, "a failure")
+        ours = entry.owner == program.owner if entry.state == "CLAIMED" else entry.leased_by is program
+        if entry.state != "FAILED" and not (ours or self._world.short_leases):
+            raise Broken(f"I4: {entry.id} is failed, and it is {entry.owner or 'leased by nobody, or somebody else'}'s")
+        jobs = self._world.vertex.of(entry.id, program.owner)
+        if any(job.stays for job in jobs):
+            raise Broken(f"I4: {entry.id} is failed while its job lives")
+        if not jobs:
+            waited = self._world.scheduler.now - entry.pushed > self._settings(program.owner).give_up_after
+            strict = self._settings(program.owner).policy.images is not None
+            if not (waited or strict or entry.hopeless or entry.id in self._world.vertex.rejected):
+                raise Broken(f"I1: {entry.id} is failed, and nothing is wrong with it")
+            return
+        last = _last(jobs)
+        if last.deleted and not entry.owner:
+            return  # it came back, and could not start again
+        if last.lives:
+            raise Broken(f"I4: {entry.id} is failed before job {last.number} has ended")
+        if any(map(self._excused, jobs)):
+            return
+        if self._started(last):
+            raise Broken(f"I4: {entry.id} is failed, and its run has started")
+        self._check_words(entry, last, message)
+
+    def _check_words(self, entry: Entry, job: Job, message: str) -> None:
+        """What is said of an ended job must hold Vertex AI's own words and where to look."""
+        for words in (job.error.replace(job.key, Redactor.MARK), f"{job.region}/training/{job.number}"):
+            if words not in message and not job.deleted:
+                raise Broken(f"I4: of {entry.id} it is said {message!r} but not {words!r}")
+
+    def on_warn(self, program: Program, entry: Entry, text: str, phase: Phase) -> None:
+        self.secret(text, "a warning")
+        jobs = self._world.vertex.of(entry.id, program.owner)
+        for job in jobs:
+            wrong = job.lives or not (job is _last(jobs) or any(map(self._excused, jobs)))
+            if f"/training/{job.number}?" in text and wrong:
+                raise Broken(f"I4: of {entry.id} it is told how job {job.number} ended: {text}")
+        if entry.state == "CLAIMED" and entry.owner != program.owner:
+            raise Broken(f"I4: {entry.id} is warned about, and it is {entry.owner}'s")
+        again = any(told.text == text and self._remembered(told, program) for told in entry.warnings)
+        if again and not any(map(self._excused, jobs)):
+            raise Broken(f"I4: {entry.id} is warned about twice: {text}")
+
+    def _remembered(self, told: Told, program: Program) -> bool:
+        """Tell whether the program must know that somebody of its deployment has warned so."""
+        ours = told.by.owner == program.owner
+        written = any(told.when < write <= program.read for write in told.by.writes)
+        lost = self._world.deployments[program.owner].folder.lost > told.when
+        long_ago = self._world.scheduler.now - told.when > self._settings(program.owner).give_up_after
+        return ours and written and not told.unheard and (told.final or not (lost or long_ago))
+
+    def on_sweep(self, sweep: str) -> None:
+        ended = [job for job in self._world.vertex.jobs.values() if job.sweep == sweep and not job.lives]
+        if all(job.state == SUCCEEDED and not job.deleted and self._started(job) for job in ended):
+            raise Broken(f"I4: sweep {sweep} is cancelled, and its scheduler has not failed")
+
+    # In the end
+
+    def at_end(self) -> None:
+        for entry in self._world.wandb.entries.values():
+            self._check_end(entry)
+        for deployment in self._world.deployments.values():
+            if left := deployment.folder.ledger.open:
+                raise Broken(f"I1: the ledger still has {left}")
+
+    def _check_end(self, entry: Entry) -> None:
+        jobs = [job for job in self._world.vertex.jobs.values() if job.item == entry.id]
+        for job in jobs:
+            if job.ended > START + self._world.trouble and not (job.told or job.deleted):
+                raise Broken(f"I4: job_state has not seen that job {job.number} ended")
+            if job.lives:
+                raise Broken(f"I1: job {job.number} of {entry.id} still runs. {self.must_end(job)}")
+        if self._world.wandb.state(entry) not in ("CLAIMED", "FAILED"):
+            raise Broken(f"I1: {entry.id} is still in its queue")
+        ours = entry.state == "CLAIMED" and entry.owner in self._world.deployments
+        if ours and (entry.hopeless or entry.refused or not entry.quota):
+            raise Broken(f"I6: {entry.id} cannot start and has not failed")
+        if ours:
+            self._check_settled(entry, [job for job in jobs if job.owner == entry.owner])
+
+    def _check_settled(self, entry: Entry, chain: Sequence[Job]) -> None:
+        """Check that what W&B shows of a claimed item tells how its job ended."""
+        if any(map(self._excused, chain)):
+            return  # of two jobs for one attempt the one that showed up too late may have been told of, or not
+        last = _last(chain)
+        nobody_knows = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
+        told = [one for one in entry.warnings if one.final and one.when > last.ended]
+        began = self._world.wandb.run(last.run).lives if last.deleted else any(map(self._started, chain))
+        if not began and not (last.deleted and nobody_knows):
+            raise Broken(f"I4: the run of {entry.id} never started, and the item has not failed")
+        if last.deleted:
+            return
+        if last.state == SUCCEEDED:
+            if told:
+                raise Broken(f"I4: job {last.number} of {entry.id} ended well, and its author is told: {told[0].text}")
+            return
+        again = last.error in AGAIN and last.attempt < self._settings(entry.owner).max_attempts
+        over = self._world.wandb.run(last.run).stopped or last.cancelled or entry.id in self._world.vertex.rejected
+        if again and not over:
+            raise Broken(f"I4: {entry.id} was not submitted again")
+        if told:
+            self._check_words(entry, last, told[-1].text)
+        elif not nobody_knows:
+            raise Broken(f"I4: nobody was told how job {last.number} of {entry.id} ended")
+        if last.sweep and last.state != CANCELLED and not (nobody_knows or self._world.wandb.sweeps[last.sweep]):
+            raise Broken(f"I4: the scheduler of sweep {last.sweep} failed, and the sweep goes on")
+
+
+def _last(jobs: Sequence[Job]) -> Job:
+    """Give the one of an item's jobs that its end is told of."""
+    return min(jobs, key=lambda job: job.order)

@@ -1,0 +1,185 @@
+"""Time, and programs as coroutines of one thread, each of which may come to harm whenever it speaks to a service."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from functools import partial
+from random import Random
+from typing import Any
+
+import greenlet
+
+from vertex_launch.errors import Unavailable
+from vertex_launch.log import Redactor
+from vertex_launch.model import PassRequest
+
+START = 1_800_000_000.0
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that follows in it happens."""
+
+
+class Broken(BaseException):
+    """An invariant is broken. No program may catch it, so it is no Exception."""
+
+
+class Fault(StrEnum):
+    """What may happen to a call."""
+
+    NONE = ""
+    REFUSED = "an error, nothing was done"
+    LOST = "done, but the answer is lost"
+    KILLED_BEFORE = "killed before it"
+    KILLED_AFTER = "done, killed before the answer came"
+    PAUSED_BEFORE = "paused before it"
+    PAUSED_AFTER = "done, paused before the answer came"
+
+
+KINDS = [kind for kind in Fault if kind]
+PAUSES = ((1, 20), (20, 80), (80, 150), (150, 900))
+"""Seconds for which a process is frozen: not for long, past a lease, past a hold, past the grace of intents."""
+
+
+class Scheduler:
+    """The clock and what is due; keeps the history. ``draw`` gives the fault of a call, ``slow`` is how slow calls are."""
+
+    def __init__(self, random: Random, draw: Callable[[str], Fault], slow: float) -> None:
+        self.now = START
+        self.random = random
+        self.draw = draw
+        self.slow = slow
+        self.hub = greenlet.getcurrent()
+        self.program: Program
+        """The one that runs now, or on whose behalf something happens."""
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._count = itertools.count()
+        self._history: list[tuple[float, str, str, tuple[Any, ...]]] = []
+
+    def clock(self) -> float:
+        """Give a time that is never the same twice, as a real clock does."""
+        self.now += 1e-6
+        return self.now
+
+    def after(self, seconds: float, act: Callable[..., object], *args: Any) -> None:
+        due: tuple[float, int, Callable[[], object]] = self.now + seconds, next(self._count), partial(act, *args)
+        heapq.heappush(self._due, due)
+
+    def run(self, until: float) -> None:
+        while self._due and self._due[0][0] <= until:
+            when, _, act = heapq.heappop(self._due)
+            self.now = max(self.now, when)
+            act()
+        self.now = max(self.now, until)
+
+    def tell(self, who: str, text: str, *values: Any) -> None:
+        """Add to the history; the line is made only when somebody reads it."""
+        self._history.append((self.now, who, text, values))
+
+    def history(self) -> Iterator[str]:
+        for number, (when, who, text, values) in enumerate(self._history, 1):
+            yield f"{number:4} {when - START:8.1f} s  {who:12} {text % values if values else text}"
+
+
+class Service:
+    """Something outside. Its methods are what programs may call; these two say what they hear when that goes wrong."""
+
+    name = ""
+
+    def refuse(self, operation: str, *args: Any) -> Any:
+        """Answer a call of which nothing was done."""
+        raise Unavailable(self.name, "503 The service is currently unavailable.")
+
+    def lose(self, operation: str, *args: Any) -> Any:
+        """Answer a call that was done, but whose answer is lost."""
+        return self.refuse(operation, *args)
+
+
+class Program:
+    """A process on behalf of ``owner`` (a deployment, another agent), from its beginning to its end or its death."""
+
+    def __init__(self, scheduler: Scheduler, name: str, owner: str, main: Callable[[Program], None]) -> None:
+        self.scheduler = scheduler
+        self.name = name
+        self.owner = owner
+        self.request = PassRequest()
+        self.redact = Redactor()
+        self.looked = self.asked = float("inf")
+        """When it listed jobs first, and asked W&B last."""
+        self.called = self.read = self.wrote = 0.0
+        """When its last call began, and when it last read and wrote the ledger."""
+        self.writes: list[float] = []
+        self.creates = 0
+        self._dead = False
+        self._main = main
+        self._greenlet = greenlet.greenlet(self._run, scheduler.hub)
+        scheduler.after(0, self._greenlet.switch)
+
+    def _run(self) -> None:
+        self.scheduler.program = self
+        try:
+            self._main(self)
+        except Killed:
+            return
+
+    def sleep(self, seconds: float) -> None:
+        self.scheduler.after(seconds, self._greenlet.switch)
+        self.scheduler.hub.switch()
+        self.scheduler.program = self
+
+    def _die(self) -> None:
+        """End here; whatever the program still tries on its way out comes to nothing."""
+        self._dead = True
+        raise Killed
+
+    def call(self, service: Service, operation: str, *args: Any, **named: Any) -> Any:
+        if self._dead:
+            raise Killed
+        scheduler, random = self.scheduler, self.scheduler.random
+        self.called, fault = scheduler.now, scheduler.draw(operation)
+        scheduler.tell(self.name, "%s %.150s%s", operation, args, f": {fault.value}" if fault else "")
+        if fault is Fault.PAUSED_BEFORE:
+            self.sleep(random.uniform(*random.choice(PAUSES)))
+        self.sleep(random.random() * scheduler.slow)
+        if fault is Fault.KILLED_BEFORE:
+            self._die()
+        if fault is Fault.REFUSED:
+            self.sleep(random.random() * 15)
+            return service.refuse(operation, *args)
+        answer = getattr(service, operation)(*args, **named)
+        if fault is Fault.KILLED_AFTER:
+            self._die()
+        self.sleep(random.random() * scheduler.slow)
+        if fault is Fault.PAUSED_AFTER:
+            self.sleep(random.uniform(*random.choice(PAUSES)))
+        if fault is Fault.LOST:
+            self.sleep(random.random() * 15)
+            return service.lose(operation, *args)
+        return answer
+
+    def together(self, calls: Sequence[Callable[[], Any]], at_once: int) -> list[Any]:
+        """Run calls as ``services.side_by_side`` does, but one after the other, in an order that the seed gives."""
+        results: dict[int, Any] = {}
+        errors: dict[int, Exception] = {}
+        for index in self.scheduler.random.sample(range(len(calls)), len(calls)):
+            try:
+                results[index] = calls[index]()
+            except Exception as error:
+                errors[index] = error
+        if errors:
+            raise errors[min(errors)]
+        return [results[index] for index in range(len(calls))]
+
+
+class Outside:
+    """A service as one program sees it."""
+
+    def __init__(self, program: Program, service: Service) -> None:
+        self._program = program
+        self._service = service
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        return partial(self._program.call, self._service, operation)

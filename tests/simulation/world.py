@@ -1,0 +1,431 @@
+"""One world from a seed: deployments and what their passes meet, people, other agents, Pub/Sub, and time."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, cast
+
+from tests.fakes import ENTITY, SETTINGS, image_spec
+from tests.simulation import jobs
+from tests.simulation.invariants import Invariants
+from tests.simulation.jobs import Job, Plan, Vertex
+from tests.simulation.objects import Folder
+from tests.simulation.queues import QUEUES, Entry, Wandb
+from tests.simulation.scheduler import KINDS, START, Broken, Fault, Outside, Program, Scheduler, Service
+from vertex_launch.config import Policy, Region, Settings
+from vertex_launch.dispatcher import Dispatcher
+from vertex_launch.errors import PassBusy, PassLost, Unavailable
+from vertex_launch.job_watch import JobHint, JobWatch
+from vertex_launch.log import LOGGER
+from vertex_launch.model import SCHEDULER_URI, Kind, PassRequest, RunId
+from vertex_launch.record import Record
+from vertex_launch.services import Services
+
+MINUTE = 60.0
+LONGEST_DRAIN = 120
+"""Minutes without any fault after which all must have come to its end."""
+TRIES = 6
+"""Deliveries of one message."""
+OPERATIONS = (
+    "read",
+    "write",
+    "look",
+    "active",
+    "pop",
+    "ack",
+    "fail",
+    "warn",
+    "create",
+    "cancel",
+    "get",
+    "runs",
+    "items",
+)
+
+
+def simulate(seed: int) -> World:
+    """Live the world of this seed to its end. Raises AssertionError with its history when an invariant breaks."""
+    world = World(seed)
+    before = LOGGER.handlers[:], LOGGER.propagate, LOGGER.level
+    LOGGER.handlers[:], LOGGER.propagate = [_Records(world)], False
+    LOGGER.setLevel(logging.INFO)
+    try:
+        world.live()
+    except Broken as error:
+        history = "\n".join(world.scheduler.history())
+        raise AssertionError(f"seed {seed}: {error}\n{history}\nseed {seed}: {error}") from error
+    finally:
+        LOGGER.handlers[:], LOGGER.propagate = before[:2]
+        LOGGER.setLevel(before[2])
+    return world
+
+
+class _Records(logging.Handler):
+    """Looks for keys in what the product logs, redacted as it is by the process that logs it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            raise Broken(f"unexpected error: {record.exc_info[1]!r}") from record.exc_info[1]
+        program = self._world.scheduler.program
+        text = program.redact(f"{record.getMessage()} {record.__dict__}")
+        self._world.scheduler.tell(program.name, "  logs: %s", record.getMessage())
+        self._world.invariants.secret(text, "the log")
+
+
+@dataclass
+class Deployment:
+    """One vertex-launch: its settings and its objects."""
+
+    settings: Settings
+    folder: Folder
+
+
+class World:
+    """Draws from the seed what there is and what will happen, then lets it happen."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random = Random(seed)
+        self.trouble = random.choice((0, 300, 300, 600, 600, 900))
+        """For how many seconds things go wrong."""
+        self._rates = dict.fromkeys(OPERATIONS, random.choice((0.0, 0.01, 0.02, 0.04, 0.06)))
+        if random.random() < 0.7:
+            self._rates[random.choice((*OPERATIONS, *["create", "ack"] * 5))] = random.choice((0.2, 0.6))
+        self.scheduler = Scheduler(random, self._fault, random.choice((0.05, 0.3, 2)))
+        self.short_leases = random.random() < 0.03
+        """Whether W&B's leases may be shorter than configured, which excuses what is said after them."""
+        self.keys = ["today" * 8]
+        self.all_keys = self.keys[:]
+        self.wandb = Wandb(self, silent=random.random() < 0.1, eager=random.random() < 0.5)
+        self.vertex = Vertex(self, random.choice((0, 0, 5, 80)))
+        self.invariants = Invariants(self)
+        self.deployments = {"test": self._deployment("test")}
+        if random.random() < 0.2:
+            self.deployments["other"] = self._deployment("other")
+        self._programs = 0
+        self._plan_what_happens()
+
+    @property
+    def troubled(self) -> bool:
+        return self.scheduler.now < START + self.trouble
+
+    def _fault(self, operation: str) -> Fault:
+        rate = self._rates.get(operation, 0.02) if self.troubled else 0
+        return self.random.choice(KINDS) if self.random.random() < rate else Fault.NONE
+
+    # What there is
+
+    def _deployment(self, name: str) -> Deployment:
+        random = self.random
+        regions = [Region(name=one, staging_bucket=f"gs://staging-{one}") for one in ("us-central1", "us-east4")]
+        changes = {
+            "deployment": name,
+            "entity": random.choice((ENTITY, None)),
+            "regions": tuple(regions[: random.choice((1, 2))]),
+            "max_jobs": random.choice((1, 2, 5)),
+            "start_timeout": random.choice((0, 200, 400)),
+            "queue_timeout": random.choice((0, 0, 200)),
+            "stopped_run_timeout": random.choice((0, 60)),
+            "max_attempts": random.choice((1, 2, 3, 3)),
+            "resubmit_after": random.choice((10, 30)),
+            "give_up_after": 1200,
+        }
+        return Deployment(Settings(**SETTINGS | changes), Folder(self.scheduler))
+
+    def lease(self) -> float:
+        """Give the length of one lease; 60 seconds are configured."""
+        if self.short_leases and self.random.random() < 0.3:
+            return self.random.uniform(5, 60)
+        return self.random.choice((60.0, 60.0, self.random.uniform(60, 400)))
+
+    def _push(self, number: int) -> None:
+        random, chance = self.random, self.random.random()
+        entry = Entry(f"Item{number}", random.choice(QUEUES), image_spec(), self.scheduler.now)
+        entry.hopeless, entry.refused, entry.quota = chance < 0.08, 0.08 < chance < 0.14, not 0.14 < chance < 0.18
+        if entry.hopeless:
+            entry.spec["resource_args"] = {"gcp-vertex": {"spec": {}}}
+        elif random.random() < 0.1:  # which its author is warned about
+            spec = entry.spec["resource_args"]["gcp-vertex"]["spec"]
+            spec["worker_pool_specs"][0]["container_spec"]["image_uri"], entry.spec["overrides"] = (
+                "gcr.io/other/image",
+                {},
+            )
+        alone = len(self.deployments) == 1  # for a run id in the spec is a known limit else
+        if chance > 0.9 and alone:
+            entry.kind, sweep = Kind.SCHEDULER, f"sweep{number}"
+            entry.spec |= {"uri": SCHEDULER_URI, "sweep_id": sweep, "run_id": sweep}
+            self.wandb.sweeps[sweep] = False
+        elif random.random() < 0.15 and alone:
+            entry.spec["run_id"] = run = random.choice(("preset", f"preset{number}"))
+            if random.random() < 0.5:
+                self.wandb.stop(RunId(ENTITY, "demo", run))
+        if random.random() < 0.25:
+            entry.key = entry.spec["_wandb_api_key"] = f"{number}own" * 10
+            self.all_keys.append(entry.key)
+        self.wandb.entries[entry.id] = entry
+        self.scheduler.tell("a person", "pushes %s", entry)
+
+    def plan(self, owner: str) -> Plan:
+        """Draw what becomes of a job."""
+        random = self.random
+        ends = (jobs.SUCCEEDED, jobs.FAILED, jobs.EXPIRED, jobs.PARTLY, jobs.CANCELLED)
+        dies_early, may_hang = random.random() < 0.1, self.deployments[owner].settings.start_timeout
+        end = jobs.FAILED if dies_early else random.choices(ends, (28, 55, 4, 4, 9))[0]
+        errors = {jobs.FAILED: jobs.AGAIN + jobs.BAD, jobs.EXPIRED: jobs.BAD, jobs.PARTLY: jobs.BAD}
+        return Plan(
+            queued=random.choices((0.0, random.uniform(5, 400)), (85, 15))[0],
+            pending=random.choices((random.uniform(1, 60), 1e5 if may_hang else 30.0), (94, 6))[0],
+            running=0.0 if dies_early else random.uniform(10, 400),
+            odd=random.choices((0, random.choice(jobs.ODD)), (90, 10))[0],
+            init=random.choices((random.uniform(1, 30), 1e5), (85, 15))[0],
+            shown=random.choices((0.0, random.uniform(0, 60)), (60, 40))[0],
+            announced=random.choices((0.0, 9.0), (80, 20))[0],
+            end=end,
+            error=random.choice(errors.get(end, ("",))),
+            said=random.choice((0.0, random.uniform(1, 60))) if end == jobs.FAILED else 0.0,
+            cancelling=random.uniform(1, 90),
+            cancelled=random.choices((jobs.CANCELLED, jobs.SUCCEEDED, jobs.FAILED), (85, 8, 7))[0],
+            deleted=random.choices((0.0, random.uniform(5, 300)), (96, 4))[0],
+            stubborn=random.random() < 0.7,
+        )
+
+    # What happens
+
+    def _plan_what_happens(self) -> None:
+        random, after, busy = self.random, self.scheduler.after, max(300, self.trouble)
+        spread = random.choice((1, 300))
+        for number in range(random.randint(2, 4)):
+            after(random.random() * spread, self._push, number + 1)
+        for owner in self.deployments:
+            after(random.random() * MINUTE, self._scheduled, owner)
+        doings: list[tuple[float, Callable[[], None], int]] = [
+            (1.0, self._dispatch_now, 3),
+            (0.3, self._official, 15),
+            (0.4, self._stop_run, 3),
+            (0.1, self._stop_agents, 1),
+            (0.2, self._lose_ledger, 1),
+            (0.2, self._new_key, 1),
+            (0.1, self._stricter_policy, 1),
+        ]
+        for chance, act, times in doings:
+            if random.random() < chance:
+                for _ in range(random.randint(1, times)):
+                    after(random.random() * busy, act)
+        after(busy, self._resume)
+
+    def _scheduled(self, owner: str) -> None:
+        """Publish the scheduled tick, each minute."""
+        self._publish(owner, PassRequest(published=self.scheduler.now))
+        self.scheduler.after(MINUTE, self._scheduled, owner)
+
+    def _publish(self, owner: str, request: PassRequest) -> None:
+        self._deliver(self._start_pass, owner, request)
+
+    def log(self, job: Job, text: str) -> None:
+        """Let the log sinks of all deployments publish an entry."""
+        self.scheduler.tell(f"job {job.number}", "logs: %s", text)
+        for owner in self.deployments:
+            hint = JobHint(job.number, ended="running" not in text, published=self.scheduler.now)
+            self._deliver(self._start_watch, owner, hint)
+
+    def _deliver(self, start: Callable[..., None], *args: Any) -> None:
+        """Deliver a message: late, twice, after younger ones, or never."""
+        for _ in range(self.random.choices((1, 0, 2), (80, 10, 10))[0] if self.troubled else 1):
+            late = self.troubled and self.random.random() < 0.2
+            self.scheduler.after(self.random.uniform(0, 120 if late else 1), start, *args, 1)
+
+    def _again(self, start: Callable[..., None], owner: str, message: Any, number: int) -> None:
+        if number < TRIES:
+            self.scheduler.after(self.random.uniform(5, 60), start, owner, message, number + 1)
+
+    def _program(self, name: str, owner: str, main: Callable[[Program], None]) -> Program:
+        self._programs += 1
+        return Program(self.scheduler, f"{name}{self._programs}{' (2)' * (owner == 'other')}", owner, main)
+
+    def _start_pass(self, owner: str, request: PassRequest, number: int) -> None:
+        """Run a pass in a fresh instance; what fails or dies is delivered again."""
+
+        def main(program: Program) -> None:
+            done, program.request = False, request
+            try:
+                done = self._pass(program, request)
+            finally:
+                if not done and request.published is not None:
+                    self._again(self._start_pass, owner, request, number)
+
+        self._program("pass", owner, main)
+
+    def _pass(self, program: Program, request: PassRequest) -> bool:
+        """Run a pass; says whether it came to its end."""
+        deployment = self.deployments[program.owner]
+        services = Services(
+            queue=cast(Any, Outside(program, self.wandb)),
+            vertex=cast(Any, Outside(program, self.vertex)),
+            record=Record(cast(Any, Outside(program, deployment.folder))),
+            key=_Key(program, _Secret(self)),
+            redact=program.redact,
+            together=program.together,
+            clock=self.scheduler.clock,
+            new_pass_id=lambda: program.name,
+        )
+        try:
+            report = Dispatcher(deployment.settings, services).run(request)
+        except (PassBusy, PassLost, Unavailable) as error:
+            self.scheduler.tell(program.name, "ends: %s %s", type(error).__name__, error)
+            self.invariants.secret(str(error), "an error")
+            return False
+        except Exception as error:
+            raise Broken(f"{program.name} raises {error!r}") from error
+        if report:
+            text = json.dumps(report.body())
+            self.scheduler.tell(program.name, "ends: %s", text)
+            self.invariants.secret(text, "a report")
+        return True
+
+    def _start_watch(self, owner: str, hint: JobHint, number: int) -> None:
+        """Run job_state for a log entry."""
+
+        def main(program: Program) -> None:
+            done, vertex, ticks = False, Outside(program, self.vertex), Outside(program, _Topic(self, owner))
+            watch = JobWatch(
+                self.deployments[owner].settings,
+                cast(Any, vertex),
+                cast(Any, ticks),
+                self.scheduler.clock,
+                program.together,
+            )
+            try:
+                done = watch.run(hint)
+            except Unavailable as error:
+                self.scheduler.tell(program.name, "ends: %s", error)
+            finally:
+                if not done:
+                    self._again(self._start_watch, owner, hint, number)
+
+        self._program("job_state", owner, main)
+
+    # What people and others do
+
+    def _dispatch_now(self) -> None:
+        wanted = self.random.choice((PassRequest(), PassRequest(limit=1), PassRequest(queues=("gpu",))))
+        self._start_pass(self.random.choice(list(self.deployments)), wanted, 1)
+
+    def _official(self) -> None:
+        """Pop and claim at once, as the official agent does; its job has none of our labels."""
+
+        def main(program: Program) -> None:
+            popped = self.wandb.pop_one(self.random.choice(QUEUES))
+            program.sleep(self.random.uniform(0, 10))
+            if popped.item:
+                self.wandb.ack_one(popped.item.id, f"official{popped.item.id}")
+
+        self._program("official", "official", main)
+
+    def _stop_run(self) -> None:
+        """Ask a run to stop whose job lives or ended a while ago; the program in it obeys or does not."""
+        recent = [job for job in self.vertex.jobs.values() if job.lives or job.ended > self.scheduler.now - 60]
+        if recent:
+            job = self.random.choice(recent)
+            self.wandb.stop(job.run)
+            if not job.plan.stubborn and self.random.random() < 0.6:
+                self.scheduler.after(self.random.uniform(1, 50), self.vertex.obey, job)
+
+    def _stop_agents(self) -> None:
+        self.wandb.stop_agents()
+
+    def _resume(self) -> None:
+        """Resume deployments whose agents were stopped, until that has worked."""
+        going = {agent.hostname.rpartition("/")[2] for agent in self.wandb.agents.values() if not agent.stop_polling}
+        for owner in [one for one in self.deployments if one not in going]:
+            self._start_pass(owner, PassRequest(resume=True), 1)
+        self.scheduler.after(45, self._resume)
+
+    def _lose_ledger(self) -> None:
+        """Damage the ledger, rather just after a job was created."""
+        young = any(job.created > self.scheduler.now - 20 for job in self.vertex.jobs.values())
+        if young or not self.troubled:
+            self.deployments["test"].folder.lose_ledger()
+        else:
+            self.scheduler.after(5, self._lose_ledger)
+
+    def _new_key(self) -> None:
+        self.keys.append("morrow" * 7)
+        self.all_keys.append(self.keys[-1])
+
+    def _stricter_policy(self) -> None:
+        """Allow no image from now on: what has a job goes on, what has none fails."""
+        policy = Policy(images=())
+        for deployment in self.deployments.values():
+            deployment.settings = deployment.settings.model_copy(update={"policy": policy})
+
+    def tick(self, owner: str, ended: str) -> None:
+        self.invariants.on_tick(owner, ended)
+        self._publish(owner, PassRequest(published=self.scheduler.now, ended=ended))
+
+    # From beginning to end
+
+    def live(self) -> None:
+        until = START + max(300, self.trouble) + 2 * MINUTE
+        self.scheduler.run(until)
+        for _ in range(LONGEST_DRAIN):
+            if self._over():
+                break
+            until += MINUTE
+            self.scheduler.run(until)
+        self.invariants.at_end()
+
+    def _over(self) -> bool:
+        return (
+            all(self.wandb.state(entry) in ("CLAIMED", "FAILED") for entry in self.wandb.entries.values())
+            and not any(job.lives for job in self.vertex.jobs.values())
+            and not any(
+                one.folder.ledger.open or one.folder.rebuilt > self.scheduler.now for one in self.deployments.values()
+            )
+        )
+
+
+class _Topic(Service):
+    """The topic of ticks."""
+
+    name = "Pub/Sub"
+
+    def __init__(self, world: World, owner: str) -> None:
+        self._world = world
+        self._owner = owner
+
+    def publish(self, body: dict[str, str]) -> None:
+        self._world.tick(self._owner, body["ended"])
+
+
+class _Secret(Service):
+    """Secret Manager."""
+
+    name = "Secret Manager"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def key(self) -> str:
+        return self._world.keys[-1]
+
+
+class _Key:
+    """The secret as one instance reads it: once."""
+
+    def __init__(self, program: Program, secret: _Secret) -> None:
+        self._program = program
+        self._secret = secret
+        self._key = ""
+
+    def get(self) -> str:
+        if not self._key:
+            self._key = self._program.call(self._secret, "key")
+            self._program.redact.add(self._key)
+        return self._key

@@ -1,0 +1,40 @@
+"""The real dispatcher in simulated worlds: no seed breaks an invariant, and each of these mutations does.
+
+``SEEDS`` in the environment lives more worlds (``make soak``). One seed again, with its history where it fails:
+``python -c "from tests.simulation.world import simulate; simulate(1234)"``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS, Mutation
+from tests.simulation.world import simulate
+
+SEEDS = int(os.environ.get("SEEDS", "2000"))
+CHUNK = max(50, SEEDS // 500)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_no_seed_breaks_an_invariant(first: int) -> None:
+    for seed in range(first, min(first + CHUNK, SEEDS)):
+        simulate(seed)
+
+
+def test_a_seed_is_always_the_same_world() -> None:
+    for seed in range(20):
+        assert list(simulate(seed).scheduler.history()) == list(simulate(seed).scheduler.history())
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: one.name)
+def test_a_mutation_is_found(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutation.apply(monkeypatch)
+    for seed in range(2000):
+        try:
+            simulate(seed)
+        except AssertionError as error:
+            assert str(error).partition(": ")[2].startswith(mutation.breaks), error
+            return
+    pytest.fail(f"no seed finds it: {mutation.apply.__doc__}")

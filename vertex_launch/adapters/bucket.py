@@ -1,0 +1,125 @@
+"""A deployment's objects in a Cloud Storage bucket, where the record lies (``vertex_launch.record``).
+
+A 429, which an object answers to more than about one write a second, is waited out by the client library's own retry.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from google.api_core import exceptions
+from google.api_core.retry import Retry
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.storage import Blob, Client
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.exceptions import RequestException
+
+from vertex_launch.errors import Unavailable
+
+# Else the client asks for the bucket's metadata in a thread of its own, which nothing here needs and which wants a right.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
+T = TypeVar("T")
+
+SERVICE = "Cloud Storage"
+
+TROUBLE = (exceptions.GoogleAPIError, GoogleAuthError, DataCorruption, RequestException, OSError)
+"""Everything that an operation on an object can raise."""
+
+BACKOFF = DEFAULT_RETRY.with_delay(initial=0.3, maximum=1.0, multiplier=1.3)
+"""Pauses between two attempts, up to the time that an object needs between two writes."""
+
+NO_BUCKET = "bucket does not exist"
+"""What a 404 says where the bucket is missing; where only the object is, it says: No such object."""
+
+
+class Bucket:
+    """The objects under one ``gs://bucket[/prefix]``, a folder for each deployment; ``project`` is whom requests belong to."""
+
+    def __init__(
+        self,
+        location: str,
+        deployment: str,
+        *,
+        project: str,
+        timeout: float,
+        client: Client | None = None,
+        backoff: Retry = BACKOFF,
+    ) -> None:
+        parts = urlsplit(location)
+        self._prefix = "/".join(part for part in (parts.path.strip("/"), deployment) if part)
+        self._where = f"gs://{parts.netloc}/{self._prefix}"
+        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
+        self._bucket = (client or Client(project=project)).bucket(parts.netloc)
+
+    def read(self, name: str) -> tuple[bytes, int] | None:
+        """Read an object and its generation; None when there is none. Raises Unavailable."""
+
+        def download() -> tuple[bytes, int]:
+            blob = self._blob(name)
+            content: bytes = blob.download_as_bytes(**self._again)
+            # The real service tells the generation with the content, not every stand-in does.
+            return self._read_generation(name) if blob.generation is None else (content, int(blob.generation))
+
+        return self._call(download, "read", name)
+
+    def write(self, name: str, content: bytes, generation: int) -> int | None:
+        """Write if the object's generation is that one, 0 for none; gives the new generation, None when it is another.
+
+        Raises Unavailable.
+        """
+
+        def upload() -> int:
+            blob = self._blob(name)
+            blob.upload_from_string(
+                content, content_type="application/json", if_generation_match=generation, **self._again
+            )
+            return int(blob.generation)
+
+        return self._call(upload, "write", name)
+
+    def _blob(self, name: str) -> Blob:
+        return self._bucket.blob(f"{self._prefix}/{name}")
+
+    def _read_generation(self, name: str) -> tuple[bytes, int]:
+        """Ask for the object's generation, then read the content of exactly that one."""
+        for _ in range(3):
+            blob = self._blob(name)
+            blob.reload(**self._again)
+            generation = int(blob.generation)
+            with suppress(exceptions.NotFound):  # replaced in between
+                exactly = self._bucket.blob(blob.name, generation=generation)
+                return exactly.download_as_bytes(**self._again), generation
+        raise Unavailable(SERVICE, f"{self._where}/{name} changes too often to be read")
+
+    def _call(self, operation: Callable[[], T], verb: str, name: str) -> T | None:
+        """Run an operation on an object; None when it is not there or is of another generation."""
+        try:
+            return operation()
+        except exceptions.PreconditionFailed:
+            return None
+        except exceptions.NotFound as error:
+            if verb == "read" and NO_BUCKET not in str(error):
+                return None
+            raise Unavailable(
+                SERVICE, f"the bucket of {self._where} does not exist; create it or correct STATE_BUCKET"
+            ) from error
+        except exceptions.Forbidden as error:
+            raise Unavailable(
+                SERVICE,
+                f"the function's service account may not {verb} {self._where}/{name}; grant it "
+                f"roles/storage.objectUser on that bucket ({error.message})",
+            ) from error
+        except TROUBLE as error:
+            raise Unavailable(SERVICE, f"cannot {verb} {self._where}/{name}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """Give Cloud Storage's own words, those of the last attempt where there were several."""
+    last = getattr(error, "cause", None) or error
+    return str(exceptions.from_http_response(last.response) if isinstance(last, InvalidResponse) else last)
