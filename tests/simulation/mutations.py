@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from vertex_launch import custom_job, dispatcher, labels, outcome, reconciler, settling
+from vertex_launch import custom_job, dispatcher, labels, outcome, settling
 from vertex_launch.dispatcher import _Pass
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy
 from vertex_launch.job_watch import JobWatch
 from vertex_launch.ledger import Ledger, Stage
 from vertex_launch.log import Redactor
-from vertex_launch.model import Hold, ItemView, Kind
+from vertex_launch.model import Hold, ItemView, Kind, Phase
 from vertex_launch.reconciler import Reconciler
 from vertex_launch.record import HOLD, LEDGER, Record
 from vertex_launch.settling import Do, Unknown
@@ -328,8 +328,15 @@ def every_failure_is_repeated(patch: Patch) -> None:
 
 @_breaks("I4")
 def a_job_is_settled_instead_of_its_item(patch: Patch) -> None:
-    """The end of a job settles its item, although another job serves it."""
-    _wrap(patch, reconciler, "_is_dying", lambda real, job: not (real(job) or job.ended))
+    """The end of a twin is told as if it were the item's."""
+
+    def cancel(real: Any, self: Reconciler, item: str, name: str, why: str) -> Any:
+        done = real(self, item, name, why)
+        if done and "serves the same item" in why:
+            self.services.queue.fail([(item, f"Vertex AI job {name} was cancelled.")], Phase.RUN, 10)
+        return done
+
+    _wrap(patch, Reconciler, "_cancel", cancel)
 
 
 @_breaks("I4: job_state")

@@ -118,6 +118,9 @@ class Program:
         self._greenlet = greenlet.greenlet(self._run, scheduler.hub)
         scheduler.after(0, self._greenlet.switch)
 
+    def __repr__(self) -> str:
+        return self.name
+
     def _run(self) -> None:
         self.scheduler.program = self
         try:
