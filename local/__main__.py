@@ -1,4 +1,4 @@
-"""`python -m local up` keeps a cloud on this machine; `demo` shows a dozen jobs go through it; `chaos` troubles it."""
+"""`python -m local up` keeps a cloud on this machine; `demo` shows what becomes of some items; `chaos` troubles it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start everything, print the addresses and the environment to use, and stay")
-    demo = commands.add_parser("demo", help="push a dozen items with the real command and show what becomes of them")
+    demo = commands.add_parser("demo", help="push some items with the real command and show what becomes of them")
     chaos = commands.add_parser("chaos", help="kill functions and trouble services, then account for every item")
     chaos.add_argument("--seconds", type=float, default=120.0, metavar="N", help="how long things go wrong")
     chaos.add_argument("--seed", type=int, default=0, metavar="N", help="what goes wrong, and when")

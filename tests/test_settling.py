@@ -686,6 +686,7 @@ def test_an_attempt_whose_create_goes_wrong_is_neither_lost_nor_doubled(trouble:
     for _ in range(6):
         world.after(60)
     assert [job.labels["vertex_launch_attempt"] for job in world.jobs] == ["1", "2"]
+    assert [said for said in world.it.warnings if said != "no quota"] == [f"attempt 2 of 5 in us-central1: {INTERNAL}."]
     world.end(STATE.JOB_STATE_SUCCEEDED)
     world.after(60)
     assert (world.it.state, world.record.ledger.open) == ("CLAIMED", {})

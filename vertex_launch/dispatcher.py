@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from vertex_launch import custom_job, labels, policy
+from vertex_launch import custom_job, labels, policy, settling
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassLost, Unavailable
@@ -285,7 +285,7 @@ class _Pass:
             return []
         attempt = entry.attempt + 1
         again = custom_job.next_attempt(request, attempt=attempt, region=region, settings=self._settings, api_key=key)
-        said = f"attempt {attempt} of {self._settings.max_attempts} in {region}: {entry.reason}"
+        said = settling.another_attempt(entry, attempt, region, self._settings)
         return [_Start(Item(entry.item, entry.queue, None), entry.kind, replace(again, warnings=(said,)), attempt)]
 
     def _not_resubmitted(self, start: _Start, error: ItemRejected | ItemDeferred | OutcomeUnknown) -> None:

@@ -133,6 +133,10 @@ class Reconciler:
         entry = self.ledger.found(job, self.now)
         if not known:
             entry.told.append(_WAITS_FOR_QUOTA)  # perhaps it was told already
+        if entry.attempt > 1 and entry.reason:
+            said = settling.another_attempt(entry, entry.attempt, entry.region, self.settings)
+            if said not in entry.told:  # the pass that created the job died before it could say so
+                self.warnings.append((entry.item, said))
 
     def _confirm_acks(self, gone: set[str]) -> None:
         """Compare jobs whose item was not acked, as far as we know, with the item itself."""

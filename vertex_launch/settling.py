@@ -152,6 +152,11 @@ def _started(entry: OpenJob, run: RunView | Unknown | None, job: ManagedJob) -> 
 # Sentences
 
 
+def another_attempt(entry: OpenJob, attempt: int, region: str, settings: Settings) -> str:
+    """Say that there is another attempt, and why."""
+    return f"attempt {attempt} of {settings.max_attempts} in {region}: {entry.reason}"
+
+
 def _sentence(entry: OpenJob, end: _End, settings: Settings) -> str:
     parts = [_what(entry, end, settings)]
     job, stopped = end.job, "Somebody had stopped its run in W&B." if end.stopped else ""

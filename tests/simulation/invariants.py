@@ -101,7 +101,7 @@ class Invariants:
             raise Broken(f"I4: {what} does not go on with the run of the first")
         if 0 < self._surely_stopped(job) < program.asked:
             raise Broken(f"I4: {what} although its run was stopped")
-        if not any(map(self._excused, made)):
+        if not any(map(self._excused, [job, *made])):
             if not any(one.attempt == job.attempt - 1 for one in made):
                 raise Broken(f"I4: {what} leaves one out")
             before = max((one for one in made if one.error in AGAIN), key=lambda one: one.attempt, default=None)
