@@ -87,7 +87,8 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
                 begun, ended = bool(report.submitted or report.rejected), bool(report.settled)
                 assert asked <= 3 + 3 * begun + 3 * ended, "look, pop, warn; pop, fail, ack; items, runs, warn"
             assert len(world.ledger.open) <= 8
-            assert len(world.ledger.dump()) < 600 + 500 * len(world.ledger.open)
+            assert len(world.ledger.dump()) < 600 + 500 * len(world.ledger.open) + 120 * len(world.ledger.settled)
+            assert len(world.ledger.settled) <= 8 * 11, "of the last ten minutes"
             world.clock.sleep(60)
             for job in world.jobs():
                 if (
@@ -110,7 +111,7 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
         assert world.secrets.calls == {"AccessSecretVersion": 1}
         assert world.storage.calls["storage.download"] == ticks
         assert world.storage.calls["storage.insert"] <= 3 * ticks
-        assert len(world.ledger.dump()) < 400
+        assert len(world.ledger.dump()) < 500 + 120 * len(world.ledger.settled)
 
 
 FAILED = JobState.JOB_STATE_FAILED

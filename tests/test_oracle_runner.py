@@ -175,6 +175,7 @@ def labels(case: Case) -> None:
         "vertex_launch_queue": "gpu",
         "vertex_launch_attempt": "1",
         "vertex_launch_kind": "job",
+        **({"vertex_launch_key": "item"} if case.spec.get("_wandb_api_key") else {}),
     }
     case.theirs.labels = dict(case.ours.labels)
 

@@ -187,6 +187,19 @@ def leases_last_for_ever(patch: Patch) -> None:
 
 
 @_breaks("I1", "I4")
+def an_ack_counts_as_accepted(patch: Patch) -> None:
+    """Whatever W&B says to an ack, the item is taken for claimed."""
+
+    def ack(real: Any, self: _Pass, claims: Any) -> None:
+        real(self, claims)
+        for claim in claims:
+            if claim.item in self._ledger.open:
+                self._ledger.acked(claim.item)
+
+    _wrap(patch, _Pass, "_ack", ack)
+
+
+@_breaks("I1", "I4")
 def claims_are_never_checked(patch: Patch) -> None:
     """Jobs whose ack was not heard of are not compared with their item."""
     patch.setattr(Reconciler, "judge_claim", lambda self, entry, item: None)
@@ -232,6 +245,46 @@ def a_new_policy_fails_what_trains(patch: Patch) -> None:
 def schedulers_are_not_limited(patch: Patch) -> None:
     """Sweep schedulers start in any number."""
     _wrap(patch, _Pass, "_free", lambda real, self, kind: 99 if kind is Kind.SCHEDULER else real(self, kind))
+
+
+@_breaks("I3")
+def further_attempts_need_no_slot(patch: Patch) -> None:
+    """What is submitted again does not ask whether a slot is free."""
+
+    def following(real: Any, self: _Pass, *args: Any) -> Any:
+        check, self._check_limits = self._check_limits, lambda *limits: None  # type: ignore[method-assign]
+        try:
+            return real(self, *args)
+        finally:
+            self._check_limits = check  # type: ignore[method-assign]
+
+    _wrap(patch, _Pass, "_next", following)
+
+
+@_breaks("I2: two items")
+def runs_are_shared(patch: Patch) -> None:
+    """Two items with one run id start at the same time."""
+    patch.setattr(Ledger, "holder", lambda self, run, item: None)
+
+
+@_breaks("I3")
+def limits_of_requests_are_ignored(patch: Patch) -> None:
+    """A person's ``limit`` changes nothing."""
+
+    def check(real: Any, self: _Pass, *args: Any) -> None:
+        request, self._request = self._request, replace(self._request, limit=None)
+        try:
+            real(self, *args)
+        finally:
+            self._request = request
+
+    _wrap(patch, _Pass, "_check_limits", check)
+
+
+@_breaks("I3", "I4")
+def unknown_states_have_ended(patch: Patch) -> None:
+    """A state that nobody has heard of counts as an end."""
+    _wrap(patch, outcome, "is_ended", lambda real, state: real(state) or state == 42)
 
 
 @_breaks("I4")
@@ -295,6 +348,24 @@ def attempts_have_no_number(patch: Patch) -> None:
 
 
 @_breaks("I4: attempt")
+def a_stopped_run_is_submitted_again(patch: Patch) -> None:
+    """A preempted job goes on although a person stopped its run."""
+
+    def decide(real: Any, entry: Any, job: Any, run: Any, *args: Any) -> Any:
+        run = replace(run, stopped=False) if hasattr(run, "stopped") else run
+        return real(entry.model_copy(update={"stop_seen": 0, "cancelled": ""}), job, run, *args)
+
+    _wrap(patch, settling, "decide", decide)
+    patch.setattr(dispatcher, "_is_stopped", lambda run: False)
+
+
+@_breaks("I4: attempt")
+def a_stop_between_attempts_is_not_seen(patch: Patch) -> None:
+    """Before the next attempt nobody asks again whether its run was stopped."""
+    patch.setattr(dispatcher, "_is_stopped", lambda run: False)
+
+
+@_breaks("I4: attempt")
 def attempts_follow_at_once(patch: Patch) -> None:
     """There is no pause before the next attempt."""
     _wrap(patch, Ledger, "again", lambda real, self, item, at, *args, **how: real(self, item, 0, *args, **how))
@@ -337,6 +408,53 @@ def a_job_is_settled_instead_of_its_item(patch: Patch) -> None:
         return done
 
     _wrap(patch, Reconciler, "_cancel", cancel)
+
+
+@_breaks("I4")
+def an_event_makes_its_job_the_items(patch: Patch) -> None:
+    """The job that an event names is settled, whether or not it is its item's."""
+
+    def reconcile(real: Any, self: Reconciler, hint: str = "") -> Any:
+        job = self.services.vertex.get(hint) if hint else None
+        if job and job.ended and job.item in self.ledger.open:
+            self.ledger.found(job, self.now)
+        return real(self, hint)
+
+    _wrap(patch, Reconciler, "reconcile", reconcile)
+
+
+@_breaks("I4")
+def a_frozen_pass_settles(patch: Patch) -> None:
+    """A pass tells W&B how jobs ended although it has lost its hold."""
+
+    def send(real: Any, self: Reconciler, *args: Any) -> None:
+        self.until = 1e12
+        real(self, *args)
+
+    _wrap(patch, Reconciler, "_send", send)
+
+
+@_breaks("I4")
+def what_was_settled_is_forgotten(patch: Patch) -> None:
+    """A pass that fails later gives back the ledger as it found it."""
+
+    def reconcile(real: Any, self: _Pass) -> None:
+        kept = self._kept
+        real(self)
+        self._kept = kept
+
+    _wrap(patch, _Pass, "_reconcile", reconcile)
+
+
+@_breaks("I4")
+def lists_are_always_true(patch: Patch) -> None:
+    """A settled job that a list still shows as active is a new one."""
+
+    def reconcile(real: Any, self: Reconciler, *args: Any) -> Any:
+        self.ledger.settled.clear()
+        return real(self, *args)
+
+    _wrap(patch, Reconciler, "reconcile", reconcile)
 
 
 @_breaks("I4: job_state")
