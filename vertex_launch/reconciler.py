@@ -130,7 +130,7 @@ class Reconciler:
     def _open(self, job: ManagedJob) -> None:
         """Note the item's job; what is not known of one from before the ledger is learned now."""
         known = job.item in self.ledger.open
-        entry = self.ledger.found(job, self.now)
+        entry = self.ledger.found(job, self.services.clock())
         if not known:
             entry.told.append(_WAITS_FOR_QUOTA)  # perhaps it was told already
         if entry.attempt > 1 and entry.reason:

@@ -175,8 +175,13 @@ class Invariants:
         if not any(job.run.id == run for job in self._world.vertex.of(entry.id, program.owner)):
             raise Broken(f"I1: {entry.id} is claimed for run {run}, which has no job")
 
+    def _check_hold(self, program: Program, text: str) -> None:
+        if "/training/" in text and self._world.scheduler.now > program.held:
+            raise Broken(f"I4: {program.name} tells how a job ended after its hold: {text}")
+
     def on_fail(self, program: Program, entry: Entry, message: str) -> None:
         self.secret(message, "a failure")
+        self._check_hold(program, message)
         ours = entry.owner == program.owner if entry.state == "CLAIMED" else entry.leased_by is program
         if entry.state != "FAILED" and not (ours or self._world.short_leases):
             raise Broken(f"I4: {entry.id} is failed, and it is {entry.owner or 'leased by nobody, or somebody else'}'s")
@@ -208,6 +213,7 @@ class Invariants:
 
     def on_warn(self, program: Program, entry: Entry, text: str, phase: Phase) -> None:
         self.secret(text, "a warning")
+        self._check_hold(program, text)
         jobs = self._world.vertex.of(entry.id, program.owner)
         for job in jobs:
             wrong = job.lives or not (job is _last(jobs) or any(map(self._excused, jobs)))

@@ -14,7 +14,7 @@ from vertex_launch import custom_job, dispatcher, labels, outcome, settling
 from vertex_launch.dispatcher import _Pass
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy
 from vertex_launch.job_watch import JobWatch
-from vertex_launch.ledger import Ledger, Stage
+from vertex_launch.ledger import Ledger, OpenJob, Stage
 from vertex_launch.log import Redactor
 from vertex_launch.model import Hold, ItemView, Kind, Phase
 from vertex_launch.reconciler import Reconciler
@@ -68,7 +68,7 @@ def ack_before_create(patch: Patch) -> None:
     _wrap(patch, _Pass, "_create", create)
 
 
-@_breaks("I2")
+@_breaks("I2", "I4")
 def no_adoption(patch: Patch) -> None:
     """An item that comes back after its lease is taken for a new one."""
     patch.setattr(_Pass, "_adopt", lambda self, item: None)
@@ -100,7 +100,7 @@ def intents_are_not_written(patch: Patch) -> None:
     _wrap(patch, _Pass, "_create", create)
 
 
-@_breaks("I2", "I3")
+@_breaks("I1", "I2", "I3")
 def intents_are_forgotten_at_once(patch: Patch) -> None:
     """A create of unknown outcome is taken for one that failed."""
 
@@ -206,7 +206,7 @@ def claims_are_never_checked(patch: Patch) -> None:
     patch.setattr(Reconciler, "_confirm_acks", lambda self, gone: None)
 
 
-@_breaks("I1: job", "I2")
+@_breaks("I1: job", "I2", "I4")
 def twins_live(patch: Patch) -> None:
     """Of two jobs for one item none is cancelled."""
 
@@ -251,14 +251,13 @@ def schedulers_are_not_limited(patch: Patch) -> None:
 def further_attempts_need_no_slot(patch: Patch) -> None:
     """What is submitted again does not ask whether a slot is free."""
 
-    def following(real: Any, self: _Pass, *args: Any) -> Any:
-        check, self._check_limits = self._check_limits, lambda *limits: None  # type: ignore[method-assign]
-        try:
-            return real(self, *args)
-        finally:
-            self._check_limits = check  # type: ignore[method-assign]
+    def resubmit(real: Any, self: _Pass) -> None:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(self, "_free", lambda kind: 99)
+            meanwhile.setattr(self, "_check_limits", lambda *limits: None)
+            real(self)
 
-    _wrap(patch, _Pass, "_next", following)
+    _wrap(patch, _Pass, "_resubmit", resubmit)
 
 
 @_breaks("I2: two items")
@@ -271,14 +270,11 @@ def runs_are_shared(patch: Patch) -> None:
 def limits_of_requests_are_ignored(patch: Patch) -> None:
     """A person's ``limit`` changes nothing."""
 
-    def check(real: Any, self: _Pass, *args: Any) -> None:
-        request, self._request = self._request, replace(self._request, limit=None)
-        try:
-            real(self, *args)
-        finally:
-            self._request = request
+    def run(real: Any, self: _Pass, *args: Any) -> Any:
+        self._request = replace(self._request, limit=None)
+        return real(self, *args)
 
-    _wrap(patch, _Pass, "_check_limits", check)
+    _wrap(patch, _Pass, "run", run)
 
 
 @_breaks("I3", "I4")
@@ -356,13 +352,19 @@ def a_stopped_run_is_submitted_again(patch: Patch) -> None:
         return real(entry.model_copy(update={"stop_seen": 0, "cancelled": ""}), job, run, *args)
 
     _wrap(patch, settling, "decide", decide)
-    patch.setattr(dispatcher, "_is_stopped", lambda run: False)
+    a_stop_between_attempts_is_not_seen(patch)
 
 
 @_breaks("I4: attempt")
 def a_stop_between_attempts_is_not_seen(patch: Patch) -> None:
     """Before the next attempt nobody asks again whether its run was stopped."""
-    patch.setattr(dispatcher, "_is_stopped", lambda run: False)
+
+    def may_go_on(real: Any, self: _Pass, entry: OpenJob) -> bool:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(dispatcher, "_is_stopped", lambda run: False)
+            return bool(real(self, entry))
+
+    _wrap(patch, _Pass, "_may_go_on", may_go_on)
 
 
 @_breaks("I4: attempt")
@@ -410,7 +412,7 @@ def a_job_is_settled_instead_of_its_item(patch: Patch) -> None:
     _wrap(patch, Reconciler, "_cancel", cancel)
 
 
-@_breaks("I4")
+@_breaks("I2", "I3", "I4")
 def an_event_makes_its_job_the_items(patch: Patch) -> None:
     """The job that an event names is settled, whether or not it is its item's."""
 

@@ -45,7 +45,9 @@ class Folder(Service):
         program, now = self._scheduler.program, self._scheduler.now
         if name == HOLD and found and now < json.loads(found)["expires"] and current not in self._given_back:
             raise Broken(f"I0: {program.name} takes a hold that another pass has for a while yet")
-        if name == LEDGER:
+        if name == HOLD:
+            program.held = json.loads(content)["expires"]
+        else:
             program.wrote = now
             program.writes.append(now)
             ledger = Ledger.model_validate_json(content)

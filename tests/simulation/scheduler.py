@@ -112,6 +112,8 @@ class Program:
         self.called = self.read = self.wrote = 0.0
         """When its last call began, and when it last read and wrote the ledger."""
         self.writes: list[float] = []
+        self.held = float("inf")
+        """Until when it has its hold."""
         self.creates = 0
         self._dead = False
         self._main = main

@@ -209,6 +209,7 @@ class World:
             (1.0, self._dispatch_now, 3),
             (0.3, self._official, 15),
             (0.4, self._stop_run, 3),
+            (0.2, self._stop_between, 2),
             (0.1, self._stop_agents, 1),
             (0.2, self._lose_ledger, 1),
             (0.2, self._new_key, 1),
@@ -218,6 +219,8 @@ class World:
             if random.random() < chance:
                 for _ in range(random.randint(1, times)):
                     after(random.random() * busy, act)
+        if random.random() < 0.1:  # a person is there before the scheduler
+            after(2, self._start_pass, "test", PassRequest(limit=1), 1)
         after(busy, self._resume)
 
     def _scheduled(self, owner: str) -> None:
@@ -336,6 +339,15 @@ class World:
             self.wandb.stop(job.run)
             if not job.plan.stubborn and self.random.random() < 0.6:
                 self.scheduler.after(self.random.uniform(1, 50), self.vertex.obey, job)
+
+    def _stop_between(self) -> None:
+        """Ask a run to stop that waits for its next attempt, as soon as there is one."""
+        now, made = self.scheduler.now, self.vertex.jobs.values()
+        waiting = [job for job in made if job.error in jobs.AGAIN and now - 20 < job.ended]
+        if waiting:
+            self.wandb.stop(self.random.choice(waiting).run)
+        elif self.troubled:
+            self.scheduler.after(5, self._stop_between)
 
     def _stop_agents(self) -> None:
         self.wandb.stop_agents()
