@@ -108,6 +108,7 @@ def test_the_environment_wins_over_both_files(load: Load) -> None:
     launch = "queues: [q]\nentity: file\nmax_jobs: 2\n"
     from_files = load(launch, own)
     given_ = {
+        "VERTEX_LAUNCH_DEPLOYMENT": "env",
         "WANDB_BASE_URL": "https://env.example",
         "WANDB_ENTITY": "env",
         "WANDB_LAUNCH_MAX_JOBS": "7",
@@ -138,6 +139,14 @@ def test_a_region_named_by_the_environment_keeps_its_staging_bucket(load: Load) 
     assert found is not None
     assert found.staging_bucket == "gs://two"
     assert loaded.region("us-central1") is None
+
+
+@pytest.mark.parametrize("names", [None, "us-central1,us-east4"])
+def test_the_environment_names_staging_buckets_in_the_order_of_the_regions(load: Load, names: str | None) -> None:
+    own = vertex(regions="[{name: us-central1, staging_bucket: gs://one}, {name: us-east4}]")
+    where = {"GOOGLE_CLOUD_REGION": names} if names else {}
+    loaded = load(LAUNCH, own, STAGING_BUCKETS=" , gs://two/jobs", **where)
+    assert loaded.regions == (Region(name="us-central1"), Region(name="us-east4", staging_bucket="gs://two/jobs"))
 
 
 @pytest.mark.parametrize(
@@ -433,6 +442,8 @@ WRONG = [
     in_environment("GOOGLE_CLOUD_REGION", "us-east4,moon", "'moon' is not a region", "as us-central1", ", entry 2"),
     in_environment("GOOGLE_CLOUD_REGION", " , ", "is empty", "Name at least one"),
     in_environment("GOOGLE_CLOUD_REGION", "us-east4,us-east4", "'us-east4' stands there more than once", "each one once"),
+    in_environment("STAGING_BUCKETS", "gs://a,gs://b", "names 2 buckets for 1 regions", "STAGING_BUCKETS=gs://one,gs://two"),
+    in_environment("STAGING_BUCKETS", "staging", "'staging' is not the address", "gs://", ", entry 1"),
     in_environment("STATE_BUCKET", "bucket", "'bucket' is not the address of a bucket", "gs://my-bucket"),
     in_environment("DISPATCH_TOPIC", "ticks", "'ticks' is not the name of a topic", "projects/my-project/topics/ticks"),
     in_environment("AIPLATFORM_ENDPOINT", "ftp://x", "'ftp://x' is not host or host:port", "http://127.0.0.1:8080 for plain"),

@@ -85,6 +85,21 @@ def test_a_job_that_ended_well_leaves_nothing_to_say() -> None:
     assert world.after(60).settled == []
 
 
+def test_the_log_says_how_long_a_freed_slot_was_empty(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="vertex_launch")
+    world = One(max_jobs=1)
+    world.queue.push("cpu", image_spec())
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    world.queue.push("cpu", image_spec())
+    world.after(7)
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    lines = [record for record in caplog.records if getattr(record, "event", "") == "submitted"]
+    waits = [getattr(line, "refill_s", None) for line in lines]
+    assert (waits[0], round(waits[1] or 0)) == (None, 7), "the first took a slot that was free anyway"
+    counted = [getattr(record, "event", "") for record in caplog.records]
+    assert [counted.count(one) for one in ("pass", "submitted", "settled")] == [2, 2, 1]
+
+
 def test_a_job_that_ended_well_without_a_run_fails_its_item() -> None:
     world = One()
     world.end(STATE.JOB_STATE_SUCCEEDED, began=False)

@@ -329,7 +329,7 @@ def test_nobody_listens(nobody: str) -> None:
         error = raised(act)
         assert type(error) is Unavailable
         assert str(error).startswith(text)
-        assert "onnect" in str(error), error
+        assert "onnect" in str(error) or "Deadline" in str(error), error  # on a busy machine nobody hears that in time
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "RESOURCE_EXHAUSTED"])

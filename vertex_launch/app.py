@@ -37,7 +37,7 @@ from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.dispatcher import Dispatcher
 from vertex_launch.errors import ConfigError, PassBusy, PassLost, Problem, ProblemsError, RequestError, Unavailable
 from vertex_launch.job_watch import JobWatch
-from vertex_launch.log import LOGGER
+from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import PassReport, PassRequest
 from vertex_launch.preview import preview
 from vertex_launch.record import Record
@@ -51,6 +51,8 @@ LOG_PATIENCE = 5.0
 
 USUAL_PASS = 5
 """Seconds that a pass takes at most when all is well."""
+
+_BUSY, _DROPPED, _FAILED = ({"event": event} for event in (Event.BUSY, Event.DROPPED, Event.FAILED))
 
 
 class App:
@@ -76,18 +78,18 @@ class App:
         try:
             request = events.tick(event, self._settings.queues)
         except RequestError as error:
-            LOGGER.error("dropped a malformed tick: %s (message %s)", error, events.message_id(event))
+            LOGGER.error("dropped a malformed tick: %s (message %s)", error, events.message_id(event), extra=_DROPPED)
             return
         try:
             report = self._run(request)
         except PassBusy as error:
-            LOGGER.info("%s; Pub/Sub delivers this tick again", error)
+            LOGGER.info("%s; Pub/Sub delivers this tick again", error, extra=_BUSY)
             raise TooManyRequests("another pass is running", retry_after=_wait(error)) from error
         except PassLost as error:
             LOGGER.warning("%s", error)
             raise TooManyRequests(str(error)) from error
         except Unavailable as error:
-            LOGGER.error("no pass: %s", error)
+            LOGGER.error("no pass: %s", error, extra=_FAILED)
             raise ServiceUnavailable(self._redact(str(error))) from error
         if report is None:
             LOGGER.info("a pass has done what this tick asks for")
@@ -101,7 +103,8 @@ class App:
                 return
             done = self._job_watch().run(hint)
         except RequestError as error:
-            LOGGER.error("dropped a malformed log entry: %s (message %s)", error, events.message_id(event))
+            message = events.message_id(event)
+            LOGGER.error("dropped a malformed log entry: %s (message %s)", error, message, extra=_DROPPED)
             return
         except Unavailable as error:
             raise ServiceUnavailable(self._redact(str(error))) from error
@@ -120,7 +123,7 @@ class App:
         except (PassBusy, PassLost) as error:
             return self._answer(409, {"error": str(error)}, {"Retry-After": str(_wait(error))})
         except Unavailable as error:
-            LOGGER.error("no pass: %s", error)
+            LOGGER.error("no pass: %s", error, extra=_FAILED)
             return self._answer(503, {"error": str(error), "service": error.service}, {"Retry-After": "10"})
         return self._answer(200, report.body() if report else {})
 
@@ -222,10 +225,10 @@ def on_event(function: str, event: CloudEvent, headers: Any) -> None:
     except HTTPException:
         raise
     except ConfigError as error:
-        LOGGER.error("the configuration cannot be used:\n%s", error)
+        LOGGER.error("the configuration cannot be used:\n%s", error, extra=_FAILED)
         raise InternalServerError("the configuration cannot be used; the function's log says why") from error
     except Exception as error:
-        LOGGER.exception("unexpected error")
+        LOGGER.exception("unexpected error", extra=_FAILED)
         raise InternalServerError("unexpected error; the function's log has the traceback") from error
 
 
@@ -235,12 +238,12 @@ def on_request(request: Request) -> Response:
     try:
         return load().dispatch_now(request)
     except ConfigError as error:
-        LOGGER.error("the configuration cannot be used:\n%s", error)
+        LOGGER.error("the configuration cannot be used:\n%s", error, extra=_FAILED)
         response = jsonify({"error": "the configuration cannot be used", "problems": _lines(error)})
     except HTTPException:
         raise
     except Exception:  # noqa: BLE001 - a person gets JSON, the log the traceback
-        LOGGER.exception("unexpected error")
+        LOGGER.exception("unexpected error", extra=_FAILED)
         response = jsonify({"error": "unexpected error; the function's log has the traceback"})
     response.status_code = 500
     return response

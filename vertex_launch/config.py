@@ -212,7 +212,9 @@ class AgentSettings(FileSettings):
 class DeploymentSettings(FileSettings):
     """What vertex-launch.yaml may say."""
 
-    deployment: Deployment = Field("default", description="name of this deployment; jobs are labelled with it")
+    deployment: Deployment = Field(
+        "default", description="name of this deployment; jobs are labelled with it; VERTEX_LAUNCH_DEPLOYMENT wins"
+    )
     project: ProjectId = Field(
         description="project in which jobs run; GOOGLE_CLOUD_PROJECT wins", examples=["my-project-123"]
     )
@@ -315,6 +317,7 @@ def load(environ: Mapping[str, str], root: Path) -> Settings:
     problems = [
         *sources.launch.problems,
         *sources.vertex.problems,
+        *sources.problems,
         *_file_problems(sources.launch, AgentSettings, sources.environ, other=sources.vertex),
         *_file_problems(sources.vertex, DeploymentSettings, sources.environ, other=sources.launch),
     ]

@@ -17,7 +17,7 @@ from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, OpenJob, Stage, Stored
-from vertex_launch.log import LOGGER
+from vertex_launch.log import LOGGER, Event
 from vertex_launch.look import Looker, Seen
 from vertex_launch.model import (
     VERTEX_RESOURCES,
@@ -81,7 +81,7 @@ class Dispatcher:
             report.slots.get("active"),
             report.slots.get("max_jobs"),
             report.took_ms,
-            extra={"pass_id": report.pass_id, "report": body},
+            extra={"event": Event.PASS, "pass_id": report.pass_id, "report": body},
         )
 
 
@@ -458,7 +458,8 @@ class _Pass:
         for (item, _), (_, reason), known in zip(rejected, sentences, told, strict=True):
             self._ledger.settle_waiting(item.id)
             self.report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
-            LOGGER.warning("rejected item %s: %s", item.id, reason, extra={"item": item.id, "queue": item.queue})
+            where = {"event": Event.REJECTED, "item": item.id, "queue": item.queue}
+            LOGGER.warning("rejected item %s: %s", item.id, reason, extra=where)
             if not known:
                 self._notice(f"W&B did not take the failure of item {item.id}; it comes back and is failed again")
 
@@ -466,7 +467,8 @@ class _Pass:
         """Leave an item un-acked and tell its author once why."""
         reason = self._services.redact(str(error))
         self.report.deferred.append({"item": item.id, "queue": item.queue, "reason": reason})
-        LOGGER.info("deferred item %s: %s", item.id, reason, extra={"item": item.id, "queue": item.queue})
+        where = {"event": Event.DEFERRED, "item": item.id, "queue": item.queue}
+        LOGGER.info("deferred item %s: %s", item.id, reason, extra=where)
         if not error.tell:
             return
         if reason not in self._ledger.defer(item.id, self._clock()).warned:
@@ -545,7 +547,8 @@ class _Pass:
         except (ItemRejected, ItemDeferred, OutcomeUnknown) as error:
             return error
         except Exception as error:  # noqa: BLE001 - the other creates of this round must not be forgotten for it
-            LOGGER.exception("unexpected error while creating a job", extra={"item": start.item.id})
+            extra = {"event": Event.FAILED, "item": start.item.id}
+            LOGGER.exception("unexpected error while creating a job", extra=extra)
             return OutcomeUnknown(f"{type(error).__name__} while the job was created; the function's log has more")
 
     def _submitted(self, start: _Start, job: str) -> _Claim:
@@ -554,7 +557,10 @@ class _Pass:
         self._ledger.created(item.id, job)
         where = {"item": item.id, "queue": item.queue, "run": str(run), "job": job, "region": start.request.region}
         self.report.submitted.append(where)
-        LOGGER.info("submitted item %s as %s", item.id, job, extra=where)
+        extra: dict[str, object] = {"event": Event.SUBMITTED, **where}
+        if self._reconciler.freed:
+            extra["refill_s"] = round(max(0.0, self._clock() - self._reconciler.freed.pop(0)), 3)
+        LOGGER.info("submitted item %s as %s", item.id, job, extra=extra)
         if start.attempt > 1:
             self.report.resubmitted.append({**where, "attempt": str(start.attempt)})
         self._warnings += [(item.id, self._services.redact(text), Phase.RUN) for text in start.request.warnings]

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from vertex_launch.config import Settings
 from vertex_launch.errors import Problem, RequestError, Unavailable
-from vertex_launch.log import LOGGER
+from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import ManagedJob
 from vertex_launch.problems import shown
 from vertex_launch.services import Calls, Vertex, side_by_side
@@ -81,7 +81,7 @@ class JobWatch:
                 self._ticks.publish({"ended": job.name})
         except Unavailable as error:
             next_step = "Pub/Sub delivers this entry again" if young else "left to the next pass"
-            LOGGER.warning("job %s: %s; %s", hint.job, error, next_step)
+            LOGGER.warning("job %s: %s; %s", hint.job, error, next_step, extra={"event": Event.FAILED})
             if young:
                 raise
             return True
@@ -90,7 +90,8 @@ class JobWatch:
             return True
         where = {"job": job.name, "item": job.item, "run": str(job.run), "region": job.region}
         if job.ended:
-            LOGGER.info("%s has ended (%s): asked for a pass", job.name, job.state, extra=where)
+            extra = {"event": Event.JOB_ENDED, "state": job.state, **where}
+            LOGGER.info("%s has ended (%s): asked for a pass", job.name, job.state, extra=extra)
             return True
         if not hint.ended:
             return True

@@ -13,11 +13,36 @@ import sys
 from collections import OrderedDict
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 LOGGER = logging.getLogger("vertex_launch")
-FIELDS = ("pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "report")
-"""Names that may be given in ``extra`` of a log call."""
+FIELDS = ("event", "pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "refill_s", "report")
+"""Names that may be given in ``extra`` of a log call. ``event`` is what metrics and alerts go by, see ``Event``."""
+
+
+class Event(StrEnum):
+    """What a log line is about, for those that are counted."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    """A pass has come to its end; ``report`` is what it saw and did."""
+    BUSY = "busy"
+    """Another pass is running."""
+    FAILED = "failed"
+    """A request came to nothing: the configuration, a service that is down, an error of ours."""
+    DROPPED = "dropped"
+    """A message was dropped that nobody can read."""
+    SUBMITTED = "submitted"
+    """A job was created; ``refill_s`` where it took a slot that another one's end had freed, seconds after that end."""
+    REJECTED = "rejected"
+    """An item can never start and has failed."""
+    DEFERRED = "deferred"
+    """An item cannot start now."""
+    SETTLED = "settled"
+    """How a job ended is told, or there is nothing to tell: ``outcome`` is fail, warn or done."""
+    JOB_ENDED = "job_ended"
+    """``job_state`` has asked for a pass."""
+
 
 trace: ContextVar[str] = ContextVar("trace", default="")
 """Trace id of the request being handled, 32 hexadecimal digits."""

@@ -15,7 +15,7 @@ from vertex_launch import labels, outcome, settling
 from vertex_launch.config import Settings
 from vertex_launch.errors import Unavailable
 from vertex_launch.ledger import Ledger, OpenJob, Stage
-from vertex_launch.log import LOGGER
+from vertex_launch.log import LOGGER, Event
 from vertex_launch.look import Seen
 from vertex_launch.model import ItemView, Kind, ManagedJob, PassReport, Phase, RunId, RunView
 from vertex_launch.services import Services
@@ -43,6 +43,8 @@ class Reconciler:
     report: PassReport
     warnings: list[tuple[str, str]] = field(default_factory=list)
     """Items whose author is to be told something while their job is open."""
+    freed: list[float] = field(default_factory=list)
+    """When the jobs ended that this pass is the first to see ended."""
     runs: dict[RunId, RunView | None] = field(init=False)
     """Runs as W&B showed them last in this pass."""
 
@@ -129,8 +131,11 @@ class Reconciler:
 
     def _open(self, job: ManagedJob) -> None:
         """Note the item's job; what is not known of one from before the ledger is learned now."""
-        known = job.item in self.ledger.open
+        before = self.ledger.open.get(job.item)
+        known, had_ended = before is not None, bool(before and before.ended and before.job == job.name)
         entry = self.ledger.found(job, self.services.clock())
+        if known and job.ended and not had_ended:
+            self.freed.append(job.finished or entry.ended_at)
         if not known:
             entry.told.append(_WAITS_FOR_QUOTA)  # perhaps it was told already
         if entry.attempt > 1 and entry.reason:
@@ -342,7 +347,7 @@ class Reconciler:
         settled = {"item": entry.item, "queue": entry.queue, "job": entry.job, "state": state, "outcome": do.value}
         self.report.settled.append({**settled, "reason": text})
         level = LOGGER.warning if do in (Do.FAIL, Do.WARN) else LOGGER.info
-        level("settled item %s: %s %s", entry.item, do.value, text, extra=settled)
+        level("settled item %s: %s %s", entry.item, do.value, text, extra={"event": Event.SETTLED, **settled})
 
 
 _WAITS_FOR_QUOTA = (

@@ -5,17 +5,19 @@ Called by ``config``, which says what each file may hold.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vertex_launch.errors import Problem
 from vertex_launch.problems import Location, dotted
 from vertex_launch.settings_file import SettingsFile, read
 
 LAUNCH_FILE, VERTEX_FILE = "launch-config.yaml", "vertex-launch.yaml"
 
-REGIONS = "GOOGLE_CLOUD_REGION"
+REGIONS, STAGING = "GOOGLE_CLOUD_REGION", "STAGING_BUCKETS"
 VARIABLES = {
+    "VERTEX_LAUNCH_DEPLOYMENT": "deployment",
     "WANDB_BASE_URL": "base_url",
     "WANDB_ENTITY": "entity",
     "WANDB_LAUNCH_MAX_JOBS": "max_jobs",
@@ -36,7 +38,7 @@ class Sources:
     """What the operator wrote.
 
     ``environ`` holds the variables that are not empty. ``values`` is what counts for each setting: the environment's, else
-    the file's. ``place`` says where it stands.
+    the file's. ``place`` says where it stands. ``problems`` are those of the environment alone.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Sources:
         self.launch = self._launch_file(root, launch_fields)
         self.vertex = self._vertex_file(root, vertex_fields)
         self.values = self.launch.settings() | self.vertex.settings()
+        self.problems: list[Problem] = []
         self._origins: dict[Location, str] = {}
         self._override()
 
@@ -85,6 +88,27 @@ class Sources:
                 value = self.environ[variable]
                 self._origins[field,] = f"environment variable {variable}"
                 self.values[field] = self._regions(value) if variable == REGIONS else value
+        if STAGING in self.environ:
+            self._stage(self.environ[STAGING].split(","))
+
+    def _stage(self, buckets: Sequence[str]) -> None:
+        """Give each region its staging bucket as the environment names them; an empty entry is a region without one."""
+        regions = self.values.get("regions")
+        if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+            return  # which is told as a problem of the regions
+        if len(buckets) != len(regions):
+            found = f"names {len(buckets)} buckets for {len(regions)} regions"
+            remedy = (
+                f"Write a comma list as long as that of the regions and in its order, as in {STAGING}=gs://one,gs://two"
+            )
+            self.problems.append(Problem(f"environment variable {STAGING}", found, remedy))
+            return
+        self.values["regions"] = [
+            {**region, "staging_bucket": bucket.strip() or None}
+            for region, bucket in zip(regions, buckets, strict=True)
+        ]
+        for index in range(len(buckets)):
+            self._origins["regions", index, "staging_bucket"] = f"environment variable {STAGING}, entry {index + 1}"
 
     def _regions(self, names: str) -> list[dict[str, Any]]:
         """Give the regions that the variable names, each with its staging bucket from the file."""
