@@ -1,0 +1,51 @@
+"""What each account may do: what the functions were seen to need, which every way of deploying has to grant, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PROJECT, JOB_ACCOUNT, SECRET, RECORD, TICKS = "project", "job account", "secret", "record", "ticks"
+"""On what a permission is needed. CustomJobs have no policy of their own, so theirs are the project's."""
+
+DISPATCH = {
+    (PROJECT, "aiplatform.customJobs.cancel"),
+    (PROJECT, "aiplatform.customJobs.create"),
+    (PROJECT, "aiplatform.customJobs.get"),
+    (PROJECT, "aiplatform.customJobs.list"),
+    (JOB_ACCOUNT, "iam.serviceAccounts.actAs"),
+    (SECRET, "secretmanager.versions.access"),
+    (RECORD, "storage.objects.create"),
+    (RECORD, "storage.objects.delete"),
+    (RECORD, "storage.objects.get"),
+    (RECORD, "storage.objects.list"),
+}
+NEEDED = {
+    "dispatch": DISPATCH,
+    "dispatch_now": DISPATCH,
+    "job_state": {(PROJECT, "aiplatform.customJobs.get"), (TICKS, "pubsub.topics.publish")},
+}
+"""By function. ``tests/test_permissions.py`` records that each of them is used and that nothing else is."""
+
+LOG_LINES = {(PROJECT, "logging.logEntries.list")}
+"""What ``dispatch`` and ``dispatch_now`` need beside, where ``log_lines`` asks for the output of failed jobs."""
+
+OF_CALLS: Mapping[str, tuple[str, str]] = {
+    "CreateCustomJob": (PROJECT, "aiplatform.customJobs.create"),
+    "ListCustomJobs": (PROJECT, "aiplatform.customJobs.list"),
+    "GetCustomJob": (PROJECT, "aiplatform.customJobs.get"),
+    "CancelCustomJob": (PROJECT, "aiplatform.customJobs.cancel"),
+    "AccessSecretVersion": (SECRET, "secretmanager.versions.access"),
+    "ListLogEntries": (PROJECT, "logging.logEntries.list"),
+    "Publish": (TICKS, "pubsub.topics.publish"),
+    "storage.download": (RECORD, "storage.objects.get"),
+    "storage.get": (RECORD, "storage.objects.get"),
+    "storage.insert": (RECORD, "storage.objects.create"),
+}
+"""The permission that each call is checked for, from the services' documentation of access control."""
+
+OF_ROLES: Mapping[str, set[str]] = {
+    "roles/secretmanager.secretAccessor": {"secretmanager.versions.access"},
+    "roles/pubsub.publisher": {"pubsub.topics.publish"},
+    "roles/iam.serviceAccountUser": {"iam.serviceAccounts.actAs"},
+}
+"""What predefined roles hold of that, from https://cloud.google.com/iam/docs/roles-permissions."""
