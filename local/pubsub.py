@@ -22,6 +22,7 @@ from typing import Any
 
 import grpc
 from google.cloud.pubsub_v1 import types
+from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
 from google.protobuf import empty_pb2
 
 from local.faults import AnswerLost, FaultError, Faults
@@ -33,6 +34,7 @@ ACCEPTED = frozenset({102, 200, 201, 202, 204})
 
 _PUBLISHER = "/google.pubsub.v1.Publisher/"
 _SUBSCRIBER = "/google.pubsub.v1.Subscriber/"
+_POLICY = "/google.iam.v1.IAMPolicy/"
 _NAME = r"projects/[^/]+/{}/[A-Za-z][A-Za-z0-9._~+%-]{{2,254}}"
 _NAMES = {kind: re.compile(_NAME.format(kind)) for kind in ("topics", "subscriptions")}
 _PULL_WAIT = 0.9
@@ -76,7 +78,8 @@ class PubSubServer:
 
     ``clock`` gives Unix seconds for publish times. ``pace`` is how long a second of a subscription's settings (ack
     deadline, back-off) lasts here, in seconds. ``calls`` counts RPCs by name, and Push. Faults meet the same names: a
-    Push that fails or whose answer is lost is delivered again.
+    Push that fails or whose answer is lost is delivered again. ``denied`` are permissions on topics that callers who ask
+    for them have not; they are not enforced.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class PubSubServer:
         port: int = 0,
     ) -> None:
         self.faults = faults or Faults()
+        self.denied: set[str] = set()
         self._clock = clock
         self._pace = pace
         self._changed = threading.Condition(threading.RLock())
@@ -129,6 +133,7 @@ class PubSubServer:
             f"{_PUBLISHER}GetTopic": (types.GetTopicRequest, self._get_topic),
             f"{_PUBLISHER}DeleteTopic": (types.DeleteTopicRequest, self._delete_topic),
             f"{_PUBLISHER}Publish": (types.PublishRequest, self._publish),
+            f"{_POLICY}TestIamPermissions": (iam_policy_pb2.TestIamPermissionsRequest, self._test_iam_permissions),
             f"{_SUBSCRIBER}CreateSubscription": (types.Subscription, self._create_subscription),
             f"{_SUBSCRIBER}GetSubscription": (types.GetSubscriptionRequest, self._get_subscription),
             f"{_SUBSCRIBER}DeleteSubscription": (types.DeleteSubscriptionRequest, self._delete_subscription),
@@ -176,6 +181,11 @@ class PubSubServer:
         for subscription in self._topics[topic]:
             self._deliver(subscription, _Delivery(message))
         return message_id
+
+    def _test_iam_permissions(self, request: Any) -> Any:
+        """Tell which permissions the caller has; none on a topic that does not exist, which is no error."""
+        granted = [one for one in request.permissions if one not in self.denied] if request.resource in self._topics else []
+        return iam_policy_pb2.TestIamPermissionsResponse(permissions=granted)
 
     def _topic(self, name: str) -> list[_Subscription]:
         _legal("topics", name)

@@ -2,7 +2,7 @@
 
 Objects are inserted (multipart and resumable), looked at, downloaded, listed by prefix and deleted, with preconditions on
 generation and metageneration. As in the real service one name takes about one write a second; more is answered 429.
-Names of operations, for faults and counts: storage.insert, .get, .download, .delete, .list and .getBucket.
+Names of operations, for faults and counts: storage.insert, .get, .download, .delete, .list, .getBucket and .testPermissions.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ class StorageServer:
     """A local Cloud Storage: ``start`` and ``stop`` it; ``url`` is what STORAGE_EMULATOR_HOST takes.
 
     ``clock`` gives Unix seconds. ``calls`` counts operations. ``objects`` is what is stored: ``objects.write_interval``
-    may be changed, 0 lets everything be written at any rate.
+    may be changed, 0 lets everything be written at any rate. ``denied`` are permissions that callers who ask for them
+    have not; of these only storage.buckets.get is enforced. ``described`` is what a bucket's metadata says beside its name.
     """
 
     def __init__(
@@ -201,6 +202,8 @@ class StorageServer:
     ) -> None:
         self.faults = faults or Faults()
         self.calls: Counter[str] = Counter()
+        self.denied: set[str] = set()
+        self.described: dict[str, dict[str, Any]] = {}
         self.objects = Objects(buckets, clock, write_interval)
         self._lock = threading.Lock()
         self._uploads: dict[str, _Upload] = {}
@@ -282,8 +285,8 @@ class _Handler(Handler):
         match = _ROUTE.fullmatch(path)
         if match is None:
             raise _not_served(self.command, path)
-        service, bucket, objects, name = (unquote(part or "") for part in match.groups())
-        level = "object" if name else "objects" if objects else "bucket"
+        service, bucket, below, name = (unquote(part or "") for part in match.groups())
+        level = "object" if name else {"/o": "objects", "/iam/testPermissions": "permissions"}.get(below, "bucket")
         operation = _OPERATIONS.get((self.command, service, level))
         if operation is None:
             raise _not_served(self.command, path)
@@ -302,7 +305,15 @@ class _Handler(Handler):
         match operation:
             case "storage.getBucket":
                 objects.list(bucket)
-                return _json({"kind": "storage#bucket", "id": bucket, "name": bucket})
+                if "storage.buckets.get" in self.storage.denied:
+                    raise HttpRefused(403, "forbidden", f"The caller does not have storage.buckets.get access to {bucket}.")
+                described = self.storage.described.get(bucket, {})
+                return _json({"kind": "storage#bucket", "id": bucket, "name": bucket, **described})
+            case "storage.testPermissions":
+                objects.list(bucket)
+                asked = parse_qs(urlsplit(self.path).query).get("permissions", [])
+                granted = [one for one in asked if one not in self.storage.denied]
+                return _json({"kind": "storage#testIamPermissionsResponse", "permissions": granted})
             case "storage.list":
                 return _json(_page(objects.list(bucket, query.get("prefix", "")), query, self.storage.url))
             case "storage.get":
@@ -350,10 +361,11 @@ class _Handler(Handler):
         return _json(stored.resource(self.storage.url))
 
 
-_ROUTE = re.compile(r"(/upload|/download)?/storage/v1/b/([^/]+)(/o(?:/(.+))?)?")
+_ROUTE = re.compile(r"(/upload|/download)?/storage/v1/b/([^/]+)(/iam/testPermissions|/o(?:/(.+))?)?")
 _RANGE = re.compile(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+|\*)")
 _OPERATIONS = {
     ("GET", "", "bucket"): "storage.getBucket",
+    ("GET", "", "permissions"): "storage.testPermissions",
     ("GET", "", "objects"): "storage.list",
     ("GET", "", "object"): "storage.get",
     ("GET", "/download", "object"): "storage.download",

@@ -1,0 +1,1 @@
+"""Measurements and calculations, to be run by hand: ``python -m bench.NAME``."""

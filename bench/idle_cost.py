@@ -1,0 +1,89 @@
+"""What it costs to be idle: the requests of a pass that finds nothing to do, times Google's list prices.
+
+``python -m bench.idle_cost`` prints the table of docs/operations.md. The requests are those that a test counts; the seconds of
+a pass are an assumption that stands here, for they are the latency of other services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PRICES_OF = "2025"
+"""When Google's price pages were read (USD, us-central1, without the free tiers)."""
+
+REQUESTS: Mapping[str, int] = {
+    "storage.download": 1,
+    "storage.insert": 2,
+    "ListCustomJobs": 1,
+    "project": 1,
+    "popFromRunQueue": 1,
+}
+"""What an idle pass asks for, with one region, on an instance that knows the key, by the names of operations; the last two are
+W&B's."""
+
+PASS_SECONDS = 1.0
+KEY_SECONDS = 300
+"""How long an instance keeps the key in memory (``key_ttl``)."""
+MONTH = 730 * 3600
+TICK = 60
+VCPUS, GIB = 1.0, 0.5
+
+VCPU_SECOND, GIB_SECOND, REQUEST = 0.000024, 0.0000025, 0.40e-6
+"""Cloud Run functions, request-based billing, tier 1 (https://cloud.google.com/run/pricing)."""
+CLASS_A, CLASS_B = 0.005e-3, 0.0004e-3
+"""Cloud Storage, operations on Standard storage in one region (https://cloud.google.com/storage/pricing)."""
+SECRET_ACCESS, SECRET_VERSION = 0.03e-4, 0.06
+"""Secret Manager (https://cloud.google.com/secret-manager/pricing)."""
+SCHEDULER_JOB = 0.10
+"""Cloud Scheduler, a month (https://cloud.google.com/scheduler/pricing)."""
+PUBSUB_BYTE, LEAST_BYTES = 40 / 2**40, 1000
+"""Pub/Sub, published and delivered, of at least 1,000 bytes (https://cloud.google.com/pubsub/pricing)."""
+E2_SMALL, E2_MEDIUM = 0.016751, 0.033503
+"""An hour of the machines that an agent which always runs would need (https://cloud.google.com/compute/vm-instance-pricing)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the bill for one month, in USD."""
+
+    what: str
+    how: str
+    usd: float
+
+
+def bill() -> list[Line]:
+    """Compute the lines of a month in which nothing happens."""
+    passes = MONTH / TICK
+    seconds = passes * PASS_SECONDS
+    writes, reads = REQUESTS["storage.insert"] * passes, REQUESTS["storage.download"] * passes
+    keys, messages = MONTH / KEY_SECONDS, 2 * passes
+    compute = seconds * (VCPUS * VCPU_SECOND + GIB * GIB_SECOND) + passes * REQUEST
+    return [
+        Line("Cloud Run functions", f"{passes:,.0f} passes of {PASS_SECONDS:g} s, {VCPUS:g} vCPU, {GIB:g} GiB", compute),
+        Line("Cloud Storage", f"{writes:,.0f} writes, {reads:,.0f} reads", writes * CLASS_A + reads * CLASS_B),
+        Line("Secret Manager", f"{keys:,.0f} accesses, 1 version", keys * SECRET_ACCESS + SECRET_VERSION),
+        Line("Cloud Scheduler", "1 job", SCHEDULER_JOB),
+        Line("Pub/Sub", f"{messages:,.0f} messages", messages * LEAST_BYTES * PUBSUB_BYTE),
+        Line("Vertex AI, W&B", "lists and look-ups", 0.0),
+    ]
+
+
+def table() -> str:
+    """Give the bill as a Markdown table."""
+    lines = bill()
+    rows = [f"| {line.what} | {line.how} | {line.usd:.2f} |" for line in lines]
+    total = sum(line.usd for line in lines)
+    return "\n".join(["| | a month | USD |", "|---|---|---|", *rows, f"| **together** | | **{total:.2f}** |"])
+
+
+def agent() -> tuple[float, float]:
+    """Give what a month of an agent that always runs costs at least, on an e2-small and on an e2-medium, in USD."""
+    hours = MONTH / 3600
+    return hours * E2_SMALL, hours * E2_MEDIUM
+
+
+if __name__ == "__main__":
+    small, medium = agent()
+    print(table())
+    print(f"\nAn agent that always runs: {small:.2f} on an e2-small, {medium:.2f} on an e2-medium (prices of {PRICES_OF}).")
