@@ -60,7 +60,9 @@ def bill() -> list[Line]:
     keys, messages = MONTH / KEY_SECONDS, 2 * passes
     compute = seconds * (VCPUS * VCPU_SECOND + GIB * GIB_SECOND) + passes * REQUEST
     return [
-        Line("Cloud Run functions", f"{passes:,.0f} passes of {PASS_SECONDS:g} s, {VCPUS:g} vCPU, {GIB:g} GiB", compute),
+        Line(
+            "Cloud Run functions", f"{passes:,.0f} passes of {PASS_SECONDS:g} s, {VCPUS:g} vCPU, {GIB:g} GiB", compute
+        ),
         Line("Cloud Storage", f"{writes:,.0f} writes, {reads:,.0f} reads", writes * CLASS_A + reads * CLASS_B),
         Line("Secret Manager", f"{keys:,.0f} accesses, 1 version", keys * SECRET_ACCESS + SECRET_VERSION),
         Line("Cloud Scheduler", "1 job", SCHEDULER_JOB),
@@ -86,4 +88,6 @@ def agent() -> tuple[float, float]:
 if __name__ == "__main__":
     small, medium = agent()
     print(table())
-    print(f"\nAn agent that always runs: {small:.2f} on an e2-small, {medium:.2f} on an e2-medium (prices of {PRICES_OF}).")
+    print(
+        f"\nAn agent that always runs: {small:.2f} on an e2-small, {medium:.2f} on an e2-medium (prices of {PRICES_OF})."
+    )
