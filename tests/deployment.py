@@ -30,6 +30,7 @@ from local.wandb_server import WandbServer
 from tests.processes import ROOT, Function
 from vertex_launch import config, custom_job
 from vertex_launch.adapters.bucket import Bucket
+from vertex_launch.adapters.job_artifacts import JobArtifacts
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
@@ -266,6 +267,7 @@ class Deployment:
             ),
             record=Record(bucket),
             key=key,
+            jobs=JobArtifacts(settings.base_url, key, timeout=settings.timeouts.read),
             redact=redact,
             clock=self.clock,
         )

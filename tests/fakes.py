@@ -19,7 +19,7 @@ from vertex_launch import custom_job
 from vertex_launch.config import Region, Settings
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.dispatcher import Dispatcher
-from vertex_launch.errors import ItemDeferred, OutcomeUnknown, PassBusy, PassLost, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stored
 from vertex_launch.log import Redactor
 from vertex_launch.model import (
@@ -28,6 +28,7 @@ from vertex_launch.model import (
     Hold,
     Item,
     ItemView,
+    JobArtifact,
     Look,
     ManagedJob,
     PassReport,
@@ -87,6 +88,7 @@ class FakeQueue:
         self.run_views: dict[RunId, RunView] = {}
         self.unknown_runs: set[RunId] = set()
         self.cancelled_sweeps: list[str] = []
+        self.sweep_states: dict[str, str | None] = {}
         self.statuses: list[str] = []
         self.requests: Counter[str] = Counter()
         self.trouble: dict[str, Callable[[], None]] = {}
@@ -162,6 +164,11 @@ class FakeQueue:
         self._called("cancel_sweep")
         self.cancelled_sweeps.append(f"{entity}/{project}/{sweep}")
         return True
+
+    def sweeps(self, wanted: Sequence[RunId]) -> Mapping[RunId, str]:
+        self._called("sweeps")
+        known = {sweep: self.sweep_states.get(sweep.id, "RUNNING") for sweep in wanted}
+        return {sweep: state for sweep, state in known.items() if state is not None}
 
     def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
         self._called("resources")
@@ -385,6 +392,25 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+class FakeJobs:
+    """Job artifacts by their names; an error is raised in their place. ``asked`` counts look-ups."""
+
+    def __init__(self) -> None:
+        self.artifacts: dict[str, JobArtifact | Exception] = {}
+        self.asked: list[str] = []
+        self.forgotten = 0
+
+    def find(self, name: str) -> JobArtifact:
+        self.asked.append(name)
+        found = self.artifacts.get(name, ItemRejected(f"job: W&B does not show {name}"))
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
 class World:
     """A deployment with its outside, on one clock."""
 
@@ -395,6 +421,7 @@ class World:
         self.vertex = FakeVertex(self.clock, self.settings.deployment)
         self.vertex.runs = self.queue.run_views
         self.record = FakeRecord()
+        self.job_artifacts = FakeJobs()
         self.redact = Redactor()
         self.redact.add(KEY)
         self._passes = itertools.count(1)
@@ -411,6 +438,7 @@ class World:
             vertex=self.vertex,
             record=self.record,
             key=FakeKey(),
+            jobs=self.job_artifacts,
             redact=self.redact,
             clock=self.clock,
             new_pass_id=lambda: f"pass{next(self._passes)}",

@@ -21,7 +21,6 @@ from tests.specs import (
     IMAGE,
     KEY,
     MINIMAL,
-    SAMPLES,
     SETTINGS,
     dollars,
     item,
@@ -559,26 +558,13 @@ def test_an_argument_in_both_sections_must_say_the_same() -> None:
     )
 
 
-def test_a_scheduler_that_wants_to_be_a_local_process_is_told_how_to_run_here() -> None:
-    spec = run_spec(uri=SCHEDULER_URI, resource="local-process", resource_args={})
+@pytest.mark.parametrize("resource", ["local-process", "local-container"])
+def test_a_scheduler_that_wants_to_be_local_is_told_how_to_run_here(resource: str) -> None:
+    spec = run_spec(uri=SCHEDULER_URI, resource=resource, resource_args={})
     assert rejected(spec) == (
-        "resource: the sweep's scheduler asks to run as a local process, which a Vertex AI queue cannot give it. Set "
+        f"resource: the sweep's scheduler asks to run as a {resource}, which a Vertex AI queue cannot give it. Set "
         "scheduler.resource to gcp-vertex, and its resource_args, in the sweep's launch config."
     )
-
-
-def test_a_job_artifact_is_not_supported_yet() -> None:
-    assert rejected(run_spec(docker={}, job="acme/Demo/j:v3")) == (
-        "job: this version cannot launch job artifacts yet, and the item asks for 'acme/Demo/j:v3'. Launch the image instead: "
-        "wandb launch -d IMAGE."
-    )
-    assert parse(item(run_spec(docker={}, job="acme/Demo/j:v3"))).job == "acme/Demo/j:v3"
-
-
-def test_recorded_job_artifact_fails_with_that_sentence() -> None:
-    if "job-artifact" not in SAMPLES:
-        pytest.skip("the recorded samples are not here")
-    assert "cannot launch job artifacts yet" in rejected(SAMPLES["job-artifact"])
 
 
 @pytest.mark.parametrize(

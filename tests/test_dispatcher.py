@@ -187,7 +187,7 @@ def test_a_bad_item_fails_at_once_and_does_not_delay_the_good_one_behind_it() ->
     for item in bad:
         assert world.queue.contents[item].state == "FAILED"
         assert world.queue.contents[item].message
-    assert "job artifact" in world.queue.contents[bad[1]].message
+    assert "acme/demo/train:v1" in world.queue.contents[bad[1]].message
 
 
 def test_what_vertex_refuses_for_good_fails_the_item() -> None:

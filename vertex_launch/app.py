@@ -30,6 +30,7 @@ from werkzeug.exceptions import (
 
 from vertex_launch import config, events, log
 from vertex_launch.adapters.bucket import Bucket
+from vertex_launch.adapters.job_artifacts import JobArtifacts
 from vertex_launch.adapters.job_logs import JobLogs
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
@@ -136,7 +137,10 @@ class App:
             shown = {name: value for name, value in report.body().items() if name not in ("custom_job", "rejected")}
             LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(shown)})
             return report
-        return Dispatcher(self._settings, self._services).run(request)
+        try:
+            return Dispatcher(self._settings, self._services).run(request)
+        finally:
+            self._services.jobs.forget()
 
     def _assemble(self) -> Services:
         """Make the clients. Raises Unavailable where there are no credentials."""
@@ -159,6 +163,7 @@ class App:
             record=Record(bucket),
             key=key,
             redact=self._redact,
+            jobs=JobArtifacts(settings.base_url, key, timeout=timeouts.read),
             logs=self._logs(),
         )
 

@@ -258,6 +258,20 @@ class DeploymentSettings(FileSettings):
     log_lines: Count = Field(
         0, ge=0, le=100, description="last lines of a failed job's own log in its item's message; needs logging.viewer"
     )
+    base_image: str | None = Field(
+        None,
+        min_length=1,
+        description="image with Python in which code and git jobs run that name none; default: the official Python image",
+        examples=["us-central1-docker.pkg.dev/my-project/images/python-gpu:3.11"],
+    )
+    api_key_delivery: Literal["env", "secret"] = Field(
+        "env", description="how jobs get the W&B key: env, in their spec, or secret, read in the job by its own account"
+    )
+    git_token_secrets: dict[str, SecretVersion] = Field(
+        {},
+        description="by host, the secret version that holds a token for private repositories there",
+        examples=["{github.com: projects/my-project/secrets/github-token/versions/latest}"],
+    )
     policy: Policy = Field(Policy(), description="what a run spec may ask for", examples=["{max_replicas: 4}"])
 
     @field_validator("regions")

@@ -15,10 +15,11 @@ from typing import Any
 from google.cloud.aiplatform_v1.types import CustomJob, CustomJobSpec, Scheduling
 from google.protobuf.duration_pb2 import Duration
 
-from vertex_launch import environment, labels, outcome, problems, run_spec
+from vertex_launch import environment, job_source, labels, outcome, problems, run_spec
 from vertex_launch.config import Settings
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job_arguments import IMAGE_FIELDS, TASKS, Given, JobArguments
+from vertex_launch.job_source import JobSource, SourceType
 from vertex_launch.log import Redactor
 from vertex_launch.model import Item, Kind, ManagedJob, RunId, RunSpec
 from vertex_launch.run_spec import own_key
@@ -94,30 +95,34 @@ def build(
     entity: str,
     api_key: str,
     now: datetime,
+    source: JobSource | None = None,
     attempt: int = 1,
 ) -> JobRequest:
     """Make the CustomJob of an item from the queue of ``entity``. Raises ItemRejected with every problem.
 
-    ``api_key`` is what the job reports with unless the item brings a key of its own.
+    ``api_key`` is what the job reports with unless the item brings a key of its own. ``source`` is what the item's job
+    artifact describes, None where the item names an image.
     """
-    if not spec.image:
-        raise ItemRejected(
-            f"job: this version cannot launch job artifacts yet, and the item asks for {problems.shown(spec.job)}. "
-            "Launch the image instead: wandb launch -d IMAGE."
-        )
     run, findings = run_of(item, spec, settings, entity), Findings()
+    if source:
+        spec = _sourced(spec, source, settings)
     given = ARGUMENTS.read(_filled(spec, run, settings), _root(spec), findings, final=True)
     region = _region(given, settings, findings)
+    boot = _Boot(source, settings)
     variables = environment.official(
         item,
         spec,
         run,
         base_url=settings.base_url,
         entity=entity,
-        api_key=api_key,
+        api_key="" if boot.brings_key else api_key,
+        image="" if boot.brings_code else spec.image,
         restarts=not given["disable_retries"],
     )
-    pools = _pools(given, spec, variables, findings)
+    if boot.needed:
+        variables[environment.PLAN] = environment.escape(job_source.plan(source, spec, settings))
+        boot.check(given, spec, findings)
+    pools = _pools(given, spec, variables, boot, findings)
     output = _output(given, settings, region, now, findings)
     findings.check()
     own_labels = labels.job_labels(
@@ -201,11 +206,11 @@ def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Se
     """
     job = CustomJob(request.custom_job)
     job.labels = {**job.labels, labels.ATTEMPT: str(attempt)}
-    changed = {environment.RESUME: "allow"}
-    if labels.KEY not in job.labels:
-        changed[environment.API_KEY] = environment.escape(api_key)
     for pool in job.job_spec.worker_pool_specs:
         for task in [task for name in TASKS if (task := getattr(pool, name))]:
+            changed = {environment.RESUME: "allow"}
+            if labels.KEY not in job.labels and any(variable.name == environment.API_KEY for variable in task.env):
+                changed[environment.API_KEY] = environment.escape(api_key)
             kept = [variable for variable in task.env if variable.name not in changed]
             task.env = [*kept, *({"name": name, "value": value} for name, value in changed.items())]
     if region != request.region:
@@ -307,16 +312,86 @@ def _output(given: Given, settings: Settings, region: str, now: datetime, findin
     return f"{root}/aiplatform-custom-job-{stamp}"
 
 
-def _entry_point(spec: RunSpec) -> tuple[str, ...]:
-    """Give the command that the item wants to be run; a job artifact's own entry point is to follow the override here."""
-    return spec.entry_point
+def _sourced(spec: RunSpec, source: JobSource, settings: Settings) -> RunSpec:
+    """Give the run spec with the image and the entry point of its job artifact in it; the item's own entry point wins."""
+    if spec.dockerfile:
+        raise ItemRejected(
+            f"overrides.dockerfile: {problems.shown(spec.dockerfile)} asks for an image to be built, and nothing here builds "
+            "images. Build it where you build others and launch that (wandb launch -d IMAGE), or leave the override out."
+        )
+    entry_point = spec.entry_point or source.entry_point
+    if not entry_point and source.type is not SourceType.IMAGE:
+        raise ItemRejected(
+            f"job: {source.name} has no entry point. Make it anew with one (wandb job create --entry-point), or launch it with "
+            "wandb launch --entry-point."
+        )
+    return replace(spec, image=job_source.image_of(source, spec, settings), entry_point=entry_point)
+
+
+@dataclass(frozen=True)
+class _Boot:
+    """Whether, and for what, a container begins with the bootstrap instead of the program itself."""
+
+    source: JobSource | None
+    settings: Settings
+
+    @property
+    def brings_code(self) -> bool:
+        return self.source is not None and self.source.type is not SourceType.IMAGE
+
+    @property
+    def brings_key(self) -> bool:
+        return self.settings.api_key_delivery == "secret"
+
+    @property
+    def needed(self) -> bool:
+        return self.brings_code or self.brings_key
+
+    def check(self, given: Given, spec: RunSpec, findings: Findings) -> None:
+        """Report what keeps the bootstrap from reading the secrets that it has to."""
+        account = given["service_account"]
+        if self.brings_key and spec.api_key:
+            findings.wrong(
+                "_wandb_api_key",
+                "the item brings a key of its own, which would stand in the job's spec, and this deployment keeps keys out of "
+                "it (vertex-launch.yaml: api_key_delivery)",
+                "Launch it without one",
+            )
+        if self.brings_key and not account:
+            findings.wrong(
+                given.place("service_account"),
+                "it is missing, and the job has to read the W&B key from Secret Manager as its own account "
+                "(vertex-launch.yaml: api_key_delivery)",
+                f"Name an account that has roles/secretmanager.secretAccessor on {self.settings.key_secret}",
+            )
+        token = self.source and job_source.token_secret(self.source, self.settings)
+        if token and not account:
+            findings.wrong(
+                given.place("service_account"),
+                "it is missing, and the job has to read the token for its repository as its own account (vertex-launch.yaml: "
+                "git_token_secrets)",
+                f"Name an account that has roles/secretmanager.secretAccessor on {token}",
+            )
+
+    def wrap(self, task: dict[str, Any], place: str, findings: Findings) -> None:
+        """Put the bootstrap before the command of a container, which follows as its arguments."""
+        if not task.get("command"):
+            findings.wrong(
+                place,
+                "the image runs a command that only the image knows, and nothing can be put before that to read the W&B key "
+                "(vertex-launch.yaml: api_key_delivery)",
+                "Give the item an entry point (wandb launch --entry-point), or the container_spec a command",
+            )
+            return
+        task["args"] = [*task["command"], *task.get("args", ())]
+        task["command"] = ["python3", "-c", environment.escape(job_source.bootstrap())]
 
 
 def _pools(
-    given: Given, spec: RunSpec, variables: Mapping[str, str], findings: Findings
+    given: Given, spec: RunSpec, variables: Mapping[str, str], boot: _Boot, findings: Findings
 ) -> Sequence[Mapping[str, Any]]:
     """Give the worker pools with the item's command, arguments and environment in them."""
-    place, command, reached = given.place("worker_pool_specs"), _entry_point(spec), False
+    place, command, reached = given.place("worker_pool_specs"), spec.entry_point, False
     pools = []
     for index, pool in enumerate(given["worker_pool_specs"] or ()):
         done = dict(pool)
@@ -331,6 +406,11 @@ def _pools(
                 elif name == TASKS[1] or task.get(IMAGE_FIELDS[name]) == spec.image:
                     _command(task, command, spec.args)
                     reached = True
+                    if boot.needed and name == TASKS[1]:
+                        found = "a Python package pool cannot read the W&B key or a job's code by itself"
+                        findings.wrong(where, found, "Use a container_spec with a command")
+                    elif boot.needed:
+                        boot.wrap(task, where, findings)
         pools.append(done)
     if not reached and pools and not findings.problems:
         _not_reached(given, spec, command, findings)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
-from vertex_launch import custom_job, labels, policy, settling
+from vertex_launch import custom_job, labels, settling
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassLost, Unavailable
@@ -20,6 +20,8 @@ from vertex_launch.ledger import Ledger, OpenJob, Stage, Stored
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.look import Looker, Seen
 from vertex_launch.model import (
+    LOCAL_RESOURCES,
+    SCHEDULER_URI,
     VERTEX_RESOURCES,
     Ack,
     Item,
@@ -30,9 +32,9 @@ from vertex_launch.model import (
     Phase,
     Popped,
     RunId,
-    RunSpec,
     RunView,
 )
+from vertex_launch.prepare import Preparer
 from vertex_launch.reconciler import Reconciler
 from vertex_launch.services import Services
 
@@ -184,6 +186,7 @@ class _Pass:
         looker = Looker(self._settings, self._services, self._ledger, self._notice)
         seen = looker.look(self._request.queues or self._settings.queues, self._started)
         self._queues = list(seen.queues)
+        self._preparer = Preparer(self._settings, self._services, seen.entity)
         return seen
 
     # 3. Reconcile
@@ -376,8 +379,11 @@ class _Pass:
         claims: list[_Claim] = []
         starts: list[_Start] = []
         rejected: list[tuple[Item, str]] = []
-        for item in [answer.item for answer in popped if answer.item]:
+        items = [answer.item for answer in popped if answer.item]
+        for item in items:
             self._services.redact.add(custom_job.own_key(item))
+        self._preparer.look([item for item in items if item.id not in self._ledger.open and not _is_foreign(item)])
+        for item in items:
             try:
                 self._check_resource(item)
                 claim = self._adopt(item)
@@ -394,9 +400,9 @@ class _Pass:
 
     def _check_resource(self, item: Item) -> None:
         """Leave what runs on another resource to the agents of that; W&B may not have told what the queue is for."""
-        resource = item.spec.get("resource") if isinstance(item.spec, dict) else None
-        if not isinstance(resource, str) or resource in (*VERTEX_RESOURCES, "", "local-process"):
+        if not _is_foreign(item):
             return
+        resource = item.spec["resource"]
         self._queues = [name for name in self._queues if name != item.queue]
         if item.queue not in self._foreign:
             self._foreign.add(item.queue)
@@ -427,7 +433,7 @@ class _Pass:
         key, now = self._services.key.get(), datetime.fromtimestamp(self._clock(), UTC)
         now += timedelta(milliseconds=self._built)  # which names the job's output directory: no two jobs share one
         self._built += 1
-        spec, request = build_job(item, self._settings, entity=self._seen.entity, api_key=key, now=now)
+        spec, request = self._preparer.build(item, api_key=key, now=now)
         holder = self._ledger.holder(request.run, item.id)
         if holder or any(start.request.run == request.run for start in starts):
             other = f" of item {holder.item}" if holder else ""
@@ -620,15 +626,12 @@ class _Pass:
         LOGGER.warning("%s", sentence, extra={"pass_id": self.report.pass_id})
 
 
-def build_job(
-    item: Item, settings: Settings, *, entity: str, api_key: str, now: datetime
-) -> tuple[RunSpec, JobRequest]:
-    """Make the CustomJob of an item from a queue of ``entity`` and hold it against the policy. Raises ItemRejected."""
-    spec = custom_job.parse(item)
-    request = custom_job.build(item, spec, settings, entity=entity, api_key=api_key, now=now)
-    if broken := policy.violations(request.custom_job, spec, settings):
-        raise ItemRejected(" ".join(broken))
-    return spec, request
+def _is_foreign(item: Item) -> bool:
+    """Tell whether an item is for another resource, whose agents take it; what is for no queue at all fails instead."""
+    resource = item.spec.get("resource") if isinstance(item.spec, dict) else None
+    if not isinstance(resource, str) or resource in (*VERTEX_RESOURCES, "", "local-process"):
+        return False
+    return resource not in LOCAL_RESOURCES or item.spec.get("uri") != SCHEDULER_URI
 
 
 def _is_stopped(run: RunView | None) -> bool:

@@ -28,12 +28,15 @@ PROJECT = "WANDB_PROJECT"
 RUN = "WANDB_RUN_ID"
 SWEEP = "WANDB_SWEEP_ID"
 RESUME = "WANDB_RESUME"
+PLAN = "VERTEX_LAUNCH_PLAN"
+"""What the bootstrap (``vertex_launch.bootstrap``) has to do in the container."""
 
 # How a run is shown, where its image came from and what a second start does is the user's business. Who the run is, whose it
 # is and what it was launched with is not: WANDB_USERNAME would let a job report in another person's name.
 _USERS_CHOICE = frozenset({"WANDB_NAME", "WANDB_DOCKER", RESUME})
 _RESERVED = re.compile(
-    r"WANDB_(BASE_URL|API_KEY|PROJECT|ENTITY|RUN_ID|SWEEP_ID|ARTIFACTS|LAUNCH(_.*)?|CONFIG(_\d+)?)", re.DOTALL
+    r"WANDB_(BASE_URL|API_KEY|PROJECT|ENTITY|RUN_ID|SWEEP_ID|ARTIFACTS|LAUNCH(_.*)?|CONFIG(_\d+)?)|VERTEX_LAUNCH_PLAN",
+    re.DOTALL,
 )
 
 
@@ -52,11 +55,12 @@ def unescape(text: str) -> str:
 
 
 def official(
-    item: Item, spec: RunSpec, run: RunId, *, base_url: str, entity: str, api_key: str, restarts: bool
+    item: Item, spec: RunSpec, run: RunId, *, base_url: str, entity: str, api_key: str, image: str, restarts: bool
 ) -> dict[str, str]:
     """Give the official agent's variables in its order (``LaunchProject.get_env_vars_dict``), escaped.
 
-    ``entity`` owns the queue; ``restarts`` says whether Vertex AI may start the container again.
+    ``entity`` owns the queue; ``api_key`` is empty where the key is not to be in the spec, ``image`` where the code is not the
+    image's; ``restarts`` says whether Vertex AI may start the container again.
     """
     # A restarted container gets the same run id; without WANDB_RESUME its run would begin anew and lose its history. On a
     # first start `allow` does nothing, also for a run that the server made beforehand, as sweeps and acks do: the client
@@ -73,7 +77,7 @@ def official(
         ENTITY: run.entity,
         "WANDB_LAUNCH": "True",
         RUN: run.id,
-        "WANDB_DOCKER": spec.image,
+        "WANDB_DOCKER": image,
         "WANDB_NAME": spec.name,
         "WANDB_USERNAME": "" if spec.api_key else spec.author or "",
         SWEEP: spec.sweep_id,

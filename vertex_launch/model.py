@@ -10,6 +10,9 @@ from typing import Any
 VERTEX_RESOURCES = ("vertex", "gcp-vertex")
 """The resource names that mean Vertex AI: the runner's own, and the one that queues are made with."""
 
+LOCAL_RESOURCES = ("local-process", "local-container")
+"""What a sweep's scheduler asks for where its launch config names no resource (``wandb launch-sweep``)."""
+
 SCHEDULER_URI = "placeholder-uri-scheduler"
 """``uri`` of the item that starts a sweep's scheduler (wandb/sdk/launch/sweeps/scheduler.py)."""
 
@@ -54,9 +57,19 @@ class RunSpec:
     run_config: Mapping[str, Any]
     files: Mapping[str, Any]
     artifacts: Mapping[str, Any]
+    working_dir: str
+    dockerfile: str
     resume_count: int
     api_key: str = field(default="", repr=False)
     resource: str = VERTEX_RESOURCES[0]
+
+
+@dataclass(frozen=True)
+class JobArtifact:
+    """A W&B job artifact: its full name with its version (``entity/project/name:v3``), and its ``wandb-job.json``."""
+
+    name: str
+    description: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 from vertex_launch import custom_job
 from vertex_launch.config import Settings
-from vertex_launch.dispatcher import build_job
-from vertex_launch.errors import ItemRejected
+from vertex_launch.errors import ItemDeferred, ItemRejected
 from vertex_launch.ledger import Ledger, Stage
 from vertex_launch.look import Looker, Seen
 from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest
+from vertex_launch.prepare import Preparer
 from vertex_launch.services import Services
 
 
@@ -49,9 +49,11 @@ def _show_custom_job(settings: Settings, services: Services, item: Item, entity:
     """Add the CustomJob of the item, or the reason against it; the API key is not in it."""
     services.redact.add(custom_job.own_key(item))
     now = datetime.fromtimestamp(services.clock(), UTC)
+    preparer = Preparer(settings, services, entity)
+    preparer.look([item])
     try:
-        _, request = build_job(item, settings, entity=entity, api_key=services.redact.MARK, now=now)
-    except ItemRejected as error:
+        _, request = preparer.build(item, api_key=services.redact.MARK, now=now)
+    except (ItemRejected, ItemDeferred) as error:
         reason = services.redact(str(error))
         report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
     else:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vertex_launch.errors import ItemRejected
-from vertex_launch.model import SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, RunSpec
+from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, RunSpec
 from vertex_launch.problems import shown
 from vertex_launch.shapes import Findings, Shapes, printable
 
@@ -68,6 +68,8 @@ def read(item: Item, findings: Findings) -> RunSpec:
         run_config=shapes.mapping(overrides.get("run_config"), "overrides.run_config"),
         files=shapes.mapping(overrides.get("files"), "overrides.files"),
         artifacts=shapes.mapping(overrides.get("artifacts"), "overrides.artifacts"),
+        working_dir=_override(overrides, "working_dir", shapes),
+        dockerfile=_override(overrides, "dockerfile", shapes),
         resume_count=0 if resume_count is None else shapes.whole(resume_count, "_resume_count", 0, 2**31),
         api_key=text("_wandb_api_key"),
     )
@@ -115,6 +117,10 @@ def _mapping(item: Item) -> dict[str, Any]:
     )
 
 
+def _override(overrides: Mapping[str, Any], name: str, shapes: Shapes) -> str:
+    return "" if overrides.get(name) is None else shapes.text(overrides[name], f"overrides.{name}")
+
+
 def _image(spec: Mapping[str, Any], shapes: Shapes) -> str:
     image = shapes.mapping(spec.get("docker"), "docker").get("docker_image")
     return "" if image is None else shapes.text(image, "docker.docker_image")
@@ -124,10 +130,10 @@ def _resource_args(spec: Mapping[str, Any], shapes: Shapes) -> tuple[str, dict[s
     """Give what stands under ``vertex`` or ``gcp-vertex``, and which of the two it is; the runner's own key first."""
     findings = shapes.findings
     resource = spec.get("resource")
-    if resource == "local-process" and spec.get("uri") == SCHEDULER_URI:
+    if resource in LOCAL_RESOURCES and spec.get("uri") == SCHEDULER_URI:
         findings.wrong(
             "resource",
-            "the sweep's scheduler asks to run as a local process, which a Vertex AI queue cannot give it",
+            f"the sweep's scheduler asks to run as a {resource}, which a Vertex AI queue cannot give it",
             "Set scheduler.resource to gcp-vertex, and its resource_args, in the sweep's launch config",
         )
     elif resource not in (None, "", *VERTEX_RESOURCES):

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.ledger import Ledger, Stored
 from vertex_launch.log import Redactor
-from vertex_launch.model import Ack, Hold, ItemView, Look, ManagedJob, Phase, Popped, RunId, RunView
+from vertex_launch.model import Ack, Hold, ItemView, JobArtifact, Look, ManagedJob, Phase, Popped, RunId, RunView
 
 T = TypeVar("T")
 
@@ -68,6 +68,19 @@ class Queue(Protocol):
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status."""
+
+    def sweeps(self, wanted: Sequence[RunId]) -> Mapping[RunId, str]:
+        """Give the state of sweeps, empty text for one that does not exist; those that W&B cannot tell about are missing."""
+
+
+class Jobs(Protocol):
+    """What a pass needs of W&B's job artifacts; ``adapters.job_artifacts`` says more."""
+
+    def find(self, name: str) -> JobArtifact:
+        """Give the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
+
+    def forget(self) -> None:
+        """Empty the caches on disk."""
 
 
 class Vertex(Protocol):
@@ -139,6 +152,7 @@ class Services:
     record: Record
     key: Key
     redact: Redactor
+    jobs: Jobs
     logs: Logs | None = None
     together: Callable[[Calls[Any], int], list[Any]] = side_by_side
     clock: Callable[[], float] = time.time

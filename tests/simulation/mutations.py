@@ -232,7 +232,8 @@ def a_new_policy_fails_what_trains(patch: Patch) -> None:
     """An item that comes back is checked before its job is adopted."""
 
     def adopt(real: Any, self: _Pass, item: Any) -> Any:
-        dispatcher.build_job(item, self._settings, entity=self._seen.entity, api_key="k" * 40, now=datetime.now(UTC))
+        self._preparer.look([item])
+        self._preparer.build(item, api_key="k" * 40, now=datetime.now(UTC))
         return real(self, item)
 
     _wrap(patch, _Pass, "_adopt", adopt)

@@ -273,6 +273,7 @@ class World:
             vertex=cast(Any, Outside(program, self.vertex)),
             record=Record(cast(Any, Outside(program, deployment.folder))),
             key=_Key(program, _Secret(self)),
+            jobs=cast(Any, None),  # no item here names a job artifact
             redact=program.redact,
             together=program.together,
             clock=self.scheduler.clock,

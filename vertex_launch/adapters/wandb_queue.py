@@ -331,11 +331,7 @@ class WandbQueue:
     def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
         """End a sweep; False for one that has ended already or does not exist. Raises Unavailable where W&B cannot tell."""
         where = {"entity": ("String", entity), "project": ("String", project)}
-        question = Field(
-            "project(name: $project, entityName: $entity) { sweep(sweepName: $sweep) { id state } }",
-            {**where, "sweep": ("String!", sweep)},
-        )
-        answer = self._server.ask("query", [question])[0]
+        answer = self._server.ask("query", [_sweep(RunId(entity, project, sweep), "id state")])[0]
         found = (answer.value or {}).get("sweep")
         if not found and answer.error:
             raise Unavailable(SERVICE, f"cannot look up sweep {entity}/{project}/{sweep}: {answer.error}")
@@ -350,6 +346,16 @@ class WandbQueue:
             reason = answer.error or "no sweep given"
             raise Unavailable(SERVICE, f"cannot cancel sweep {entity}/{project}/{sweep}: {reason}")
         return True
+
+    def sweeps(self, wanted: Sequence[RunId]) -> dict[RunId, str]:
+        """Give the state of sweeps, as RUNNING, empty text for one that does not exist; unknown ones are missing."""
+        fields = [_sweep(one, "state") for one in wanted]
+        states: dict[RunId, str] = {}
+        for sweep, answer in zip(wanted, self._batch(fields, self._batches.lookups, kind="query"), strict=True):
+            found = (answer.value or {}).get("sweep")
+            if found or not answer.error:  # a null with an error beside it is not absence
+                states[sweep] = str(found.get("state")).upper() if found else ""
+        return states
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status (POLLING or RUNNING), without which W&B shows its queues as idle."""
@@ -388,9 +394,15 @@ class WandbQueue:
         return next((_agent_view(one) for one in dicts(listed) if one.get("id") == agent), None)
 
     def _batch(
-        self, fields: Sequence[Field], size: int, *, repeatable: bool = True, within: float = math.inf
+        self,
+        fields: Sequence[Field],
+        size: int,
+        *,
+        kind: str = "mutation",
+        repeatable: bool = True,
+        within: float = math.inf,
     ) -> list[Result]:
-        """Send mutations in as few requests as their number allows; one request's failure does not spoil the others.
+        """Send operations in as few requests as their number allows; one request's failure does not spoil the others.
 
         A batch that the server refuses as a whole is sent again one by one; if that helps, so is everything after it.
         Nothing more is sent once the requests together took as long as one may.
@@ -402,7 +414,7 @@ class WandbQueue:
             chunk = waiting[: size if together else 1]
             try:
                 left = until - time.monotonic()
-                results += self._server.ask("mutation", chunk, repeatable=repeatable, within=left)
+                results += self._server.ask(kind, chunk, repeatable=repeatable, within=left)
             except Refused as error:
                 if len(chunk) > 1:
                     LOGGER.info("W&B refuses %d operations in one request: %s", len(chunk), error.reason)
@@ -427,6 +439,13 @@ def _in_best_way(ways: Sequence[Way], ask: Callable[[Way], T]) -> tuple[T, tuple
         except Refused as error:
             LOGGER.info("W&B refuses a question, so a simpler one follows: %s", error.reason)
     return ask(last), (last,)
+
+
+def _sweep(sweep: RunId, fields: str) -> Field:
+    return Field(
+        f"project(name: $project, entityName: $entity) {{ sweep(sweepName: $sweep) {{ {fields} }} }}",
+        {"entity": ("String", sweep.entity), "project": ("String", sweep.project), "sweep": ("String!", sweep.id)},
+    )
 
 
 class _Registry:

@@ -1,0 +1,1 @@
+"""Runs a job's code in its container."""

@@ -1,0 +1,168 @@
+"""What a W&B job artifact describes, and the plan by which its code is run in a container. Pure; called by ``custom_job``.
+
+``wandb-job.json`` is written by the official client (wandb/sdk/internal/job_builder.py, wandb/sdk/launch/create_job.py) and
+read as wandb.apis.public.jobs.Job reads it; unlike that, nothing of the code is fetched here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from vertex_launch.config import Settings
+from vertex_launch.errors import ItemRejected
+from vertex_launch.model import JobArtifact, RunSpec
+from vertex_launch.problems import shown
+
+PYTHON = "3.11"
+"""The Python of a job that does not say which one it was made with."""
+
+
+class SourceType(StrEnum):
+    """What a job is made from (``source_type``)."""
+
+    IMAGE = "image"
+    ARTIFACT = "artifact"
+    REPO = "repo"
+
+
+@dataclass(frozen=True)
+class JobSource:
+    """What a job artifact describes; absent parts are empty.
+
+    ``name`` is the artifact's full name with its version. ``image`` is what an image job runs, ``artifact`` where the code of
+    a code job is, ``remote`` and ``commit`` where that of a git job is. ``python`` is the version that it was made with.
+    """
+
+    name: str
+    type: SourceType
+    entry_point: tuple[str, ...] = ()
+    image: str = ""
+    artifact: str = ""
+    remote: str = ""
+    commit: str = ""
+    notebook: bool = False
+    base_image: str = ""
+    python: str = ""
+
+
+def read(job: JobArtifact) -> JobSource:
+    """Read what a job artifact describes. Raises ItemRejected where it cannot be run."""
+    said, type_ = _mapping(job.description, job, "wandb-job.json"), job.description.get("source_type")
+    if type_ not in list(SourceType):
+        raise _broken(job, f"its source_type is {shown(type_)}; known are {', '.join(SourceType)}")
+    source = _mapping(said.get("source"), job, "source")
+    if dockerfile := source.get("dockerfile"):
+        raise ItemRejected(
+            f"job: {job.name} brings its own Dockerfile ({shown(dockerfile)}), and nothing here builds images. Build the image "
+            "where you build others and launch that (wandb job create image IMAGE), or make the job without a Dockerfile."
+        )
+    entry_point = source.get("entrypoint") or []
+    if not isinstance(entry_point, list) or not all(isinstance(part, str) and part for part in entry_point):
+        raise _broken(job, f"its entrypoint is {shown(entry_point)}, not a list of texts")
+    git = _mapping(source.get("git") or {}, job, "source.git")
+    found = JobSource(
+        name=job.name,
+        type=SourceType(type_),
+        entry_point=tuple(entry_point),
+        image=_text(source, "image", job),
+        artifact=_text(source, "artifact", job),
+        remote=_text(git, "remote", job),
+        commit=_text(git, "commit", job),
+        notebook=bool(source.get("notebook")),
+        base_image=_text(source, "base_image", job),
+        python=_text(said, "runtime", job),
+    )
+    needed = {
+        SourceType.IMAGE: ("image",),
+        SourceType.ARTIFACT: ("artifact",),
+        SourceType.REPO: ("remote", "commit"),
+    }[found.type]
+    if missing := [name for name in needed if not getattr(found, name)]:
+        raise _broken(job, f"it is a job of type {type_} and does not say its {' and '.join(missing)}")
+    return found
+
+
+def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
+    """Give the image that a job runs in: an image job's own, else one with Python for the bootstrap to run in.
+
+    That is the job's own base image, the queue's or the item's (``builder``, also of its accelerator), the deployment's, or
+    the official Python image of the version that the job was made with. A builder of images for jobs with a Dockerfile would
+    come in here. Raises ItemRejected.
+    """
+    if source.type is SourceType.IMAGE:
+        return source.image
+    if source.base_image:
+        return source.base_image
+    for accelerator in ("", "accelerator", "cuda"):  # the last two in the order of wandb.sdk.launch._project_spec
+        section, place = spec.builder, f"resource_args.{spec.resource}.builder"
+        if accelerator:
+            section, place = spec.builder.get(accelerator) or {}, f"{place}.{accelerator}"
+        image = section.get("base_image") if isinstance(section, Mapping) else section
+        if image and not (isinstance(image, str) and re.fullmatch(r"\S+", image)):
+            raise ItemRejected(f"{place}.base_image: {shown(image)} is not the name of an image.")
+        if image:
+            return str(image)
+    return settings.base_image or f"python:{_minor(source.python)}-slim"
+
+
+def plan(source: JobSource | None, spec: RunSpec, settings: Settings) -> str:
+    """Give the JSON that tells the bootstrap (``vertex_launch.bootstrap``) what to do in the container.
+
+    ``source`` is None for an image that no job artifact describes.
+    """
+    wanted: dict[str, Any] = {"source": (source.type if source else SourceType.IMAGE).value}
+    if settings.api_key_delivery == "secret":
+        wanted["api_key_secret"] = settings.key_secret
+    if source and source.type is not SourceType.IMAGE:
+        wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": spec.working_dir or None}
+    if source and source.type is SourceType.ARTIFACT:
+        wanted["artifact"] = source.artifact
+    if source and source.type is SourceType.REPO:
+        wanted |= {"remote": source.remote, "commit": source.commit, "token_secret": token_secret(source, settings)}
+    return json.dumps(wanted)
+
+
+@functools.cache
+def bootstrap() -> str:
+    """Give the text of the bootstrap, which the container runs with the Python of its image."""
+    return (Path(__file__).parent / "bootstrap.py").read_text()
+
+
+def host(remote: str) -> str:
+    """Give the host of a repository's address, in any of git's two forms; empty text for a path."""
+    found = re.match(r"(?:[a-z+]+://)?(?:[^@/]*@)?([\w.-]+\.[a-z]+)(?::\d+)?[:/]", remote, re.IGNORECASE)
+    return found[1].lower() if found else ""
+
+
+def token_secret(source: JobSource, settings: Settings) -> str | None:
+    """Give the secret of the token for a repository; a token goes to the host that it is configured for and to no other."""
+    return settings.git_token_secrets.get(host(source.remote))
+
+
+def _minor(python: str) -> str:
+    found = re.match(r"3\.\d+", python)
+    return found[0] if found else PYTHON
+
+
+def _mapping(value: Any, job: JobArtifact, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _broken(job, f"{name} is {shown(value)}, not a JSON object")
+    return value
+
+
+def _text(mapping: Mapping[str, Any], name: str, job: JobArtifact) -> str:
+    value = mapping.get(name)
+    if value is not None and not isinstance(value, str):
+        raise _broken(job, f"its {name} is {shown(value)}, not a text")
+    return value or ""
+
+
+def _broken(job: JobArtifact, found: str) -> ItemRejected:
+    return ItemRejected(f"job: {job.name} is no job that can be run: {found}. Make it anew, as with wandb job create.")
