@@ -18,7 +18,7 @@ Durations are written 80ms or 1.5s. While the cloud runs, POST to /faults/SERVIC
 service, as in {"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]} for vertex: it makes the next job and loses
 the answer. Kinds are fail, refuse, lose, delay and lag; local/faults.py says what each does.
 """
-_PORTS = {"wandb": 8801, "vertex": 8802, "secrets": 8803, "storage": 8804, "pubsub": 8805, "control": 8806}
+_PORTS = {"wandb": 8801, "vertex": 8802, "secrets": 8803, "storage": 8804, "pubsub": 8805, "control": 8806, "iam": 8807}
 _PORTS |= {"dispatch": 8811, "dispatch_now": 8812, "job_state": 8813}
 
 
@@ -65,8 +65,8 @@ def _up(options: Options) -> int:
         print("\nFor people's tools, as `wandb launch`:\n")
         for name, value in cloud.person_variables().items():
             print(f"  export {name}={value}")
-        print("\nFor functions started by hand:\n")
-        for name, value in cloud.function_variables().items():
+        print("\nFor functions started by hand, and for python -m vertex_launch check:\n")
+        for name, value in cloud.preflight_variables().items():
             print(f"  export {name}={value}")
         sys.stdout.flush()
         threading.Event().wait()
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     chaos = commands.add_parser("chaos", help="kill functions and trouble services, then account for every item")
     chaos.add_argument("--seconds", type=float, default=120.0, metavar="N", help="how long things go wrong")
     chaos.add_argument("--seed", type=int, default=0, metavar="N", help="what goes wrong, and when")
-    for command, tick in ((up, 60.0), (demo, 10.0)):
+    for command, tick in ((up, 60.0), (demo, 15.0)):
         command.add_argument("--tick", type=_seconds, default=tick, metavar="TIME", help="time between two ticks")
         command.add_argument("--lease", type=_seconds, default=60.0, metavar="TIME", help="how long W&B leases an item")
         command.add_argument("--list-lag", type=_seconds, default=0.0, metavar="TIME", help="how late lists show jobs")

@@ -21,6 +21,7 @@ from local.containers import Containers
 from local.control import ControlServer
 from local.faults import Faults
 from local.functions import ROOT, Function
+from local.iam import IamServer
 from local.job_log import Entry
 from local.log_sink import LogSink
 from local.pubsub import PubSubServer
@@ -38,6 +39,7 @@ USER = "ada"
 API_KEY = "local0" * 6 + "demo"
 """The W&B key of the local cloud: 40 characters that open nothing else."""
 SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
+JOB_ACCOUNT = f"jobs@{PROJECT}.iam.gserviceaccount.com"
 BUCKETS = ("demo-state", "demo-staging", "demo-staging-east")
 TICKS = f"projects/{PROJECT}/topics/ticks"
 JOB_LOGS = f"projects/{PROJECT}/topics/job-logs"
@@ -90,6 +92,7 @@ class Cloud:
         self.secrets = SecretServer(projects=PROJECTS, faults=self.faults["secrets"], port=port("secrets", 0))
         self.secrets.add(SECRET, API_KEY)
         self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
+        self.iam = IamServer(projects=PROJECTS, accounts=[JOB_ACCOUNT], port=port("iam", 0))
         self.pubsub = self._pubsub()
         self.log_sink = LogSink(self.pubsub.address, JOB_LOGS)
         self.control = ControlServer(self.faults, self.state, port=port("control", 0))
@@ -98,7 +101,7 @@ class Cloud:
     def start(self) -> None:
         """Start everything; a part that cannot start ends the others and raises."""
         try:
-            for server in (self.wandb, self.vertex, self.secrets, self.storage, self.pubsub, self.control):
+            for server in (self.wandb, self.vertex, self.secrets, self.storage, self.iam, self.pubsub, self.control):
                 self._start(server)
             self.dispatch = self._function("dispatch", "cloudevent")
             self.dispatch_now = self._function("dispatch_now", "http")
@@ -141,6 +144,14 @@ class Cloud:
             "STORAGE_EMULATOR_HOST": self.storage.url,
             "PUBSUB_EMULATOR_HOST": self.pubsub.address,
             **self.options.variables,
+        }
+
+    def preflight_variables(self) -> dict[str, str]:
+        """Give the environment by which ``python -m vertex_launch check`` finds this cloud: it asks more than functions do."""
+        return {
+            **self.function_variables(),
+            "CLOUDRESOURCEMANAGER_ENDPOINT": self.iam.url,
+            "IAM_ENDPOINT": self.iam.url,
         }
 
     def person_variables(self) -> dict[str, str]:

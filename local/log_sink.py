@@ -19,11 +19,11 @@ from local.job_log import Entry
 
 _log = logging.getLogger(__name__)
 _PUBLISH_SECONDS = 10.0
-_TEXT = re.compile("Job (is running|completed successfully|failed|cancelled|canceled)")
+_TEXT = re.compile("Job (completed successfully|failed|cancelled|canceled)")
 
 
 def matches(entry: Entry) -> bool:
-    """Tell whether a sink with the filter for ``job_state`` hands an entry on."""
+    """Tell whether a sink with the filter for ``job_state`` (``infra/job-ends.filter``) hands an entry on."""
     resource = entry["resource"]
     if resource["type"] != "ml_job" or resource["labels"].get("task_name") != "service":
         return False

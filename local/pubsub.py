@@ -184,7 +184,9 @@ class PubSubServer:
 
     def _test_iam_permissions(self, request: Any) -> Any:
         """Tell which permissions the caller has; none on a topic that does not exist, which is no error."""
-        granted = [one for one in request.permissions if one not in self.denied] if request.resource in self._topics else []
+        granted = (
+            [one for one in request.permissions if one not in self.denied] if request.resource in self._topics else []
+        )
         return iam_policy_pb2.TestIamPermissionsResponse(permissions=granted)
 
     def _topic(self, name: str) -> list[_Subscription]:

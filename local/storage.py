@@ -306,7 +306,9 @@ class _Handler(Handler):
             case "storage.getBucket":
                 objects.list(bucket)
                 if "storage.buckets.get" in self.storage.denied:
-                    raise HttpRefused(403, "forbidden", f"The caller does not have storage.buckets.get access to {bucket}.")
+                    raise HttpRefused(
+                        403, "forbidden", f"The caller does not have storage.buckets.get access to {bucket}."
+                    )
                 described = self.storage.described.get(bucket, {})
                 return _json({"kind": "storage#bucket", "id": bucket, "name": bucket, **described})
             case "storage.testPermissions":

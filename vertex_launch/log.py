@@ -39,7 +39,7 @@ class Event(StrEnum):
     DEFERRED = "deferred"
     """An item cannot start now."""
     SETTLED = "settled"
-    """How a job ended is told, or there is nothing to tell: ``outcome`` is fail, warn or done."""
+    """How a job ended is told, or there is nothing to tell: ``outcome`` is failed, warned or done."""
     JOB_ENDED = "job_ended"
     """``job_state`` has asked for a pass."""
 

@@ -116,10 +116,10 @@ class Bucket:
                 f"roles/storage.objectUser on that bucket ({error.message})",
             ) from error
         except TROUBLE as error:
-            raise Unavailable(SERVICE, f"cannot {verb} {self._where}/{name}: {_said(error)}") from error
+            raise Unavailable(SERVICE, f"cannot {verb} {self._where}/{name}: {said(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """Give Cloud Storage's own words, those of the last attempt where there were several."""
     last = getattr(error, "cause", None) or error
     return str(exceptions.from_http_response(last.response) if isinstance(last, InvalidResponse) else last)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import google_crc32c
 from google.api_core import exceptions
 from google.api_core.retry import Retry
+from google.auth.credentials import Credentials
 from google.cloud import secretmanager_v1
 
 from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE, insecure_channel, is_plaintext
@@ -19,7 +20,10 @@ SERVICE = "Secret Manager"
 
 
 class SecretKey:
-    """The API key of one secret version. Every value read is made known to the redactor before anybody sees it."""
+    """The API key of one secret version. Every value read is made known to the redactor before anybody sees it.
+
+    ``credentials`` are the application default ones where none are given.
+    """
 
     def __init__(
         self,
@@ -29,6 +33,7 @@ class SecretKey:
         ttl: float,
         timeout: float,
         endpoint: str | None = None,
+        credentials: Credentials | None = None,
         clock: Callable[[], float] = time.monotonic,
         backoff: Retry = BACKOFF,
     ) -> None:
@@ -38,7 +43,7 @@ class SecretKey:
         # The client's own retries would go on for a minute.
         self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._clock = clock
-        self._client = _client(endpoint)
+        self._client = _client(endpoint, credentials)
         self._lock = threading.Lock()
         self._key = ""
         self._read_at = 0.0
@@ -104,9 +109,11 @@ def _checked(data: bytes, version: str) -> str:
     return key
 
 
-def _client(endpoint: str | None) -> secretmanager_v1.SecretManagerServiceClient:
+def _client(
+    endpoint: str | None, credentials: Credentials | None = None
+) -> secretmanager_v1.SecretManagerServiceClient:
     transport = secretmanager_v1.SecretManagerServiceClient.get_transport_class("grpc")
     if is_plaintext(endpoint):
         return secretmanager_v1.SecretManagerServiceClient(transport=transport(channel=insecure_channel(endpoint)))
     options = {"api_endpoint": endpoint} if endpoint else None
-    return secretmanager_v1.SecretManagerServiceClient(client_options=options)
+    return secretmanager_v1.SecretManagerServiceClient(credentials=credentials, client_options=options)

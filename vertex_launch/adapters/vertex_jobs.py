@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from google.api_core import exceptions
 from google.api_core.retry import Retry
+from google.auth.credentials import Credentials
 from google.cloud.aiplatform_v1 import JobServiceClient
 from google.cloud.aiplatform_v1.types import CustomJob, ListCustomJobsRequest
 
@@ -24,15 +25,26 @@ PERMANENT = (exceptions.BadRequest, exceptions.Forbidden, exceptions.NotFound, e
 
 
 class VertexJobs:
-    """The CustomJobs of one deployment in one project; a client per region, made when it is first needed."""
+    """The CustomJobs of one deployment in one project; a client per region, made when it is first needed.
+
+    ``credentials`` are the application default ones where none are given.
+    """
 
     def __init__(
-        self, project: str, deployment: str, *, timeout: float, endpoint: str | None = None, backoff: Retry = BACKOFF
+        self,
+        project: str,
+        deployment: str,
+        *,
+        timeout: float,
+        endpoint: str | None = None,
+        credentials: Credentials | None = None,
+        backoff: Retry = BACKOFF,
     ) -> None:
         self._project = project
         self._deployment = deployment
         self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._endpoint = endpoint
+        self._credentials = credentials
         self._clients: dict[str, JobServiceClient] = {}
         self._lock = threading.Lock()
 
@@ -119,7 +131,7 @@ class VertexJobs:
     def _client(self, region: str) -> JobServiceClient:
         with self._lock:
             if region not in self._clients:
-                self._clients[region] = _client(region, self._endpoint)
+                self._clients[region] = _client(region, self._endpoint, self._credentials)
             return self._clients[region]
 
 
@@ -128,12 +140,13 @@ def _region(name: str) -> str:
     return name.split("/")[3]
 
 
-def _client(region: str, endpoint: str | None) -> JobServiceClient:
+def _client(region: str, endpoint: str | None, credentials: Credentials | None = None) -> JobServiceClient:
     if is_plaintext(endpoint):
         return JobServiceClient(
             transport=JobServiceClient.get_transport_class("grpc")(channel=insecure_channel(endpoint))
         )
-    return JobServiceClient(client_options={"api_endpoint": endpoint or f"{region}-aiplatform.googleapis.com"})
+    options = {"api_endpoint": endpoint or f"{region}-aiplatform.googleapis.com"}
+    return JobServiceClient(credentials=credentials, client_options=options)
 
 
 def _said(error: Exception) -> str:

@@ -21,6 +21,7 @@ from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Phase, Popped, Queued, RunId, RunView
+from vertex_launch.queue_config import QueueConfig
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ ACCESS = "check the entity's name and the API key's access to it"
 AGENT_FIELDS = "id hostname stopPolling runQueues"
 ITEM_FIELDS = "id state associatedRunId"
 RUN_FIELDS = "state stopped"
+CONFIG_FIELDS = "resource config templateVariables { name schema }"
+VIEWER = Field("viewer { entity username }")
 
 
 class Way(NamedTuple):
@@ -76,9 +79,16 @@ class WandbQueue:
 
     # Questions
 
+    def viewer(self) -> tuple[str, str]:
+        """Give the user whose API key it is, and the key's default entity; empty texts for none. Raises Unavailable."""
+        answer = self._server.ask("query", [VIEWER])[0]
+        if answer.error or not isinstance(answer.value, dict):
+            raise Unavailable(SERVICE, f"does not say whose API key it is: {answer.error or 'no user given'}")
+        return str(answer.value.get("username") or ""), str(answer.value.get("entity") or "")
+
     def default_entity(self) -> str:
         """Give the API key's default entity. Raises Unavailable."""
-        answer = self._server.ask("query", [Field("viewer { entity username }")])[0]
+        answer = self._server.ask("query", [VIEWER])[0]
         entity = (answer.value or {}).get("entity")
         if not entity:
             raise Unavailable(
@@ -136,7 +146,7 @@ class WandbQueue:
         runs_from = len(fields)
         fields += [_run(run) for run in first_runs]
         if viewer:
-            fields.append(Field("viewer { entity username }"))
+            fields.append(VIEWER)
         requested = [fields] if way.together else [[one] for one in fields]
         answers = [answer for request in requested for answer in self._server.ask("query", request)]
         project = self._project(entity, answers[0])
@@ -198,12 +208,34 @@ class WandbQueue:
         """
         try:
             configs = self._configs(entity, queues)
-            resources = self._config_resources(entity, [config for config in configs.values() if config])
+            resources = self._default_configs(entity, [config for config in configs.values() if config], "resource")
         except Refused as error:
             LOGGER.info("W&B does not say what the queues' items run on: %s", error.reason)
             return dict.fromkeys(queues, "")
         return {
-            name: resources.get(config, "") for name, config in configs.items() if not config or config in resources
+            name: str(resources[config].get("resource") or "") if config else ""
+            for name, config in configs.items()
+            if not config or config in resources
+        }
+
+    def queue_names(self, entity: str) -> list[str]:
+        """Give the names of all queues of the entity. Raises Unavailable."""
+        registry = _Registry(entity)
+        registry.add("runQueues { name }")
+        answer = self._server.ask("query", [registry.field()])[0]
+        return [str(queue["name"]) for queue in self._queues(entity, self._project(entity, answer), answer)]
+
+    def queue_configs(self, entity: str, queues: Sequence[str]) -> dict[str, QueueConfig | None]:
+        """Give what these queues say about their items, None for one without a config.
+
+        Queues of which W&B does not tell are missing. Raises Unavailable.
+        """
+        configs = self._configs(entity, queues)
+        found = self._default_configs(entity, [config for config in configs.values() if config], CONFIG_FIELDS)
+        return {
+            name: _queue_config(found[config]) if config else None
+            for name, config in configs.items()
+            if not config or config in found
         }
 
     def _configs(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
@@ -214,16 +246,15 @@ class WandbQueue:
         shown = {name: project[alias] for name, alias in names.items() if isinstance(project.get(alias), dict)}
         return {name: str(queue.get("defaultResourceConfigID") or "") for name, queue in shown.items()}
 
-    def _config_resources(self, entity: str, configs: Sequence[str]) -> dict[str, str]:
-        """Give the resource of each config that W&B tells about."""
+    def _default_configs(self, entity: str, configs: Sequence[str], fields: str) -> dict[str, dict[str, Any]]:
+        """Give these fields of each config that W&B tells about."""
         if not configs:
             return {}
-        text = " ".join(f"c{i}: defaultResourceConfig(id: $c{i}) {{ resource }}" for i in range(len(configs)))
+        text = " ".join(f"c{i}: defaultResourceConfig(id: $c{i}) {{ {fields} }}" for i in range(len(configs)))
         ids = {f"c{i}": ("ID!", config) for i, config in enumerate(configs)}
         question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **ids})
         found = self._server.ask("query", [question])[0].value or {}
-        shown = {config: found[f"c{i}"] for i, config in enumerate(configs) if found.get(f"c{i}")}
-        return {config: str(one.get("resource") or "") for config, one in shown.items()}
+        return {config: found[f"c{i}"] for i, config in enumerate(configs) if found.get(f"c{i}")}
 
     # Mutations
 
@@ -482,6 +513,21 @@ class _Registry:
 
     def field(self) -> Field:
         return Field(f"project(name: $registry, entityName: $entity) {{ {' '.join(self._parts)} }}", self._variables)
+
+
+def _queue_config(told: Mapping[str, Any]) -> QueueConfig:
+    config = _json(told.get("config"))
+    variables = {str(one.get("name")): _json(one.get("schema")) for one in dicts(told.get("templateVariables"))}
+    return QueueConfig(str(told.get("resource") or ""), _json(config.get("resource_args")), variables)
+
+
+def _json(value: Any) -> dict[str, Any]:
+    """Give a JSON object that came as it is or as text, an empty one for anything else."""
+    try:
+        read = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def _popped(queue: str, answer: Result) -> Popped:

@@ -1,0 +1,168 @@
+# The three functions, and the code that they run.
+
+locals {
+  # Names of the functions without the prefix. One instance and one request at a time for those that run passes: passes exclude
+  # each other anyway, and what waits in Pub/Sub costs nothing.
+  functions = {
+    dispatch = {
+      entry_point   = "dispatch"
+      account       = "dispatch"
+      description   = "Runs a pass for each tick."
+      timeout       = var.dispatch_timeout
+      max_instances = 1
+    }
+    dispatch-now = {
+      entry_point   = "dispatch_now"
+      account       = "now"
+      description   = "Runs a pass for a person, at once."
+      timeout       = var.dispatch_timeout
+      max_instances = 1
+    }
+    job-state = {
+      entry_point   = "job_state"
+      account       = "job-state"
+      description   = "Asks for a pass when one of the deployment's jobs has ended."
+      timeout       = var.job_state_timeout
+      max_instances = 3
+    }
+  }
+
+  # Only names: the key itself never gets into an environment, which everybody sees who may look at a function.
+  environment = merge(
+    {
+      GOOGLE_CLOUD_PROJECT     = var.project
+      GOOGLE_CLOUD_REGION      = join(",", local.job_regions)
+      STAGING_BUCKETS          = join(",", [for region in local.job_regions : "gs://${local.staging_buckets[region]}"])
+      STATE_BUCKET             = "gs://${local.record_bucket}"
+      DISPATCH_TOPIC           = local.topics["ticks"]
+      WANDB_API_KEY_SECRET     = "${local.secret}/versions/latest"
+      VERTEX_LAUNCH_DEPLOYMENT = var.name
+    },
+    var.wandb_base_url == null ? {} : { WANDB_BASE_URL = var.wandb_base_url },
+  )
+
+  job_regions = length(var.job_regions) > 0 ? var.job_regions : [var.region]
+
+  # The code: nothing but what runs.
+  checkout        = "${path.module}/.."
+  launch_config   = coalesce(var.launch_config, "${local.checkout}/launch-config.yaml")
+  launch          = yamldecode(file(local.launch_config))
+  settings_file   = coalesce(var.vertex_launch_config, "${local.checkout}/vertex-launch.yaml")
+  settings_exists = fileexists(local.settings_file) # everything in it may be in the environment instead
+  settings        = local.settings_exists ? yamldecode(file(local.settings_file)) : null
+  source_files = merge(
+    { for path in setunion(["main.py", "requirements.txt"], fileset(local.checkout, "vertex_launch/**/*.py")) : path => "${local.checkout}/${path}" },
+    { "launch-config.yaml" = local.launch_config },
+    local.settings_exists ? { "vertex-launch.yaml" = local.settings_file } : {},
+  )
+  source_object = var.source_object != null ? var.source_object : {
+    bucket     = one(google_storage_bucket.source[*].name)
+    object     = one(google_storage_bucket_object.source[*].name)
+    generation = null
+  }
+
+  # vertex-launch.yaml says how long a pass may take; these are its defaults.
+  longest_pass = (
+    try(tonumber(local.settings.timeouts.pass_budget), 45) +
+    try(tonumber(local.settings.timeouts.create), 20) +
+    try(tonumber(local.settings.timeouts.margin), 10)
+  )
+}
+
+data "archive_file" "source" {
+  count = var.source_object == null ? 1 : 0
+
+  type        = "zip"
+  output_path = "${path.root}/.terraform/${var.name}-source.zip"
+
+  dynamic "source" {
+    for_each = local.source_files
+    content {
+      filename = source.key
+      content  = file(source.value)
+    }
+  }
+}
+
+# Named after its content, so that new code is a new object and the functions are deployed again.
+resource "google_storage_bucket_object" "source" {
+  count = var.source_object == null ? 1 : 0
+
+  bucket = google_storage_bucket.source[0].name
+  name   = "source-${data.archive_file.source[0].output_sha256}.zip"
+  source = data.archive_file.source[0].output_path
+
+  lifecycle {
+    create_before_destroy = true # the functions name the old one until they are deployed again
+  }
+}
+
+resource "google_cloudfunctions2_function" "this" {
+  for_each = local.functions
+
+  project     = var.project
+  location    = var.region
+  name        = "${var.name}-${each.key}"
+  description = each.value.description
+  labels      = var.labels
+
+  build_config {
+    runtime           = "python313"
+    entry_point       = each.value.entry_point
+    service_account   = "projects/${var.project}/serviceAccounts/${local.emails["build"]}"
+    docker_repository = "projects/${var.project}/locations/${var.region}/repositories/${google_artifact_registry_repository.functions.repository_id}"
+
+    source {
+      storage_source {
+        bucket     = local.source_object.bucket
+        object     = local.source_object.object
+        generation = local.source_object.generation
+      }
+    }
+  }
+
+  service_config {
+    service_account_email            = local.emails[each.value.account]
+    environment_variables            = local.environment
+    available_memory                 = "512Mi"
+    available_cpu                    = "1"
+    timeout_seconds                  = each.value.timeout
+    min_instance_count               = 0
+    max_instance_count               = each.value.max_instances
+    max_instance_request_concurrency = 1
+    all_traffic_on_latest_revision   = true
+    ingress_settings                 = "ALLOW_ALL" # Pub/Sub pushes and people call from outside; IAM decides who may
+    vpc_connector                    = var.vpc_connector
+    vpc_connector_egress_settings    = var.vpc_connector == null ? null : var.vpc_egress
+  }
+
+  # Without an event_trigger: the subscription that Eventarc would make can have neither dead letters nor an ack deadline.
+
+  lifecycle {
+    precondition {
+      condition     = each.value.entry_point == "job_state" || local.longest_pass <= var.dispatch_timeout
+      error_message = "A pass may take ${local.longest_pass} s by timeouts in ${local.settings_file} (pass_budget + create + margin), but dispatch_timeout is ${var.dispatch_timeout} s. Raise dispatch_timeout or shorten pass_budget."
+    }
+  }
+
+  # A build without its rights fails, and so does a pass; rights take up to two minutes to work, so they come first.
+  depends_on = [
+    google_project_service.this,
+    google_project_iam_member.jobs,
+    google_secret_manager_secret_iam_member.dispatchers_read_key,
+    google_storage_bucket_iam_member.dispatchers_keep_record,
+    google_pubsub_topic_iam_member.job_state_publishes_ticks,
+    google_project_iam_member.build_writes_logs,
+    google_project_iam_member.build_reads_platform_sources,
+    google_storage_bucket_iam_member.build_reads_source,
+    google_artifact_registry_repository_iam_member.build_writes_images,
+  ]
+}
+
+# A warning, for somebody's team may have that name.
+check "launch_config_is_yours" {
+  assert {
+    condition     = var.source_object != null || try(local.launch.entity, null) != "acme"
+    error_message = "${local.launch_config} still has the example's entity, acme. Write your W&B team there, and your queues."
+  }
+}

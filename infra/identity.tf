@@ -1,0 +1,276 @@
+# Who may do what. One account for each function, one for pushes, one for builds, one for jobs; each right on the one thing
+# that it is for. What stands on the project has no resource of its own to stand on: custom jobs, logs, and what does not
+# exist before its first use.
+
+data "google_project" "this" {
+  project_id = var.project
+}
+
+resource "google_project_service" "this" {
+  for_each = var.enable_apis ? toset(concat(
+    [
+      "aiplatform", "artifactregistry", "cloudbuild", "cloudfunctions", "cloudresourcemanager", "cloudscheduler", "iam",
+      "logging", "monitoring", "pubsub", "run", "secretmanager", "storage",
+    ],
+    var.vpc_connector == null ? [] : ["vpcaccess"],
+  )) : []
+
+  project            = var.project
+  service            = "${each.key}.googleapis.com"
+  disable_on_destroy = false # others in the project may use it
+}
+
+locals {
+  accounts = merge(
+    {
+      dispatch  = "Runs passes of ${var.name} for ticks"
+      now       = "Runs passes of ${var.name} for people"
+      job-state = "Looks up ended jobs of ${var.name}"
+      push      = "Pushes messages to functions of ${var.name}"
+      build     = "Builds functions of ${var.name}"
+    },
+    coalesce(var.create_job_service_account, length(var.job_service_accounts) == 0) ? { jobs = "Jobs of ${var.name} run as this account" } : {},
+  )
+  emails = { for key, account in google_service_account.this : key => "${account.account_id}@${account.project}.iam.gserviceaccount.com" }
+
+  # The two that run passes, and the accounts that jobs may run as.
+  dispatchers = ["dispatch", "now"]
+  job_emails = merge(
+    { for key, email in local.emails : key => email if key == "jobs" },
+    { for email in var.job_service_accounts : email => email },
+  )
+
+  read_job_logs = coalesce(var.read_job_logs, try(tonumber(local.settings.log_lines), 0) > 0)
+
+  vertex_agents = coalesce(var.vertex_agents, [
+    "service-${data.google_project.this.number}@gcp-sa-aiplatform.iam.gserviceaccount.com",
+    "service-${data.google_project.this.number}@gcp-sa-aiplatform-cc.iam.gserviceaccount.com",
+  ])
+}
+
+resource "google_service_account" "this" {
+  for_each = local.accounts
+
+  project      = var.project
+  account_id   = "${var.name}-${each.key}"
+  display_name = each.value
+
+  depends_on = [google_project_service.this]
+}
+
+# Custom roles, each with exactly what is called.
+
+locals {
+  roles = merge(
+    {
+      dispatch = {
+        title       = "submit jobs"
+        permissions = ["aiplatform.customJobs.cancel", "aiplatform.customJobs.create", "aiplatform.customJobs.get", "aiplatform.customJobs.list"]
+      }
+      job_state = {
+        title       = "look up jobs"
+        permissions = ["aiplatform.customJobs.get"]
+      }
+      record = {
+        title = "keep the record"
+        # Overwriting is creating and deleting. Without list, an object that does not exist is answered 403 instead of 404.
+        permissions = ["storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list"]
+      }
+      act_as = {
+        title       = "run something as an account"
+        permissions = ["iam.serviceAccounts.actAs"]
+      }
+    },
+    local.read_job_logs ? {
+      job_logs = {
+        title       = "read the last lines of failed jobs"
+        permissions = ["logging.logEntries.list"]
+      }
+    } : {},
+  )
+  role_names = { for key, role in google_project_iam_custom_role.this : key => "projects/${role.project}/roles/${role.role_id}" }
+}
+
+resource "google_project_iam_custom_role" "this" {
+  for_each = local.roles
+
+  project     = var.project
+  role_id     = "${replace(var.name, "-", "_")}_${each.key}"
+  title       = "${var.name}: ${each.value.title}"
+  permissions = each.value.permissions
+
+  depends_on = [google_project_service.this]
+}
+
+# Functions: jobs
+
+resource "google_project_iam_member" "jobs" {
+  for_each = { dispatch = "dispatch", now = "dispatch", job-state = "job_state" }
+
+  project = var.project
+  role    = local.role_names[each.value]
+  member  = "serviceAccount:${local.emails[each.key]}"
+}
+
+resource "google_project_iam_member" "job_logs" {
+  for_each = toset(local.read_job_logs ? local.dispatchers : [])
+
+  project = var.project
+  role    = local.role_names["job_logs"]
+  member  = "serviceAccount:${local.emails[each.key]}"
+}
+
+# Whoever submits a job must be allowed to act as the account that it runs as. An account's address names its project; in
+# another project our custom role does not count.
+resource "google_service_account_iam_member" "act_as_job_accounts" {
+  for_each = {
+    for pair in setproduct(local.dispatchers, keys(local.job_emails)) : "${pair[0]} as ${pair[1]}" => {
+      who     = pair[0]
+      whom    = local.job_emails[pair[1]]
+      project = try(regex("@([a-z0-9-]+)\\.iam\\.", local.job_emails[pair[1]])[0], var.project)
+    }
+  }
+
+  service_account_id = "projects/${each.value.project}/serviceAccounts/${each.value.whom}"
+  role               = each.value.project == var.project ? local.role_names["act_as"] : "roles/iam.serviceAccountUser"
+  member             = "serviceAccount:${local.emails[each.value.who]}"
+}
+
+# Functions: the key, the record, ticks
+
+resource "google_secret_manager_secret_iam_member" "dispatchers_read_key" {
+  for_each = toset(local.dispatchers)
+
+  project   = local.secret_parts[1]
+  secret_id = local.secret_parts[3]
+  role      = "roles/secretmanager.secretAccessor"
+  member    = "serviceAccount:${local.emails[each.key]}"
+}
+
+resource "google_storage_bucket_iam_member" "dispatchers_keep_record" {
+  for_each = toset(local.dispatchers)
+
+  bucket = local.record_bucket
+  role   = local.role_names["record"]
+  member = "serviceAccount:${local.emails[each.key]}"
+}
+
+resource "google_pubsub_topic_iam_member" "job_state_publishes_ticks" {
+  project = var.project
+  topic   = google_pubsub_topic.this["ticks"].name
+  role    = "roles/pubsub.publisher"
+  member  = "serviceAccount:${local.emails["job-state"]}"
+}
+
+# Who may call the functions: pushes two of them, named people and machines the third. Each is a Cloud Run service of its name.
+
+resource "google_cloud_run_v2_service_iam_member" "push" {
+  for_each = local.pushes
+
+  project  = var.project
+  location = var.region
+  name     = google_cloudfunctions2_function.this[each.value.function].name
+  role     = "roles/run.invoker"
+  member   = "serviceAccount:${local.emails["push"]}"
+}
+
+resource "google_cloud_run_v2_service_iam_member" "invokers" {
+  for_each = var.invokers
+
+  project  = var.project
+  location = var.region
+  name     = google_cloudfunctions2_function.this["dispatch-now"].name
+  role     = "roles/run.invoker"
+  member   = each.key
+}
+
+# Jobs: their output and their images
+
+resource "google_storage_bucket_iam_member" "jobs_write_output" {
+  for_each = {
+    for pair in setproduct(keys(local.job_emails), local.job_regions) : "${pair[0]} in ${pair[1]}" => { email = local.job_emails[pair[0]], region = pair[1] }
+  }
+
+  bucket = local.staging_buckets[each.value.region]
+  role   = "roles/storage.objectUser"
+  member = "serviceAccount:${each.value.email}"
+}
+
+# It is Google's account that pulls a job's image, not the account that the job runs as.
+resource "google_artifact_registry_repository_iam_member" "vertex_reads_images" {
+  for_each = toset(local.vertex_agents)
+
+  project    = local.images_repository_parts[1]
+  location   = local.images_repository_parts[3]
+  repository = local.images_repository_parts[5]
+  role       = "roles/artifactregistry.reader"
+  member     = "serviceAccount:${each.key}"
+}
+
+# Builds of the functions
+
+resource "google_project_iam_member" "build_writes_logs" {
+  project = var.project
+  role    = "roles/logging.logWriter"
+  member  = "serviceAccount:${local.emails["build"]}"
+}
+
+resource "google_artifact_registry_repository_iam_member" "build_writes_images" {
+  project    = var.project
+  location   = var.region
+  repository = google_artifact_registry_repository.functions.repository_id
+  role       = "roles/artifactregistry.writer"
+  member     = "serviceAccount:${local.emails["build"]}"
+}
+
+resource "google_storage_bucket_iam_member" "build_reads_source" {
+  bucket = local.source_object.bucket
+  role   = "roles/storage.objectViewer"
+  member = "serviceAccount:${local.emails["build"]}"
+}
+
+# Cloud Functions copies the source into a bucket of its own and builds from there. That bucket does not exist before the
+# region's first function does, so the right cannot stand on it; the condition is as narrow.
+resource "google_project_iam_member" "build_reads_platform_sources" {
+  project = var.project
+  role    = "roles/storage.objectViewer"
+  member  = "serviceAccount:${local.emails["build"]}"
+
+  condition {
+    title      = "${var.name}-sources"
+    expression = "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-${data.google_project.this.number}-${var.region}/\")"
+  }
+}
+
+# Deploying from Cloud Build, where asked for: functions may be made anew, so the right stands on the project; and whoever
+# deploys must be allowed to act as each account that a function runs or is built as.
+
+resource "google_project_iam_member" "build_deploys" {
+  count = var.deploy_with_cloud_build ? 1 : 0
+
+  project = var.project
+  role    = "roles/cloudfunctions.developer"
+  member  = "serviceAccount:${local.emails["build"]}"
+}
+
+# `gcloud builds submit` puts the checkout into a bucket of this name, and makes it where it is missing.
+resource "google_project_iam_member" "build_reads_checkout" {
+  count = var.deploy_with_cloud_build ? 1 : 0
+
+  project = var.project
+  role    = "roles/storage.objectViewer"
+  member  = "serviceAccount:${local.emails["build"]}"
+
+  condition {
+    title      = "${var.name}-builds"
+    expression = "resource.name.startsWith(\"projects/_/buckets/${var.project}_cloudbuild/\")"
+  }
+}
+
+resource "google_service_account_iam_member" "build_acts_as" {
+  for_each = toset(var.deploy_with_cloud_build ? ["dispatch", "now", "job-state", "build"] : [])
+
+  service_account_id = "projects/${var.project}/serviceAccounts/${local.emails[each.key]}"
+  role               = local.role_names["act_as"]
+  member             = "serviceAccount:${local.emails["build"]}"
+}

@@ -1,0 +1,126 @@
+# What is kept: the W&B key, the record of what is open, what jobs write, what jobs run, what the functions are built from.
+
+locals {
+  secret = (
+    var.wandb_secret != null
+    ? var.wandb_secret
+    : "projects/${one(google_secret_manager_secret.wandb_api_key[*].project)}/secrets/${one(google_secret_manager_secret.wandb_api_key[*].secret_id)}"
+  )
+  secret_parts = split("/", local.secret) # projects, P, secrets, S
+
+  record_bucket = var.record_bucket != null ? var.record_bucket : one(google_storage_bucket.record[*].name)
+
+  staging_buckets = merge({ for region, bucket in google_storage_bucket.staging : region => bucket.name }, var.staging_buckets)
+
+  images_repository = (
+    var.images_repository != null
+    ? var.images_repository
+    : "projects/${var.project}/locations/${var.region}/repositories/${one(google_artifact_registry_repository.images[*].repository_id)}"
+  )
+  images_repository_parts = split("/", local.images_repository) # projects, P, locations, L, repositories, R
+}
+
+# Without a version: the key comes in by `gcloud secrets versions add`, never through Terraform, whose state would keep it.
+resource "google_secret_manager_secret" "wandb_api_key" {
+  count = var.wandb_secret == null ? 1 : 0
+
+  project   = var.project
+  secret_id = "${var.name}-wandb-api-key"
+  labels    = var.labels
+
+  replication {
+    auto {}
+  }
+
+  depends_on = [google_project_service.this]
+}
+
+# Two small objects that every pass overwrites. Old versions would pile up by the thousand a day, and a lifecycle rule could
+# take the record away under a running pass.
+resource "google_storage_bucket" "record" {
+  count = var.record_bucket == null ? 1 : 0
+
+  project                     = var.project
+  name                        = "${var.project}-${var.name}-state"
+  location                    = var.region
+  labels                      = var.labels
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = false # what jobs are running is written there
+
+  versioning {
+    enabled = false
+  }
+  soft_delete_policy {
+    retention_duration_seconds = 0
+  }
+
+  depends_on = [google_project_service.this]
+}
+
+# What jobs write. One in each region, for Vertex AI wants it where the job runs.
+resource "google_storage_bucket" "staging" {
+  for_each = toset([for region in local.job_regions : region if !contains(keys(var.staging_buckets), region)])
+
+  project                     = var.project
+  name                        = "${var.project}-${var.name}-staging-${each.key}"
+  location                    = each.key
+  labels                      = var.labels
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = false # results of training
+
+  lifecycle {
+    precondition {
+      condition     = length("${var.project}-${var.name}-staging-${each.key}") <= 63
+      error_message = "${var.project}-${var.name}-staging-${each.key} is longer than the 63 characters that a bucket's name may have. Choose a shorter name, or name an existing bucket for ${each.key} in staging_buckets."
+    }
+  }
+
+  depends_on = [google_project_service.this]
+}
+
+# What jobs run.
+resource "google_artifact_registry_repository" "images" {
+  count = var.images_repository == null ? 1 : 0
+
+  project       = var.project
+  location      = var.region
+  repository_id = "${var.name}-images"
+  description   = "Images that jobs of ${var.name} run."
+  format        = "DOCKER"
+  labels        = var.labels
+
+  depends_on = [google_project_service.this]
+}
+
+# What the functions are built into.
+resource "google_artifact_registry_repository" "functions" {
+  project       = var.project
+  location      = var.region
+  repository_id = "${var.name}-functions"
+  description   = "Images of the functions of ${var.name}."
+  format        = "DOCKER"
+  labels        = var.labels
+
+  depends_on = [google_project_service.this]
+}
+
+# What the functions are built from.
+resource "google_storage_bucket" "source" {
+  count = var.source_object == null ? 1 : 0
+
+  project                     = var.project
+  name                        = "${var.project}-${var.name}-source"
+  location                    = var.region
+  labels                      = var.labels
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+  force_destroy               = true # zips of a checkout, nothing that cannot be made again
+
+  soft_delete_policy {
+    retention_duration_seconds = 0
+  }
+
+  depends_on = [google_project_service.this]
+}

@@ -1,0 +1,68 @@
+"""What a queue says about its items before any comes, and the plainest item that shows what becomes of it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE = "us-docker.pkg.dev/any-project/any-repository/any-image:latest"
+"""Stands for the image that an item brings."""
+
+_TEMPLATE = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
+
+
+@dataclass(frozen=True)
+class QueueConfig:
+    """A queue's default resource config: ``resource`` as gcp-vertex, ``resource_args`` as each item gets them.
+
+    ``variables`` are the JSON schemas of its template variables by name.
+    """
+
+    resource: str
+    resource_args: Mapping[str, Any]
+    variables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it leaves all to the items."""
+        return not any(self.resource_args.values())
+
+    def open_variables(self) -> list[str]:
+        """Give the template variables of which nobody can say beforehand what an item writes there."""
+        return [name for name, schema in self.variables.items() if _likely(schema) is None]
+
+    def likely_values(self) -> dict[str, Any]:
+        """Give the other template variables' values: the default, else the first one that is allowed."""
+        likely = {name: _likely(schema) for name, schema in self.variables.items()}
+        return {name: value for name, value in likely.items() if value is not None}
+
+    def item(self) -> dict[str, Any]:
+        """Give the run spec of an item that brings an image and nothing else; open variables are left as they are."""
+        return {
+            "project": "preflight",
+            "name": "preflight",
+            "resource": self.resource,
+            "resource_args": _filled(self.resource_args, self.likely_values()),
+            "docker": {"docker_image": IMAGE},
+        }
+
+
+def _likely(schema: Mapping[str, Any]) -> Any:
+    """Give a value that the schema of a template variable allows, None where it names none."""
+    named = (schema.get("default"), *(schema.get("enum") or ()), schema.get("minimum"), schema.get("maximum"))
+    return next((value for value in named if value is not None), None)
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    """Fill template variables in as W&B does: text that is one variable and nothing else takes the value's type."""
+    if isinstance(value, Mapping):
+        return {key: _filled(one, values) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_filled(one, values) for one in value]
+    if not isinstance(value, str):
+        return value
+    if (whole := _TEMPLATE.fullmatch(value)) and whole[1] in values:
+        return values[whole[1]]
+    return _TEMPLATE.sub(lambda found: str(values.get(found[1], found[0])), value)
