@@ -43,7 +43,7 @@ def source(description: dict[str, Any], **changes: Any) -> JobSource:
     return job_source.read(JobArtifact(NAME, said))
 
 
-def built(found: JobSource | None, settings: Settings = SETTINGS, **spec: Any) -> CustomJob:
+def built(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> CustomJob:
     asked = item(run_spec(**{"docker": {}, "job": NAME, **spec} if found else spec))
     parsed = custom_job.parse(asked)
     now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,7 +51,7 @@ def built(found: JobSource | None, settings: Settings = SETTINGS, **spec: Any) -
     return request.custom_job
 
 
-def refused(found: JobSource | None, settings: Settings = SETTINGS, **spec: Any) -> str:
+def refused(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> str:
     with pytest.raises(ItemRejected) as error:
         built(found, settings, **spec)
     return str(error.value)
@@ -99,8 +99,7 @@ def test_a_job_with_a_dockerfile_names_the_two_ways_out(description: dict[str, A
         source(description, dockerfile="Dockerfile.gpu")
     assert "wandb job create image" in str(error.value)
     assert "without a Dockerfile" in str(error.value)
-    override = {"overrides": {"dockerfile": "Dockerfile"}}
-    assert "nothing here builds images" in refused(source(description), **override)
+    assert "nothing here builds images" in refused(source(description), overrides={"dockerfile": "Dockerfile"})
 
 
 def test_an_image_job_runs_its_image() -> None:
@@ -176,6 +175,7 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
         "remote": "https://github.com/acme/train.git",
         "commit": "0123abc",
         "token_secret": SECRET,
+        "secretmanager": "https://secretmanager.googleapis.com",
         "notebook": False,
         "working_dir": None,
     }

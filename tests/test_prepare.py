@@ -69,7 +69,8 @@ def test_an_image_beside_a_job_is_what_runs() -> None:
 def test_a_dry_run_shows_the_job_of_an_artifact() -> None:
     one = world()
     shown = one.preview(run_spec=job_spec()).shown["custom_job"]
-    assert shown["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == PICTURE["source"]["image"]
+    image: Any = PICTURE["source"]
+    assert shown["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == image["image"]
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "PAUSED"])

@@ -1,1 +1,567 @@
-"""Runs a job's code in its container."""
+"""Runs first in the container of a job whose code is not in its image, or whose W&B key is not in its spec.
+
+The dispatcher hands this text to ``python3 -c`` and the plan to VERTEX_LAUNCH_PLAN. It reads the key, fetches the code,
+installs its requirements and becomes the program, so that signals and exit status are the program's own. It needs Python 3.8
+and its standard library. Each step says what it does; one that fails says what to do and exits with status 1.
+
+The kernel takes 128 KiB in one argument; Vertex AI documents no limit of its own, but expands dollars: here are none.
+"""
+
+# ruff: noqa: E402, S310, S603 - imports follow the path; URLs and commands are our own, and no shell is involved
+from __future__ import annotations
+
+import sys
+
+# `python -c` looks for modules in the current folder first, and an image may have a json.py of its own there.
+sys.path[:] = filter(None, sys.path)
+
+import ast
+import base64
+import http.client
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+import traceback
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+PLAN = "VERTEX_LAUNCH_PLAN"
+KEY = "WANDB_API_KEY"
+NO_PIP = "No module named pip"
+# `python -m pip` without the current folder on its path: code may have a logging.py of its own.
+RUN_PIP = "import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module('pip', None, '__main__', True)"
+
+FETCH = """
+import json, re, sys
+try:
+    import wandb
+    if not (hasattr(wandb.Api, "_artifact_from_id") or hasattr(wandb.Artifact, "_from_id")):
+        raise ImportError("it is too old")
+except Exception as error:
+    print("no wandb to fetch with in the image:", error)
+    sys.exit(77)
+try:
+    api = wandb.Api()
+    by_id = getattr(api, "_artifact_from_id", None) or (lambda id: wandb.Artifact._from_id(id, api.client))
+    for name, folder in json.loads(sys.argv[1]).items():
+        id = re.search("_id/([^/]+)", name)
+        artifact = by_id(id.group(1)) if id else api.artifact(name.split("wandb-artifact://")[-1])
+        if artifact is None or str(getattr(artifact, "state", "")).upper().endswith("DELETED"):
+            raise ValueError(name + (" has been deleted" if artifact else " was not found"))
+        artifact.download(root=folder)
+except Exception as error:
+    print(type(error).__name__ + ":", error)
+    sys.exit(1)
+"""
+
+ARCHIVES = {
+    "github.com": "https://github.com/{path}/archive/{commit}.tar.gz",
+    "github.com with a token": "https://api.github.com/repos/{path}/tarball/{commit}",
+    "gitlab.com": "https://gitlab.com/api/v4/projects/{quoted}/repository/archive.tar.gz?sha={commit}",
+    "bitbucket.org": "https://bitbucket.org/{path}/get/{commit}.tar.gz",
+}
+USERS = {"github.com": "x-access-token", "bitbucket.org": "x-token-auth"}  # where git asks; GitLab and others take any
+
+PYTHON = re.compile(r"python(3(\.\d+)?)?")
+LINE = re.compile(rb"[^\n]*\n|[^\n]+")
+REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*([^;]*)(;.*)?")
+PIN = re.compile(r"===?\s*[^,*\s]+\s*|@.+")
+TORCH = re.compile(r"torch(?:vision|audio)?==\d+\.\d+\.\d+(?:\+(cu\d+|cpu))?")
+MAGIC = re.compile(r"(\s*)([%!?].*|[\w., ]+=\s*[%!].*|.*\?)")
+CELL_OF_PYTHON = re.compile(r"\s*%%(time|timeit|capture|prun)\b")
+
+hidden: set[str] = set()
+step = "plan"
+children: list[subprocess.Popen[str]] = []
+
+
+class Failed(Exception):
+    """A step failed; the text says why and what to do."""
+
+
+def show(text: str) -> str:
+    """Write text into the job's log, and give it, both without secrets."""
+    for word in filter(None, hidden):
+        text = text.replace(word, "***")
+    sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
+    sys.stdout.flush()
+    return text
+
+
+def say(name: str, text: str) -> None:
+    """Write a line into the job's log; ``name`` is the step at work."""
+    global step
+    step = name
+    show(f"vertex-launch: {name}: {text}\n")
+
+
+def run(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:
+    """Run a command that sees neither the plan nor our key; show its output, give its status and output."""
+    environment = {name: value for name, value in os.environ.items() if name not in (PLAN, KEY)}
+    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    environment.update(variables)
+    with subprocess.Popen(
+        command, cwd=str(folder), env=environment, encoding="utf-8", errors="replace", **pipes
+    ) as child:
+        children[:] = [child]
+        output = "".join(map(show, child.stdout or ()))
+    children.clear()
+    return child.returncode, output
+
+
+def pip(python: str, arguments: list[str], folder: Path, **variables: str) -> tuple[int, str]:
+    """Run ``pip install``, also in an image that manages its own packages (PEP 668): the container is ours."""
+    switches = (
+        "BREAK_SYSTEM_PACKAGES",
+        "DISABLE_PIP_VERSION_CHECK",
+        "NO_INPUT",
+    )  # pips pass over what they do not know
+    settings = {
+        "PIP_PROGRESS_BAR": "off",
+        "PIP_ROOT_USER_ACTION": "ignore",
+        **{f"PIP_{name}": "1" for name in switches},
+    }
+    return run([python, "-c", RUN_PIP, "install", *arguments], folder, **settings, **variables)
+
+
+def end_of(output: str) -> str:
+    """Give the last line of a command's output, where the error mostly stands."""
+    return (output.strip().splitlines() or ["it said nothing"])[-1]
+
+
+def get(url: str, headers: dict[str, str], pause: float, into: Path | None = None) -> bytes:
+    """Give what is at a URL, or write it ``into`` a file; five tries, the second after ``pause`` s. Raises OSError."""
+    request = urllib.request.Request(url)
+    for name, value in headers.items():
+        request.add_unredirected_header(name, value)  # a redirect must not carry a token to another host
+    direct = [urllib.request.ProxyHandler({})] if "Metadata-Flavor" in headers else []  # no proxy knows that server
+    for wait in (pause, 2 * pause, 4 * pause, 8 * pause, None):
+        try:
+            with urllib.request.build_opener(*direct).open(request, timeout=60) as response:
+                if into is None:
+                    return bytes(response.read())
+                with into.open("wb") as file:
+                    shutil.copyfileobj(response, file)
+                return b""
+        except (OSError, http.client.HTTPException) as error:
+            if wait is None or (isinstance(error, urllib.error.HTTPError) and error.code != 429 and error.code < 500):
+                raise error if isinstance(error, OSError) else OSError(repr(error)) from error
+            time.sleep(wait)
+    return b""
+
+
+def secret(plan: dict[str, Any], version: str, what: str) -> str:
+    """Read a secret as the job's own service account and hide it from the log. Raises Failed."""
+    host, pause = os.environ.get("GCE_METADATA_HOST") or "metadata.google.internal", plan.get("retry_seconds", 1)
+    identity, flavor = (
+        f"http://{host}/computeMetadata/v1/instance/service-accounts/default/",
+        {"Metadata-Flavor": "Google"},
+    )
+    say("key", f"reading {what} from {version}")
+    try:
+        token = json.loads(get(identity + "token", flavor, pause))["access_token"]
+        hidden.add(token)
+        account = get(identity + "email", flavor, pause).decode().strip()
+    except (OSError, ValueError, KeyError) as error:
+        raise Failed(
+            f"the metadata server gives no access token ({error}), without which {what} cannot be read from Secret Manager; "
+            "run the job on Vertex AI, with a service_account in its spec"
+        ) from error
+    try:
+        url = f"{plan['secretmanager'].rstrip('/')}/v1/{version}:access"
+        data = json.loads(get(url, {"Authorization": f"Bearer {token}"}, pause))["payload"]["data"]
+        text = base64.b64decode(data).decode("ascii").strip()
+    except urllib.error.HTTPError as error:
+        told = re.search(r'"message":\s*"([^"]*)', error.read().decode(errors="replace"))
+        reason = {
+            403: f"{account} may not read {version}; grant it roles/secretmanager.secretAccessor on that secret",
+            404: f"{account} finds no {version}; add that version, or correct its name in the configuration",
+        }.get(error.code, f"{account} cannot read {version}; see that this version is enabled")
+        raise Failed(f"{reason} ({error.code} {told[1] if told else error.reason})") from error
+    except UnicodeDecodeError:
+        text = ""
+    except (OSError, ValueError, KeyError) as error:
+        raise Failed(f"Secret Manager gives no answer about {version} ({error}); check the job's network") from error
+    if not text or not text.isprintable() or " " in text:
+        raise Failed(f"{version} is empty or not a single line of ASCII text; add a version that holds {what} alone")
+    hidden.add(text)
+    return text
+
+
+def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
+    """Download artifacts with the image's own wandb, else with one from pip. Raises Failed.
+
+    That one goes into a folder of ours: in the program's environment it could change versions of what the program uses, and
+    it would hide that the program's requirements lack wandb.
+    """
+    names, folders = " and ".join(wanted), {name: str(folder) for name, folder in wanted.items()}
+    command = [sys.executable, "-c", FETCH, json.dumps(folders)]
+    variables = {f"WANDB_{kind}_DIR": str(private) for kind in ("CACHE", "CONFIG", "DATA")}  # HOME may not be writable
+    variables[KEY] = key
+    say("source", f"fetching {names}")
+    status, output = run(command, private, **variables)
+    if status == 77:
+        say("wandb", "installing wandb into a private folder, to fetch with")
+        variables["PYTHONPATH"] = str(private / "lib")
+        status, output = pip(sys.executable, ["--target", variables["PYTHONPATH"], "wandb"], private, PIP_USER="0")
+        if status:
+            reason = "has no pip either" if NO_PIP in output else f"pip cannot install it ({end_of(output)})"
+            raise Failed(
+                f"the image has no usable wandb and {reason}; use a base image with wandb or pip, and see that the job "
+                "reaches a package index (PIP_INDEX_URL names a mirror)"
+            )
+        say("source", f"fetching {names} with the wandb just installed")
+        status, output = run(command, private, **variables)
+    if status:
+        raise Failed(
+            f"{os.environ.get('WANDB_BASE_URL', 'W&B')} does not give {names} ({end_of(output)}); check that the job and its "
+            "code still exist and that the owner of the key may read their project"
+        )
+
+
+def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
+    """Check out the commit with git; without git unpack the host's archive of it. Raises Failed."""
+    remote, commit, pause = plan["remote"].strip(), plan["commit"], plan.get("retry_seconds", 1)
+    ssh = re.fullmatch(r"(?:ssh://)?[\w.+-]+@([\w.-]+)(?::\d+/|:|/)(.+)", remote)
+    url = urlsplit("https://" + "/".join(ssh.groups()) if ssh else remote)
+    host, user, token = url.hostname or "", url.username or "", unquote(url.password or "")
+    hidden.update((url.password or "", token))
+    url = url._replace(netloc=url.netloc.rpartition("@")[2])
+    if url.scheme not in ("https", "http", "file") or commit.startswith("-"):
+        raise Failed(f"{commit} of {remote} cannot be fetched; the job's remote must be https://... or git@host:path")
+    if plan.get("token_secret"):
+        given, _, token = secret(plan, plan["token_secret"], "the token for git").rpartition(":")
+        user = given or user
+        hidden.add(token)
+    say("source", f"fetching {commit} of {url.geturl()}" + (", over HTTPS, for a job has no SSH key" if ssh else ""))
+    if token and url.scheme == "http" and host not in ("127.0.0.1", "localhost"):
+        raise Failed(f"the token must not go to {host} in the clear; use an https:// remote")
+    advice = "check that it has been pushed" + ("" if token else "; a private repository needs a secret with a token")
+    if shutil.which("git"):
+        return checkout(url, commit, user or USERS.get(host, "oauth2"), token, code, pause, advice)
+    if host not in ARCHIVES:
+        raise Failed(f"the image has no git, and archives of {host or remote} are not known; use an image with git")
+    template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
+    path = re.sub(r"\.git/*\Z", "", url.path).strip("/")
+    address = template.format(path=quote(path), quoted=quote(path, ""), commit=quote(commit, ""))
+    headers = {"PRIVATE-TOKEN": token} if host == "gitlab.com" else {"Authorization": f"Bearer {token}"}
+    say("source", f"the image has no git: unpacking {address}")
+    try:
+        get(address, headers if token else {}, pause, private / "archive")
+        unpack(private / "archive", code)
+    except (OSError, EOFError, tarfile.TarError, Failed) as error:
+        raise Failed(f"{address}: {error}; {advice}, or use an image with git") from error
+    if (code / ".gitmodules").exists():
+        say("source", "warning: an archive has no submodules; use an image with git if the program needs them")
+    return None
+
+
+def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, pause: float, advice: str) -> None:
+    """Fetch one commit with git, or all where the server does not give a single one. Raises Failed."""
+    base = ["git", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "protocol.ext.allow=never"]
+    variables = {"GIT_TERMINAL_PROMPT": "0"}
+    if token:  # for this host alone, and in the environment alone; any git knows credential helpers
+        variables["VERTEX_LAUNCH_GIT"] = f"username={user}\npassword={token}"
+        base += ["-c", f"credential.{url.scheme}://{url.netloc}.helper=!printenv VERTEX_LAUNCH_GIT #"]
+
+    def git(*arguments: str) -> str:
+        """Give the error, nothing when there is none."""
+        status, output = run([*base, *arguments], code, **variables)
+        first = re.search(r"(?:fatal|error): .*", output)
+        return (first[0] if first else end_of(output)) if status else ""
+
+    error = git("init", "-q") or git("remote", "add", "origin", url.geturl())
+    if not error and git("fetch", "-q", "--depth", "1", "origin", commit):
+        say("source", "the commit is not to be had alone: fetching the whole repository")
+        time.sleep(pause)
+        error = git("fetch", "-q", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
+        error = error or git("checkout", "-q", "--detach", commit)
+    else:
+        error = error or git("checkout", "-q", "--detach", "FETCH_HEAD")
+    if not error and (code / ".gitmodules").exists():
+        error = git("submodule", "update", "--init", "--recursive")
+    if error:
+        raise Failed(f"git cannot check out {commit} of {url.geturl()} ({error}); {advice}")
+
+
+def inside(root: Path, name: str) -> Path:
+    """Give a path in a folder. Raises Failed when it is not in it, also by way of symbolic links."""
+    top = os.path.realpath(str(root))
+    if os.path.commonpath([top, os.path.realpath(str(root / name))]) != top:
+        raise Failed(f"{name} leads out of the code")
+    return root / name
+
+
+def unpack(archive: Path, code: Path) -> None:
+    """Unpack a .tar.gz without its topmost folder. Raises Failed, OSError, TarError."""
+    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with tarfile.open(str(archive), "r:gz") as tar:
+        for member in tar:
+            member.name = member.name.partition("/")[2]
+            parent = inside(code, member.name).parent
+            if member.issym():
+                inside(code, str(parent / member.linkname))
+            elif not (member.isfile() or member.isdir()):
+                raise Failed(f"{member.name} is no file, folder or symbolic link")
+            if member.name:
+                tar.extract(member, str(code), **safely)
+
+
+def apply_patch(patch: bytes, code: Path) -> None:
+    """Apply a ``git diff``, exactly; not with git or patch, for a slim image has neither. Raises Failed."""
+    parts = re.split(rb"^(?=diff --git )", patch + b"\n", flags=re.MULTILINE)[1:]
+    say("patch", f"applying diff.patch to {len(parts)} files")
+    for part in parts:
+        head, *hunks = re.split(rb"^(?=@@ )", part, flags=re.MULTILINE)
+        title = os.fsdecode(head.splitlines()[0])
+        if b"\nBinary files " in head:
+            say("patch", f"warning: {title}: left out, for a patch does not hold what is in binary files")
+            continue
+        try:
+            patch_file(head, hunks, code)
+        except (ValueError, LookupError, OSError) as error:
+            raise Failed(f"{title}: {error}; the patch does not fit the commit: create the job again") from error
+
+
+def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
+    """Apply the part of a ``git diff`` that is about one file. Raises ValueError, LookupError, OSError, Failed."""
+
+    def path(sign: bytes, side: bytes, word: bytes) -> Path:
+        """Find a name; where only a mode changes or a file is empty, it stands in the title alone."""
+        patterns = rb'^%s ("?)%s/(.*?)\1\t?\n' % (sign, side), rb'^(?:rename|copy) %s ("?)(.*)\1\n' % word
+        for pattern in (*patterns, rb'^diff --git ("?)a/(.*)\1 \1b/\2\1\n'):
+            found = re.search(pattern, head, re.MULTILINE)
+            if found:
+                name = ast.literal_eval(f'b"{found[2].decode()}"') if found[1] else found[2]
+                return inside(code, os.fsdecode(name))
+        raise ValueError("it names no file")
+
+    if re.search(rb"^GIT binary|mode 1[26]0000", head, re.MULTILINE):
+        raise ValueError("binary files, symbolic links and submodules cannot be patched")
+    source, target = path(b"-{3}", b"a", b"from"), path(b"[+]{3}", b"b", b"to")
+    old = [] if b"\nnew file" in head else LINE.findall(source.read_bytes())
+    new, at = [], 0
+    for hunk in hunks:
+        title, *lines = LINE.findall(re.sub(rb"\n\\ [^\n]*", b"\0", hunk))  # "\ No newline at end of file"
+        start, count = re.findall(rb"-(\d+)(?:,(\d+))?", title)[0]
+        begin = int(start) - (count != b"0")
+        new += old[at:begin]
+        at = begin
+        for line in lines:
+            sign, text = line[:1], line[1:].replace(b"\0\n", b"")
+            if sign in b" -":
+                if old[at] != text:
+                    raise ValueError(f"line {at + 1} is not what the patch says")
+                at += 1
+            if sign in b" +":
+                new.append(text)
+    if b"\nrename from" in head or b"\ndeleted file" in head:
+        source.unlink()
+    if b"\ndeleted file" not in head:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(b"".join(new + old[at:]))
+        mode = re.search(rb"^new (?:file )?mode 100(\d+)", head, re.MULTILINE)
+        if mode:
+            target.chmod(int(mode[1], 8))
+
+
+def read_requirements(path: Path) -> list[str]:
+    """Give the lines of a requirements file and of those that it refers to."""
+    if not path.is_file():
+        say("requirements", f"warning: there is no {path.name}")
+        return []
+    lines = []
+    for raw in path.read_text("utf-8-sig", "replace").replace("\\\n", " ").splitlines():
+        line = re.sub(r"(\A|\s)#.*|\s--hash=\S+", "", raw).strip()
+        other = re.fullmatch(r"(?:-r|--requirement)[ =]*(.+)", line)
+        lines += read_requirements(path.parent / other[1]) if other else [line] if line else []
+    return lines
+
+
+def install_requirements(frozen: Path, code: Path, folder: Path, python: str) -> None:
+    """Install what W&B's own bootstrap would; what fails is reported by name and is not fatal.
+
+    That is the frozen list without dependencies; of code with a requirements.txt what that names, in the frozen versions.
+    ``wandb job create`` freezes nothing: a list with open versions needs its dependencies, an empty one says nothing.
+    """
+    lines, pins = read_requirements(frozen), {}
+
+    def name_of(match: re.Match[str]) -> str:
+        return re.sub(r"[-_.]+", "-", match[1]).lower()
+
+    for match in map(REQUIREMENT.fullmatch, lines):
+        if match and PIN.fullmatch(match[3]):
+            pins[name_of(match)] = match[3]
+    alone = ["--no-deps"] if len(pins) == len(lines) else []
+    own = next((place / "requirements.txt" for place in (folder, code) if (place / "requirements.txt").is_file()), None)
+    if own:
+        lines, alone = read_requirements(own), []
+        for index, match in enumerate(map(REQUIREMENT.fullmatch, lines)):
+            if match and name_of(match) in pins:
+                lines[index] = f"{match[1]}{match[2] or ''}{pins[name_of(match)]}{match[4] or ''}"
+    elif not lines and (folder / "pyproject.toml").is_file():
+        lines, alone = ["."], []
+    options: list[str] = []
+    torch: list[str] = []
+    rest: list[str] = []
+    for line in lines:
+        variant = TORCH.match(line)
+        if variant and variant[1]:
+            options.append(f"--extra-index-url=https://download.pytorch.org/whl/{variant[1]}")
+        if re.match("-(?!e|-editable)", line):
+            options += shlex.split(line)
+        else:  # development versions of wandb are in no index
+            (torch if variant else rest).append(re.sub(r"\Awandb==.*dev.*", "wandb", line))
+    say("requirements", f"installing {len(torch + rest)} packages")
+    failed = install(rest, [*options, *alone], python, folder) + install(torch, options, python, folder)
+    (folder / "_wandb_bootstrap_errors.json").write_text(json.dumps({"pip": failed}))
+    if failed:
+        say("requirements", f"warning: failed to install: {', '.join(failed)}; the program starts without")
+
+
+def install(wanted: list[str], options: list[str], python: str, folder: Path) -> list[str]:
+    """Install, and give what failed: when pip refuses the lot, each that it names is tried alone, or else each."""
+    if not wanted:
+        return []
+    arguments = [word for line in wanted for word in (line.split(None, 1) if line.startswith("-") else [line])]
+    status, output = pip(python, [*options, *arguments], folder)
+    if status == 0:
+        return []
+    if len(wanted) == 1 or NO_PIP in output or "Retry(total=0" in output:  # the last: no index is within reach
+        return wanted
+    errors = set(re.findall(r"[\w.-]+", " ".join(re.findall(r".*(?:ERROR|error):.*", output))))
+    named = [line for line in wanted if re.split(r"[^\w.-]", line)[0] in errors] or wanted
+    parts = [[line for line in wanted if line not in named], *([line] for line in named)]
+    return [line for part in parts for line in install(part, options, python, folder)]
+
+
+def convert(notebook: Path) -> Path:
+    """Write a notebook's code as a script beside it. Raises Failed.
+
+    Not with nbconvert, which makes calls of IPython of magics: a program that Python runs has none.
+    """
+    script = notebook.with_suffix(".py")
+    if script.exists():
+        script = Path(f"{notebook}.py")
+    try:
+        cells = json.loads(notebook.read_text("utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise Failed(
+            f"{notebook.name} cannot be read as a notebook ({error!r}); correct the job's entry point"
+        ) from error
+    for index, text in enumerate(texts):
+        try:
+            compile(text, notebook.name, "exec")
+        except (SyntaxError, ValueError):
+            texts[index] = without_magics(text)
+    script.write_text("\n\n".join(texts) + "\n", "utf-8")
+    say("notebook", f"{notebook.name} runs as {script.name}")
+    return script
+
+
+def without_magics(cell: str) -> str:
+    """Give a cell in which what only IPython understands is a comment; the log says so."""
+    lines = cell.split("\n")
+    foreign = cell.lstrip().startswith("%%") and not CELL_OF_PYTHON.match(cell)
+    for index, line in enumerate(lines):
+        found = MAGIC.fullmatch(line)
+        if line.strip() and (foreign or found):
+            say("notebook", f"warning: left out: {line.strip()}")
+            lines[index] = f"{found[1] if found else ''}pass  # {line.strip()}"
+    return "\n".join(lines)
+
+
+def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
+    """Fetch the code and make it ready; give the folder to start in. Raises Failed."""
+    base = os.environ.get("VERTEX_LAUNCH_DIR") or tempfile.gettempdir()
+    Path(base).mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="vertex-launch-", dir=base))  # a new one also when the container starts again
+    code, job, private = work / "code", work / "job", work / "private"
+    for place in (code, job, private):
+        place.mkdir()
+    wanted = {plan["job"]: job}
+    if plan["source"] == "artifact":
+        wanted[plan["artifact"]] = code
+    fetch_artifacts(wanted, key, private)
+    if plan["source"] == "repo":
+        fetch_repository(plan, code, private)
+    if (job / "diff.patch").is_file():
+        apply_patch((job / "diff.patch").read_bytes(), code)
+    say("folder", plan.get("working_dir") or "the code's own")
+    folder = inside(code, plan.get("working_dir") or "")
+    if not folder.is_dir():
+        raise Failed("the code has no such folder; correct overrides.working_dir")
+    python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
+    install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable)
+    if plan.get("notebook"):
+        say("notebook", "converting")
+        command[:] = [
+            str(convert(inside(folder, word)).relative_to(folder)) if word.endswith(".ipynb") else word
+            for word in command
+        ]
+    # File overrides need nothing here: launch.manage_config_file in the program applies WANDB_LAUNCH_FILE_OVERRIDES itself,
+    # relative to the folder it starts in (wandb/sdk/launch/inputs/files.py).
+    shutil.rmtree(str(private), ignore_errors=True)
+    return folder
+
+
+def start(command: list[str], folder: Path, key: str) -> None:
+    """Become the program. Raises Failed."""
+    environment = {name: value for name, value in os.environ.items() if name != PLAN}
+    if key:
+        environment[KEY] = key
+    if PYTHON.fullmatch(command[0]) and not shutil.which(command[0]):
+        say("start", f"the image has no {command[0]}; {sys.executable} ({sys.version.split()[0]}) takes its place")
+        command[0] = sys.executable
+    say("start", f"{shlex.join(command)} in {folder}")
+    os.chdir(str(folder))
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvpe(command[0], command, environment)  # noqa: S606 - this is what we are here for
+    except OSError as error:
+        raise Failed(
+            f"{command[0]} cannot be started ({error.strerror}); the entry point must begin with a program in the image or an "
+            "executable file in the code, as in `python train.py`"
+        ) from error
+
+
+def stop(*_: object) -> None:
+    """End at once on SIGTERM, which the first process of a container would not notice."""
+    for child in children:
+        child.terminate()
+    os.write(1, f"vertex-launch: {step}: stopped by SIGTERM\n".encode())
+    os._exit(143)
+
+
+def main() -> None:
+    """Do all steps. Raises Failed."""
+    signal.signal(signal.SIGTERM, stop)
+    plan = json.loads(os.environ[PLAN])
+    key = os.environ.get(KEY, "")
+    hidden.add(key)
+    if plan.get("api_key_secret"):
+        key = secret(plan, plan["api_key_secret"], "the W&B API key")
+    command = sys.argv[1:]
+    start(command, Path.cwd() if plan["source"] == "image" else prepare(plan, command, key), key)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failed as error:
+        say(step, f"failed: {error}")
+    except Exception:  # noqa: BLE001 - whatever it was, the log names the step
+        say(step, f"failed unexpectedly: {traceback.format_exc()}")
+    sys.exit(1)

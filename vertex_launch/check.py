@@ -14,12 +14,13 @@ from enum import StrEnum
 from functools import partial
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from vertex_launch import custom_job
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
-from vertex_launch.dispatcher import build_job
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
 from vertex_launch.log import Redactor
 from vertex_launch.model import VERTEX_RESOURCES, Item, ManagedJob
+from vertex_launch.prepare import build_job
 from vertex_launch.queue_config import IMAGE, QueueConfig
 from vertex_launch.services import Key, side_by_side
 
@@ -269,7 +270,8 @@ class Preflight:
             return warn(what, "it is empty, so that each item must bring all of its resource args")
         item, now = Item("preflight", name, config.item()), datetime.now(UTC)
         try:
-            _, request = build_job(item, self._lenient(), entity=entity, api_key=Redactor.MARK, now=now)
+            spec, settings = custom_job.parse(item), self._lenient()
+            request = build_job(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
         except ItemRejected as error:
             found = f"an item that brings only an image would fail: {error}"
             if open_ones := ", ".join(config.open_variables()):

@@ -126,6 +126,9 @@ def plan(source: JobSource | None, spec: RunSpec, settings: Settings) -> str:
         wanted["artifact"] = source.artifact
     if source and source.type is SourceType.REPO:
         wanted |= {"remote": source.remote, "commit": source.commit, "token_secret": token_secret(source, settings)}
+    if wanted.get("api_key_secret") or wanted.get("token_secret"):
+        endpoint = settings.secretmanager_endpoint or "secretmanager.googleapis.com"
+        wanted["secretmanager"] = endpoint if "://" in endpoint else f"https://{endpoint}"
     return json.dumps(wanted)
 
 
