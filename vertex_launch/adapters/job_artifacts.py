@@ -17,7 +17,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from vertex_launch.errors import ItemRejected, Unavailable
+from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
 from vertex_launch.model import JobArtifact
 from vertex_launch.services import Key
 
@@ -39,7 +39,8 @@ class JobArtifacts:
         self._timeout = timeout
         self._lock = threading.Lock()
         self._known: OrderedDict[str, JobArtifact] = OrderedDict()
-        self._folder: Path | None = None
+        self.folder: Path | None = None
+        """Where the SDK writes, once it has been asked."""
         self._api: Any = None
         self._api_key = ""
 
@@ -47,10 +48,11 @@ class JobArtifacts:
         """Give the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
         if _VERSION.fullmatch(name.rpartition(":")[2]) and (known := self._remembered(name)):
             return known
-        api, folder = self._open()
         try:
+            api, folder = self._open()
             artifact = api.artifact(name, type="job")
-            full = f"{artifact.entity}/{artifact.project}/{artifact.name}"
+            collection = artifact.name.partition(":")[0]
+            full = f"{artifact.entity}/{artifact.project}/{collection}:{artifact.version}"
             if artifact.state == "DELETED":
                 raise ItemRejected(f"job: {name} was deleted. Launch a version that is still there.")
             if known := self._remembered(full):
@@ -58,7 +60,7 @@ class JobArtifacts:
             with tempfile.TemporaryDirectory(dir=folder) as here:
                 path = artifact.get_entry(DESCRIPTION).download(root=here, skip_cache=True)
                 description = json.loads(Path(path).read_bytes())
-        except ItemRejected:
+        except LaunchError:
             raise
         except KeyError as error:
             raise ItemRejected(f"job: {name} has no {DESCRIPTION}, so it is no job. Make it anew.") from error
@@ -69,16 +71,16 @@ class JobArtifacts:
     def forget(self) -> None:
         """Empty the folder that the SDK writes to."""
         with self._lock:
-            if self._folder is not None:
-                for path in self._folder.iterdir():
+            if self.folder is not None:
+                for path in self.folder.iterdir():
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _open(self) -> tuple[Any, Path]:
         """Give the SDK's API with today's key, and the folder that it may write to."""
         key = self._key.get()
         with self._lock:
-            if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="vertex-launch-wandb-"))
+            if self.folder is None:
+                self.folder = Path(tempfile.mkdtemp(prefix="vertex-launch-wandb-"))
                 for variable in (
                     "WANDB_CACHE_DIR",
                     "WANDB_DATA_DIR",
@@ -86,14 +88,14 @@ class JobArtifacts:
                     "WANDB_CONFIG_DIR",
                     "WANDB_DIR",
                 ):
-                    os.environ[variable] = str(self._folder)
+                    os.environ[variable] = str(self.folder)
                 os.environ["WANDB_SILENT"] = "true"
             if self._api is None or self._api_key != key:
                 import wandb
 
                 self._api = wandb.Api({"base_url": self._base_url}, timeout=round(self._timeout), api_key=key)
                 self._api_key = key
-            return self._api, self._folder
+            return self._api, self.folder
 
     def _remembered(self, name: str) -> JobArtifact | None:
         with self._lock:
