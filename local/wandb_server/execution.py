@@ -29,7 +29,7 @@ from graphql import (
 )
 
 from local.faults import FaultError
-from local.wandb_server import mutations, queries, run_fields
+from local.wandb_server import artifact_fields, artifact_mutations, mutations, queries, run_fields, sweep_fields
 from local.wandb_server.context import SCALARS, Context
 from local.wandb_server.errors import Refused
 
@@ -72,11 +72,14 @@ def _snake_case(name: str, _schema: GraphQLSchema, _path: tuple[str, ...]) -> st
 
 
 SCHEMA = make_executable_schema(
-    load_schema_from_path(str(Path(__file__).parent / "schema.graphql")),
+    load_schema_from_path(str(Path(__file__).parent)),
     *SCALARS,
     *queries.TYPES,
+    *artifact_fields.TYPES,
+    *sweep_fields.TYPES,
     run_fields.run_type,
     mutations.mutation,
+    artifact_mutations.mutation,
     convert_names_case=_snake_case,
 )
 

@@ -1,27 +1,18 @@
-"""Mutations: what clients change. Each is atomic; those of one request are done one after another."""
+"""Mutations of queues, items, agents, runs and their files. Each is atomic; those of one request are done in turn."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from ariadne import MutationType
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from local.wandb_server.context import Context
-from local.wandb_server.errors import conflict, invalid, not_found
+from local.wandb_server.errors import conflict, not_found
 from local.wandb_server.launch import NOT_ELIGIBLE, Item, ItemError, Queue
+from local.wandb_server.mutation import Mutations, Payload, run_by_id, run_called
 from local.wandb_server.run_fields import file_node
-from local.wandb_server.runs import Run
-from local.wandb_server.store import SWEEP_STATES
 
-if TYPE_CHECKING:
-    from local.wandb_server.context import Info
-
-mutation = MutationType()
-
-Payload = dict[str, Any] | None
-Resolver = Callable[..., Payload]
+mutation = Mutations()
 
 DEFAULT_PROJECT = "uncategorized"
 """The project of runs that name none."""
@@ -30,26 +21,7 @@ RUN_DETAILS = ("display_name", "description", "notes", "group_name", "job_type",
 """What ``upsertBucket`` takes over as it comes."""
 
 
-def _mutation(name: str) -> Callable[[Resolver], Resolver]:
-    """Register a mutation: its input as keyword arguments, under the store's lock, faults of the field before it."""
-
-    def register(perform: Resolver) -> Resolver:
-        @mutation.field(name)
-        def resolve(_: None, info: Info, input: Mapping[str, Any]) -> Payload:  # noqa: A002
-            context = info.context
-            context.faults.before_field(name)
-            given = dict(input)
-            token = given.pop("client_mutation_id", None)
-            with context.store.lock:
-                payload = perform(context, **given)
-            return None if payload is None else {**payload, "client_mutation_id": token}
-
-        return perform
-
-    return register
-
-
-@_mutation("createDefaultResourceConfig")
+@mutation.performs("createDefaultResourceConfig")
 def _create_default_resource_config(
     context: Context,
     entity_name: str,
@@ -63,7 +35,7 @@ def _create_default_resource_config(
     return {"success": True, "default_resource_config_id": made.id}
 
 
-@_mutation("createRunQueue")
+@mutation.performs("createRunQueue")
 def _create_run_queue(
     context: Context,
     entity_name: str,
@@ -86,7 +58,7 @@ def _create_run_queue(
     return {"success": True, "queue_id": queue.id}
 
 
-@_mutation("upsertRunQueue")
+@mutation.performs("upsertRunQueue")
 def _upsert_run_queue(
     context: Context,
     entity_name: str,
@@ -112,7 +84,7 @@ def _upsert_run_queue(
     return {"success": True, "config_schema_validation_errors": []}
 
 
-@_mutation("deleteRunQueues")
+@mutation.performs("deleteRunQueues")
 def _delete_run_queues(context: Context, queue_ids: Sequence[str]) -> Payload:
     for queue_id in queue_ids:
         _queue(context, queue_id)
@@ -120,19 +92,19 @@ def _delete_run_queues(context: Context, queue_ids: Sequence[str]) -> Payload:
     return {"success": True}
 
 
-@_mutation("deleteFromRunQueue")
+@mutation.performs("deleteFromRunQueue")
 def _delete_from_run_queue(context: Context, queue_id: str, run_queue_item_id: str) -> Payload:
     _queue(context, queue_id)
     context.store.launch.delete_item(queue_id, run_queue_item_id)
     return {"success": True}
 
 
-@_mutation("pushToRunQueue")
+@mutation.performs("pushToRunQueue")
 def _push_to_run_queue(context: Context, queue_id: str, **pushed: Any) -> Payload:
     return _push(context, _queue(context, queue_id), **pushed)
 
 
-@_mutation("pushToRunQueueByName")
+@mutation.performs("pushToRunQueueByName")
 def _push_to_run_queue_by_name(
     context: Context, entity_name: str, project_name: str, queue_name: str, **pushed: Any
 ) -> Payload:
@@ -140,7 +112,7 @@ def _push_to_run_queue_by_name(
     return _push(context, context.store.launch.queue(entity, project_name, queue_name), **pushed)
 
 
-@_mutation("popFromRunQueue")
+@mutation.performs("popFromRunQueue")
 def _pop_from_run_queue(
     context: Context, entity_name: str, project_name: str, queue_name: str, launch_agent_id: str | None = None
 ) -> Payload:
@@ -150,7 +122,7 @@ def _pop_from_run_queue(
     return {"run_queue_item_id": item.id, "run_spec": item.run_spec} if item else None
 
 
-@_mutation("ackRunQueueItem")
+@mutation.performs("ackRunQueueItem")
 def _ack_run_queue_item(context: Context, run_queue_item_id: str, run_name: str) -> Payload:
     success = context.store.launch.ack(_item(context, run_queue_item_id), run_name)
     if not success and context.acks_refused_in_errors:
@@ -158,19 +130,19 @@ def _ack_run_queue_item(context: Context, run_queue_item_id: str, run_name: str)
     return {"success": success}
 
 
-@_mutation("failRunQueueItem")
+@mutation.performs("failRunQueueItem")
 def _fail_run_queue_item(context: Context, run_queue_item_id: str, **error: Any) -> Payload:
     context.store.launch.fail(_item(context, run_queue_item_id), _item_error(**error))
     return {"success": True}
 
 
-@_mutation("updateRunQueueItemWarning")
+@mutation.performs("updateRunQueueItemWarning")
 def _update_run_queue_item_warning(context: Context, run_queue_item_id: str, **warning: Any) -> Payload:
     context.store.launch.warn(_item(context, run_queue_item_id), _item_error(**warning))
     return {"success": True}
 
 
-@_mutation("createLaunchAgent")
+@mutation.performs("createLaunchAgent")
 def _create_launch_agent(
     context: Context,
     entity_name: str,
@@ -188,7 +160,7 @@ def _create_launch_agent(
     return {"launch_agent_id": agent.id, "success": True}
 
 
-@_mutation("updateLaunchAgent")
+@mutation.performs("updateLaunchAgent")
 def _update_launch_agent(
     context: Context,
     launch_agent_id: str,
@@ -207,17 +179,17 @@ def _update_launch_agent(
     return {"success": True}
 
 
-@_mutation("upsertModel")
+@mutation.performs("upsertModel")
 def _upsert_model(context: Context, name: str | None = None, entity_name: str | None = None, **_: object) -> Payload:
     entity = context.store.entity_for(context.user, entity_name)
     project, inserted = context.store.project(entity, name or DEFAULT_PROJECT)
     return {"project": project, "model": project, "inserted": inserted}
 
 
-@_mutation("upsertBucket")
+@mutation.performs("upsertBucket")
 def _upsert_bucket(context: Context, **given: Any) -> Payload:
     store = context.store
-    known = _run_by_id(context, given["id"]) if given.get("id") else None
+    known = run_by_id(context, given["id"]) if given.get("id") else None
     entity = known.entity if known else store.entity_for(context.user, given.get("entity_name"))
     project = known.project if known else store.project(entity, given.get("model_name") or DEFAULT_PROJECT)[0].name
     run, inserted = store.runs.upsert(
@@ -234,46 +206,34 @@ def _upsert_bucket(context: Context, **given: Any) -> Payload:
     return {"bucket": run, "inserted": inserted}
 
 
-@_mutation("createRunFiles")
+@mutation.performs("createRunFiles")
 def _create_run_files(
     context: Context, entity_name: str, project_name: str, run_name: str, files: Sequence[str]
 ) -> Payload:
-    run = _run(context, entity_name, project_name, run_name)
+    run = run_called(context, entity_name, project_name, run_name)
     context.store.runs.register_files(run, files)
     nodes = [file_node(run, run.files[name], context.base_url) for name in files]
     return {"run_id": run.id, "upload_headers": [], "files": nodes}
 
 
-@_mutation("markRunFilesUploaded")
+@mutation.performs("markRunFilesUploaded")
 def _mark_run_files_uploaded(
     context: Context, entity_name: str, project_name: str, run_name: str, files: Sequence[str]
 ) -> Payload:
-    run = _run(context, entity_name, project_name, run_name)
+    run = run_called(context, entity_name, project_name, run_name)
     return {"success": all(name in run.files for name in files)}
 
 
-@_mutation("stopRun")
+@mutation.performs("stopRun")
 def _stop_run(context: Context, id: str) -> Payload:  # noqa: A002 - the schema's name
-    context.store.runs.stop(_run_by_id(context, id))
+    context.store.runs.stop(run_by_id(context, id))
     return {"success": True}
 
 
-@_mutation("upsertSweep")
-def _upsert_sweep(
-    context: Context,
-    id: str | None = None,  # noqa: A002 - the schema's name
-    state: str | None = None,
-    **_: object,
-) -> Payload:
-    store = context.store
-    sweep = next((one for one in store.sweeps.values() if one.id == id), None)
-    if sweep is None:
-        raise not_found(f"sweep {id}")
-    store.entity_for(context.user, sweep.entity)
-    if state not in SWEEP_STATES:
-        raise invalid(f'the local W&B sets the state of a sweep, to one of {", ".join(SWEEP_STATES)}, not to "{state}"')
-    store.set_sweep(sweep.entity, sweep.project, sweep.name, state)
-    return {"sweep": store.sweeps[sweep.entity, sweep.project, sweep.name]}
+@mutation.performs("deleteRun")
+def _delete_run(context: Context, id: str) -> Payload:  # noqa: A002 - the schema's name
+    context.store.runs.delete(run_by_id(context, id))
+    return {}
 
 
 def _push(
@@ -309,16 +269,3 @@ def _item(context: Context, id_: str) -> Item:
 
 def _item_error(message: str, stage: str, file_paths: Sequence[str] | None = None) -> ItemError:
     return ItemError(message, stage, list(file_paths or ()))
-
-
-def _run(context: Context, entity: str, project: str, name: str) -> Run:
-    run = context.store.runs.get(context.store.entity_for(context.user, entity), project, name)
-    if run is None:
-        raise not_found(f"run {entity}/{project}/{name}")
-    return run
-
-
-def _run_by_id(context: Context, id_: str) -> Run:
-    run = context.store.runs.by_id(id_)
-    context.store.entity_for(context.user, run.entity)
-    return run

@@ -12,13 +12,13 @@ from local.wandb_server.errors import invalid
 from local.wandb_server.launch import Agent, Item, Queue
 from local.wandb_server.run_spec import ResourceConfig
 from local.wandb_server.runs import Run
-from local.wandb_server.store import Entity, Project, Sweep, User
+from local.wandb_server.store import Entity, Project, User
 
 if TYPE_CHECKING:
     from local.wandb_server.context import Info
 
-FILTERS = ("state", "name", "display_name", "group_name", "job_type")
-"""What runs can be looked for by, each by its equal only."""
+FILTERS = ("state", "name", "display_name", "group_name", "job_type", "sweep")
+"""What runs can be looked for by, each by its equal only, and with ``$and`` by several."""
 
 query = QueryType()
 user_type = ObjectType("User")
@@ -27,9 +27,8 @@ config_type = ObjectType("DefaultResourceConfig")
 project_type = ObjectType("Project")
 queue_type = ObjectType("RunQueue")
 item_type = ObjectType("RunQueueItem")
-sweep_type = ObjectType("Sweep")
 
-TYPES = (query, user_type, entity_type, config_type, project_type, queue_type, item_type, sweep_type)
+TYPES = (query, user_type, entity_type, config_type, project_type, queue_type, item_type)
 
 
 @query.field("viewer")
@@ -115,16 +114,6 @@ def _run_count(project: Project, info: Info, filters: Mapping[str, Any] | None =
     return len(_found(project, info, filters))
 
 
-@project_type.field("sweep")
-def _sweep(project: Project, info: Info, sweep_name: str) -> Sweep | None:
-    return info.context.store.sweeps.get((project.entity_name, project.name, sweep_name))
-
-
-@sweep_type.field("runs")
-def _runs_of_sweep(sweep: Sweep, info: Info) -> dict[str, Any]:
-    return page([run for run in info.context.store.runs.of(sweep.entity, sweep.project) if run.sweep == sweep.name])
-
-
 @project_type.field("runQueues")
 def _run_queues(project: Project, info: Info) -> list[Queue]:
     return info.context.store.launch.queues_of(project.entity_name, project.name)
@@ -156,8 +145,9 @@ def _state(item: Item, info: Info) -> str:
 
 
 def _found(project: Project, info: Info, filters: Mapping[str, Any] | None) -> Sequence[Run]:
-    wanted = filters or {}
-    if unknown := [key for key, value in wanted.items() if key not in FILTERS or not isinstance(value, str)]:
+    plain = {key: value for key, value in (filters or {}).items() if key != "$and"}
+    wanted = [*plain.items(), *(pair for one in (filters or {}).get("$and", ()) for pair in one.items())]
+    if unknown := [key for key, value in wanted if key not in FILTERS or not isinstance(value, str)]:
         raise invalid(f"the local W&B finds runs by a text of {', '.join(FILTERS)} only, not by {', '.join(unknown)}")
     runs = info.context.store.runs.of(project.entity_name, project.name)
-    return [run for run in runs if all(getattr(run, key) == value for key, value in wanted.items())]
+    return [run for run in runs if all(getattr(run, key) == value for key, value in wanted)]

@@ -10,6 +10,9 @@ from typing import Any
 
 from local.wandb_server.errors import invalid
 
+SCHEDULER_URI = "placeholder-uri-scheduler"
+"""``uri`` of the item that starts a sweep's scheduler."""
+
 PLACEHOLDER = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
 
 _TYPES: Mapping[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "number": (int, float)}
@@ -61,10 +64,12 @@ def resolve(
     """The run spec that an agent gets: the queue's resource and resource args, the spec's own on top.
 
     Dictionaries are merged deeply, lists and scalars of the spec replace the queue's. A string that is one placeholder
-    becomes the variable's value with its type. Raises Refused with every problem of ``values``.
+    becomes the variable's value with its type. A sweep's scheduler that wants another resource than the queue's gets it,
+    and nothing of the queue's args. Raises Refused with every problem of ``values``.
     """
     spec: dict[str, Any] = copy.deepcopy(dict(run_spec))
-    if config is None:
+    elsewhere = spec.get("uri") == SCHEDULER_URI and spec.get("resource") not in (None, config and config.resource)
+    if config is None or elsewhere:
         if values:
             raise invalid(f"the queue has no template variables, got {', '.join(sorted(values))}")
         return spec

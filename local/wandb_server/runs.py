@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from local.wandb_server.errors import invalid, not_found
@@ -57,6 +58,11 @@ class Run:
     commit: str | None = None
 
     @property
+    def path(self) -> str:
+        """What people call it by: ``entity/project/name``."""
+        return f"{self.entity}/{self.project}/{self.name}"
+
+    @property
     def id(self) -> str:
         """The id that mutations take, as stopRun does."""
         return base64.b64encode(f"Run:v1:{self.name}:{self.project}:{self.entity}".encode()).decode()
@@ -77,6 +83,7 @@ class Runs:
         self.clock = clock
         self.crash_after = crash_after
         self._lock = lock
+        self._numbers = count(1)
         self._runs: dict[tuple[str, str, str], Run] = {}
 
     def all(self) -> list[Run]:
@@ -93,6 +100,11 @@ class Runs:
         with self._lock:
             run = self._runs.get((entity, project, name))
             return self._seen_now(run) if run else None
+
+    def by_path(self, path: str) -> Run | None:
+        """The run with that ``Run.path``, with the state it has now."""
+        entity, project, name = path.split("/")
+        return self.get(entity, project, name)
 
     def by_id(self, id_: str) -> Run:
         """The run with that ``Run.id``."""
@@ -124,9 +136,9 @@ class Runs:
         ``details`` are fields of Run; None leaves one as it is.
         """
         with self._lock:
-            number = len(self._runs) + 1
+            inserted = name is None or (entity, project, name) not in self._runs
+            number = next(self._numbers) if inserted else 0
             name = name or f"run{number:05d}"
-            inserted = (entity, project, name) not in self._runs
             if inserted:
                 now = self.clock()
                 self._runs[entity, project, name] = Run(entity, project, name, f"run-{number}", now, None, username)
@@ -161,6 +173,11 @@ class Runs:
         """Ask a run to stop; its SDK learns that from the next answer to its stream."""
         with self._lock:
             run.stopped = True
+
+    def delete(self, run: Run) -> None:
+        """Forget a run."""
+        with self._lock:
+            self._runs.pop((run.entity, run.project, run.name), None)
 
     def register_files(self, run: Run, names: Sequence[str]) -> None:
         """Files that will be uploaded."""

@@ -7,13 +7,14 @@ import binascii
 import gzip
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from local import faults as fault_control
 from local.faults import AnswerLost, FaultError, FaultRequestError, Faults
+from local.wandb_server.contents import digest_of
 from local.wandb_server.context import Context
 from local.wandb_server.errors import Refused, invalid, not_found
 from local.wandb_server.execution import Answer, BadRequest, ErrorStatus, execute, read, refused
@@ -26,6 +27,15 @@ DEFAULT_API_KEYS: Mapping[str, str] = {"local" + "0" * 35: "alice"}
 
 NOT_LOGGED_IN = "user is not logged in"
 
+_NAMES: Mapping[tuple[str, str], str] = {
+    ("POST", "files"): "fileStream",
+    ("PUT", "_files"): "uploadFile",
+    ("PUT", "_artifacts"): "uploadArtifactFile",
+    ("GET", "_artifacts"): "downloadArtifactFile",
+    ("GET", "artifactsV2"): "downloadArtifactFile",
+}
+"""Operations that are no GraphQL, by method and beginning of the path."""
+
 LOST = 0
 """In ``store.operations``, the status of an answer that was never sent."""
 
@@ -33,12 +43,14 @@ LOST = 0
 class WandbServer:
     """W&B on loopback, in threads of this process; all it remembers is in ``store``, what goes wrong is in ``faults``.
 
-    Faults know its operations by the names of GraphQL's top-level fields, and as ``fileStream`` and ``uploadFile``.
+    Faults know its operations by the names of GraphQL's top-level fields, and as ``fileStream``, ``uploadFile``,
+    ``uploadArtifactFile`` and ``downloadArtifactFile``.
     ``lease`` and ``crash_after`` are seconds of ``clock``. ``api_keys`` gives the username of each key, ``teams`` the
     members of each team, ``default_entities`` where a user's runs go if not to the entity of the user's own name.
     ``max_operations_per_request``: one with more top-level fields is refused as a whole. ``acks_refused_in_errors``: a
     late ack is an error of its field, else ``success: false``. ``ack_after_lease``: whether an item whose lease ran out
-    may be acked while nobody else has popped it. ``error_status``: see ``ErrorStatus``.
+    may be acked while nobody else has popped it. ``error_status``: see ``ErrorStatus``. ``deleted_by_name``: see
+    ``Artifacts``.
     """
 
     def __init__(
@@ -56,6 +68,7 @@ class WandbServer:
         ack_after_lease: bool = True,
         error_status: ErrorStatus = "alone",
         crash_after: float = 300.0,
+        deleted_by_name: bool = True,
     ) -> None:
         self.faults = faults or Faults()
         self.max_operations_per_request = max_operations_per_request
@@ -69,6 +82,7 @@ class WandbServer:
             default_entities=default_entities or {},
             ack_after_lease=ack_after_lease,
             crash_after=crash_after,
+            deleted_by_name=deleted_by_name,
         )
         self._web = _Web(self, port)
 
@@ -118,6 +132,12 @@ class WandbServer:
         self.store.runs.stream(run, _json(body))
         return Answer(200, {"exitcode": run.exit_code, "limits": {}, "stopped": run.stopped})
 
+    def artifact_file(self, entity: str, digest: str, user: User | None) -> bytes:
+        """Give a file of an artifact by the MD5 of its content, in hexadecimal, to those who may see it."""
+        if user is None:
+            raise Refused(401, NOT_LOGGED_IN)
+        return self.store.artifacts.contents.get(self.store.entity_for(user, entity), digest_of(digest))
+
 
 class _Web(WebServer):
     def __init__(self, wandb: WandbServer, port: int) -> None:
@@ -164,24 +184,34 @@ class _Handler(Handler):
             return Answer(error.status, {"error": error.message})
 
     def _product(self, wandb: WandbServer, path: str, body: bytes, operations: list[str]) -> Answer | bytes:
-        match self.command, [unquote(part) for part in path.strip("/").split("/")]:
-            case "POST", ["graphql"]:
-                return wandb.graphql(self._plain(body), self._user(wandb), operations)
-            case "POST", ["files", entity, project, name, "file_stream"]:
-                operations.append("fileStream")
-                wandb.faults.before(*operations)
-                answer = wandb.file_stream(_run(wandb, entity, project, name), self._plain(body), self._user(wandb))
-            case "PUT", ["_files", entity, project, name, *file]:
-                operations.append("uploadFile")
-                wandb.faults.before(*operations)
-                wandb.store.runs.upload(_run(wandb, entity, project, name), "/".join(file), body)
-                answer = Answer(200, {})
-            case "GET", ["_files", entity, project, name, *file]:
-                return _content(_run(wandb, entity, project, name), "/".join(file))
-            case _:
-                raise not_found(path)
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        if (self.command, parts) == ("POST", ["graphql"]):
+            return wandb.graphql(self._plain(body), self._user(wandb), operations)
+        if name := _NAMES.get((self.command, parts[0])):
+            operations.append(name)
+            wandb.faults.before(name)
+        answer = self._file(wandb, parts, body)
         wandb.faults.after(*operations)
         return answer
+
+    def _file(self, wandb: WandbServer, parts: Sequence[str], body: bytes) -> Answer | bytes:
+        """Take or give what streams and files are made of."""
+        match self.command, parts:
+            case "POST", ["files", entity, project, name, "file_stream"]:
+                return wandb.file_stream(_run(wandb, entity, project, name), self._plain(body), self._user(wandb))
+            case "PUT", ["_files", entity, project, name, *file]:
+                wandb.store.runs.upload(_run(wandb, entity, project, name), "/".join(file), body)
+                return Answer(200, {})
+            case "GET", ["_files", entity, project, name, *file]:
+                return _content(_run(wandb, entity, project, name), "/".join(file))
+            case "PUT", ["_artifacts", entity, digest]:
+                wandb.store.artifacts.contents.put(entity, digest_of(digest), body)
+                return Answer(200, {})
+            case "GET", ["_artifacts", entity, digest]:
+                return wandb.store.artifacts.contents.get(entity, digest_of(digest))
+            case "GET", ["artifactsV2", _, entity, _, _, *_, digest, _]:  # the address that a client makes up itself
+                return wandb.artifact_file(entity, digest, self._user(wandb))
+        raise not_found("/".join(["", *parts]))
 
     def _control(self, wandb: WandbServer, path: str, body: bytes) -> Answer:
         match self.command, path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
@@ -10,14 +9,14 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
+from local.wandb_server.artifacts import Artifact, Artifacts
+from local.wandb_server.contents import md5
 from local.wandb_server.errors import not_found, permission_denied
 from local.wandb_server.launch import Agent, Item, Launch, Queue
 from local.wandb_server.runs import Run, Runs
+from local.wandb_server.sweeps import Sweep, Sweeps
 
 REMEMBERED_REQUESTS = 100_000
-
-SWEEP_STATES = ("RUNNING", "PAUSED", "CANCELED", "FINISHED")
-"""What people and schedulers may set a sweep to."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +65,6 @@ class Project:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A sweep, as far as launching its runs needs it: ``state`` is PENDING or one of ``SWEEP_STATES``."""
-
-    entity: str
-    project: str
-    name: str
-    state: str
-    created_at: float
-    updated_at: float
-
-    @property
-    def id(self) -> str:
-        """The id that mutations take."""
-        return base64.b64encode(f"Sweep:v1:{self.name}:{self.project}:{self.entity}".encode()).decode()
-
-
-@dataclass(frozen=True)
 class Request:
     """One HTTP request: its operations (top-level GraphQL fields, repeated ones repeated), bytes of body, seconds."""
 
@@ -96,7 +78,7 @@ class Request:
 
 
 class Store:
-    """The server's memory. Tests read ``queues``, ``items``, ``agents``, ``runs``, ``operations`` and ``push``.
+    """The server's memory. Tests read ``queues``, ``items``, ``agents``, ``runs``, ``artifacts``, ``sweeps``, ``operations``.
 
     ``lock`` is held for each field of a mutation and for each query as a whole.
     """
@@ -111,12 +93,14 @@ class Store:
         default_entities: Mapping[str, str],
         ack_after_lease: bool,
         crash_after: float,
+        deleted_by_name: bool = True,
     ) -> None:
         self.clock = clock
         self.lock = threading.RLock()
         self.launch = Launch(clock, self.lock, lease=lease, ack_after_lease=ack_after_lease)
         self.runs = Runs(clock, self.lock, crash_after=crash_after)
-        self.sweeps: dict[tuple[str, str, str], Sweep] = {}
+        self.artifacts = Artifacts(clock, self.lock, deleted_by_name=deleted_by_name)
+        self.sweeps = Sweeps(clock, self.lock, self.runs, self.launch)
         self.projects: dict[tuple[str, str], Project] = {}
         self.operations: deque[Request] = deque(maxlen=REMEMBERED_REQUESTS)
         names = sorted({*api_keys.values(), *(name for members in teams.values() for name in members)})
@@ -164,6 +148,20 @@ class Store:
             self.project(entity, queue.project)
             return queue
 
+    def create_artifact(
+        self, entity: str, project: str, kind: str, name: str, files: Mapping[str, bytes], **details: Any
+    ) -> Artifact:
+        """Make a version of an artifact without a client, see ``Artifacts.create`` for ``details``.
+
+        It belongs to a member of the entity. Of the same files it is the version that there is.
+        """
+        with self.lock:
+            self.project(entity, project)
+            owner = {"username": min(self.entity(entity).members)}
+            digest = md5(repr(sorted(files.items())).encode())
+            made = self.artifacts.create(entity, project, kind, name, digest, **{**owner, **details})
+            return self.artifacts.put(made, files)
+
     def state(self, item_id: str) -> str:
         """PENDING, LEASED, CLAIMED or FAILED."""
         return self.launch.item(item_id).state(self.clock())
@@ -195,12 +193,12 @@ class Store:
             return self.projects[entity, name], inserted
 
     def set_sweep(self, entity: str, project: str, name: str, state: str) -> None:
-        """Make a sweep or change its state."""
+        """Make a sweep that only has a state, or change the state of one."""
         with self.lock:
             self.project(entity, project)
-            now, known = self.clock(), self.sweeps.get((entity, project, name))
-            began = known.created_at if known else now
-            self.sweeps[entity, project, name] = Sweep(entity, project, name, state, began, now)
+            now = self.clock()
+            known = self.sweeps.get((entity, project, name))
+            self.sweeps.keep(known or Sweep(entity, project, name, state, now, now), state)
 
     def asked(self) -> Counter[str]:
         """How often each operation was asked for, fields of a batch counted one by one."""
@@ -215,6 +213,8 @@ class Store:
                 "queues": [_queue(queue, now) for queue in self.queues.values()],
                 "runs": [_run(run) for run in self.runs.all()],
                 "agents": [asdict(agent) for agent in self.agents.values()],
+                "artifacts": [_artifact(artifact) for artifact in self.artifacts],
+                "sweeps": [_sweep(sweep) for sweep in self.sweeps.values()],
                 "requests": len(self.operations),
                 "operations": dict(self.asked()),
             }
@@ -258,3 +258,20 @@ def _run(run: Run) -> dict[str, Any]:
         "summary": run.summary,
         "heartbeat_at": run.heartbeat_at,
     }
+
+
+def _artifact(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "id": artifact.id,
+        "path": artifact.path,
+        "type": artifact.of.kind,
+        "state": artifact.state,
+        "aliases": artifact.aliases,
+        "logged_by": artifact.logged_by,
+        "used_by": artifact.used_by,
+    }
+
+
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    keys = ("entity", "project", "name", "state", "runs")
+    return {key: getattr(sweep, key) for key in keys}
