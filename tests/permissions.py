@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 PROJECT, JOB_ACCOUNT, SECRET, RECORD, TICKS = "project", "job account", "secret", "record", "ticks"
 """On what a permission is needed. CustomJobs have no policy of their own, so theirs are the project's."""
@@ -49,3 +49,21 @@ OF_ROLES: Mapping[str, set[str]] = {
     "roles/iam.serviceAccountUser": {"iam.serviceAccounts.actAs"},
 }
 """What predefined roles hold of that, from https://cloud.google.com/iam/docs/roles-permissions."""
+
+ACCOUNTS = {"dispatch": "dispatch", "dispatch_now": "now", "job_state": "job-state"}
+"""The end of the name of each function's account."""
+
+_KINDS = {"service": JOB_ACCOUNT, "secret": SECRET, "bucket": RECORD, "topic": TICKS, "project": PROJECT}
+
+
+def granted(
+    bindings: Iterable[tuple[str, str, str]], roles: Mapping[str, Collection[str]], account: str
+) -> set[tuple[str, str]]:
+    """Give what an account may do, of bindings (on what, role, member) and the permissions of custom roles by their names."""
+    mine = [(on, role) for on, role, member in bindings if member.startswith(f"serviceAccount:{account}@")]
+    return {(_kind(on), one) for on, role in mine for one in (roles.get(role) or OF_ROLES[role])}
+
+
+def _kind(resource: str) -> str:
+    """Tell what a resource is from how it is written, as ``topic`` from ``projects/P/topics/T``."""
+    return next(kind for word, kind in _KINDS.items() if word in resource.lower())

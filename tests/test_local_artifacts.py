@@ -16,7 +16,8 @@ import pytest
 import requests
 
 from local.wandb_server import WandbServer
-from local.wandb_server.artifacts import Artifact, md5
+from local.wandb_server.artifacts import Artifact, Entry
+from local.wandb_server.contents import md5
 from local.wandb_server.errors import Refused
 from local.wandb_server.launch import Item, ItemError
 from local.wandb_server.run_spec import ResourceConfig, resolve
@@ -62,7 +63,7 @@ JOB_FILE = "wandb-job.json"
 
 def committed(server: WandbServer, text: str) -> Artifact:
     """Make a version of a job without a client."""
-    return server.store.create_artifact("acme", "demo", "job", "train", {JOB_FILE: text.encode()}, username="alice")
+    return server.store.create_artifact("acme", "demo", "job", "train", {JOB_FILE: text.encode()})
 
 
 # Commands of one process, which costs the client less than one process each; what they do is the same.
@@ -383,7 +384,7 @@ class TestArtifacts:
 
     def test_a_version_is_committed_once_and_only_whole(self, server: WandbServer) -> None:
         whole, artifacts = committed(server, "one"), server.store.artifacts
-        manifest = artifacts.download("acme", whole.manifest or "")
+        manifest = artifacts.contents.get("acme", whole.manifest or "")
         part = artifacts.create("acme", "other", "job", "train", "digest", username="alice")
         assert (part.state, part.path, part.aliases) == ("PENDING", "acme/other/train", [])
         for announced, status, says in ((None, 409, "no manifest yet"), (md5(b"nothing"), 404, md5(b"nothing"))):
@@ -392,11 +393,11 @@ class TestArtifacts:
             assert (refused.status, part.state, part.entries) == (status, "PENDING", {})
             assert says in refused.errors[0]["message"]
         lists_more = manifest.replace(md5(b"one").encode(), md5(b"two").encode())
-        artifacts.upload("acme", md5(lists_more), lists_more)
+        artifacts.contents.put("acme", md5(lists_more), lists_more)
         part.manifest = md5(lists_more)
         refused = self.change(server, "commitArtifact", f'artifactID: "{part.id}"')
         assert refused.errors[0]["message"] == f"content {md5(b'two')} of acme not found"
-        artifacts.upload("acme", md5(b"two"), b"two")
+        artifacts.contents.put("acme", md5(b"two"), b"two")
         assert self.change(server, "commitArtifact", f'artifactID: "{part.id}"').status == 200
         assert (part.state, part.path, part.aliases) == ("COMMITTED", "acme/other/train:v0", ["v0", "latest"])
         assert artifacts.content(part, JOB_FILE) == b"two"
@@ -428,6 +429,17 @@ class TestArtifacts:
         assert known == {"uploadUrl": None, "artifact": {"id": first.id}}
         hexadecimal = hashlib.md5(b"two").hexdigest()
         assert new == {"uploadUrl": f"{server.url}/_artifacts/acme/{hexadecimal}", "artifact": {"id": second.id}}
+
+    def test_what_is_elsewhere_is_referred_to(self, server: WandbServer) -> None:
+        made = committed(server, "one")
+        made.entries["far.bin"] = Entry("far.bin", "gs://bucket/far.bin", 9, ref="gs://bucket/far.bin")
+        files = "files { totalCount edges { node { name directUrl sizeBytes } } }"
+        found = ask(server, f'{{ artifact(id: "{made.id}") {{ size fileCount {files} }} }}').data["artifact"]
+        assert (found["size"], found["fileCount"], found["files"]["totalCount"]) == (12, 2, 2)
+        far = {"name": "far.bin", "directUrl": "gs://bucket/far.bin", "sizeBytes": 9}
+        assert found["files"]["edges"][1]["node"] == far
+        with pytest.raises(Refused, match=r"file far\.bin of artifact acme/demo/train:v0 not found"):
+            server.store.artifacts.content(made, "far.bin")
 
     def test_faults_meet_uploads_and_downloads(self, server: WandbServer) -> None:
         address = f"{server.url}/_artifacts/acme/{hashlib.md5(b'one').hexdigest()}"
@@ -657,6 +669,24 @@ print(json.dumps([seen, public, ended, problems]))
 """
 
 
+def test_a_run_whose_item_failed_does_not_keep_a_sweep_from_its_end(serve: Serve) -> None:
+    """Whoever was given it: a scheduler asks for its next worker only while the ones before it get something."""
+    store = serve().store
+    store.create_queue("acme", "vertex")
+    store.project("acme", "demo")
+    sweep = store.sweeps.draft("acme", "demo", {"method": "grid", "parameters": {"lr": {"value": 1}}})
+    store.sweeps.keep(sweep, "PENDING")
+    one, two = (store.sweeps.create_agent("acme", "demo", sweep.name, host="h", username="alice") for _ in range(2))
+    (command,) = store.sweeps.heartbeat(two, [])
+    item = store.launch.item(store.push("acme", "vertex", {"run_id": command["run_id"], "sweep_id": sweep.name}))
+    assert store.sweeps.heartbeat(one, []) == []
+    store.launch.fail(item, ItemError("no such image", "agent", []))
+    assert (store.sweeps.heartbeat(one, []), sweep.state) == ([{"type": "exit"}], "FINISHED")
+    run = store.runs.get("acme", "demo", command["run_id"])
+    assert run is not None
+    assert run.state == "crashed"
+
+
 def test_agents_get_runs_until_a_sweep_ends(client: Client) -> None:
     seen, public, ended, problems = client.script(HEARTBEATS)
     sweep = client.server.store.sweeps["acme", "demo", "sweep001"]
@@ -675,27 +705,38 @@ def test_agents_get_runs_until_a_sweep_ends(client: Client) -> None:
 NO_TYPES = {"wb_type": "typedDict", "params": {"type_map": {}}}
 
 
-def test_a_sweep_is_launched_again_and_its_scheduler_keeps_its_resource(queue: Client) -> None:
+def test_a_sweep_is_launched_again_or_with_a_job_for_its_scheduler(queue: Client) -> None:
     server = queue.server
     source = {"source_type": "image", "source": {"image": "i:1"}, "input_types": NO_TYPES, "output_types": NO_TYPES}
-    committed(server, json.dumps(source))
-    for name in ("train:v0", "none:v0"):
-        config = f"{{method: random, run_cap: 1, job: 'acme/demo/{name}', parameters: {{lr: {{values: [1]}}}}}}"
-        (queue.home / f"{name[:4]}.yaml").write_text(config)
+    job = committed(server, json.dumps(source)).path
+    random = {"method": "random", "run_cap": 1, "job": job, "parameters": {"lr": {"values": [1]}}}
+    configs = {
+        "missing": {**random, "job": "acme/demo/none:v0"},
+        "random": random,
+        "custom": {**random, "method": "custom", "scheduler": {"job": job, "resource": "gcp-vertex"}},
+    }
+    for name, config in configs.items():
+        (queue.home / f"{name}.yaml").write_text(json.dumps(config))
     said = commands(
         queue,
-        "launch-sweep none.yaml -q vertex -p demo",
-        "launch-sweep trai.yaml -q vertex -p demo",
+        *(f"launch-sweep {name}.yaml -q vertex -p demo" for name in configs),
         "sweep --stop acme/demo/sweep001",
         "launch-sweep -r sweep001 -q vertex -p demo",
     )
     assert "Failed to load job. Job artifact acme/demo/none:v0 not found" in said
     assert "Resumed sweep with ID: sweep001" in said
-    assert [(one.name, one.state) for one in server.store.sweeps.values()] == [("sweep001", "PENDING")]
+    assert [(one.name, one.state) for one in server.store.sweeps.values()] == [
+        ("sweep001", "PENDING"),
+        ("sweep002", "PENDING"),
+    ]
     specs = [item.run_spec for item in server.store.items.values()]
-    assert [spec["run_id"] for spec in specs] == ["sweep001"] * 2
-    assert {spec["resource"] for spec in specs} == {"local-process"}, "which the client asks for unless it is told"
-    assert not any("resource_args" in spec for spec in specs)
+    assert [(spec["run_id"], spec["resource"], spec.get("job")) for spec in specs] == [
+        ("sweep001", "local-process", None),
+        ("sweep002", "gcp-vertex", job),
+        ("sweep001", "local-process", None),
+    ], "a local process is what the client asks for unless it is told"
+    assert ["resource_args" in spec for spec in specs] == [False, True, False]
+    assert specs[1]["overrides"]["run_config"]["sweep_args"]["sweep_id"] == "sweep002"
     assert queue.unexpected() == []
 
 

@@ -522,8 +522,8 @@ class TestRuns:
         assert seen == {"createdAt": "1970-01-12T13:46:40Z", "updatedAt": "1970-01-12T13:46:50Z"}
         assert ask(server, text, i=other.id, s="CANCELED", key=BOB).status == 403
         assert ask(server, text, i=other.id, s="PENDING").status == 400
-        for unknown in ("sw1", None):
-            assert ask(server, text, i=unknown, s="PAUSED").status == 404
+        assert ask(server, text, i="sw1", s="PAUSED").status == 404
+        assert ask(server, text, i=None, s="PAUSED").status == 400, "a new sweep needs a project and a configuration"
 
 
 def config(**more: Any) -> ResourceConfig:

@@ -27,7 +27,8 @@ from local.pubsub import PubSubServer
 from local.vertex import PROJECTS
 from local.web import post
 from tests.deployment import BUCKET, PROJECT, Deployment, resource_args
-from tests.permissions import JOB_ACCOUNT, LOG_LINES, NEEDED, OF_CALLS, RECORD
+from tests.permissions import ACCOUNTS, JOB_ACCOUNT, LOG_LINES, NEEDED, OF_CALLS, RECORD, granted
+from tests.terraform_plan import bindings, needs_terraform, permissions, plan
 from vertex_launch.model import ManagedJob
 
 TOPIC = f"projects/{PROJECT}/topics/ticks"
@@ -136,6 +137,23 @@ def test_job_state_uses_these_permissions_and_no_others(alone: Alone) -> None:
     alone.ask({"job": job.name})
     alone.ask({"job": f"{job.name}9"})  # is nobody's
     assert alone.used() == NEEDED["job_state"]
+
+
+@needs_terraform
+@pytest.mark.parametrize("function", NEEDED)
+def test_terraform_grants_what_is_used_and_no_more(function: str) -> None:
+    planned = plan()
+    account = f"vertex-launch-{ACCOUNTS[function]}"
+    assert granted(bindings(planned), permissions(planned), account) == NEEDED[function]
+
+
+@needs_terraform
+@pytest.mark.parametrize("function", NEEDED)
+def test_terraform_grants_the_logs_only_where_they_are_read(function: str) -> None:
+    planned = plan({"read_job_logs": True})
+    account = f"vertex-launch-{ACCOUNTS[function]}"
+    more = set() if function == "job_state" else LOG_LINES
+    assert granted(bindings(planned), permissions(planned), account) == NEEDED[function] | more
 
 
 def run(outside: Deployment, job: ManagedJob) -> None:

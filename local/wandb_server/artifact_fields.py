@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from ariadne import InterfaceType, ObjectType, QueryType, UnionType
 
-from local.wandb_server.artifacts import Artifact, ArtifactCollection, Entry, hex_digest
+from local.wandb_server.artifact_files import file_node
+from local.wandb_server.artifacts import Artifact, ArtifactCollection, Entry
 from local.wandb_server.context import page
 from local.wandb_server.errors import invalid
 from local.wandb_server.runs import Run
@@ -67,11 +66,6 @@ class Member:
     def id(self) -> str:
         """Its id."""
         return f"ArtifactCollectionMembership:{self.artifact.id}"
-
-
-def content_url(base_url: str, entity: str, digest: str) -> str:
-    """Where a content is put to and got from."""
-    return f"{base_url}/_artifacts/{quote(entity)}/{hex_digest(digest)}"
 
 
 artifact_type.set_field("digestAlgorithm", lambda *_: "MANIFEST_MD5")
@@ -271,9 +265,8 @@ def _manifest_id(artifact: Artifact, _: Info) -> str:
 
 @manifest_type.field("file")
 def _manifest_file(artifact: Artifact, info: Info) -> dict[str, Any]:
-    """The manifest as the schema's File; a manifest stands for itself in its artifact."""
-    entry = Entry("wandb_manifest.json", artifact.manifest or "", 0)
-    return _file(artifact, entry, info.context.base_url)
+    """The manifest of an artifact; here the one stands for the other."""
+    return file_node(artifact, Entry("wandb_manifest.json", artifact.manifest or "", 0), info.context.base_url)
 
 
 def _alias_nodes(artifact: Artifact) -> list[dict[str, Any]]:
@@ -291,27 +284,7 @@ def _file_page(
     after: str | None = None,
 ) -> dict[str, Any]:
     entries = [entry for entry in artifact.entries.values() if not names or entry.name in names]
-    return page([_file(artifact, entry, info.context.base_url) for entry in entries], first, after)
-
-
-def _file(artifact: Artifact, entry: Entry, base_url: str) -> dict[str, Any]:
-    address = entry.ref or content_url(base_url, artifact.of.entity, entry.digest)
-    return {
-        "id": f"{artifact.id}/{entry.name}",
-        "name": entry.name,
-        "display_name": entry.name,
-        "url": address,
-        "direct_url": address,
-        "upload_url": address,
-        "upload_headers": [],
-        "storage_path": address.removeprefix(base_url),
-        "size_bytes": entry.size,
-        "mimetype": mimetypes.guess_type(entry.name)[0],
-        "digest": entry.digest,
-        "md5": entry.digest,
-        "updated_at": artifact.updated_at,
-        "artifact": artifact,
-    }
+    return page([file_node(artifact, entry, info.context.base_url) for entry in entries], first, after)
 
 
 def _readable(info: Info, artifact: Artifact | None) -> Artifact | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from local.wandb_server.artifact_fields import content_url
-from local.wandb_server.artifacts import Artifact
+from local.wandb_server.artifact_files import file_node
+from local.wandb_server.artifacts import Artifact, Entry
 from local.wandb_server.context import Context
 from local.wandb_server.errors import invalid
 from local.wandb_server.mutation import Mutations, Payload, run_called
@@ -149,19 +149,9 @@ def _announced(
     artifact = _artifact(context, artifact_id)
     if upload_parts_input:
         raise invalid(f"{name}: the local W&B takes files in one piece, which a client sends below 2 GB")
-    birth, missing = context.store.artifacts.register(artifact, md5)
-    address = content_url(context.base_url, artifact.of.entity, md5)
-    return {
-        "id": f"{artifact.id}/{name}",
-        "name": name,
-        "display_name": name,
-        "direct_url": address,
-        "upload_url": address if missing else None,
-        "upload_headers": [],
-        "storage_path": address.removeprefix(context.base_url),
-        "size_bytes": 0,
-        "artifact": context.store.artifacts.by_id(birth),
-    }
+    birth, missing = context.store.artifacts.contents.announce(artifact.of.entity, md5, artifact.id)
+    came_with = context.store.artifacts.by_id(birth)
+    return file_node(artifact, Entry(name, md5, 0), context.base_url, birth=came_with, missing=missing)
 
 
 def _artifact(context: Context, id_: str) -> Artifact:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import json
 import re
 import threading
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
+from local.wandb_server.contents import Contents, md5
 from local.wandb_server.errors import conflict, invalid, not_found
 
 LATEST = "latest"
@@ -108,20 +107,18 @@ class ArtifactCollection:
 class Artifacts:
     """All artifacts. Every method is atomic; those that look up by id or change something raise Refused.
 
-    A version is made by ``create``, ``register`` and ``upload`` of each file, ``set_manifest``, ``upload`` of the
-    manifest, ``commit``. Contents are known by entity and digest and kept once. ``deleted_by_name``: whether the name
-    of a deleted version still finds it, with state DELETED, or nothing.
+    A version is made by ``create``, its files and its manifest among the ``contents``, ``set_manifest`` and ``commit``.
+    ``deleted_by_name``: whether the name of a deleted version still finds it, with state DELETED, or nothing.
     """
 
     def __init__(self, clock: Callable[[], float], lock: threading.RLock, *, deleted_by_name: bool = True) -> None:
         self.clock = clock
         self.deleted_by_name = deleted_by_name
+        self.contents = Contents(lock)
         self.collections: dict[tuple[str, str, str], ArtifactCollection] = {}
         self._lock = lock
         self._numbers = count(1001)
         self._artifacts: dict[str, Artifact] = {}
-        self._contents: dict[tuple[str, str], bytes] = {}
-        self._births: dict[tuple[str, str], str] = {}
 
     def __iter__(self) -> Iterator[Artifact]:
         """Every artifact, in any state, oldest first."""
@@ -170,7 +167,7 @@ class Artifacts:
         entry = artifact.entries.get(name)
         if entry is None or entry.ref:
             raise not_found(f"file {name} of artifact {artifact.path}")
-        return self.download(artifact.of.entity, entry.digest)
+        return self.contents.get(artifact.of.entity, entry.digest)
 
     def create(
         self,
@@ -209,15 +206,6 @@ class Artifacts:
                 artifact.wanted += [alias for alias in aliases if alias not in artifact.wanted]
             return artifact
 
-    def register(self, artifact: Artifact, digest: str) -> tuple[str, bool]:
-        """Announce a file; gives the id of the artifact with which it came, and whether it has to be uploaded."""
-        with self._lock:
-            key = (artifact.of.entity, digest)
-            uploaded = key in self._contents
-            if not uploaded:
-                self._births[key] = artifact.id
-            return self._births.get(key, artifact.id), not uploaded
-
     def put(self, artifact: Artifact, files: Mapping[str, bytes]) -> Artifact:
         """Upload and commit a version that was begun, without a client; one that is committed already stays as it is."""
         with self._lock:
@@ -226,8 +214,8 @@ class Artifacts:
                 layout = {"storagePolicy": "wandb-storage-policy-v1", "storagePolicyConfig": {"storageLayout": "V2"}}
                 manifest = json.dumps({"version": 1, **layout, "contents": contents}).encode()
                 for content in (*files.values(), manifest):
-                    self.register(artifact, md5(content))
-                    self.upload(artifact.of.entity, md5(content), content)
+                    self.contents.announce(artifact.of.entity, md5(content), artifact.id)
+                    self.contents.put(artifact.of.entity, md5(content), content)
                 self.set_manifest(artifact, md5(manifest))
                 self.commit(artifact)
             return artifact
@@ -236,19 +224,6 @@ class Artifacts:
         """Announce the manifest, which is uploaded as a file is."""
         with self._lock:
             artifact.manifest = digest
-
-    def upload(self, entity: str, digest: str, content: bytes) -> None:
-        """A file has arrived, which must be what was announced."""
-        if md5(content) != digest:
-            raise invalid(f"the content has the MD5 {md5(content)}, announced was {digest}")
-        with self._lock:
-            self._contents[entity, digest] = content
-
-    def download(self, entity: str, digest: str) -> bytes:
-        """A content."""
-        if (entity, digest) not in self._contents:
-            raise not_found(f"content {digest} of {entity}")
-        return self._contents[entity, digest]
 
     def commit(self, artifact: Artifact) -> None:
         """End a version: everything has arrived, it gets its number and its aliases."""
@@ -319,33 +294,15 @@ class Artifacts:
         entity = artifact.of.entity
         if artifact.manifest is None:
             raise conflict(f"artifact {artifact.path} has no manifest yet and cannot be committed")
-        manifest = json.loads(self.download(entity, artifact.manifest))
+        manifest = json.loads(self.contents.get(entity, artifact.manifest))
         entries = {name: _entry(name, given) for name, given in manifest["contents"].items()}
         for entry in entries.values():
             if not entry.ref:
-                self.download(entity, entry.digest)
+                self.contents.get(entity, entry.digest)
         return entries
 
     def _id(self, kind: str) -> str:
         return base64.b64encode(f"{kind}:{next(self._numbers)}".encode()).decode()
-
-
-def md5(content: bytes) -> str:
-    """The digest of a content: its MD5 in Base64."""
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-
-
-def hex_digest(digest: str) -> str:
-    """A digest as it stands in addresses."""
-    return base64.b64decode(digest).hex()
-
-
-def digest_of(hex_digest: str) -> str:
-    """The digest of an address. Raises Refused."""
-    try:
-        return base64.b64encode(binascii.unhexlify(hex_digest)).decode()
-    except ValueError as error:
-        raise not_found(f"content {hex_digest}") from error
 
 
 def _entry(name: str, given: Mapping[str, Any]) -> Entry:

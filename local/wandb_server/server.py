@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from local import faults as fault_control
 from local.faults import AnswerLost, FaultError, FaultRequestError, Faults
-from local.wandb_server.artifacts import digest_of
+from local.wandb_server.contents import digest_of
 from local.wandb_server.context import Context
 from local.wandb_server.errors import Refused, invalid, not_found
 from local.wandb_server.execution import Answer, BadRequest, ErrorStatus, execute, read, refused
@@ -136,7 +136,7 @@ class WandbServer:
         """Give a file of an artifact by the MD5 of its content, in hexadecimal, to those who may see it."""
         if user is None:
             raise Refused(401, NOT_LOGGED_IN)
-        return self.store.artifacts.download(self.store.entity_for(user, entity), digest_of(digest))
+        return self.store.artifacts.contents.get(self.store.entity_for(user, entity), digest_of(digest))
 
 
 class _Web(WebServer):
@@ -205,10 +205,10 @@ class _Handler(Handler):
             case "GET", ["_files", entity, project, name, *file]:
                 return _content(_run(wandb, entity, project, name), "/".join(file))
             case "PUT", ["_artifacts", entity, digest]:
-                wandb.store.artifacts.upload(entity, digest_of(digest), body)
+                wandb.store.artifacts.contents.put(entity, digest_of(digest), body)
                 return Answer(200, {})
             case "GET", ["_artifacts", entity, digest]:
-                return wandb.store.artifacts.download(entity, digest_of(digest))
+                return wandb.store.artifacts.contents.get(entity, digest_of(digest))
             case "GET", ["artifactsV2", _, entity, _, _, *_, digest, _]:  # the address that a client makes up itself
                 return wandb.artifact_file(entity, digest, self._user(wandb))
         raise not_found("/".join(["", *parts]))

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
-from local.wandb_server.artifacts import Artifact, Artifacts, md5
+from local.wandb_server.artifacts import Artifact, Artifacts
+from local.wandb_server.contents import md5
 from local.wandb_server.errors import not_found, permission_denied
 from local.wandb_server.launch import Agent, Item, Launch, Queue
 from local.wandb_server.runs import Run, Runs
@@ -99,7 +100,7 @@ class Store:
         self.launch = Launch(clock, self.lock, lease=lease, ack_after_lease=ack_after_lease)
         self.runs = Runs(clock, self.lock, crash_after=crash_after)
         self.artifacts = Artifacts(clock, self.lock, deleted_by_name=deleted_by_name)
-        self.sweeps = Sweeps(clock, self.lock, self.runs)
+        self.sweeps = Sweeps(clock, self.lock, self.runs, self.launch)
         self.projects: dict[tuple[str, str], Project] = {}
         self.operations: deque[Request] = deque(maxlen=REMEMBERED_REQUESTS)
         names = sorted({*api_keys.values(), *(name for members in teams.values() for name in members)})
@@ -152,12 +153,13 @@ class Store:
     ) -> Artifact:
         """Make a version of an artifact without a client, see ``Artifacts.create`` for ``details``.
 
-        Of the same files it is the version that there is.
+        It belongs to a member of the entity. Of the same files it is the version that there is.
         """
         with self.lock:
             self.project(entity, project)
+            owner = {"username": min(self.entity(entity).members)}
             digest = md5(repr(sorted(files.items())).encode())
-            made = self.artifacts.create(entity, project, kind, name, digest, **{"username": entity, **details})
+            made = self.artifacts.create(entity, project, kind, name, digest, **{**owner, **details})
             return self.artifacts.put(made, files)
 
     def state(self, item_id: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from local.wandb_server import sweep_search
 from local.wandb_server.errors import not_found
+from local.wandb_server.launch import Launch
 from local.wandb_server.runs import ALIVE, Runs
 
 SWEEP_STATES = ("RUNNING", "PAUSED", "FINISHED", "CANCELED", "STOPPED")
@@ -62,11 +63,12 @@ class SweepAgent:
 class Sweeps(Mapping[tuple[str, str, str], Sweep]):
     """All sweeps by entity, project and name. Methods are atomic; those that look something up raise Refused."""
 
-    def __init__(self, clock: Callable[[], float], lock: threading.RLock, runs: Runs) -> None:
+    def __init__(self, clock: Callable[[], float], lock: threading.RLock, runs: Runs, launch: Launch) -> None:
         self.clock = clock
         self.agents: dict[str, SweepAgent] = {}
         self._lock = lock
         self._runs = runs
+        self._launch = launch
         self._numbers = count(1)
         self._sweeps: dict[tuple[str, str, str], Sweep] = {}
 
@@ -162,9 +164,13 @@ class Sweeps(Mapping[tuple[str, str, str], Sweep]):
         return {"type": "run", "run_id": run.name, "args": args, "program": sweep.config.get("program"), "logs": []}
 
     def _give_up(self, agent: SweepAgent, running: Collection[str]) -> None:
-        """A run that its agent has given up before it began will not begin any more."""
+        """Runs will not begin any more that this agent has given up, or whose items have failed, whoever was given them.
+
+        A scheduler does not ask for all of its workers once one of them gets nothing.
+        """
         sweep = agent.sweep
-        for name in set(agent.runs) - set(running):
+        failed = {str(item.run_spec.get("run_id")) for item in self._launch.items.values() if item.settled == "FAILED"}
+        for name in failed.union(agent.runs).intersection(sweep.runs).difference(running):
             run = self._runs.get(sweep.entity, sweep.project, name)
             if run and run.state == "pending":
                 self._runs.upsert(
