@@ -14,7 +14,7 @@ from vertex_launch import custom_job, environment, job_source
 from vertex_launch.config import Settings
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job_source import JobSource, SourceType
-from vertex_launch.model import JobArtifact
+from vertex_launch.model import SCHEDULER_URI, JobArtifact
 
 NAME = "acme/demo/train:v3"
 SECRET = "projects/demo-project/secrets/github/versions/latest"
@@ -114,6 +114,19 @@ def test_an_image_job_runs_its_image() -> None:
 def test_the_items_entry_point_comes_before_the_jobs() -> None:
     job = built(source(PICTURE, entrypoint=["python", "train.py"]), overrides={"entry_point": ["bash", "x.sh"]})
     assert list(container(job).command) == ["bash", "x.sh"]
+
+
+def test_what_the_client_writes_oddly_is_understood() -> None:
+    odd = source(CODE | {"runtime": "CPython 3.11.7"}, entrypoint=["pythonCPython 3.11", "train.py"])
+    assert odd.entry_point == ("python3.11", "train.py")
+    spec = custom_job.parse(item(run_spec(docker={}, job=NAME)))
+    assert job_source.image_of(odd, spec, SETTINGS) == "python:3.11-slim"
+
+
+def test_a_schedulers_arguments_lose_the_quotes_that_were_for_a_shell() -> None:
+    overrides = {"entry_point": ["wandb", "scheduler", "s1"], "args": ["--queue", "'vertex'", "--author", '"o\'b"']}
+    job = built(None, uri=SCHEDULER_URI, run_id="s1", overrides=overrides)
+    assert list(container(job).command) == ["wandb", "scheduler", "s1", "--queue", "vertex", "--author", "o'b"]
 
 
 # Code

@@ -7,6 +7,7 @@ at once. The tests hold it against the SDK and against the official runner.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -51,6 +52,9 @@ _REGIONAL = (
     "models",
 )
 """Parts of a job spec that name something in the job's own region."""
+
+SCHEDULER_COMMAND = ("wandb", "scheduler")
+"""Entry point of a sweep's scheduler that is no job (wandb/sdk/launch/sweeps/scheduler.py)."""
 
 MOST_NAME = 128
 """Characters of a display name."""
@@ -104,6 +108,8 @@ def build(
     artifact describes, None where the item names an image.
     """
     run, findings = run_of(item, spec, settings, entity), Findings()
+    if spec.entry_point[:2] == SCHEDULER_COMMAND:
+        spec = replace(spec, args=tuple(map(_unquoted, spec.args)))
     if source:
         spec = _sourced(spec, source, settings)
     given = ARGUMENTS.read(_filled(spec, run, settings), _root(spec), findings, final=True)
@@ -310,6 +316,12 @@ def _output(given: Given, settings: Settings, region: str, now: datetime, findin
     stamp = now.replace(tzinfo=None).isoformat(sep="-", timespec="milliseconds")
     root = staging.removesuffix("/") if staging.startswith("gs://") else f"gs://{staging.removesuffix('/')}"
     return f"{root}/aiplatform-custom-job-{stamp}"
+
+
+def _unquoted(arg: str) -> str:
+    """Take away the quotes that ``wandb launch-sweep`` puts round arguments for a shell, which is none of ours."""
+    found = re.fullmatch(r"'([^']*)'|\"([^\"]*)\"", arg)
+    return (found[1] or found[2] or "") if found else arg
 
 
 def _sourced(spec: RunSpec, source: JobSource, settings: Settings) -> RunSpec:

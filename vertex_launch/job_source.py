@@ -63,9 +63,11 @@ def read(job: JobArtifact) -> JobSource:
             f"job: {job.name} brings its own Dockerfile ({shown(dockerfile)}), and nothing here builds images. Build the image "
             "where you build others and launch that (wandb job create image IMAGE), or make the job without a Dockerfile."
         )
-    entry_point = source.get("entrypoint") or []
-    if not isinstance(entry_point, list) or not all(isinstance(part, str) and part for part in entry_point):
-        raise _broken(job, f"its entrypoint is {shown(entry_point)}, not a list of texts")
+    command = source.get("entrypoint") or []
+    if not isinstance(command, list) or not all(isinstance(part, str) and part for part in command):
+        raise _broken(job, f"its entrypoint is {shown(command)}, not a list of texts")
+    # wandb 0.31 writes `pythonCPython 3.11` for the job that a run makes of itself.
+    entry_point = [re.sub(r"^python\w+ (?=3\.)", "python", part) for part in command[:1]] + command[1:]
     git = _mapping(source.get("git") or {}, job, "source.git")
     found = JobSource(
         name=job.name,
@@ -150,7 +152,7 @@ def token_secret(source: JobSource, settings: Settings) -> str | None:
 
 
 def _minor(python: str) -> str:
-    found = re.match(r"3\.\d+", python)
+    found = re.search(r"3\.\d+", python)  # wandb 0.31 may write `CPython 3.11.7`
     return found[0] if found else PYTHON
 
 
