@@ -1,8 +1,9 @@
 """Runs first in the container of a job whose code is not in its image, or whose W&B key is not in its spec.
 
-The dispatcher hands this text to ``python3 -c`` and the plan to VERTEX_LAUNCH_PLAN. It reads the key, fetches the code,
-installs its requirements and becomes the program, so that signals and exit status are the program's own. It needs Python 3.8
-and its standard library. Each step says what it does; one that fails says what to do and exits with status 1.
+The dispatcher hands this text to ``python3 -c``, the program with its arguments behind it, and the plan to VERTEX_LAUNCH_PLAN.
+It reads the key, fetches the code, installs its requirements and becomes the program, so that signals and exit status are the
+program's own. It needs Python 3.8 and its standard library. Each step says what it does; one that fails says what to do and
+exits with status 1.
 
 The kernel takes 128 KiB in one argument; Vertex AI documents no limit of its own, but expands dollars: here are none.
 """
@@ -38,8 +39,10 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 PLAN = "VERTEX_LAUNCH_PLAN"
 KEY = "WANDB_API_KEY"
 NO_PIP = "No module named pip"
-# `python -m pip` without the current folder on its path: code may have a logging.py of its own.
-RUN_PIP = "import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module('pip', None, '__main__', True)"
+# `python -m pip` without the current folder, where the code is, on its path.
+RUN_PIP = (
+    "import sys; sys.path[:] = filter(None, sys.path); import runpy; runpy.run_module('pip', None, '__main__', True)"
+)
 
 FETCH = """
 import json, re, sys
@@ -110,9 +113,7 @@ def run(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:
     environment = {name: value for name, value in os.environ.items() if name not in (PLAN, KEY)}
     pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     environment.update(variables)
-    with subprocess.Popen(
-        command, cwd=str(folder), env=environment, encoding="utf-8", errors="replace", **pipes
-    ) as child:
+    with subprocess.Popen(command, cwd=folder, env=environment, encoding="utf-8", errors="replace", **pipes) as child:
         children[:] = [child]
         output = "".join(map(show, child.stdout or ()))
     children.clear()
@@ -121,16 +122,8 @@ def run(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:
 
 def pip(python: str, arguments: list[str], folder: Path, **variables: str) -> tuple[int, str]:
     """Run ``pip install``, also in an image that manages its own packages (PEP 668): the container is ours."""
-    switches = (
-        "BREAK_SYSTEM_PACKAGES",
-        "DISABLE_PIP_VERSION_CHECK",
-        "NO_INPUT",
-    )  # pips pass over what they do not know
-    settings = {
-        "PIP_PROGRESS_BAR": "off",
-        "PIP_ROOT_USER_ACTION": "ignore",
-        **{f"PIP_{name}": "1" for name in switches},
-    }
+    settings = {f"PIP_{name}": "1" for name in ("BREAK_SYSTEM_PACKAGES", "DISABLE_PIP_VERSION_CHECK", "NO_INPUT")}
+    settings.update(PIP_PROGRESS_BAR="off", PIP_ROOT_USER_ACTION="ignore")  # pips pass over what they do not know
     return run([python, "-c", RUN_PIP, "install", *arguments], folder, **settings, **variables)
 
 
@@ -163,10 +156,8 @@ def get(url: str, headers: dict[str, str], pause: float, into: Path | None = Non
 def secret(plan: dict[str, Any], version: str, what: str) -> str:
     """Read a secret as the job's own service account and hide it from the log. Raises Failed."""
     host, pause = os.environ.get("GCE_METADATA_HOST") or "metadata.google.internal", plan.get("retry_seconds", 1)
-    identity, flavor = (
-        f"http://{host}/computeMetadata/v1/instance/service-accounts/default/",
-        {"Metadata-Flavor": "Google"},
-    )
+    identity = f"http://{host}/computeMetadata/v1/instance/service-accounts/default/"
+    flavor = {"Metadata-Flavor": "Google"}
     say("key", f"reading {what} from {version}")
     try:
         token = json.loads(get(identity + "token", flavor, pause))["access_token"]
@@ -457,9 +448,7 @@ def convert(notebook: Path) -> Path:
         cells = json.loads(notebook.read_text("utf-8"))["cells"]
         texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise Failed(
-            f"{notebook.name} cannot be read as a notebook ({error!r}); correct the job's entry point"
-        ) from error
+        raise Failed(f"{notebook.name} is not read as a notebook ({error!r}); correct the entry point") from error
     for index, text in enumerate(texts):
         try:
             compile(text, notebook.name, "exec")
@@ -478,7 +467,7 @@ def without_magics(cell: str) -> str:
         found = MAGIC.fullmatch(line)
         if line.strip() and (foreign or found):
             say("notebook", f"warning: left out: {line.strip()}")
-            lines[index] = f"{found[1] if found else ''}pass  # {line.strip()}"
+            lines[index] = f"{found[1] if found and not foreign else ''}pass  # {line.strip()}"
     return "\n".join(lines)
 
 
@@ -554,6 +543,8 @@ def main() -> None:
     if plan.get("api_key_secret"):
         key = secret(plan, plan["api_key_secret"], "the W&B API key")
     command = sys.argv[1:]
+    if not command:
+        raise Failed("there is no command to run; the job needs an entry point")
     start(command, Path.cwd() if plan["source"] == "image" else prepare(plan, command, key), key)
 
 
