@@ -33,7 +33,7 @@ imports: $(VENV)/tests.done
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/tests.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 format: $(VENV)/tests.done
 	$(BIN)/ruff check --fix .

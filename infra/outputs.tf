@@ -47,3 +47,8 @@ output "images_repository" {
   description = "Full name of the repository with the images that jobs run."
   value       = local.images_repository
 }
+
+output "check_environment" {
+  description = "Commands that set what the functions have in their environment, for the preflight: eval them, then python -m vertex_launch check."
+  value       = join("\n", [for variable, value in local.environment : "export ${variable}='${value}'"])
+}

@@ -78,7 +78,7 @@ variable "wandb_base_url" {
   default     = null
 
   validation {
-    condition     = var.wandb_base_url == null || can(regex("^https://[^/ ]+(/[^ ]*)?$", var.wandb_base_url))
+    condition     = var.wandb_base_url == null || can(regex("^(https://[^/ ]+|http://(127\\.0\\.0\\.1|localhost)(:[0-9]+)?)(/[^ ]*)?$", var.wandb_base_url))
     error_message = "The server's URL begins with https://: the API key is sent there."
   }
 }

@@ -53,7 +53,14 @@ OF_ROLES: Mapping[str, set[str]] = {
 ACCOUNTS = {"dispatch": "dispatch", "dispatch_now": "now", "job_state": "job-state"}
 """The end of the name of each function's account."""
 
-_KINDS = {"service": JOB_ACCOUNT, "secret": SECRET, "bucket": RECORD, "topic": TICKS, "project": PROJECT}
+_KINDS = {
+    "service": JOB_ACCOUNT,
+    "secret": SECRET,
+    "bucket": RECORD,
+    "storage/b/": RECORD,
+    "topic": TICKS,
+    "project": PROJECT,
+}
 
 
 def granted(

@@ -139,6 +139,7 @@ def test_job_state_uses_these_permissions_and_no_others(alone: Alone) -> None:
     assert alone.used() == NEEDED["job_state"]
 
 
+@pytest.mark.deployment
 @needs_terraform
 @pytest.mark.parametrize("function", NEEDED)
 def test_terraform_grants_what_is_used_and_no_more(function: str) -> None:
@@ -147,6 +148,7 @@ def test_terraform_grants_what_is_used_and_no_more(function: str) -> None:
     assert granted(bindings(planned), permissions(planned), account) == NEEDED[function]
 
 
+@pytest.mark.deployment
 @needs_terraform
 @pytest.mark.parametrize("function", NEEDED)
 def test_terraform_grants_the_logs_only_where_they_are_read(function: str) -> None:

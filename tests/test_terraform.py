@@ -26,7 +26,7 @@ from tests.terraform_plan import (
 )
 from vertex_launch import config
 
-pytestmark = terraform_plan.needs_terraform
+pytestmark = [terraform_plan.needs_terraform, pytest.mark.deployment]
 
 MAPS = {"userLabels", "labelExtractors"}
 """Fields of Google's API that are maps; every other object is a message, which Terraform has as a block."""

@@ -1,0 +1,460 @@
+#!/usr/bin/env bash
+# Deploys vertex-launch with gcloud, step by step. Safe to repeat: what is there is left as it is, what differs is changed.
+set -euf -o pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=infra/common.sh
+. infra/common.sh
+
+usage() {
+  cat <<'END'
+infra/deploy.sh --project=PROJECT --region=REGION [options]
+
+Makes everything that vertex-launch needs in a Google Cloud project, or brings it up to date, from this checkout with
+launch-config.yaml and vertex-launch.yaml as they are. Needs gcloud, logged in as somebody who may (an owner of the project).
+
+  --project PROJECT          id of the project that everything is made in and that jobs run in
+  --region REGION            where the functions are, as us-central1
+  --name NAME                prefix of everything, and the deployment's name (vertex-launch)
+  --job-regions R,R          where jobs may run, the first is the default (the region)
+  --wandb-base-url URL       a self-hosted W&B server (what vertex-launch.yaml says)
+  --schedule CRON            when a pass is asked for besides jobs' ends, in UTC (* * * * *)
+  --invoker MEMBER           who may call dispatch-now, as user:ada@example.com; repeatable. Nobody's right is taken back
+  --job-account ADDRESS      an existing service account that jobs may run as; repeatable (NAME-jobs is made)
+  --staging-buckets B,B      existing buckets that jobs write to, one for each job region (PROJECT-NAME-staging-REGION are made)
+  --secret NAME              an existing secret of the project with the W&B API key (NAME-wandb-api-key is made)
+  --notification-channels C,C  Cloud Monitoring channels that alerts go to, as projects/P/notificationChannels/N
+  --vpc-connector NAME       a Serverless VPC Access connector, for a W&B server that only a VPC network reaches
+  --cloud-build              let the build account deploy the functions, as cloudbuild.yaml does
+  --functions-only           deploy the functions, and nothing else; changes no rights
+  --dry-run                  show the commands for an empty project and run none of them
+END
+}
+
+wandb_base_url='' schedule='* * * * *' invokers='' channels='' vpc_connector='' cloud_build='' functions_only=''
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) usage && exit ;;
+    --dry-run) dry_run=yes && shift && continue ;;
+    --cloud-build) cloud_build=yes && shift && continue ;;
+    --functions-only) functions_only=yes && shift && continue ;;
+    --*=*) option=${1%%=*} value=${1#*=} && shift ;;
+    --*)
+      case ${2:---} in --*) fail "$1 has no value, or is no option. --help shows all options." ;; esac
+      option=$1 value=$2 && shift 2
+      ;;
+    *) fail "'$1' is no option. --help shows all options." ;;
+  esac
+  case $option in
+    --wandb-base-url) wandb_base_url=$value ;;
+    --schedule) schedule=$value ;;
+    --invoker) invokers="$invokers$value " ;;
+    --notification-channels) channels=$value ;;
+    --vpc-connector) vpc_connector=$value ;;
+    *) shared_option "$option" "$value" || fail "there is no option $option. --help shows all options." ;;
+  esac
+done
+
+check_shared
+[[ $wandb_base_url =~ ^((https://[^/\"\\ ]+|http://(127\.0\.0\.1|localhost)(:[0-9]+)?)(/[^\"\\ ]*)?)?$ ]] || fail "--wandb-base-url '$wandb_base_url' has to begin with https://: the API \
+key is sent there."
+[[ $schedule =~ ^[^\ ]+(\ [^\ ]+){4}$ ]] || fail "--schedule '$schedule' does not have the five fields of cron, as in '*/5 * * * *'."
+for member in $invokers; do
+  [[ $member =~ ^(user|group|serviceAccount|principal|principalSet):.+ ]] || fail "--invoker '$member' is not user:…, group:…, \
+serviceAccount:…, principal:… or principalSet:…. allUsers would let anybody start jobs at your cost; name who may."
+done
+for file in main.py requirements.txt launch-config.yaml; do
+  [ -f "$file" ] || fail "$PWD has no $file: this is no whole checkout of vertex-launch."
+done
+! grep -Eq '^entity: *acme *(#|$)' launch-config.yaml ||
+  echo "NOTE: launch-config.yaml still has the example's entity, acme. Unless that is your W&B team, write yours there, and your queues." >&2
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+sha() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -c 1-40; }
+
+dispatch=serviceAccount:$(account dispatch)
+now=serviceAccount:$(account now)
+job_state=serviceAccount:$(account job-state)
+push=serviceAccount:$(account push)
+build=serviceAccount:$(account build)
+
+# The functions
+
+# Only names: the key itself never gets into an environment, which everybody sees who may look at a function.
+cat >"$work/environment.yaml" <<END
+GOOGLE_CLOUD_PROJECT: "$project"
+GOOGLE_CLOUD_REGION: "$job_regions"
+STAGING_BUCKETS: "$staging"
+STATE_BUCKET: "gs://$state_bucket"
+DISPATCH_TOPIC: "projects/$project/topics/$name-ticks"
+WANDB_API_KEY_SECRET: "projects/$project/secrets/$secret/versions/latest"
+VERTEX_LAUNCH_DEPLOYMENT: "$name"
+${wandb_base_url:+WANDB_BASE_URL: \"$wandb_base_url\"}
+END
+
+# deploy_function NAME ENTRY_POINT ACCOUNT TIMEOUT MAX_INSTANCES: unless it is there with this code and these settings,
+# which the digest in its label tells. Sets uri.
+deploy_function() {
+  local function=$name-$1 found digest
+  set -- --region="$region" --gen2 --runtime=python313 --entry-point="$2" --trigger-http --ingress-settings=all \
+    --service-account="$(account "$3")" --timeout="$4s" --memory=512Mi --cpu=1 --concurrency=1 --min-instances=0 --max-instances="$5" \
+    --build-service-account="projects/$project/serviceAccounts/$(account build)" \
+    --docker-repository="projects/$project/locations/$region/repositories/$name-functions" \
+    ${vpc_connector:+--vpc-connector="$vpc_connector"}
+  digest=$({ printf '%s\n' "$@" && cat "$work/environment.yaml" "$work/source"; } | sha)
+  found=$(value_of "$functions" "$function")
+  if [ "${found%"$tab"*}" = "ACTIVE$tab$digest" ]; then
+    uri=${found##*"$tab"}
+    echo "$function is up to date."
+    return
+  fi
+  if [ -z "$found" ]; then
+    set -- "$@" --no-allow-unauthenticated # only where it is new: else gcloud would rewrite who may call it
+  elif [ -z "$vpc_connector" ]; then
+    set -- "$@" --clear-vpc-connector
+  fi
+  uri=$(run functions deploy "$function" "$@" --source=. --env-vars-file="$work/environment.yaml" \
+    --update-labels="digest=$digest$([ -n "$functions_only" ] || printf ,%s "$mark")" --format='value(serviceConfig.uri)') ||
+    fail "$function was not deployed; gcloud says above why. New rights take up to two minutes to work: if one is missing, run this again."
+  [ -z "$dry_run" ] || uri=https://URL-OF-$function
+}
+
+deploy_functions() {
+  step "Functions"
+  if [ -n "$dry_run" ]; then
+    echo "environment.yaml:" && sed 's/^/  /' "$work/environment.yaml"
+  fi
+  functions=$(look functions list --v2 --regions="$region" --format='value(name.basename(),state,labels.digest,serviceConfig.uri)')
+  # The files that gcloud would upload, by name and content.
+  look meta list-files-for-upload . | sort | while IFS= read -r file; do
+    echo "$file $(sha <"$file")"
+  done >"$work/source"
+  deploy_function dispatch dispatch dispatch 120 1
+  dispatch_uri=$uri
+  deploy_function dispatch-now dispatch_now now 120 1
+  dispatch_now_uri=$uri
+  deploy_function job-state job_state job-state 60 3
+  job_state_uri=$uri
+}
+
+if [ -n "$functions_only" ]; then
+  deploy_functions
+  exit
+fi
+
+step "APIs"
+apis=$(look services list --enabled --format='value(config.name)')
+missing=''
+for api in aiplatform artifactregistry cloudbuild cloudfunctions cloudresourcemanager cloudscheduler iam logging monitoring pubsub run \
+  secretmanager storage ${vpc_connector:+vpcaccess}; do
+  has "$apis" "$api.googleapis.com" || missing="$missing $api.googleapis.com"
+done
+if [ -n "$missing" ]; then
+  # shellcheck disable=SC2086  # one word for each
+  run services enable $missing
+  [ -n "$dry_run" ] || sleep "$pause"
+fi
+number=$(look projects describe "$project" --format='value(projectNumber)')
+number=${number:-PROJECT_NUMBER}
+
+step "Accounts and roles"
+accounts=$(look iam service-accounts list --format='value(email)')
+
+make_account() { # make_account NAME WHAT-FOR
+  has "$accounts" "$(account "$1")" || run iam service-accounts create "$name-$1" --display-name="$2" --description="$made"
+}
+
+make_account dispatch "$name: runs passes for ticks"
+make_account now "$name: runs passes for people"
+make_account job-state "$name: looks at jobs that ended"
+make_account push "$name: Pub/Sub calls the functions as this"
+make_account build "$name: builds the functions"
+if [ -z "$job_accounts" ]; then
+  make_account jobs "$name: jobs run as this"
+  job_accounts=$(account jobs)
+fi
+
+roles=$(look iam roles list --show-deleted --format='value(name.basename(),deleted)')
+
+make_role() { # make_role NAME TITLE PERMISSIONS: a role with exactly these permissions, a comma list in alphabetical order
+  local role=${id}_$1 found
+  if ! grep -q "^$role$tab" <<<"$roles"; then
+    run iam roles create "$role" --permissions="$3" --title="$name: $2" --description="$made" --stage=GA --quiet --format=none
+    return
+  fi
+  # A deleted role keeps its name for some weeks, and can be had back.
+  [ "$(value_of "$roles" "$role")" != True ] || run iam roles undelete "$role" --format=none
+  found=$(look iam roles describe "$role" --flatten=includedPermissions --format='value(includedPermissions)' | sort | paste -sd , -)
+  [ "$found" = "$3" ] || run iam roles update "$role" --permissions="$3" --quiet --format=none
+}
+
+jobs=aiplatform.customJobs
+make_role dispatch "submit, look at and cancel jobs" "$jobs.cancel,$jobs.create,$jobs.get,$jobs.list"
+make_role job_state "look at a job" "$jobs.get"
+make_role record "keep the record" storage.objects.create,storage.objects.delete,storage.objects.get,storage.objects.list
+make_role act_as "let jobs run as an account" iam.serviceAccounts.actAs
+# Only who asks for the last lines of failed jobs' logs lets the functions read the project's logs.
+log_lines=$(sed -n 's/^log_lines: *\([1-9][0-9]*\).*/\1/p' vertex-launch.yaml 2>/dev/null || true)
+[ -z "$log_lines" ] || make_role job_logs "read jobs' logs" logging.logEntries.list
+
+on projects "$project"
+grant "$dispatch" "projects/$project/roles/${id}_dispatch"
+grant "$now" "projects/$project/roles/${id}_dispatch"
+grant "$job_state" "projects/$project/roles/${id}_job_state"
+if [ -n "$log_lines" ]; then
+  grant "$dispatch" "projects/$project/roles/${id}_job_logs"
+  grant "$now" "projects/$project/roles/${id}_job_logs"
+fi
+grant "$build" roles/logging.logWriter
+# Google puts the source of functions into a bucket of this name, and makes it at the first deployment.
+grant "$build" roles/storage.objectViewer "$name-sources" \
+  "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-$number-$region/\")"
+if [ -n "$cloud_build" ]; then
+  grant "$build" roles/cloudfunctions.developer
+  grant "$build" roles/storage.objectViewer "$name-builds" "resource.name.startsWith(\"projects/_/buckets/${project}_cloudbuild/\")"
+  for account in dispatch now job-state build; do
+    on "iam service-accounts" "$(account $account)"
+    grant "$build" "projects/$project/roles/${id}_act_as"
+  done
+fi
+for address in $job_accounts; do
+  on "iam service-accounts" "$address"
+  grant "$dispatch" "$(act_as "$address")"
+  grant "$now" "$(act_as "$address")"
+done
+
+step "Secret, buckets, repositories"
+if [ -z "$wandb_secret" ]; then
+  secrets=$(look secrets list --format='value(name.basename())')
+  has "$secrets" "$secret" || run secrets create "$secret" --replication-policy=automatic --labels="$mark"
+fi
+on secrets "$secret"
+grant "$dispatch" roles/secretmanager.secretAccessor
+grant "$now" roles/secretmanager.secretAccessor
+versions=$(look secrets versions list "$secret" --format='value(state)')
+
+buckets=$(look storage buckets list --format='value(name,labels.monitoring)')
+
+make_bucket() { # make_bucket BUCKET REGION [FLAG]
+  if ! grep -q "^$1\($tab\|$\)" <<<"$buckets"; then
+    run storage buckets create "gs://$1" --location="$2" --uniform-bucket-level-access --public-access-prevention ${3:+"$3"}
+    run storage buckets update "gs://$1" --update-labels="$mark"
+  fi
+}
+
+# Two small objects that every pass overwrites: old versions would pile up by the thousand a day.
+make_bucket "$state_bucket" "$region" --soft-delete-duration=0
+on "storage buckets" "gs://$state_bucket"
+grant "$dispatch" "projects/$project/roles/${id}_record"
+grant "$now" "projects/$project/roles/${id}_record"
+for job_region in ${job_regions//,/ }; do
+  [ -n "$staging_buckets" ] || make_bucket "$project-$name-staging-$job_region" "$job_region"
+done
+for bucket in ${staging//,/ }; do
+  on "storage buckets" "$bucket"
+  for address in $job_accounts; do
+    grant "serviceAccount:$address" roles/storage.objectUser
+  done
+done
+
+repositories=$(look artifacts repositories list --location="$region" --format='value(name.basename())')
+
+make_repository() { # make_repository NAME WHAT-FOR
+  has "$repositories" "$name-$1" || run artifacts repositories create "$name-$1" --location="$region" --repository-format=docker \
+    --labels="$mark" --description="$2"
+}
+
+make_repository images "Images that jobs of $name run"
+make_repository functions "Images of the functions of $name"
+on "artifacts repositories" "$name-functions" "--location=$region"
+grant "$build" roles/artifactregistry.writer
+on "artifacts repositories" "$name-images" "--location=$region"
+# Images are pulled by Google's own accounts of Vertex AI. The second one is made with the first job of the project; by then
+# both have a role of Google's that covers the repositories of the project, so that its right here may come later.
+for agent in gcp-sa-aiplatform gcp-sa-aiplatform-cc; do
+  agent=serviceAccount:service-$number@$agent.iam.gserviceaccount.com
+  if ! granted "$agent" roles/artifactregistry.reader; then
+    [ "${agent#*-cc}" != "$agent" ] || run beta services identity create --service=aiplatform.googleapis.com
+    change_policy run add "$agent" roles/artifactregistry.reader --condition= 2>/dev/null ||
+      echo "Google has not made ${agent#*:} yet. That is no problem."
+  fi
+done
+
+step "Topics"
+topics=$(look pubsub topics list --format='value(name.basename())')
+missing=''
+for topic in ticks job-logs ticks-dead job-logs-dead; do
+  has "$topics" "$name-$topic" || missing="$missing $name-$topic"
+done
+# shellcheck disable=SC2086  # one word for each
+[ -z "$missing" ] || run pubsub topics create $missing --labels="$mark"
+on "pubsub topics" "$name-ticks"
+grant "$job_state" roles/pubsub.publisher
+
+deploy_functions
+
+step "Who may call"
+may_call() { # may_call FUNCTION MEMBERS
+  local member
+  on "run services" "$name-$1" "--region=$region"
+  for member in $2; do
+    grant "$member" roles/run.invoker
+  done
+  ! grep -q '^all\(Authenticated\)\{0,1\}Users'"$tab" <<<"$policy" ||
+    echo "WARNING: anybody may call $name-$1. 'gcloud run services get-iam-policy $name-$1 --region=$region' shows why." >&2
+}
+
+may_call dispatch "$push"
+may_call job-state "$push"
+may_call dispatch-now "$invokers"
+
+step "Subscriptions"
+subscriptions=$(look pubsub subscriptions list --format='value(name.basename(),topic.basename(),pushConfig.pushEndpoint,
+  pushConfig.oidcToken.serviceAccountEmail,pushConfig.oidcToken.audience,ackDeadlineSeconds,messageRetentionDuration,expirationPolicy.ttl,
+  retryPolicy.minimumBackoff,retryPolicy.maximumBackoff,deadLetterPolicy.deadLetterTopic.basename(),deadLetterPolicy.maxDeliveryAttempts)')
+
+# subscribe TOPIC WANTED FLAGS: a subscription of the topic's name, kept for ever, with these flags. WANTED is how the list shows
+# them, so that one which differs is changed.
+subscribe() {
+  local topic=$name-$1 wanted found
+  wanted=$topic$tab$2
+  shift 2
+  found=$(value_of "$subscriptions" "$topic")
+  [ "$found" != "$wanted" ] || return 0
+  case $found in
+    '') run pubsub subscriptions create "$topic" --topic="$topic" --expiration-period=never --labels="$mark" "$@" ;;
+    "$topic$tab"*) run pubsub subscriptions update "$topic" --expiration-period=never "$@" ;;
+    *) fail "the subscription $topic is to another topic than $topic. Delete it ('gcloud pubsub subscriptions delete $topic \
+--project=$project') and run this again." ;;
+  esac
+}
+
+columns() { (IFS=$tab && printf '%s' "$*"); } # columns WORDS: with tabs between them
+
+# subscribe_function TOPIC URI SECONDS: push a topic's messages to a function. SECONDS are more than the function may take. What
+# fails again and again ends up in a topic of dead letters, kept for a person to look at.
+subscribe_function() {
+  subscribe "$1-dead" "$(columns '' '' '' 60 604800s '' '' '' '' '')" --ack-deadline=60 --message-retention-duration=7d
+  on "pubsub topics" "$name-$1-dead"
+  if [ -z "$agent_is_there" ] && ! granted "$pubsub_agent" roles/pubsub.publisher; then
+    run beta services identity create --service=pubsub.googleapis.com
+  fi
+  agent_is_there=yes
+  grant "$pubsub_agent" roles/pubsub.publisher
+  subscribe "$1" "$(columns "$2" "$(account push)" "$2" "$3" 86400s '' 10s 60s "$name-$1-dead" 20)" \
+    --push-endpoint="$2" --push-auth-service-account="$(account push)" --push-auth-token-audience="$2" --ack-deadline="$3" \
+    --message-retention-duration=1d --min-retry-delay=10s --max-retry-delay=60s \
+    --dead-letter-topic="$name-$1-dead" --max-delivery-attempts=20
+  on "pubsub subscriptions" "$name-$1"
+  grant "$pubsub_agent" roles/pubsub.subscriber
+}
+
+pubsub_agent=serviceAccount:service-$number@gcp-sa-pubsub.iam.gserviceaccount.com # moves the dead letters
+agent_is_there=''
+subscribe_function ticks "$dispatch_uri" 130
+subscribe_function job-logs "$job_state_uri" 70
+
+step "Scheduler"
+found=$(look scheduler jobs list --location="$region" --format='value(name.basename(),schedule,timeZone,pubsubTarget.topicName,pubsubTarget.data)')
+found=$(value_of "$found" "$name-tick")
+wanted=$(columns "$schedule" Etc/UTC "projects/$project/topics/$name-ticks" e30=)
+if [ "$found" != "$wanted" ]; then
+  if [ -z "$found" ]; then verb=create; else verb=update; fi
+  run scheduler jobs "$verb" pubsub "$name-tick" --location="$region" --schedule="$schedule" --time-zone=Etc/UTC \
+    --topic="projects/$project/topics/$name-ticks" --message-body='{}' --description="$made" --format=none
+fi
+
+step "Log sink"
+# Entries about a job's end, of every job in the project: they carry no label. job-state looks which are ours.
+filter=$(tr -s ' \n' ' ' <infra/job-ends.filter) # in one line, as it is compared below
+filter=${filter% }
+destination=pubsub.googleapis.com/projects/$project/topics/$name-job-logs
+sinks=$(look logging sinks list --format='value(name,writerIdentity,destination,filter)')
+found=$(value_of "$sinks" "$name-job-ends")
+writer=${found%%"$tab"*}
+if [ -z "$found" ]; then
+  writer=$(run logging sinks create "$name-job-ends" "$destination" --log-filter="$filter" --description="$made" --format='value(writerIdentity)')
+elif [ "$found" != "$(columns "$writer" "$destination" "$filter")" ]; then
+  run logging sinks update "$name-job-ends" "$destination" --log-filter="$filter" --format=none
+fi
+on "pubsub topics" "$name-job-logs"
+grant "${writer:-WRITER_OF_THE_SINK}" roles/pubsub.publisher
+
+step "Monitoring"
+# metrics/*.yaml, alerts/*.yaml and dashboard.json are what Google's APIs take, but for the placeholder ${name}. What they were
+# like at the last time stands in a label of the record's bucket: only if it differs, what is there is changed.
+fill_in() { # fill_in FOLDER FILES: into files of that folder with the name in them
+  local file folder=$work/$1
+  mkdir "$folder" && shift
+  for file in "$@"; do
+    sed "s/\${name}/$name/g" "$file" >"$folder/$(basename "$file")"
+  done
+}
+# shellcheck disable=SC2046  # one word for each
+fill_in metrics $(find infra/monitoring/metrics -name '*.yaml')
+# shellcheck disable=SC2046
+fill_in alerts $(find infra/monitoring/alerts -name '*.yaml')
+fill_in dashboards infra/monitoring/dashboard.json
+files() { find "$work/$1" -type f | sort; } # files FOLDER
+digest=$({ find "$work/metrics" "$work/alerts" "$work/dashboards" -type f | sort | xargs cat && echo "$channels"; } | sha)
+changed=yes
+[ "$(value_of "$buckets" "$state_bucket")" != "$digest" ] || changed=''
+
+metrics=$(look logging metrics list --format='value(name)')
+for file in $(files metrics); do
+  metric=$(field name <"$file")
+  if ! has "$metrics" "$metric"; then
+    run logging metrics create "$metric" --config-from-file="$file"
+  elif [ -n "$changed" ]; then
+    run logging metrics update "$metric" --config-from-file="$file"
+  fi
+done
+
+alerts=$(look alpha monitoring policies list --format='value(displayName,name,notificationChannels.list())')
+for file in $(files alerts); do
+  found=$(value_of "$alerts" "$(field displayName <"$file")")
+  if [ -z "$found" ]; then
+    patiently alpha monitoring policies create --policy-from-file="$file" --user-labels="deployment=$name,$mark" \
+      ${channels:+--notification-channels="$channels"}
+  elif [ -n "$changed" ]; then
+    # Channels that were added by hand are kept.
+    kept=${channels:-${found#*"$tab"}}
+    run alpha monitoring policies update "${found%%"$tab"*}" --policy-from-file="$file" --update-user-labels="$mark" \
+      ${kept:+--set-notification-channels="$kept"}
+  fi
+done
+
+dashboards=$(look monitoring dashboards list --format='value(displayName,name,etag)')
+for file in $(files dashboards); do
+  found=$(value_of "$dashboards" "$(field displayName <"$file")")
+  added="\"labels\": {\"$mark_key\": \"$name\"}"
+  if [ -z "$found" ]; then
+    sed "1s/{/{$added,/" "$file" >"$work/dashboard.json"
+    run monitoring dashboards create --config-from-file="$work/dashboard.json"
+  elif [ -n "$changed" ]; then
+    # An update says which state of the dashboard it is for.
+    sed "1s/{/{$added, \"etag\": \"${found#*"$tab"}\",/" "$file" >"$work/dashboard.json"
+    run monitoring dashboards update "${found%%"$tab"*}" --config-from-file="$work/dashboard.json"
+  fi
+done
+[ -z "$changed" ] || run storage buckets update "gs://$state_bucket" --update-labels="monitoring=$digest"
+
+step "Done"
+if ! grep -qix enabled <<<"$versions"; then
+  cat <<END
+FIRST OF ALL, give it the W&B API key: the secret $secret has no version yet, and no pass can do anything.
+END
+fi
+cat <<END
+The W&B API key, now and when it changes (paste it, then Enter and Ctrl-D):
+  gcloud secrets versions add $secret --project=$project --data-file=-
+Whether everything is there that the functions will meet (their environment first, then the question):
+$(sed -n "s/^\([A-Z_]*\): \"\(.*\)\"\$/  export \1='\2'/p" "$work/environment.yaml")
+  python -m vertex_launch check --as $(account dispatch)
+A pass that changes nothing and shows what stands in the queues; for those named with --invoker:
+  curl -X POST $dispatch_now_uri -H "Authorization: Bearer \$(gcloud auth print-identity-token)" -d '{"dry_run": true}'
+Accounts that jobs may run as, for service_account in the queue's config: $job_accounts
+Images for them: $region-docker.pkg.dev/$project/$name-images
+END
