@@ -14,8 +14,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
+import venv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -211,7 +213,11 @@ class Containers:
     def _run(self, life: _Life, job: Any, image: Image, limit: float | None) -> int | None:
         """Run the container to its end; give its exit status, None when ``limit`` seconds were over before it ended."""
         shutil.rmtree(life.folder, ignore_errors=True)
-        shutil.copytree(image.folder, life.folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+        app = life.folder / "app"
+        if image.folder is None:
+            app.mkdir(parents=True)
+        else:
+            shutil.copytree(image.folder, app, ignore=shutil.ignore_patterns("__pycache__"))
         argv, variables = _process(job, image, life.folder)
         try:
             process = self._start(life, argv, variables)
@@ -280,8 +286,9 @@ def _process(job: Any, image: Image, folder: Path) -> tuple[list[str], dict[str,
     for name in ("home", "tmp"):
         (folder / name).mkdir()
     _, command, args, declared = task(job.job_spec.worker_pool_specs[0])
+    programs = _packages(folder / "python") if image.own_packages else Path(sys.executable).parent
     base = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "LANG": "C.UTF-8",
@@ -289,6 +296,14 @@ def _process(job: Any, image: Image, folder: Path) -> tuple[list[str], dict[str,
     variables = environment(declared, {**base, **service_variables(job, job.name.split("/")[1])})
     argv = command_line(image.entrypoint, image.cmd, command, args, variables)
     return argv, {**variables, _MARK: str(folder)}
+
+
+def _packages(folder: Path) -> Path:
+    """Make a Python environment that has the packages of this one and can have others; gives where its programs are."""
+    venv.create(folder, symlinks=True)
+    ours, theirs = (Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder))
+    (theirs / "cloud.pth").write_text(f"{ours}\n")
+    return folder / "bin"
 
 
 def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,15 @@ class Image:
 
     ``folder`` is what stands in the container's working directory; ``entrypoint`` and ``cmd`` are the image's
     ENTRYPOINT and CMD, where ``python`` is the interpreter that runs this cloud. An exit status in ``out_of_memory``
-    means that the program was killed because it took too much memory.
+    means that the program was killed because it took too much memory. With ``own_packages`` there is a Python environment
+    for this container alone, which has what this cloud has, and into which it may install what it likes.
     """
 
-    folder: Path
+    folder: Path | None
     entrypoint: tuple[str, ...] = ("python", "main.py")
     cmd: tuple[str, ...] = ()
     out_of_memory: frozenset[int] = frozenset()
+    own_packages: bool = False
 
 
 EXAMPLES: Mapping[str, Image] = {
@@ -42,6 +45,8 @@ EXAMPLES: Mapping[str, Image] = {
     f"{REGISTRY}/steps:1": Image(_FOLDERS / "steps"),
     # Runs until it is stopped; knows nothing of W&B.
     f"{REGISTRY}/sleep:1": Image(_FOLDERS / "sleep"),
+    # The official image of this Python, in which W&B jobs made from code and from git run. W&B's client is there already.
+    f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim": Image(None, ("python3",), own_packages=True),
     # Prints its arguments and its environment's names; does not need W&B.
     f"{REGISTRY}/hello:1": Image(_FOLDERS / "hello", cmd=("world",)),
 }
