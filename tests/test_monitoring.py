@@ -153,6 +153,11 @@ def test_what_the_alerts_look_at() -> None:
     assert Counter(found) == Counter([*ALERTED, DEAD_LETTERS])
 
 
+def test_people_who_call_dispatch_now_do_not_stand_in_for_the_scheduler() -> None:
+    (condition,) = ALERTS["no-pass"]["conditions"]
+    assert f'resource.labels.service_name="{SERVICES["dispatch"]}"' in condition["conditionThreshold"]["filter"]
+
+
 def test_the_dashboard_has_the_form_of_the_api_and_shows_every_metric() -> None:
     assert set(DASHBOARD) == {"displayName", "mosaicLayout"}
     taken: Counter[tuple[int, int]] = Counter()
