@@ -168,6 +168,7 @@ revoke "$job_state" "${custom}_job_state"
 revoke "$build" roles/logging.logWriter
 revoke "$build" roles/cloudfunctions.developer
 revoke "$build" roles/storage.objectViewer "$name-sources"
+on projects "$project" # to revoke takes back what is granted under any condition
 revoke "$build" roles/storage.objectViewer "$name-builds"
 
 step "Accounts and roles"

@@ -62,7 +62,7 @@ variable "invokers" {
 }
 
 variable "schedule" {
-  description = "When a pass is asked for besides jobs' ends: cron, in UTC. A new item waits so long at most. Beyond ten minutes the alert about missing passes has to be changed with it."
+  description = "When a pass is asked for besides jobs' ends: cron, in UTC. A new item waits so long at most. Slower than every five minutes, the alert about missing passes has to be changed with it."
   type        = string
   default     = "* * * * *"
 
@@ -310,7 +310,7 @@ variable "read_job_logs" {
 }
 
 variable "deploy_with_cloud_build" {
-  description = "Whether the build account may also deploy the functions, as infra/cloudbuild.yaml does."
+  description = "Whether the build account may also deploy the functions, as cloudbuild.yaml does."
   type        = bool
   default     = false
   nullable    = false

@@ -55,7 +55,7 @@ from tests.deploy_runs import (
     needs_gcloud,
 )
 from tests.deployment import KEY, run_spec
-from tests.google_apis import NUMBER, PROJECT
+from tests.google_apis import NUMBER, PROJECT, GoogleApis
 from tests.permissions import ACCOUNTS, NEEDED, granted
 from tests.processes import ROOT, eventually
 
@@ -165,6 +165,29 @@ RIGHTS = {
     f"run/{HERE}/services/{NAME}-dispatch-now": {"roles/run.invoker": set(INVOKERS)},
 }
 """Everything that anybody may do: nothing is missing, nothing is there beside it, and nowhere is everybody meant."""
+
+
+@needs_gcloud
+def test_the_end_of_one_that_cloud_build_deployed(tmp_path: Path) -> None:
+    """The build account has one role under two conditions, and gcloud takes back both at once."""
+    apis, build = GoogleApis(), account("build")
+    names = "artifactregistry cloudfunctions cloudresourcemanager cloudscheduler iam logging monitoring pubsub run secretmanager storage"
+    apis.enabled |= {f"{name}.googleapis.com" for name in names.split()}
+    apis.resources[f"iam/{P}/serviceAccounts/{build.partition(':')[2]}"] = {"email": build.partition(":")[2]}
+    apis.bindings[f"cloudresourcemanager/{P}"] = [
+        {"role": "roles/storage.objectViewer", "members": [build], "condition": {"title": title, "expression": where}}
+        for title, where in ((f"{NAME}-sources", "resource.name.startsWith('a')"), (f"{NAME}-builds", "true"))
+    ]
+    apis.start()
+    try:
+        place = deploy_runs.checkout(tmp_path / "checkout")
+        script = [str(place / "infra/destroy.sh"), *OPTIONS, "--yes"]
+        done = deploy_runs.run(script, place, apis, tmp_path / "gcloud")
+    finally:
+        apis.stop()
+    assert done.status == 0, done.output
+    assert apis.unknown == []
+    assert not done.after.policies().get(f"cloudresourcemanager/{P}")
 
 
 @needs_gcloud

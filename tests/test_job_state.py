@@ -29,7 +29,7 @@ from vertex_launch.job_watch import PATIENCE, JobHint, JobWatch
 from vertex_launch.log import LOGGER
 from vertex_launch.model import Item, ManagedJob
 
-SAMPLES = Path("/work/shared/samples/log-entries")
+SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "log-entries"
 NUMBER = "3000721679224668160"
 PUBLISHED, SENT, WRITTEN = 1771881079.1, 1771881078.0, 1771881069.1
 REGIONS = ("us-central1", "us-east4", "europe-west4")

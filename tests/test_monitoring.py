@@ -53,10 +53,10 @@ ALERTS = {path.stem: yaml.safe_load(named(path)) for path in FILES if path.paren
 DASHBOARD = json.loads(named(INFRA / "monitoring" / "dashboard.json"))
 FILTERS = {name: parse(metric["filter"]) for name, metric in METRICS.items()}
 
-FAILURES = {"pass_failures", "job_state_failures", "dropped", "rejected", "deferrals", "start_failures"}
+FAILURES = {"notices", "pass_failures", "job_state_failures", "dropped", "rejected", "deferrals", "start_failures"}
 """Metrics that stay at zero while all is well."""
-ALERTED = {"passes", "pass_failures", "dropped", "rejected", "start_failures"}
-"""Metrics that an alert looks at; the others tell of what ends among the dead letters, or is no fault of ours."""
+ALERTED = {"passes", "notices", "pass_failures", "job_state_failures", "dropped", "rejected", "start_failures"}
+"""Metrics that an alert looks at; what the others tell of is no fault."""
 DEAD_LETTERS = "pubsub.googleapis.com/subscription/num_undelivered_messages"
 TYPES = {DEAD_LETTERS: "pubsub_subscription"}
 TYPES |= {f"logging.googleapis.com/user/{metric['name']}": "cloud_run_revision" for metric in METRICS.values()}
@@ -151,6 +151,11 @@ def test_what_the_alerts_look_at() -> None:
         for condition in alert["conditions"]
     ]
     assert Counter(found) == Counter([*ALERTED, DEAD_LETTERS])
+
+
+def test_people_who_call_dispatch_now_do_not_stand_in_for_the_scheduler() -> None:
+    (condition,) = ALERTS["no-pass"]["conditions"]
+    assert f'resource.labels.service_name="{SERVICES["dispatch"]}"' in condition["conditionThreshold"]["filter"]
 
 
 def test_the_dashboard_has_the_form_of_the_api_and_shows_every_metric() -> None:
@@ -494,6 +499,16 @@ def an_item_is_deferred(recorder: Recorder) -> None:
     store.launch.delete_item(queue, item)
 
 
+def a_queue_is_gone(recorder: Recorder) -> None:
+    store = recorder.cloud.wandb.store
+    (queue,) = [queue for queue in store.queues.values() if queue.name == "vertex-gpu"]
+    queue.name = "renamed"
+    try:
+        assert recorder.tick() == 200
+    finally:
+        queue.name = "vertex-gpu"
+
+
 def a_tick_is_malformed(recorder: Recorder) -> None:
     assert recorder.tick(b"junk") in (200, 204)
 
@@ -520,6 +535,7 @@ FAULTS: Mapping[str, tuple[Callable[[Recorder], None], str]] = {
     "job_state is cut off": (job_state_is_cut_off, "job_state_failures"),
     "an item is rejected": (an_item_is_rejected, "rejected"),
     "an item is deferred": (an_item_is_deferred, "deferrals"),
+    "a queue is gone": (a_queue_is_gone, "notices"),
     "a tick is malformed": (a_tick_is_malformed, "dropped"),
     "a log entry is malformed": (a_log_entry_is_malformed, "dropped"),
     "an image cannot be pulled": (a_job_cannot_start("missing:1"), "start_failures"),

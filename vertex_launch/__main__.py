@@ -49,8 +49,8 @@ EPILOG = """\
 The configuration is read as the functions read it: launch-config.yaml and vertex-launch.yaml beside main.py, or where
 LAUNCH_CONFIG and VERTEX_LAUNCH_CONFIG say, and the environment over both. Set the variables that the functions will have.
 
-Each line begins with ok, warn (it works, but look at it), FAIL (it does not work; how to mend it follows) or skip (something
-before it has failed). The API key is read, used and never shown.
+Each line begins with ok, warn (it works, but look at it), FAIL (it does not work; how to mend it follows) or skip (it was
+not tested, and why). The API key is read, used and never shown.
 
 exit status: 0 safe to deploy, 1 something fails, 2 wrong usage
 """

@@ -351,7 +351,8 @@ class Preflight:
         except LaunchError as error:
             return [warn(what, f"what the bucket does with its objects cannot be seen: {error}")]
         if view is None:
-            return []
+            found = "the account may not see whether versioning, soft delete or a lifecycle rule is on"
+            return [Line(Verdict.SKIP, what, f"{found}; without --as you may")]
         run = f"Run gcloud storage buckets update gs://{bucket}"
         lines = []
         if view.versioning:

@@ -623,7 +623,7 @@ class _Pass:
         """Put something that concerns no single item into the report and the log."""
         sentence = self._services.redact(sentence)
         self.report.notices.append(sentence)
-        LOGGER.warning("%s", sentence, extra={"pass_id": self.report.pass_id})
+        LOGGER.warning("%s", sentence, extra={"event": Event.NOTICE, "pass_id": self.report.pass_id})
 
 
 def _is_foreign(item: Item) -> bool:

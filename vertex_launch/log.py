@@ -40,6 +40,8 @@ class Event(StrEnum):
     """An item cannot start now."""
     SETTLED = "settled"
     """How a job ended is told, or there is nothing to tell: ``outcome`` is failed, warned or done."""
+    NOTICE = "notice"
+    """Something keeps a pass from all of its work, and concerns no single item: a queue is missing, the agent was stopped."""
     JOB_ENDED = "job_ended"
     """``job_state`` has asked for a pass."""
 
