@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 
 .PHONY: demo up chaos test soak lint types imports pytest format lock clean
 
-demo: $(VENV)/local.done   ## start a cloud on this machine, run seventeen items through it, and show them
+demo: $(VENV)/local.done   ## start a cloud on this machine, run twenty-three items through it, and show them
 	$(BIN)/python -m local demo
 
 up: $(VENV)/local.done     ## start a cloud on this machine and keep it

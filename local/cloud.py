@@ -26,6 +26,7 @@ from local.job_log import Entry
 from local.log_sink import LogSink
 from local.pubsub import PubSubServer
 from local.pubsub_emulator import EmulatorMissing, PubSubEmulator, find
+from local.repositories import Repositories
 from local.scheduler import Scheduler
 from local.secrets import SecretServer
 from local.shim import PushShim
@@ -80,7 +81,10 @@ class Cloud:
             faults=self.faults["wandb"],
             port=port("wandb", 0),
         )
-        self.containers = Containers(queued=self.options.queued, pending=self.options.pending)
+        self.repositories = Repositories(self.folder / "repositories")
+        self.containers = Containers(
+            queued=self.options.queued, pending=self.options.pending, repositories=self.repositories
+        )
         self.vertex = VertexServer(
             faults=self.faults["vertex"],
             runner=self.containers,

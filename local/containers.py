@@ -31,6 +31,7 @@ from local import job_errors
 from local.container_spec import command_line, environment, service_variables, task
 from local.images import EXAMPLES, Image
 from local.job_errors import JobError
+from local.repositories import Repositories
 from local.vertex_jobs import Jobs
 
 _MARK = "LOCAL_VERTEX_CONTAINER"
@@ -102,7 +103,8 @@ class Containers:
     """The runner of a VertexServer that really runs jobs. Times are in seconds.
 
     ``queued`` and ``pending`` is how long a job stays so at least; ``grace`` how long a cancelled container has between
-    SIGTERM and SIGKILL. ``images`` maps image URIs to what runs here. ``scripts`` may be changed at any time.
+    SIGTERM and SIGKILL. ``images`` maps image URIs to what runs here. ``scripts`` may be changed at any time. Git in a
+    container finds ``repositories``.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class Containers:
         pending: float = 0.3,
         grace: float = 5.0,
         scripts: Iterable[Script] = (),
+        repositories: Repositories | None = None,
     ) -> None:
         self.scripts = list(scripts)
+        self._repositories = repositories
         self._images = images
         self._queued = queued
         self._pending = pending
@@ -219,6 +223,8 @@ class Containers:
         else:
             shutil.copytree(image.folder, app, ignore=shutil.ignore_patterns("__pycache__"))
         argv, variables = _process(job, image, life.folder)
+        if self._repositories is not None:
+            self._repositories.configure(life.folder / "home")
         try:
             process = self._start(life, argv, variables)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The demo: queues and items made with the real W&B tools, run by the functions, watched to their end.
+"""The demo: queues, jobs, a sweep and items made with the real W&B tools, run by the functions, watched to their end.
 
 Every item says beforehand how it must end and with how many jobs; the demo succeeds only if all of them do, if no moment saw
 more active jobs than ``max_jobs``, and if jobs' ends, not the clock, filled the slots that became free while items waited.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,11 +32,12 @@ from local.cloud import ENTITY, PROJECT, TICKS, Cloud, Options
 from local.containers import Fate, Script
 from local.fills import Fill, Span, fills
 from local.functions import ROOT
-from local.images import REGISTRY
+from local.images import FOLDERS, REGISTRY
 from local.vertex_jobs import ENDED
 from vertex_launch import labels
+from vertex_launch.model import Kind
 
-PATIENCE = 180.0
+PATIENCE = 240.0
 """Seconds after which what has not ended counts as failed."""
 SETTINGS = {"timeouts": {"settle_grace": 5}, "resubmit_after": 2}
 """The product's own patience is for the real services; here nothing shows up late."""
@@ -51,8 +53,12 @@ class Push:
 
     name: str
     queue: str
-    image: str
+    image: str = ""
     options: Sequence[str] = ()
+    made: Sequence[str] = ()
+    """What to launch instead of an image: a job that is made first, by ``wandb job create`` with these arguments."""
+    sweep: int | None = None
+    """Its place in the sweep: 0 is the scheduler, which ``wandb launch-sweep`` pushes, and that pushes the others."""
     item: str = "CLAIMED"
     job: str = "JOB_STATE_SUCCEEDED"
     run: str = "finished"
@@ -62,11 +68,17 @@ class Push:
     stop: bool = False
     """Whether a person stops the run once it is running."""
 
-    def command(self) -> list[str]:
-        """Give the command line, as a person would type it."""
-        image = self.image if "/" in self.image else f"{REGISTRY}/{self.image}"
-        base = ["wandb", "launch", "-d", image, "-q", self.queue, "-e", ENTITY, "-p", "demo", "--name", self.name]
-        return [*base, *self.options]
+    def commands(self, places: Mapping[str, str]) -> list[list[str]]:
+        """Give the command lines, as a person would type them; ``places`` are the names in braces of a job's arguments."""
+        where = ["-e", ENTITY, "-p", "demo"]
+        if self.sweep is not None:
+            return [] if self.sweep else [["wandb", "launch-sweep", places["sweep"], "-q", self.queue, *where]]
+        made, what = [], ["-d", self.image if "/" in self.image else f"{REGISTRY}/{self.image}"]
+        if self.made:
+            arguments = [one.format_map(places) for one in self.made]
+            made = [["wandb", "job", "create", *arguments, *where, "-n", self.name]]
+            what = ["-j", f"{ENTITY}/demo/{self.name}:latest"]
+        return [*made, ["wandb", "launch", *what, "-q", self.queue, *where, "--name", self.name, *self.options]]
 
 
 def _config(**config: Any) -> tuple[str, str]:
@@ -82,7 +94,21 @@ def _fails(name: str, queue: str, image: str, *said: str) -> Push:
     return Push(name, queue, image, item="FAILED", job="JOB_STATE_FAILED", run="", said=said)
 
 
+def _job(name: str, *job: str, **expected: Any) -> Push:
+    return Push(name, "vertex-cpu", options=_args("--epochs", "2"), made=job, **expected)
+
+
+def _sweep(name: str, place: int) -> Push:
+    return Push(name, "vertex-cpu", sweep=place)
+
+
+_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_RUN = ("-E", "python main.py", "-r", _PYTHON)
 PUSHES = (
+    _sweep("sweep-scheduler", 0),
+    _job("job-of-code", "code", "{code}", *_RUN),
+    _job("job-in-git", "git", "{repository}", "--git-hash", "{commit}", *_RUN),
+    _job("job-of-image", "image", f"{REGISTRY}/mnist:1"),
     Push(
         "preempted-twice",
         "vertex-cpu",
@@ -133,7 +159,19 @@ PUSHES = (
         run="",
         said=("restart_job_on_worker_restart",),
     ),
+    _sweep("sweep-run-1", 1),
+    _sweep("sweep-run-2", 2),
 )
+
+SWEEP = {
+    "image_uri": f"{REGISTRY}/mnist:1",
+    "method": "grid",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"learning_rate": {"values": [0.01, 0.1]}, "epochs": {"value": 3}},
+    "run_cap": 2,
+    # What `wandb scheduler` runs in: any image with W&B's client.
+    "scheduler": {"resource": "gcp-vertex", "docker_image": f"{REGISTRY}/quick:1", "num_workers": 2},
+}
 
 SCRIPTS = (Script(Fate.PREEMPTED, display_name="preempted-twice", times=2, after=6),)
 
@@ -211,7 +249,7 @@ class Demo:
         self._cloud = Cloud(replace(options, pending=PENDING, settings={**SETTINGS, **options.settings}))
         self._cloud.containers.scripts += [replace(script) for script in SCRIPTS]
         self._slots = int(yaml.safe_load((ROOT / "launch-config.yaml").read_text())["max_jobs"])
-        self._rows = [Row(push) for push in PUSHES]
+        self._rows = [Row(push) for push in PUSHES if shutil.which("git") or "git" not in push.made]
         self._most_active = 0
         self._failures: list[str] = []
         self._pushed = threading.Event()
@@ -229,7 +267,12 @@ class Demo:
             subscriber.create_subscription(request={"name": _COUNTER, "topic": TICKS, "ack_deadline_seconds": 600})
             self._console.print(f"Ready after {time.monotonic() - began:.1f} s. Making two queues with wandb.Api() …")
             self._tool([sys.executable, "-c", _QUEUES], json.dumps(QUEUES))
-            self._console.print(f"Pushing {len(PUSHES)} items with `wandb launch` …")
+            if len(self._rows) < len(PUSHES):
+                self._console.print("Git is not installed here, so the job in git is left out.")
+            self._console.print(
+                f"Making jobs with `wandb job create`, pushing {len(self._rows)} items with `wandb launch` and "
+                "`wandb launch-sweep` …"
+            )
             pushing = threading.Thread(target=self._push_all, name="pushing")
             pushing.start()
             self._watch(time.monotonic() + PATIENCE)
@@ -242,15 +285,33 @@ class Demo:
 
     def _push_all(self) -> None:
         try:
+            places = self._places()
             with ThreadPoolExecutor(_PUSHERS) as pool:
-                list(pool.map(lambda push: self._tool(push.command()), PUSHES))
+                list(pool.map(lambda row: self._push(row.push, places), self._rows))
         finally:
             self._pushed.set()
+
+    def _push(self, push: Push, places: Mapping[str, str]) -> None:
+        for command in push.commands(places):
+            self._tool(command)
+
+    def _places(self) -> dict[str, str]:
+        """Make a person's folder of code, the same in a git repository, and the sweep's file; give where they are."""
+        code, sweep = self._cloud.folder / "code", self._cloud.folder / "sweep.yaml"
+        shutil.copytree(FOLDERS / "mnist", code, ignore=shutil.ignore_patterns("__pycache__"))
+        (code / "requirements.txt").write_text("wandb\n")
+        sweep.write_text(yaml.safe_dump(SWEEP))
+        places = {"code": str(code), "sweep": str(sweep)}
+        if any("git" in row.push.made for row in self._rows):
+            files = {path.name: path.read_text() for path in code.iterdir()}
+            places["repository"], places["commit"] = self._cloud.repositories.add("train", files)
+        return places
 
     def _tool(self, command: Sequence[str], stdin: str = "") -> None:
         """Run one of W&B's own tools as a person would, in a home of its own."""
         home = self._cloud.folder / f"home-{threading.get_ident()}"
         home.mkdir(exist_ok=True)
+        self._cloud.repositories.configure(home)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         variables = {"PATH": path, "HOME": str(home), "WANDB_SILENT": "true", **self._cloud.person_variables()}
         done = subprocess.run(
@@ -290,10 +351,19 @@ class Demo:
         state = self._cloud.state()
         items = [item for queue in state["wandb"]["queues"] for item in queue["items"]]
         runs = {run["name"]: run for run in state["wandb"]["runs"]}
-        active = [job for job in state["jobs"] if job["state"] not in {one.name for one in ENDED}]
+        of_sweep = [name for sweep in state["wandb"]["sweeps"] for name in (sweep["name"], *sweep["runs"])]
+        active = [
+            job
+            for job in state["jobs"]
+            if job["labels"][labels.KIND] == Kind.JOB and job["state"] not in {one.name for one in ENDED}
+        ]
         self._most_active = max(self._most_active, len(active))
         for row in self._rows:
-            item = next((one for one in items if one["name"] == row.push.name), None)
+            if row.push.sweep is None:
+                item = next((one for one in items if one["name"] == row.push.name), None)
+            else:
+                mine = of_sweep[row.push.sweep : row.push.sweep + 1]
+                item = next((one for one in items if one["run"] in mine), None)
             if item is None:
                 continue
             label = labels.item_value(self._cloud.wandb.url, ENTITY, item["id"])
@@ -333,6 +403,7 @@ class Demo:
         if self._most_active > self._slots:
             self._failures.append(f"{self._most_active} jobs were active at once, more than {self._slots}")
         self._say_fills(ticks)
+        self._say_made(self._cloud.state()["wandb"])
         good = sum(1 for row in self._rows if row.as_expected)
         jobs = sum(len(row.jobs) for row in self._rows)
         refused = sum(1 for row in self._rows if not row.jobs)
@@ -348,10 +419,15 @@ class Demo:
 
     def _say_fills(self, ticks: Sequence[tuple[float, str]]) -> None:
         """Say how fast freed slots were filled; it must have been the events' doing."""
-        jobs = self._cloud.vertex.jobs.values()
-        spans = [Span(job.create_time.timestamp(), job.end_time.timestamp() if job.end_time else None) for job in jobs]
-        begins = {name: job.create_time.timestamp() for name, job in self._cloud.vertex.jobs.items()}
-        waits = [Span(row.pushed, begins[row.jobs[0]["name"]]) for row in self._rows if row.jobs]
+        jobs = {name: job for name, job in self._cloud.vertex.jobs.items() if job.labels[labels.KIND] == Kind.JOB}
+        spans = [
+            Span(job.create_time.timestamp(), job.end_time.timestamp() if job.end_time else None)
+            for job in jobs.values()
+        ]
+        begins = {name: job.create_time.timestamp() for name, job in jobs.items()}
+        waits = [
+            Span(row.pushed, begins[row.jobs[0]["name"]]) for row in self._rows if row.jobs and row.push.sweep != 0
+        ]
         scheduled = [moment for moment, ended in ticks if not ended]
         found = fills(spans, waits, self._slots)
         by_event = [fill for fill in found if fill.by_event(scheduled)]
@@ -369,6 +445,20 @@ class Demo:
         )
         if 2 * len(by_event) < len(found):
             self._failures.append(f"an event alone filled {len(by_event)} of {len(found)} slots only")
+
+    def _say_made(self, wandb: Mapping[str, Any]) -> None:
+        """Say which jobs W&B knows that runs were made of, and what became of the sweep; all of it must be known."""
+        made = [row.push.name for row in self._rows if row.push.made]
+        users = {one["path"]: one["used_by"] for one in wandb["artifacts"] if one["type"] == "job"}
+        for name in made:
+            runs = users.get(f"{ENTITY}/demo/{name}:v0", [])
+            if len(runs) != 1:
+                self._failures.append(f"W&B knows {len(runs)} runs of job {name}, and there was one")
+        self._say(f"W&B knows the run of each of the jobs {', '.join(made)}.")
+        for sweep in wandb["sweeps"]:
+            self._say(f"Sweep {sweep['name']} is {sweep['state']}, with {len(sweep['runs'])} runs.")
+            if sweep["state"] != "FINISHED":
+                self._failures.append(f"the sweep is {sweep['state']}, and should be FINISHED")
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REGISTRY = "us-docker.pkg.dev/demo-project/train"
-_FOLDERS = Path(__file__).parent / "images"
+FOLDERS = Path(__file__).parent / "images"
+"""The programs that are in the images, a folder each."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,24 @@ class Image:
 
 EXAMPLES: Mapping[str, Image] = {
     # Trains a classifier and reports its metrics with the W&B SDK.
-    f"{REGISTRY}/mnist:1": Image(_FOLDERS / "mnist", cmd=("--epochs", "5")),
+    f"{REGISTRY}/mnist:1": Image(FOLDERS / "mnist", cmd=("--epochs", "5")),
     # Starts and finishes a W&B run, nothing else.
-    f"{REGISTRY}/quick:1": Image(_FOLDERS / "quick"),
+    f"{REGISTRY}/quick:1": Image(FOLDERS / "quick"),
     # Works, but never calls wandb.init.
-    f"{REGISTRY}/no-init:1": Image(_FOLDERS / "no_init"),
+    f"{REGISTRY}/no-init:1": Image(FOLDERS / "no_init"),
     # Ends with status 3.
-    f"{REGISTRY}/fail:1": Image(_FOLDERS / "fail", cmd=("3",)),
+    f"{REGISTRY}/fail:1": Image(FOLDERS / "fail", cmd=("3",)),
     # Crashes before wandb.init, with last words that mislead.
-    f"{REGISTRY}/crash:1": Image(_FOLDERS / "crash"),
+    f"{REGISTRY}/crash:1": Image(FOLDERS / "crash"),
     # Takes memory until it is killed.
-    f"{REGISTRY}/hog:1": Image(_FOLDERS / "hog", out_of_memory=frozenset({137})),
+    f"{REGISTRY}/hog:1": Image(FOLDERS / "hog", out_of_memory=frozenset({137})),
     # Trains in small steps and resumes; with many of them it runs until somebody stops its run in W&B.
-    f"{REGISTRY}/steps:1": Image(_FOLDERS / "steps"),
+    f"{REGISTRY}/steps:1": Image(FOLDERS / "steps"),
     # Runs until it is stopped; knows nothing of W&B.
-    f"{REGISTRY}/sleep:1": Image(_FOLDERS / "sleep"),
+    f"{REGISTRY}/sleep:1": Image(FOLDERS / "sleep"),
     # The official image of this Python, in which W&B jobs made from code and from git run. W&B's client is there already.
     f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim": Image(None, ("python3",), own_packages=True),
     # Prints its arguments and its environment's names; does not need W&B.
-    f"{REGISTRY}/hello:1": Image(_FOLDERS / "hello", cmd=("world",)),
+    f"{REGISTRY}/hello:1": Image(FOLDERS / "hello", cmd=("world",)),
 }
 """The images of the demo, by the URI that a job names."""

@@ -188,8 +188,8 @@ def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -
 
 def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
     with closing(Command([sys.executable, "-m", "local", "demo", "--plain"], tmp_path)) as demo:
-        assert demo.wait(240) == 0, demo.output()
-        assert "17 of 17 items ended as they should" in demo.output()
+        assert demo.wait(300) == 0, demo.output()
+        assert "23 of 23 items ended as they should" in demo.output()
         assert "were filled by the event of the job's end" in demo.output()
         assert demo.left_behind() == []
 
