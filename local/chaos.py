@@ -24,7 +24,7 @@ from rich.table import Table
 
 from local.cloud import API_KEY, ENTITY, Cloud, Options
 from local.containers import Fate, Script
-from local.demo import pool
+from local.demo_items import pool
 from local.faults import Fault
 from local.functions import ROOT
 from local.images import REGISTRY
