@@ -16,7 +16,7 @@ from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy
 from vertex_launch.job_watch import JobWatch
 from vertex_launch.ledger import Ledger, OpenJob, Stage
 from vertex_launch.log import Redactor
-from vertex_launch.model import Hold, ItemView, Kind, Phase
+from vertex_launch.model import Hold, Item, ItemView, Kind, Phase
 from vertex_launch.reconciler import Reconciler
 from vertex_launch.record import HOLD, LEDGER, Record
 from vertex_launch.settling import Do, Unknown
@@ -71,7 +71,11 @@ def ack_before_create(patch: Patch) -> None:
 @_breaks("I2", "I4")
 def no_adoption(patch: Patch) -> None:
     """An item that comes back after its lease is taken for a new one."""
-    patch.setattr(_Pass, "_adopt", lambda self, item: None)
+
+    def adopt(self: _Pass, item: Item) -> None:
+        self._preparer.look([item])
+
+    patch.setattr(_Pass, "_adopt", adopt)
 
 
 @_breaks("I3")
