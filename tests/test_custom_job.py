@@ -459,7 +459,7 @@ def put(spec: Any, at: str, value: Any) -> Any:
         ("_resume_count", -1, f"-1 is out of range. Write {WHOLE} 0 to 2147483648."),
         ("run_id", "a/b", "'a/b' is no run id that W&B's client accepts. Leave out the characters : ; , # ? / ' and spaces at the ends."),
         ("docker", "img", "text stands where a mapping is expected. Write a mapping there."),
-        ("docker.docker_image", None, "the item names neither an image nor a job. Launch it with wandb launch -d IMAGE."),
+        ("docker.docker_image", None, "the item names neither an image nor a job. Launch it with wandb launch -d IMAGE or -j JOB."),
         ("resource", "kubernetes", "'kubernetes' is not what this queue launches on. Push the item to a queue of that resource, or with resource gcp-vertex."),
         ("resource_args", {"kubernetes": {}}, "there is nothing under vertex or gcp-vertex (found: kubernetes). Put spec and run under resource_args.vertex, or into the queue's config."),
         ("resource_args", [], "a list stands where a mapping is expected. Write a mapping there."),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import World, image_spec
+from tests.fakes import KEY, World, image_spec
+from tests.specs import pool, run_spec
 from tests.test_job_source import CODE, PICTURE
 from vertex_launch.errors import Unavailable
 from vertex_launch.model import SCHEDULER_URI, JobArtifact
@@ -130,3 +131,26 @@ def test_a_local_scheduler_fails_with_the_remedy(resource: str) -> None:
     item = one.queue.push("cpu", image_spec(uri=SCHEDULER_URI, resource=resource, resource_args={}))
     one.run()
     assert "scheduler.resource to gcp-vertex" in one.queue.contents[item].message
+
+
+def test_a_scheduler_without_an_image_fails_with_the_remedy() -> None:
+    one = world()
+    item = one.queue.push("cpu", image_spec(uri=SCHEDULER_URI, docker={}))
+    one.run()
+    assert "Set scheduler.docker_image in the sweep's launch config" in one.queue.contents[item].message
+
+
+@pytest.mark.parametrize("place", ["args", "env"])
+@pytest.mark.parametrize("delivery", ["env", "secret"])
+def test_a_key_that_a_spec_says_itself_is_kept_out_of_jobs_where_keys_are(place: str, delivery: str) -> None:
+    one = world(settings={"api_key_delivery": delivery})
+    given: dict[str, Any] = {"args": [f"--key={KEY}"]} if place == "args" else {"env": [{"name": "MINE", "value": KEY}]}
+    account = {"service_account": "jobs@p.iam.gserviceaccount.com"}
+    item = one.queue.push("cpu", run_spec(pool(command=["python", "train.py"], **given), spec=account))
+    report = one.run()
+    if delivery == "env":
+        assert [done["item"] for done in report.submitted] == [item]
+    else:
+        assert [bad["item"] for bad in report.rejected] == [item]
+        assert "A W&B API key stands in the run spec" in one.queue.contents[item].message
+        assert KEY not in one.queue.contents[item].message

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
-from vertex_launch import custom_job, job_source, policy
+from vertex_launch import custom_job, environment, job_source, policy
 from vertex_launch.config import Settings
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
@@ -60,7 +60,15 @@ class Preparer:
         source = self._sources[self._job(spec)] if _is_described(spec) else None
         if isinstance(source, ItemRejected | ItemDeferred):
             raise source
-        return spec, build_job(item, spec, self._settings, entity=self._entity, api_key=api_key, now=now, source=source)
+        request = build_job(item, spec, self._settings, entity=self._entity, api_key=api_key, now=now, source=source)
+        text = str(request.custom_job)
+        if self._settings.api_key_delivery == "secret" and self._services.redact(text) != text:
+            raise ItemRejected(
+                "A W&B API key stands in the run spec or in the queue's config, from where it would come into the job's spec, "
+                "and this deployment keeps keys out of it (vertex-launch.yaml: api_key_delivery). Take it out: the job is "
+                f"given {environment.API_KEY} without it."
+            )
+        return spec, request
 
     # Job artifacts
 

@@ -46,9 +46,15 @@ def read(item: Item, findings: Findings) -> RunSpec:
         found = f"{shown(run_id)} is no run id that W&B's client accepts"
         findings.wrong("run_id", found, "Leave out the characters : ; , # ? / ' and spaces at the ends")
     if not (image or job or findings.about("docker", "docker.docker_image", "image_uri", "job")):
-        findings.wrong(
-            "docker.docker_image", "the item names neither an image nor a job", "Launch it with wandb launch -d IMAGE"
-        )
+        if uri == SCHEDULER_URI:
+            found = "the sweep's scheduler names neither an image nor a job to run in"
+            remedy = "Set scheduler.docker_image in the sweep's launch config to an image with W&B's client"
+        else:
+            found, remedy = (
+                "the item names neither an image nor a job",
+                "Launch it with wandb launch -d IMAGE or -j JOB",
+            )
+        findings.wrong("docker.docker_image", found, remedy)
     resume_count = spec.get("_resume_count")
     return RunSpec(
         entity=text("entity"),
