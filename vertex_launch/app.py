@@ -131,16 +131,16 @@ class App:
     def _run(self, request: PassRequest) -> PassReport | None:
         with self._lock:
             self._services = self._services or self._assemble()
-        if request.dry_run:
-            report = preview(self._settings, self._services, request)
-            # A posted run spec may hold what only its author has to see: so may its CustomJob, and what is wrong with it.
-            shown = {name: value for name, value in report.body().items() if name not in ("custom_job", "rejected")}
-            LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(shown)})
-            return report
         try:
-            return Dispatcher(self._settings, self._services).run(request)
+            if not request.dry_run:
+                return Dispatcher(self._settings, self._services).run(request)
+            report = preview(self._settings, self._services, request)
         finally:
             self._services.jobs.forget()
+        # A posted run spec may hold what only its author has to see: so may its CustomJob, and what is wrong with it.
+        shown = {name: value for name, value in report.body().items() if name not in ("custom_job", "rejected")}
+        LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(shown)})
+        return report
 
     def _assemble(self) -> Services:
         """Make the clients. Raises Unavailable where there are no credentials."""
