@@ -173,14 +173,17 @@ def test_a_functions_disk_is_empty_after_its_jobs_were_looked_up(tmp_path: Path)
         spec = {**run_spec(), "docker": {}, "job": f"{ENTITY}/demo/train:latest"}
         item = world.push(docker={}, job=spec["job"])
         process = world.process()
-        for body in ({}, {"dry_run": True, "run_spec": spec}):
+        reports = []
+        for body in ({"dry_run": True, "run_spec": spec}, {}):
             process.post(body)
             status, report = process.answer()
             assert (status, report["rejected"]) == (200, []), report
             (folder,) = (tmp_path / "tmp").glob("vertex-launch-wandb-*")
             assert list(folder.iterdir()) == []
-        assert [one["item"] for one in report["active_jobs"]] == [item]
-        assert report["custom_job"]["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == IMAGE
+            reports.append(report)
+        shown, done = reports
+        assert shown["custom_job"]["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == IMAGE
+        assert [one["item"] for one in done["submitted"]] == [item]
 
 
 def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -> None:
