@@ -446,7 +446,7 @@ class _Pass:
         if self._free(kind) <= sum(1 for start in starts if start.kind is kind):
             if kind is Kind.SCHEDULER:
                 raise ItemDeferred(
-                    f"{self._settings.max_schedulers} sweep schedulers are running already (max_schedulers in "
+                    f"as many sweep schedulers are running as may ({self._settings.max_schedulers}, max_schedulers in "
                     "launch-config.yaml); this one starts when one of them has ended"
                 )
             raise ItemDeferred("no slot is free", tell=False)
