@@ -64,6 +64,8 @@ class Options:
     variables: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What this cloud's vertex-launch.yaml has beside, or instead of, what stands in the repository's."""
+    api_keys: Mapping[str, str] = field(default_factory=lambda: {API_KEY: USER})
+    """Whose each W&B key is; all of them are members of ``ENTITY``."""
     secret_readers: Mapping[str, Collection[str]] | None = None
     """By secret (``projects/P/secrets/S``), the accounts of jobs that may read it.
 
@@ -81,9 +83,9 @@ class Cloud:
         port = self.options.ports.get
         self.wandb = WandbServer(
             lease=self.options.lease,
-            api_keys={API_KEY: USER},
-            teams={ENTITY: [USER]},
-            default_entities={USER: ENTITY},
+            api_keys=self.options.api_keys,
+            teams={ENTITY: [*self.options.api_keys.values()]},
+            default_entities=dict.fromkeys(self.options.api_keys.values(), ENTITY),
             faults=self.faults["wandb"],
             port=port("wandb", 0),
         )
