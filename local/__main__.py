@@ -19,7 +19,7 @@ service, as in {"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]} fo
 the answer. Kinds are fail, refuse, lose, delay and lag; local/faults.py says what each does.
 """
 _PORTS = {"wandb": 8801, "vertex": 8802, "secrets": 8803, "storage": 8804, "pubsub": 8805, "control": 8806, "iam": 8807}
-_PORTS |= {"dispatch": 8811, "dispatch_now": 8812, "job_state": 8813}
+_PORTS |= {"logs": 8808, "dispatch": 8811, "dispatch_now": 8812, "job_state": 8813}
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from local.functions import ROOT, Function
 from local.iam import IamServer
 from local.job_log import Entry
 from local.log_sink import LogSink
+from local.logs import LogServer
+from local.metadata import Tokens
 from local.pubsub import PubSubServer
 from local.pubsub_emulator import EmulatorMissing, PubSubEmulator, find
 from local.repositories import Repositories
@@ -63,6 +65,13 @@ class Options:
     variables: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What this cloud's vertex-launch.yaml has beside, or instead of, what stands in the repository's."""
+    api_keys: Mapping[str, str] = field(default_factory=lambda: {API_KEY: USER})
+    """Whose each W&B key is; all of them are members of ``ENTITY``."""
+    secret_readers: Mapping[str, Collection[str]] | None = None
+    """By secret (``projects/P/secrets/S``), the accounts of jobs that may read it.
+
+    By default ``JOB_ACCOUNT`` may read what the settings tell jobs to read, and nobody anything else.
+    """
 
 
 class Cloud:
@@ -75,15 +84,19 @@ class Cloud:
         port = self.options.ports.get
         self.wandb = WandbServer(
             lease=self.options.lease,
-            api_keys={API_KEY: USER},
-            teams={ENTITY: [USER]},
-            default_entities={USER: ENTITY},
+            api_keys=self.options.api_keys,
+            teams={ENTITY: [*self.options.api_keys.values()]},
+            default_entities=dict.fromkeys(self.options.api_keys.values(), ENTITY),
             faults=self.faults["wandb"],
             port=port("wandb", 0),
         )
+        self.tokens = Tokens()
         self.repositories = Repositories(self.folder / "repositories")
         self.containers = Containers(
-            queued=self.options.queued, pending=self.options.pending, repositories=self.repositories
+            queued=self.options.queued,
+            pending=self.options.pending,
+            tokens=self.tokens,
+            repositories=self.repositories,
         )
         self.vertex = VertexServer(
             faults=self.faults["vertex"],
@@ -93,8 +106,13 @@ class Cloud:
             port=port("vertex", 0),
             on_log=self._log,
         )
-        self.secrets = SecretServer(projects=PROJECTS, faults=self.faults["secrets"], port=port("secrets", 0))
+        self.secrets = SecretServer(
+            projects=PROJECTS, tokens=self.tokens, faults=self.faults["secrets"], port=port("secrets", 0)
+        )
         self.secrets.add(SECRET, API_KEY)
+        for secret, accounts in self._secret_readers().items():
+            self.secrets.allow(secret, *accounts)
+        self.logs = LogServer(projects=PROJECTS, port=port("logs", 0))
         self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
         self.iam = IamServer(projects=PROJECTS, accounts=[JOB_ACCOUNT], port=port("iam", 0))
         self.pubsub = self._pubsub()
@@ -105,8 +123,9 @@ class Cloud:
     def start(self) -> None:
         """Start everything; a part that cannot start ends the others and raises."""
         try:
-            for server in (self.wandb, self.vertex, self.secrets, self.storage, self.iam, self.pubsub, self.control):
+            for server in (self.wandb, self.vertex, self.secrets, self.storage, self.iam, self.pubsub, self.logs):
                 self._start(server)
+            self._start(self.control)
             self.dispatch = self._function("dispatch", "cloudevent")
             self.dispatch_now = self._function("dispatch_now", "http")
             self.job_state = self._function("job_state", "cloudevent")
@@ -145,6 +164,7 @@ class Cloud:
             "DISPATCH_TOPIC": TICKS,
             "AIPLATFORM_ENDPOINT": f"http://{self.vertex.address}",
             "SECRETMANAGER_ENDPOINT": f"http://{self.secrets.address}",
+            "LOGGING_ENDPOINT": self.logs.url,
             "STORAGE_EMULATOR_HOST": self.storage.url,
             "PUBSUB_EMULATOR_HOST": self.pubsub.address,
             **self.options.variables,
@@ -185,8 +205,18 @@ class Cloud:
         ours.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **self.options.settings}))
         return ours
 
+    def _secret_readers(self) -> Mapping[str, Collection[str]]:
+        """Give the options' table, or the one that the settings need."""
+        if self.options.secret_readers is not None:
+            return self.options.secret_readers
+        settings = {**yaml.safe_load((ROOT / "vertex-launch.yaml").read_text()), **self.options.settings}
+        wanted = [SECRET] if settings.get("api_key_delivery") == "secret" else []
+        wanted += [version.partition("/versions/")[0] for version in (settings.get("git_token_secrets") or {}).values()]
+        return {secret: [JOB_ACCOUNT] for secret in wanted}
+
     def _log(self, entry: Entry) -> None:
         """Do what Cloud Logging does with an entry."""
+        self.logs.add(entry)
         self.log_sink.write(entry)
 
     def _pubsub(self) -> PubSubServer | PubSubEmulator:

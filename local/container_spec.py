@@ -56,6 +56,16 @@ def task(pool: Any) -> tuple[str, Sequence[str], Sequence[str], Iterable[Any]]:
     return package.executor_image_uri, ("python", "-m", package.python_module), package.args, package.env
 
 
+def account(job: Any) -> str:
+    """Give the service account that a job's containers act as.
+
+    Where the job names none, that is its project's Vertex AI Custom Code Service Agent (CustomJobSpec.service_account).
+    """
+    number = job.name.split("/")[1]
+    named: str = job.job_spec.service_account
+    return named or f"service-{number}@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
+
+
 def service_variables(job: Any, project_number: str) -> dict[str, str]:
     """Give the variables that Vertex AI itself sets in the containers of a job."""
     variables = {"CLOUD_ML_PROJECT_ID": project_number, "CLOUD_ML_JOB_ID": job.name.rsplit("/", 1)[1]}

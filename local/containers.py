@@ -1,8 +1,8 @@
 """Runs the containers of local Vertex AI jobs as processes of this machine, from the queue to the end.
 
 A job is QUEUED until there is capacity, PENDING for a while, then the first container of its first worker pool runs as
-a process with a working directory, a home and an environment of its own: nothing of ours reaches it. Other replicas
-and pools do not run. Nothing that a container started outlives it.
+a process with a working directory, a home, an environment and a metadata server of its own: nothing of ours reaches it.
+Other replicas and pools do not run. Nothing that a container started outlives it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from typing import Any
 from google.cloud.aiplatform_v1 import JobState
 
 from local import job_errors
-from local.container_spec import command_line, environment, service_variables, task
+from local.container_spec import account, command_line, environment, service_variables, task
 from local.images import EXAMPLES, Image
 from local.job_errors import JobError
+from local.metadata import MetadataServer, Tokens
 from local.repositories import Repositories
 from local.vertex_jobs import Jobs
 
@@ -103,8 +104,8 @@ class Containers:
     """The runner of a VertexServer that really runs jobs. Times are in seconds.
 
     ``queued`` and ``pending`` is how long a job stays so at least; ``grace`` how long a cancelled container has between
-    SIGTERM and SIGKILL. ``images`` maps image URIs to what runs here. ``scripts`` may be changed at any time. Git in a
-    container finds ``repositories``.
+    SIGTERM and SIGKILL. ``images`` maps image URIs to what runs here. ``scripts`` may be changed at any time. ``tokens``
+    makes the access tokens of the jobs' accounts. Git in a container finds ``repositories``.
     """
 
     def __init__(
@@ -115,9 +116,11 @@ class Containers:
         pending: float = 0.3,
         grace: float = 5.0,
         scripts: Iterable[Script] = (),
+        tokens: Tokens | None = None,
         repositories: Repositories | None = None,
     ) -> None:
         self.scripts = list(scripts)
+        self._tokens = tokens or Tokens()
         self._repositories = repositories
         self._images = images
         self._queued = queued
@@ -152,6 +155,11 @@ class Containers:
                 life.timer = threading.Timer(self._grace, _kill, (life.process, life.folder))
                 life.timer.daemon = True
                 life.timer.start()
+
+    def files(self, name: str) -> Path:
+        """Give the folder with what a job's container wrote last: its ``output``, its home, its working directory."""
+        with self._lock:
+            return self._lives[name].folder
 
     def stop(self) -> None:
         """Kill everything that still runs, wait for it, and remove its files; jobs stay in the state that they have."""
@@ -205,7 +213,9 @@ class Containers:
         """Run the container, and again after a strike as long as it may restart."""
         restarts = 0 if script is None or job.job_spec.scheduling.disable_retries else script.restarts
         for attempt in itertools.count():
-            status = self._run(life, job, image, script.after if script and attempt < script.strikes else None)
+            limit = script.after if script and attempt < script.strikes else None
+            with MetadataServer(account(job), self._tokens) as metadata:
+                status = self._run(life, job, image, metadata.host, limit)
             if status is not None:
                 break
             if attempt == restarts:
@@ -214,7 +224,7 @@ class Containers:
             return job_errors.out_of_memory(status)
         return job_errors.exited(status) if status else None
 
-    def _run(self, life: _Life, job: Any, image: Image, limit: float | None) -> int | None:
+    def _run(self, life: _Life, job: Any, image: Image, metadata: str, limit: float | None) -> int | None:
         """Run the container to its end; give its exit status, None when ``limit`` seconds were over before it ended."""
         shutil.rmtree(life.folder, ignore_errors=True)
         app = life.folder / "app"
@@ -222,7 +232,7 @@ class Containers:
             app.mkdir(parents=True)
         else:
             shutil.copytree(image.folder, app, ignore=shutil.ignore_patterns("__pycache__"))
-        argv, variables = _process(job, image, life.folder)
+        argv, variables = _process(job, image, life.folder, metadata)
         if self._repositories is not None:
             self._repositories.configure(life.folder / "home")
         try:
@@ -287,7 +297,7 @@ def _await_room(life: _Life) -> None:
         raise _Stopped
 
 
-def _process(job: Any, image: Image, folder: Path) -> tuple[list[str], dict[str, str]]:
+def _process(job: Any, image: Image, folder: Path, metadata: str) -> tuple[list[str], dict[str, str]]:
     """Give argv and environment of the job's first container, and make the folders that they name."""
     for name in ("home", "tmp"):
         (folder / name).mkdir()
@@ -298,6 +308,9 @@ def _process(job: Any, image: Image, folder: Path) -> tuple[list[str], dict[str,
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "LANG": "C.UTF-8",
+        # Where Google's clients, and the product in a job, look for another metadata server than that of this machine.
+        "GCE_METADATA_HOST": metadata,
+        "GCE_METADATA_IP": metadata,
     }
     variables = environment(declared, {**base, **service_variables(job, job.name.split("/")[1])})
     argv = command_line(image.entrypoint, image.cmd, command, args, variables)

@@ -119,6 +119,13 @@ def _abort(context: Any, refused: Refused) -> None:
     context.abort(refused.code, refused.message)
 
 
+def http_status(code: grpc.StatusCode) -> int:
+    """Give the HTTP status that Google's REST APIs answer with where gRPC has this code."""
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return 400
+    return next((status for status, paired in _BY_HTTP_STATUS.items() if paired is code), 500)
+
+
 def _code(status: int | str) -> grpc.StatusCode:
     """The gRPC code of a fault: by its name, or the one that Google's APIs pair with an HTTP status."""
     if isinstance(status, str):

@@ -1,15 +1,18 @@
-"""Secret Manager on loopback, as far as reading a secret goes: AccessSecretVersion, with its checksum.
+"""Secret Manager on loopback, as far as reading a secret goes: AccessSecretVersion, over gRPC and over REST, on one port.
 
-Names that it gives hold the project's number, as the real service's do; it takes number and id.
+Over gRPC, in plaintext and so without credentials, the functions come, which may read everything. Over REST jobs come, each
+with an access token of its own account. Names that it gives hold the project's number, as the real service's do; it takes
+number and id.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import google_crc32c
 import grpc
@@ -20,10 +23,15 @@ from google.cloud.secretmanager_v1 import (
     SecretVersion,
 )
 
-from local.faults import Faults
-from local.rpc import Refused, RpcServer
+from local.faults import AnswerLost, FaultError, Faults
+from local.metadata import Tokens
+from local.rpc import Refused, RpcServer, http_status
+from local.shared_port import SharedPort
+from local.web import Handler
 
-_METHOD = "/google.cloud.secretmanager.v1.SecretManagerService/AccessSecretVersion"
+_ACCESS = "AccessSecretVersion"
+_METHOD = f"/google.cloud.secretmanager.v1.SecretManagerService/{_ACCESS}"
+_URL = re.compile(r"/v1/(.+):access")
 _SECRET = re.compile(r"projects/([^/]+)/secrets/([^/]+)")
 _VERSION = re.compile(r"(projects/[^/]+/secrets/[^/]+)/versions/([0-9]+|latest)")
 _CODE = grpc.StatusCode
@@ -31,36 +39,56 @@ _STATE = SecretVersion.State
 
 
 class SecretServer:
-    """A local Secret Manager. ``start`` and ``stop`` it; channels go to ``address``; ``calls`` counts RPCs by name.
+    """A local Secret Manager. ``start`` and ``stop`` it; channels and URLs go to ``address``.
 
-    ``projects`` maps ids to numbers. While ``corrupt`` is true every payload arrives changed, its checksum does not.
+    ``projects`` maps ids to numbers, ``tokens`` knows whose an access token is. ``calls`` counts calls by name, those over
+    REST, too; ``read`` has account and version of each secret that was read over REST. While ``corrupt`` is true every
+    payload arrives changed, its checksum does not.
     """
 
-    def __init__(self, *, projects: Mapping[str, str], faults: Faults | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        projects: Mapping[str, str],
+        tokens: Tokens | None = None,
+        faults: Faults | None = None,
+        port: int = 0,
+    ) -> None:
         self.corrupt = False
+        self.read: list[tuple[str, str]] = []
         self.faults = faults or Faults()
+        self._tokens = tokens or Tokens()
         self._numbers = dict(projects)
         self._lock = threading.Lock()
         self._secrets: dict[str, list[tuple[bytes, Any]]] = {}
-        self._rpc = RpcServer({_METHOD: (AccessSecretVersionRequest, self._access)}, faults=self.faults, port=port)
+        self._readers: defaultdict[str, set[str]] = defaultdict(set)
+        self._rpc = RpcServer({_METHOD: (AccessSecretVersionRequest, self._access)}, faults=self.faults)
+        self._port = SharedPort(type("SecretHandler", (_Handler,), {"secrets": self}), self._rpc.port, port)
 
     @property
     def address(self) -> str:
-        """Where a plaintext channel finds it: ``127.0.0.1:port``."""
-        return self._rpc.address
+        """Where a plaintext channel, and an ``http://`` URL, finds it: ``127.0.0.1:port``."""
+        return self._port.address
 
     @property
     def calls(self) -> Counter[str]:
-        """How often each RPC was called."""
+        """How often each method was called."""
         return self._rpc.calls
 
     def start(self) -> None:
         """Begin to answer."""
         self._rpc.start()
+        self._port.start()
 
     def stop(self) -> None:
         """End at once."""
+        self._port.stop()
         self._rpc.stop()
+
+    def allow(self, secret: str, *accounts: str) -> None:
+        """Give accounts roles/secretmanager.secretAccessor on ``projects/P/secrets/S``, which need not be there yet."""
+        with self._lock:
+            self._readers[self._secret(secret)].update(accounts)
 
     def add(self, secret: str, value: str) -> str:
         """Add a version to ``projects/P/secrets/S``, which is made if it is not there; give the version's name."""
@@ -75,6 +103,27 @@ class SecretServer:
         with self._lock:
             versions = self._secrets[self._secret(secret)]
             versions[int(number) - 1] = (versions[int(number) - 1][0], state)
+
+    def access(self, version: str, token: str) -> Any:
+        """Answer a call over REST by the holder of an access token. Raises Refused, FaultError, AnswerLost."""
+        self._rpc.count(_ACCESS)
+        self.faults.before(_ACCESS)
+        account = self._tokens.account(token)
+        if account is None:
+            raise Refused(
+                _CODE.UNAUTHENTICATED,
+                "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid "
+                "authentication credential.",
+            )
+        secret = self._secret(version.partition("/versions/")[0])
+        with self._lock:
+            allowed = account in self._readers[secret]
+        if not allowed:
+            raise _denied(version)
+        answer = self._access(AccessSecretVersionRequest(name=version))
+        self.read.append((account, answer.name))
+        self.faults.after(_ACCESS)
+        return answer
 
     def _access(self, request: Any) -> Any:
         match = _VERSION.fullmatch(request.name)
@@ -105,8 +154,39 @@ class SecretServer:
         project = match.group(1) if match else name
         number = self._numbers.get(project, project)
         if match is None or number not in self._numbers.values():
-            raise Refused(
-                _CODE.PERMISSION_DENIED,
-                f"Permission 'secretmanager.versions.access' denied for resource '{name}' (or it may not exist).",
-            )
+            raise _denied(name)
         return f"projects/{number}/secrets/{match.group(2)}"
+
+
+class _Handler(Handler):
+    """Turns requests over REST into answers."""
+
+    secrets: SecretServer
+
+    def serve(self) -> None:
+        """Answer one request."""
+        self.body()
+        path = unquote(urlsplit(self.path).path)
+        found = _URL.fullmatch(path)
+        if found is None or self.command != "GET":
+            return self._refuse(404, "NOT_FOUND", f"{self.command} {path} is no part of this local Secret Manager.")
+        try:
+            answer = self.secrets.access(found[1], self.headers.get("Authorization", "").removeprefix("Bearer "))
+        except Refused as refused:
+            return self._refuse(http_status(refused.code), refused.code.name, refused.message)
+        except FaultError as fault:
+            return self._refuse(fault.http_status, "UNKNOWN", fault.message)
+        except AnswerLost:
+            return self.hang_up()
+        return self.answer_json(200, AccessSecretVersionResponse.to_dict(answer, preserving_proto_field_name=False))
+
+    def _refuse(self, status: int, name: str, message: str) -> None:
+        """Answer in Google's JSON form of an error."""
+        self.answer_json(status, {"error": {"code": status, "message": message, "status": name}})
+
+
+def _denied(resource: str) -> Refused:
+    return Refused(
+        _CODE.PERMISSION_DENIED,
+        f"Permission 'secretmanager.versions.access' denied for resource '{resource}' (or it may not exist).",
+    )

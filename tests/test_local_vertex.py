@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+import requests
 from google.api_core import exceptions
 from google.cloud.aiplatform_v1 import CustomJob, JobServiceClient, JobState
 from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
@@ -23,6 +24,7 @@ from local.container_spec import command_line, environment, expand
 from local.containers import Containers, Fate, Script
 from local.faults import Faults
 from local.images import EXAMPLES, REGISTRY, Image
+from local.metadata import Tokens
 from local.vertex import VertexServer
 from local.vertex_jobs import ENDED, Capacity
 from local.vertex_rules import quota_metric
@@ -521,7 +523,8 @@ def test_containers_end_as_their_programs_do(
     greeting, variables = output(log, names["hello"]).splitlines()
     assert greeting == "hello you"
     assert variables.split()[1:] == [
-        *("CLOUD_ML_JOB_ID", "CLOUD_ML_PROJECT_ID", "HOME", "LANG", "LOCAL_VERTEX_CONTAINER", "PATH", "TMPDIR", "WHO")
+        *("CLOUD_ML_JOB_ID", "CLOUD_ML_PROJECT_ID", "GCE_METADATA_HOST", "GCE_METADATA_IP", "HOME", "LANG"),
+        *("LOCAL_VERTEX_CONTAINER", "PATH", "TMPDIR", "WHO"),
     ]
     errors = {key: job.error.message for key, job in found.items() if job.state == FAILED}
     assert errors == {
@@ -532,6 +535,47 @@ def test_containers_end_as_their_programs_do(
     }
     assert not found["none"].start_time
     assert output(log, names["no command"]) == "no-such-program: No such file or directory"
+
+
+_WHO_AM_I = """
+import google.auth, os
+from google.auth.transport.requests import Request
+credentials, _ = google.auth.default()
+credentials.refresh(Request())
+print(credentials.service_account_email)
+open(os.environ["TOLD"] + credentials.service_account_email, "w").write(
+    os.environ["GCE_METADATA_HOST"] + " " + credentials.token)
+"""
+
+
+def test_each_container_acts_as_the_account_of_its_job_and_of_no_other(
+    serve: Callable[..., tuple[VertexServer, JobServiceClient]], log: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    tokens = Tokens()
+    server, client = serve(runner=Containers(queued=0, pending=0, tokens=tokens), on_log=log.append)
+    container = {
+        "command": ["python", "-c", _WHO_AM_I],
+        "env": [{"name": "TOLD", "value": f"{tmp_path}/"}, {"name": "NO_PROXY", "value": "*"}],
+    }
+    named = [f"{name}@demo-project.iam.gserviceaccount.com" for name in ("ada", "bob")]
+    default = "service-415104041262@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
+    names = {
+        account: client.create_custom_job(
+            parent=PARENT,
+            custom_job=job(container=container, spec={"service_account": account} if account in named else {}),
+        ).name
+        for account in (*named, default)
+    }
+    hosts = []
+    for account, name in names.items():
+        assert ended(server, name).state == SUCCEEDED, output(log, name)
+        assert output(log, name) == account
+        host, token = (tmp_path / account).read_text().split()
+        assert tokens.account(token) == account
+        hosts.append(host)
+    for host in hosts:  # nobody answers for a container that has ended
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://{host}/", timeout=5)
 
 
 def alive(pid: int) -> bool:
