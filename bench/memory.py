@@ -1,7 +1,7 @@
 """What a function that runs passes takes of its memory: measured, with a real function and real job artifacts.
 
 ``python -m bench.memory`` starts the cloud on a laptop, makes a job with ``wandb job create``, lets ``dispatch_now`` start it,
-and prints what its processes and what they leave on disk take: a function's disk is its memory, too. Linux only: it reads /proc.
+and prints what its processes and what they leave on disk take: a function's disk is memory, too. Linux only: it reads /proc.
 """
 
 from __future__ import annotations
