@@ -87,6 +87,22 @@ act_as() { # act_as ADDRESS: the role that lets the functions start jobs as this
   esac
 }
 
+# What vertex-launch.yaml lets jobs read
+
+# setting NAME: of that file, the lines of one setting without comments, or nothing.
+setting() {
+  [ ! -f vertex-launch.yaml ] || awk -v name="$1:" '
+    { sub(/(^|[ \t])#.*/, "") }
+    /^[^ \t\r]/ { inside = index($0, name) == 1 }
+    inside' vertex-launch.yaml
+}
+
+# jobs_read_key: whether the key stays out of the jobs' specs, so that they read it themselves.
+jobs_read_key() { [ "$(setting api_key_delivery | tr -d "[:space:]\"'")" = api_key_delivery:secret ]; }
+
+# token_secrets: the secrets with tokens for git, each once, by their full names: they may be another project's.
+token_secrets() { { setting git_token_secrets | grep -Eo 'projects/[^/ ]+/secrets/[A-Za-z0-9_-]+' || true; } | sort -u; }
+
 # gcloud
 
 created='' # the words of all commands that created something

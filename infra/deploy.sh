@@ -24,13 +24,14 @@ launch-config.yaml and vertex-launch.yaml as they are. Needs gcloud, logged in a
   --secret NAME              an existing secret of the project with the W&B API key (NAME-wandb-api-key is made)
   --notification-channels C,C  Cloud Monitoring channels that alerts go to, as projects/P/notificationChannels/N
   --vpc-connector NAME       a Serverless VPC Access connector, for a W&B server that only a VPC network reaches
+  --memory SIZE              memory of each function that runs passes: 512Mi, 1Gi, 2Gi or 4Gi (1Gi; 512Mi do where items bring only images)
   --cloud-build              let the build account deploy the functions, as cloudbuild.yaml does
   --functions-only           deploy the functions, and nothing else; changes no rights
   --dry-run                  show the commands for an empty project and run none of them
 END
 }
 
-wandb_base_url='' schedule='* * * * *' invokers='' channels='' vpc_connector='' cloud_build='' functions_only=''
+wandb_base_url='' schedule='* * * * *' invokers='' channels='' vpc_connector='' memory='' cloud_build='' functions_only=''
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -51,6 +52,7 @@ while [ $# -gt 0 ]; do
     --invoker) invokers="$invokers$value " ;;
     --notification-channels) channels=$value ;;
     --vpc-connector) vpc_connector=$value ;;
+    --memory) memory=$value ;;
     *) shared_option "$option" "$value" || fail "there is no option $option. --help shows all options." ;;
   esac
 done
@@ -59,6 +61,8 @@ check_shared
 [[ $wandb_base_url =~ ^((https://[^/\"\\ ]+|http://(127\.0\.0\.1|localhost)(:[0-9]+)?)(/[^\"\\ ]*)?)?$ ]] || fail "--wandb-base-url '$wandb_base_url' has to begin with https://: the API \
 key is sent there."
 [[ $schedule =~ ^[^\ ]+(\ [^\ ]+){4}$ ]] || fail "--schedule '$schedule' does not have the five fields of cron, as in '*/5 * * * *'."
+memory=${memory:-1Gi}
+[[ $memory =~ ^(512Mi|[124]Gi)$ ]] || fail "--memory '$memory' cannot be used; write 512Mi, 1Gi, 2Gi or 4Gi, for one vCPU can have no more."
 for member in $invokers; do
   [[ $member =~ ^(user|group|serviceAccount|principal|principalSet):.+ ]] || fail "--invoker '$member' is not user:…, group:…, \
 serviceAccount:…, principal:… or principalSet:…. allUsers would let anybody start jobs at your cost; name who may."
@@ -94,12 +98,12 @@ VERTEX_LAUNCH_DEPLOYMENT: "$name"
 ${wandb_base_url:+WANDB_BASE_URL: \"$wandb_base_url\"}
 END
 
-# deploy_function NAME ENTRY_POINT ACCOUNT TIMEOUT MAX_INSTANCES: unless it is there with this code and these settings,
+# deploy_function NAME ENTRY_POINT ACCOUNT TIMEOUT MAX_INSTANCES MEMORY: unless it is there with this code and these settings,
 # which the digest in its label tells. Sets uri.
 deploy_function() {
   local function=$name-$1 found digest
   set -- --region="$region" --gen2 --runtime=python313 --entry-point="$2" --trigger-http --ingress-settings=all \
-    --service-account="$(account "$3")" --timeout="$4s" --memory=512Mi --cpu=1 --concurrency=1 --min-instances=0 --max-instances="$5" \
+    --service-account="$(account "$3")" --timeout="$4s" --memory="$6" --cpu=1 --concurrency=1 --min-instances=0 --max-instances="$5" \
     --build-service-account="projects/$project/serviceAccounts/$(account build)" \
     --docker-repository="projects/$project/locations/$region/repositories/$name-functions" \
     ${vpc_connector:+--vpc-connector="$vpc_connector"}
@@ -131,11 +135,11 @@ deploy_functions() {
   look meta list-files-for-upload . | sort | while IFS= read -r file; do
     echo "$file $(sha <"$file")"
   done >"$work/source"
-  deploy_function dispatch dispatch dispatch 120 1
+  deploy_function dispatch dispatch dispatch 120 1 "$memory"
   dispatch_uri=$uri
-  deploy_function dispatch-now dispatch_now now 120 1
+  deploy_function dispatch-now dispatch_now now 120 1 "$memory"
   dispatch_now_uri=$uri
-  deploy_function job-state job_state job-state 60 3
+  deploy_function job-state job_state job-state 60 3 512Mi
   job_state_uri=$uri
 }
 
@@ -233,7 +237,20 @@ fi
 on secrets "$secret"
 grant "$dispatch" roles/secretmanager.secretAccessor
 grant "$now" roles/secretmanager.secretAccessor
+for address in $job_accounts; do
+  if jobs_read_key; then
+    grant "serviceAccount:$address" roles/secretmanager.secretAccessor
+  elif [ "$address" = "$(account jobs)" ] && granted "serviceAccount:$address" roles/secretmanager.secretAccessor; then
+    revoke "serviceAccount:$address" roles/secretmanager.secretAccessor # only from ours: others may have theirs from others
+  fi
+done
 versions=$(look secrets versions list "$secret" --format='value(state)')
+for token in $(token_secrets); do
+  on secrets "$token" || fail "vertex-launch.yaml names $token in git_token_secrets, and gcloud says above why it cannot be used."
+  for address in $job_accounts; do
+    grant "serviceAccount:$address" roles/secretmanager.secretAccessor
+  done
+done
 
 buckets=$(look storage buckets list --format='value(name,labels.monitoring)')
 

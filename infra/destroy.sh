@@ -125,7 +125,22 @@ elif exists "$secrets" "$secret"; then
   on secrets "$secret"
   revoke "$dispatch" roles/secretmanager.secretAccessor
   revoke "$now" roles/secretmanager.secretAccessor
+  for address in $job_accounts; do
+    # An account that deploy.sh did not make may have it from others, unless the settings say that we gave it.
+    if [ "$address" = "$(account jobs)" ] || jobs_read_key; then
+      revoke "serviceAccount:$address" roles/secretmanager.secretAccessor
+    fi
+  done
 fi
+for token in $(token_secrets); do
+  if on secrets "$token"; then
+    for address in $job_accounts; do
+      revoke "serviceAccount:$address" roles/secretmanager.secretAccessor
+    done
+  else
+    echo "Whatever may be granted on $token stays: gcloud says above why that cannot be looked at."
+  fi
+done
 if deletes "$buckets" "$state_bucket"; then
   run storage rm "gs://$state_bucket" --recursive
 elif exists "$buckets" "$state_bucket"; then

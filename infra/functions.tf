@@ -9,6 +9,7 @@ locals {
       account       = "dispatch"
       description   = "Runs a pass for each tick."
       timeout       = var.dispatch_timeout
+      memory        = var.dispatch_memory
       max_instances = 1
     }
     dispatch-now = {
@@ -16,6 +17,7 @@ locals {
       account       = "now"
       description   = "Runs a pass for a person, at once."
       timeout       = var.dispatch_timeout
+      memory        = var.dispatch_memory
       max_instances = 1
     }
     job-state = {
@@ -23,6 +25,7 @@ locals {
       account       = "job-state"
       description   = "Asks for a pass when one of the deployment's jobs has ended."
       timeout       = var.job_state_timeout
+      memory        = "512Mi"
       max_instances = 3
     }
   }
@@ -124,7 +127,7 @@ resource "google_cloudfunctions2_function" "this" {
   service_config {
     service_account_email            = local.emails[each.value.account]
     environment_variables            = local.environment
-    available_memory                 = "512Mi"
+    available_memory                 = each.value.memory
     available_cpu                    = "1"
     timeout_seconds                  = each.value.timeout
     min_instance_count               = 0
@@ -150,6 +153,7 @@ resource "google_cloudfunctions2_function" "this" {
     google_project_service.this,
     google_project_iam_member.jobs,
     google_secret_manager_secret_iam_member.dispatchers_read_key,
+    google_secret_manager_secret_iam_member.jobs_read_secrets,
     google_storage_bucket_iam_member.dispatchers_keep_record,
     google_pubsub_topic_iam_member.job_state_publishes_ticks,
     google_project_iam_member.build_writes_logs,

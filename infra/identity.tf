@@ -40,6 +40,13 @@ locals {
     { for email in var.job_service_accounts : email => email },
   )
 
+  # What the bootstrap of a job reads as the job's account, by full name: the key where the settings keep it out of the jobs'
+  # specs, and each git token. Two hosts may share a token. What is no secret's name, the preflight and the functions tell.
+  job_secrets = merge(
+    { for secret in toset(flatten([for version in try(values(local.settings.git_token_secrets), []) : regexall("^projects/[^/]+/secrets/[A-Za-z0-9_-]+", version)])) : secret => split("/", secret) },
+    try(local.settings.api_key_delivery, "env") == "secret" ? { "the W&B key" = local.secret_parts } : {},
+  )
+
   read_job_logs = coalesce(var.read_job_logs, try(tonumber(local.settings.log_lines), 0) > 0)
 
   vertex_agents = coalesce(var.vertex_agents, [
@@ -184,7 +191,7 @@ resource "google_cloud_run_v2_service_iam_member" "invokers" {
   member   = each.key
 }
 
-# Jobs: their output and their images
+# Jobs: their output, the secrets that the settings let them read (none by default), and their images
 
 resource "google_storage_bucket_iam_member" "jobs_write_output" {
   for_each = {
@@ -194,6 +201,17 @@ resource "google_storage_bucket_iam_member" "jobs_write_output" {
   bucket = local.staging_buckets[each.value.region]
   role   = "roles/storage.objectUser"
   member = "serviceAccount:${each.value.email}"
+}
+
+resource "google_secret_manager_secret_iam_member" "jobs_read_secrets" {
+  for_each = {
+    for pair in setproduct(keys(local.job_emails), keys(local.job_secrets)) : "${pair[0]} reads ${pair[1]}" => { email = local.job_emails[pair[0]], secret = local.job_secrets[pair[1]] }
+  }
+
+  project   = each.value.secret[1]
+  secret_id = each.value.secret[3]
+  role      = "roles/secretmanager.secretAccessor"
+  member    = "serviceAccount:${each.value.email}"
 }
 
 # It is Google's account that pulls a job's image, not the account that the job runs as.

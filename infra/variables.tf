@@ -146,6 +146,18 @@ variable "dispatch_timeout" {
   }
 }
 
+variable "dispatch_memory" {
+  description = "Memory of each function that runs passes: 512Mi, 1Gi, 2Gi or 4Gi. 1Gi holds some hundred jobs made from W&B job artifacts; where items bring only images, 512Mi do."
+  type        = string
+  default     = "1Gi"
+  nullable    = false
+
+  validation {
+    condition     = contains(["512Mi", "1Gi", "2Gi", "4Gi"], var.dispatch_memory)
+    error_message = "dispatch_memory is 512Mi, 1Gi, 2Gi or 4Gi; one vCPU can have no more."
+  }
+}
+
 variable "job_state_timeout" {
   description = "Seconds that job-state may take for one log entry. Pub/Sub waits ten seconds longer before it delivers the entry again."
   type        = number

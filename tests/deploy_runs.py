@@ -30,6 +30,15 @@ TEAM, QUEUE = "ada-and-friends", "vertex-cpu"
 INVOKERS = ("user:ada@example.com", f"serviceAccount:ci@{PROJECT}.iam.gserviceaccount.com")
 OPTIONS = (f"--project={PROJECT}", f"--region={REGION}", f"--job-regions={','.join(REGIONS)}")
 DEPLOY = (*OPTIONS, "--wandb-base-url", "https://wandb.example.com", *(f"--invoker={one}" for one in INVOKERS))
+TOKENS = (f"projects/{PROJECT}/secrets/github-token", "projects/another-project/secrets/gitlab-token")
+"""Secrets that its jobs read, besides the key."""
+SETTINGS = f"""
+api_key_delivery: secret
+git_token_secrets:
+  # github.com: projects/{PROJECT}/secrets/other-wandb-api-key/versions/1
+  github.com: {TOKENS[0]}/versions/latest
+  gitlab.com: "{TOKENS[1]}/versions/3"
+"""
 PATIENCE = 400.0
 """Seconds for one script."""
 
@@ -86,7 +95,7 @@ class Story:
 
 
 def checkout(folder: Path) -> Path:
-    """Copy what is deployed, as a user has it: with a team in the configuration, and things lying around."""
+    """Copy what is deployed, as a user has it: with a team and secrets in the configuration, and things lying around."""
     for name in DEPLOYED:
         source = ROOT / name
         if source.is_dir():
@@ -97,6 +106,8 @@ def checkout(folder: Path) -> Path:
     for name in SECRETS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("secret")
+    with (folder / "vertex-launch.yaml").open("a") as settings:
+        settings.write(SETTINGS)
     config = folder / "launch-config.yaml"
     config.write_text(f"entity: {TEAM}\nqueues: [{QUEUE}]\nmax_jobs: 1\n")
     return folder
@@ -186,6 +197,7 @@ STRANGERS: dict[str, dict[str, Any]] = {
     f"secretmanager/projects/{PROJECT}/secrets/other-wandb-api-key": {
         "name": f"projects/{PROJECT}/secrets/other-wandb-api-key"
     },
+    **{f"secretmanager/{name}": {"name": name} for name in TOKENS},
     f"monitoring/projects/{PROJECT}/alertPolicies/other": {
         "name": f"projects/{PROJECT}/alertPolicies/other",
         "displayName": "other: passes fail",
@@ -239,6 +251,8 @@ def disturb(apis: GoogleApis, place: Path) -> None:
     apis.resources[DELETED]["deleted"] = True
     secret = f"projects/{PROJECT}/secrets/{NAME}-wandb-api-key/versions/1"
     apis.resources[f"secretmanager/{secret}"] = {"name": secret, "state": "ENABLED"}
+    settings = place / "vertex-launch.yaml"
+    settings.write_text(settings.read_text().replace("\napi_key_delivery: secret\n", "\napi_key_delivery: env\n"))
     for name, policy in apis.resources.items():
         if name.startswith("monitoring/") and policy["displayName"] == f"{NAME}: no pass for ten minutes":
             policy["notificationChannels"] = [CHANNEL]

@@ -105,6 +105,11 @@ class World:
         users = self.wandb.store.users
         users["ada"] = replace(users["ada"], entity="")
 
+    def without_account_of_jobs(self, **settings: Any) -> None:
+        """Let the queue's config name no account, with these settings."""
+        self.settings |= settings
+        self.queue("cpu")
+
     def variables(self) -> dict[str, str]:
         """Write the files, and give the environment that names them and the services."""
         for name, content in (("launch.yaml", self.launch), ("vertex.yaml", self.settings)):
@@ -262,6 +267,14 @@ FAILING: Mapping[str, tuple[Break, str]] = {
         r"FAIL  config of queue cpu: an item that brings only an image would fail: Worker pool 0 asks for machine type "
         r"n1-standard-4; allowed are e2-\* \(vertex-launch\.yaml: policy\.machine_types\)\.",
     ),
+    "a key that no job of the queue can read": (
+        lambda world: world.without_account_of_jobs(api_key_delivery="secret"),
+        r"FAIL  config of queue cpu: .*service_account: it is missing, and the job has to read the W&B key from Secret Manager",
+    ),
+    "a key that no image may read": (
+        lambda world: (world.settings.update(api_key_delivery="secret"), world.launch.update(secure_mode=True)),
+        r"FAIL  config of queue cpu: .*nothing can be put before that to read the W&B key",
+    ),
     "a policy without any image": (
         lambda world: world.settings.update(policy={"images": []}),
         r"FAIL  config of queue cpu: .*asks for image .*allowed are none",
@@ -417,6 +430,11 @@ WARNING: Mapping[str, tuple[Break, str]] = {
         lambda world: world.settings.update(log_lines=5),
         rf"warn  log_lines: {NOBODY} lacks logging\.logEntries\.list.*or set log_lines: 0\.",
     ),
+    "a key that an image cannot read by itself": (
+        lambda world: world.settings.update(api_key_delivery="secret"),
+        r"warn  config of queue cpu: an item that brings only an image would fail: .*to read the W&B key .*Give the item an "
+        r"entry point.*\. Items that say what to run, as W&B jobs made of code or of git do, are built\.",
+    ),
     "an unknown key in the configuration": (
         lambda world: world.launch.update(builder={"type": "noop", "colour": "red"}),
         r"warn  configuration: .*builder\.colour: is ignored",
@@ -476,6 +494,16 @@ def test_template_variables(world: World, run: Run) -> None:
     assert "as Vertex AI's own agent, where machine = n1-standard-8, gpu = TESLA_T4, count = 1.\n" in output
     world.settings["policy"] = {"accelerators": {"NVIDIA_TESLA_V100": 4}}
     assert "Worker pool 0 asks for 1 NVIDIA_TESLA_T4" in run()[1]
+
+
+def test_jobs_that_read_the_key_themselves(world: World, run: Run) -> None:
+    """The account of an item with an entry point is tested; and where the queue names a command, any image is fine."""
+    world.settings["api_key_delivery"] = "secret"
+    assert f"ok    service account {JOBS}: {NOBODY} may act as it." in run()[1]
+    container = {"image_uri": "${image_uri}", "command": ["python", "train.py"]}
+    world.queue("cpu", pool={**POOL, "container_spec": container}, service_account=JOBS)
+    status, output = run()
+    assert (status, set(verdicts(output))) == (0, {"ok"})
 
 
 def test_an_image_is_the_items_business(world: World, run: Run) -> None:

@@ -99,7 +99,7 @@ def test_it_deploys_the_functions_and_touches_no_right(apis: GoogleApis, tmp_pat
     assert build().changes() == []
     with (place / "main.py").open("a") as main:
         main.write("# new\n")
-    changed = build(_JOB_REGIONS="us-central1,us-east4", _WANDB_BASE_URL="https://wandb.example.com")
+    changed = build(_JOB_REGIONS="us-central1,us-east4", _WANDB_BASE_URL="https://wandb.example.com", _MEMORY="2Gi")
     assert {change for change in changed.changes() if change.startswith("PATCH")} == {
         f"PATCH {name}" for name in functions
     }
@@ -107,6 +107,8 @@ def test_it_deploys_the_functions_and_touches_no_right(apis: GoogleApis, tmp_pat
         variables = changed.after.resources[name]["serviceConfig"]["environmentVariables"]
         assert variables["GOOGLE_CLOUD_REGION"] == "us-central1,us-east4"
         assert variables["WANDB_BASE_URL"] == "https://wandb.example.com"
+        memory = changed.after.resources[name]["serviceConfig"]["availableMemory"]
+        assert memory == ("512Mi" if name.endswith("job-state") else "2Gi")
         assert "deploy_sh" not in changed.after.resources[name]["labels"], "so that destroy.sh leaves what others made"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
+import yaml
 from google.cloud.aiplatform_v1.types import JobState
 from google.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
@@ -49,6 +50,7 @@ from tests.deploy_runs import (
     TAKEN,
     TEAM,
     THEIR_RIGHTS,
+    TOKENS,
     WIDENED,
     Story,
     checkout,
@@ -93,18 +95,18 @@ def test_every_run_ends_well_and_asks_for_nothing_unknown(story: Story) -> None:
 
 
 FUNCTION = {
-    "dispatch": ("dispatch", "dispatch", 120, 1),
-    "dispatch-now": ("dispatch_now", "now", 120, 1),
-    "job-state": ("job_state", "job-state", 60, 3),
+    "dispatch": ("dispatch", "dispatch", 120, 1, "1Gi"),
+    "dispatch-now": ("dispatch_now", "now", 120, 1, "1Gi"),
+    "job-state": ("job_state", "job-state", 60, 3, "512Mi"),
 }
-"""Name of each function to its entry point, account, timeout and greatest number of instances."""
+"""Name of each function to its entry point, account, timeout, greatest number of instances, and memory."""
 
 
 @needs_gcloud
 @pytest.mark.parametrize("name", FUNCTION)
 def test_functions(story: Story, name: str) -> None:
     made = story.deploy.after.resources[f"{FUNCTIONS}/{NAME}-{name}"]
-    entry_point, runs_as, timeout, instances = FUNCTION[name]
+    entry_point, runs_as, timeout, instances, memory = FUNCTION[name]
     build, service = made["buildConfig"], made["serviceConfig"]
     assert "eventTrigger" not in made, "HTTP"
     assert (build["runtime"], build["entryPoint"]) == ("python313", entry_point)
@@ -112,7 +114,7 @@ def test_functions(story: Story, name: str) -> None:
     assert build["dockerRepository"] == f"{HERE}/repositories/{NAME}-functions"
     assert service["serviceAccountEmail"] == account(runs_as).partition(":")[2]
     assert service["timeoutSeconds"] == timeout
-    assert (service["availableMemory"], service["availableCpu"]) == ("512Mi", "1")
+    assert (service["availableMemory"], service["availableCpu"]) == (memory, "1")
     assert (service["maxInstanceCount"], service["minInstanceCount"]) == (instances, 0)
     assert service["maxInstanceRequestConcurrency"] == 1
     assert service["ingressSettings"] == "ALLOW_ALL"
@@ -128,6 +130,7 @@ def test_functions(story: Story, name: str) -> None:
     }
 
 
+KEY_SECRET, READ_SECRET = f"secretmanager/{P}/secrets/{NAME}-wandb-api-key", "roles/secretmanager.secretAccessor"
 RIGHTS = {
     PROJECT_ITSELF: {
         f"{P}/roles/vertex_launch_dispatch": {account("dispatch"), account("now")},
@@ -142,9 +145,8 @@ RIGHTS = {
     f"iam/{P}/serviceAccounts/{account('jobs').partition(':')[2]}": {
         f"{P}/roles/vertex_launch_act_as": {account("dispatch"), account("now")}
     },
-    f"secretmanager/{P}/secrets/{NAME}-wandb-api-key": {
-        "roles/secretmanager.secretAccessor": {account("dispatch"), account("now")}
-    },
+    KEY_SECRET: {READ_SECRET: {account("dispatch"), account("now"), account("jobs")}},
+    **{f"secretmanager/{token}": {READ_SECRET: {account("jobs")}} for token in TOKENS},
     f"{BUCKET}-state": {f"{P}/roles/vertex_launch_record": {account("dispatch"), account("now")}},
     **{f"{BUCKET}-staging-{region}": {"roles/storage.objectUser": {account("jobs")}} for region in REGIONS},
     f"artifactregistry/{HERE}/repositories/{NAME}-functions": {"roles/artifactregistry.writer": {account("build")}},
@@ -188,6 +190,8 @@ def test_the_end_of_one_that_cloud_build_deployed(tmp_path: Path) -> None:
     assert done.status == 0, done.output
     assert apis.unknown == []
     assert not done.after.policies().get(f"cloudresourcemanager/{P}")
+    for token in TOKENS:  # there are none, and the end goes on
+        assert f"Whatever may be granted on {token} stays" in done.output
 
 
 @needs_gcloud
@@ -210,7 +214,8 @@ def test_the_functions_may_do_what_they_were_seen_to_do_and_no_more(story: Story
 @needs_gcloud
 def test_rights(story: Story) -> None:
     assert story.deploy.after.policies() == RIGHTS
-    assert story.change.after.policies() == RIGHTS
+    key_in_specs = {KEY_SECRET: {READ_SECRET: {account("dispatch"), account("now")}}}
+    assert story.change.after.policies() == RIGHTS | key_in_specs, "what jobs no longer read is taken back"
     permissions = {
         name: story.deploy.after.permissions(f"{P}/roles/vertex_launch_{name}")
         for name in ("dispatch", "job_state", "record", "act_as")
@@ -332,6 +337,7 @@ def test_a_run_changes_what_differs_and_nothing_else(story: Story) -> None:
         f"{DELETED}:undelete",
         f"logging/{P}/metrics/{NAME}%2Fpasses",
         f"{BUCKET}-state",
+        f"{KEY_SECRET}:setIamPolicy",
         f"artifactregistry/{HERE}/repositories/{NAME}-images:setIamPolicy",
         f"{FUNCTIONS}:generateUploadUrl",
         *(f"{FUNCTIONS}/{NAME}-{name}" for name in FUNCTION),
@@ -565,6 +571,7 @@ ALL_OPTIONS = (
     "--secret=team-key",
     f"--notification-channels={CHANNEL}",
     "--vpc-connector=main",
+    "--memory=2Gi",
     "--cloud-build",
     "--dry-run",
 )
@@ -587,6 +594,8 @@ def test_gcloud_takes_what_other_options_bring(story: Story, place: Path, tmp_pa
     commands = [line[2:] for run in runs for line in run.stdout.splitlines() if line.startswith("+ ")]
     for words in ("roles create lab_job_logs", "roles/cloudfunctions.developer", "roles/iam.serviceAccountUser"):
         assert any(words in command for command in commands), words
+    memory = [re.findall(r" --memory=(\w+)", command)[0] for command in commands if "functions deploy" in command]
+    assert memory == ["2Gi", "2Gi", "512Mi"]
     assert not any("secrets create" in command or "buckets create gs://one" in command for command in commands)
     known = [shape(command) for run in story.runs() for command in run.commands()]
     new = {" ".join(shape(command)): command for command in commands if shape(command) not in known}
@@ -605,6 +614,96 @@ def test_gcloud_takes_what_other_options_bring(story: Story, place: Path, tmp_pa
     results = json.loads(checked.stdout)
     assert len(results) == len(new)
     assert [(one["command_string"], one["error_message"]) for one in results if not one["success"]] == []
+
+
+# Secrets that jobs read
+
+
+TRAIN = f"serviceAccount:train@{PROJECT}.iam.gserviceaccount.com"
+FORMS = {
+    "nothing": "log_lines: 20\n",
+    "what is commented out": "#api_key_delivery: secret\n#git_token_secrets: {a: projects/p/secrets/s/versions/1}\n",
+    "plain": "api_key_delivery: secret\ngit_token_secrets: {github.com: projects/p/secrets/s/versions/latest}\n",
+    "quoted": 'api_key_delivery: \'secret\'\ngit_token_secrets: {"h": "projects/p/secrets/s/versions/latest"}\n',
+    "comments": "api_key_delivery: env # or secret\ngit_token_secrets:\n  # b: projects/p/secrets/s/versions/1\n"
+    "  a: projects/p/secrets/t/versions/1 # projects/p/secrets/u/versions/1\n",
+    "lines": "git_token_secrets: {\n  a: projects/p/secrets/s/versions/1,\n\n  b: projects/p/secrets/s/versions/2}\n"
+    "key_secret: projects/p/secrets/key/versions/1\napi_key_delivery:\n  secret\n",
+    "another system's lines": "api_key_delivery: secret\r\ngit_token_secrets:\r\n  a: projects/p/secrets/s/versions/1\r\n",
+    "other projects": "git_token_secrets: {a: projects/b/secrets/s/versions/1, b: projects/123/secrets/s/versions/1}\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_scripts_read_the_settings_as_yaml_means_them(form: str, tmp_path: Path) -> None:
+    with (tmp_path / "vertex-launch.yaml").open("w", newline="") as file:
+        file.write(FORMS[form])
+    meant = yaml.safe_load(FORMS[form]) or {}
+    ask = f". '{ROOT}/infra/common.sh'; set -euf -o pipefail; if jobs_read_key; then echo key; fi; token_secrets"
+    read = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
+    key = ["key"] if meant.get("api_key_delivery") == "secret" else []
+    tokens = {version.partition("/versions/")[0] for version in meant.get("git_token_secrets", {}).values()}
+    assert read.stdout.split() == key + sorted(tokens)
+
+
+def test_by_default_no_job_reads_a_secret(without_gcloud: str) -> None:
+    shown = script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud).stdout
+    grants = [line for line in shown.splitlines() if READ_SECRET in line]
+    assert [line.split()[5:7] for line in grants] == [
+        [f"--member={account(name)}", f"--role={READ_SECRET}"] for name in ("dispatch", "now")
+    ]
+
+
+@pytest.fixture
+def half_there(tmp_path: Path, without_gcloud: str) -> str:
+    """Give a search path with a gcloud that knows one secret, whose policy lets two accounts of jobs read it, and no bucket."""
+    member = r"\t".join(("%s", READ_SECRET, r"\n"))
+    stand_in = tmp_path / "gcloud"
+    stand_in.write_text(
+        f"""#!/usr/bin/env bash
+case "$*" in
+  "secrets list "*) echo {NAME}-wandb-api-key ;;
+  "secrets get-iam-policy {NAME}-wandb-api-key "*) printf '{member}' {account("jobs")} {TRAIN} ;;
+  "secrets get-iam-policy "* | "storage buckets list "*) echo "gcloud: NOT_FOUND" >&2 && exit 1 ;;
+esac
+"""
+    )
+    stand_in.chmod(0o755)
+    (tmp_path / "sleep").symlink_to("/bin/true")
+    return f"{tmp_path}{os.pathsep}{without_gcloud}"
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"), [((), [account("jobs")]), ((f"--job-account={TRAIN.partition(':')[2]}",), [])]
+)
+def test_only_from_our_own_account_a_right_is_taken_back(
+    options: tuple[str, ...], taken: list[str], half_there: str
+) -> None:
+    """Where the key stands in the jobs' specs: somebody else's account may have its right from somebody else."""
+    run = script("deploy.sh", *OPTIONS, *options, path=half_there)
+    removed = [line.split()[5] for line in run.stdout.splitlines() if "remove-iam-policy-binding" in line]
+    assert removed == [f"--member={member}" for member in taken], run.stderr
+    assert "== Secret, buckets, repositories" in run.stdout, "it came so far"
+
+
+def test_a_token_that_is_not_there_is_named(tmp_path: Path, half_there: str) -> None:
+    place = checkout(tmp_path / "checkout")
+    (place / "vertex-launch.yaml").write_text(f"git_token_secrets: {{github.com: {TOKENS[0]}/versions/latest}}")
+    run = script("deploy.sh", *OPTIONS, path=half_there, place=place)
+    assert run.returncode == 2
+    assert "gcloud: NOT_FOUND" in run.stderr
+    assert f"vertex-launch.yaml names {TOKENS[0]} in git_token_secrets" in run.stderr
+
+
+@pytest.mark.parametrize(("settings", "gave"), [("api_key_delivery: secret", True), ("api_key_delivery: env", False)])
+def test_the_end_takes_from_accounts_of_others_what_was_given(settings: str, gave: bool, tmp_path: Path) -> None:
+    place = checkout(tmp_path / "checkout")
+    (place / "vertex-launch.yaml").write_text(settings)
+    theirs = script("destroy.sh", *OPTIONS, f"--job-account={TRAIN.partition(':')[2]}", "--dry-run", place=place).stdout
+    ours = script("destroy.sh", *OPTIONS, "--dry-run", place=place).stdout
+    taken = f"gcloud secrets remove-iam-policy-binding {NAME}-wandb-api-key --member=%s --role={READ_SECRET}"
+    assert (taken % TRAIN in theirs) is gave
+    assert taken % account("jobs") in ours
 
 
 SHARED = {"--project", "--region", "--name", "--job-regions", "--job-account", "--staging-buckets", "--secret"}
@@ -652,6 +751,7 @@ def test_destroying_asks() -> None:
         ([*OPTIONS, "--invoker=ada@example.com"], "is not user:"),
         ([*OPTIONS, "--wandb-base-url=http://wandb.example.com"], "has to begin with https://"),
         ([*OPTIONS, "--schedule=* * *"], "five fields"),
+        ([*OPTIONS, "--memory=256Mi"], "write 512Mi, 1Gi, 2Gi or 4Gi"),
         ([*OPTIONS, "--what=1"], "there is no option --what"),
         ([*OPTIONS, "--name", "--dry-run"], "--name has no value"),
         ([*OPTIONS, "now"], "'now' is no option"),

@@ -128,6 +128,22 @@ def test_what_is_asked_for_besides_grants_exactly_what_it_needs() -> None:
     assert permissions(more)[role("job_logs")] == {"logging.logEntries.list"}
 
 
+def test_jobs_read_the_secrets_that_the_functions_send_them_to_and_no_others(tmp_path: Path) -> None:
+    """By the settings as the product reads them: the key only where they deliver it as a secret, and each token."""
+    planned = plan({"vertex_launch_config": str(ROOT / "infra/tests/secrets.yaml")})
+    settings = settings_of(planned, 'google_cloudfunctions2_function.this["dispatch"]', tmp_path)
+    assert settings.api_key_delivery == "secret"
+    versions = {settings.key_secret, *settings.git_token_secrets.values()}
+    granted = resources(planned, "google_secret_manager_secret_iam_member").values()
+    read = {f"projects/{g['project']}/secrets/{g['secret_id']}" for g in granted if g["member"] == account("jobs")}
+    assert read == {version.partition("/versions/")[0] for version in versions}
+    more = {
+        (f"secret_manager_secret {name}", "roles/secretmanager.secretAccessor", account("jobs"))
+        for name in ("vertex-launch-wandb-api-key", "github-token", "gitlab-token")
+    }
+    assert bindings(planned) == RIGHTS | more
+
+
 def test_no_right_is_granted_in_another_way_and_no_key_is_kept() -> None:
     """Bindings and policies would take rights of others away; the value of a secret would stand in Terraform's state."""
     kinds = {resource["type"] for resource in plan()["resource_changes"]}

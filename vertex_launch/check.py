@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from vertex_launch import custom_job
 from vertex_launch.config import Settings
@@ -268,10 +268,9 @@ class Preflight:
         what = f"config of queue {name}"
         if config.is_empty:
             return warn(what, "it is empty, so that each item must bring all of its resource args")
-        item, now = Item("preflight", name, config.item()), datetime.now(UTC)
+        plainest = config.item()
         try:
-            spec, settings = custom_job.parse(item), self._lenient()
-            request = build_job(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
+            request = self._request(name, entity, plainest)
         except ItemRejected as error:
             found = f"an item that brings only an image would fail: {error}"
             if open_ones := ", ".join(config.open_variables()):
@@ -279,9 +278,12 @@ class Preflight:
                     "Look at what items write there, or give them a default or an enum, with which they can be tested"
                 )
                 return warn(what, f"{found} (template variables without a value here: {open_ones})", remedy)
-            return fail(what, found, "Correct the queue's config in the W&B app, or the policy")
-        self._jobs.built.append(request)
-        self._jobs.unknown.remove(name)
+            started = self._with_entry_point(name, entity, plainest)
+            if started is None:
+                return fail(what, found, "Correct the queue's config in the W&B app, or the policy")
+            self._known(name, started)
+            return warn(what, found, "Items that say what to run, as W&B jobs made of code or of git do, are built")
+        self._known(name, request)
         account = request.custom_job.job_spec.service_account or "Vertex AI's own agent"
         found = f"it builds a CustomJob that the policy allows, in {request.region} as {account}"
         if values := ", ".join(f"{variable} = {value}" for variable, value in config.likely_values().items()):
@@ -289,6 +291,25 @@ class Preflight:
         if request.warnings:
             return warn(what, f"{found}, but: {' '.join(request.warnings)}")
         return ok(what, found)
+
+    def _request(self, queue: str, entity: str, run_spec: Mapping[str, Any]) -> JobRequest:
+        """Build the job of an item and hold it against the policy. Raises ItemRejected."""
+        item, now = Item("preflight", queue, run_spec), datetime.now(UTC)
+        spec, settings = custom_job.parse(item), self._lenient()
+        return build_job(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
+
+    def _with_entry_point(self, queue: str, entity: str, plainest: Mapping[str, Any]) -> JobRequest | None:
+        """Build the job of an item that has an entry point, too, where only the way of the key may ask for that."""
+        if self._settings.api_key_delivery != "secret":
+            return None
+        try:
+            return self._request(queue, entity, {**plainest, "overrides": {"entry_point": ["python", "train.py"]}})
+        except ItemRejected:
+            return None  # what keeps this one from being built keeps the plainest one, too
+
+    def _known(self, queue: str, request: JobRequest) -> None:
+        self._jobs.built.append(request)
+        self._jobs.unknown.remove(queue)
 
     def _lenient(self) -> Settings:
         """Give the settings with a policy that lets the image pass that stands for the items' own."""

@@ -33,6 +33,10 @@ run "by_default" {
     error_message = "One instance with one request at a time for passes, and nothing runs in between."
   }
   assert {
+    condition     = { for key, function in google_cloudfunctions2_function.this : key => function.service_config[0].available_memory } == { dispatch = "1Gi", dispatch-now = "1Gi", job-state = "512Mi" }
+    error_message = "The functions have the memory that was measured to hold."
+  }
+  assert {
     condition = alltrue([
       for function in google_cloudfunctions2_function.this :
       function.build_config[0].service_account == "projects/my-project/serviceAccounts/vertex-launch-build@my-project.iam.gserviceaccount.com" &&
@@ -85,6 +89,17 @@ run "regions_a_server_and_a_network" {
       function.service_config[0].vpc_connector == "projects/my-project/locations/us-central1/connectors/main" && function.service_config[0].vpc_connector_egress_settings == "PRIVATE_RANGES_ONLY"
     ])
     error_message = "The functions reach private addresses through the connector."
+  }
+}
+
+run "only_images" {
+  command = plan
+  variables {
+    dispatch_memory = "512Mi"
+  }
+  assert {
+    condition     = alltrue([for function in google_cloudfunctions2_function.this : function.service_config[0].available_memory == "512Mi"])
+    error_message = "The functions that run passes have the memory that was asked for."
   }
 }
 

@@ -45,6 +45,10 @@ run "by_default" {
     error_message = "Only the two dispatchers read the key."
   }
   assert {
+    condition     = length(google_secret_manager_secret_iam_member.jobs_read_secrets) == 0
+    error_message = "By default jobs read no secret."
+  }
+  assert {
     condition     = length(google_project_iam_member.job_logs) == 0 && length(google_project_iam_member.build_deploys) == 0 && length(google_project_iam_member.build_reads_checkout) == 0 && length(google_service_account_iam_member.build_acts_as) == 0
     error_message = "Reading logs and deploying are granted only where asked for."
   }
@@ -98,6 +102,48 @@ run "accounts_of_jobs_are_not_wanted" {
   assert {
     condition     = !contains(keys(google_service_account.this), "jobs") && length(google_service_account_iam_member.act_as_job_accounts) == 0
     error_message = "Nobody may act as anybody where jobs run as Vertex AI's own account."
+  }
+}
+
+run "secrets_that_jobs_read" {
+  command = plan
+  variables {
+    vertex_launch_config = "tests/secrets.yaml"
+    job_service_accounts = ["train@other-project.iam.gserviceaccount.com", "train@my-project.iam.gserviceaccount.com"]
+  }
+  assert {
+    condition = toset([for binding in google_secret_manager_secret_iam_member.jobs_read_secrets : "${binding.member} ${binding.project}/${binding.secret_id} ${binding.role}"]) == toset([
+      for pair in setproduct(["other-project", "my-project"], ["my-project/vertex-launch-wandb-api-key", "my-project/github-token", "other-project/gitlab-token"]) :
+      "serviceAccount:train@${pair[0]}.iam.gserviceaccount.com ${pair[1]} roles/secretmanager.secretAccessor"
+    ]) && length(google_secret_manager_secret_iam_member.jobs_read_secrets) == 6
+    error_message = "Each account of jobs reads the key and each token once, where the secret is, and nothing else."
+  }
+  assert {
+    condition     = length(google_secret_manager_secret_iam_member.dispatchers_read_key) == 2
+    error_message = "The functions read the key and no token."
+  }
+}
+
+run "a_token_but_not_the_key" {
+  command = plan
+  variables {
+    vertex_launch_config = "tests/token.yaml"
+  }
+  assert {
+    condition     = [for binding in google_secret_manager_secret_iam_member.jobs_read_secrets : "${binding.secret_id} ${binding.member}"] == ["github-token serviceAccount:vertex-launch-jobs@my-project.iam.gserviceaccount.com"]
+    error_message = "A key that stands in the jobs' specs is read by no job."
+  }
+}
+
+run "the_key_of_another_project" {
+  command = plan
+  variables {
+    vertex_launch_config = "tests/secrets.yaml"
+    wandb_secret         = "projects/secrets-project/secrets/wandb"
+  }
+  assert {
+    condition     = contains([for binding in google_secret_manager_secret_iam_member.jobs_read_secrets : "${binding.project}/${binding.secret_id}"], "secrets-project/wandb")
+    error_message = "Jobs read the key in the secret that the functions read it from."
   }
 }
 

@@ -39,6 +39,7 @@ run "several_at_once" {
     wandb_base_url                = "http://wandb.example.com"
     labels                        = { Team = "ml" }
     dispatch_timeout              = 74
+    dispatch_memory               = "256Mi"
     job_state_timeout             = 600
     max_delivery_attempts         = 5
     message_retention_seconds     = 60
@@ -54,7 +55,7 @@ run "several_at_once" {
     vertex_launch_config          = "no-such-file.yaml"
   }
   expect_failures = [
-    var.project, var.region, var.job_regions, var.schedule, var.wandb_base_url, var.labels, var.dispatch_timeout, var.job_state_timeout,
+    var.project, var.region, var.job_regions, var.schedule, var.wandb_base_url, var.labels, var.dispatch_timeout, var.dispatch_memory, var.job_state_timeout,
     var.max_delivery_attempts, var.message_retention_seconds, var.dead_letter_retention_seconds, var.wandb_secret, var.record_bucket,
     var.images_repository, var.job_service_accounts, var.vertex_agents, var.notification_channels, var.vpc_egress,
     var.launch_config, var.vertex_launch_config,
