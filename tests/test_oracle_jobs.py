@@ -59,7 +59,7 @@ parts = ("", ".core", ".core.magic", ".core.magic_arguments", ".core.getipython"
 sys.modules |= {f"IPython{part}": MagicMock() if part else kernel for part in parts}
 import wandb
 run = wandb.init(settings=wandb.Settings(disable_job_creation=False))
-run.log_code(".", include_fn=lambda path: path.endswith(".ipynb"))
+run.log_code(".", include_fn=lambda path: path.endswith((".ipynb", ".txt")))
 run.finish()
 """
 NOTEBOOK = {
