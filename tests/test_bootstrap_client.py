@@ -1,7 +1,7 @@
 """The bootstrap with W&B's real client: as the CustomJob starts it, in empty Pythons, against the local W&B.
 
-Nothing is there but a Python with pip, what the CustomJob's spec sets, PATH and HOME. The client comes from a package index
-as in a job, once into each Python: those environments have it from then on, as images with wandb do.
+Nothing is there but a Python with pip, what the CustomJob's spec sets, PATH and HOME. The client comes from a package index,
+as in a job; what needs no empty Python finds it in its own, as in an image with wandb.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pytest
 
 from local import container_spec
 from local.wandb_server import WandbServer
-from tests.bootstrap_world import ACCOUNT, PATIENCE, SECRET, Ended, Google, git, python, virtual_environment
+from tests.bootstrap_world import ACCOUNT, PATIENCE, SECRET, Ended, Google, git, packages, python, virtual_environment
 from tests.fakes import KEY, FakeKey
 from tests.test_local_wandb import KEYS, TEAMS, Client
 from tests.test_oracle_jobs import IN_A_NOTEBOOK, MAKE, NOTEBOOK, Made, passed, spec
@@ -155,48 +155,36 @@ OVERRIDES = {
 }
 
 
-@pytest.fixture(scope="module")
-def ran(
-    made: Made, index: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[Ended, Path]]]:
-    """How the code job ended in an empty Python of each version, side by side: they wait for the index most of the time."""
-    home = tmp_path_factory.mktemp("container")
-    there = [version for version in VERSIONS if python(version)]
-
-    def one(version: str) -> tuple[Ended, Path]:
-        environment = virtual_environment(version, home / "python" / version)
-        asked = spec("code:v0", OVERRIDES, run_id=f"run-{version}")
-        return run(made, home / version, environment, asked, variables=index), environment
-
-    with ThreadPoolExecutor(len(there) or 1) as threads:
-        yield dict(zip(there, threads.map(one, there), strict=True))
-
-
 @pytest.fixture
-def with_wandb(ran: dict[str, tuple[Ended, Path]]) -> Path:
-    """This Python with the client in it, which that job has installed."""
-    if THIS not in ran:
+def with_wandb(tmp_path: Path) -> Path:
+    """A Python as in an image with wandb: the packages of these tests are its own, and nothing has to be installed."""
+    if python(THIS) is None:
         pytest.skip(f"no Python {THIS} on this machine but the one of the tests")
-    return ran[THIS][1]
+    environment = virtual_environment(THIS, tmp_path / "python", pip=False)
+    (packages(environment) / "tests.pth").write_text(sysconfig.get_path("purelib"))
+    return environment
 
 
 # ---- jobs
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_code_job_in_an_empty_python(made: Made, ran: dict[str, tuple[Ended, Path]], version: str) -> None:
-    if version not in ran:
+def test_a_code_job_in_an_empty_python(made: Made, index: dict[str, str], tmp_path: Path, version: str) -> None:
+    if python(version) is None:
         pytest.skip(f"no Python {version} on this machine")
-    ended, _ = ran[version]
+    environment, name = virtual_environment(version, tmp_path / "python"), f"run-{version}"
+    ended = run(made, tmp_path / "container", environment, spec("code:v0", OVERRIDES, run_id=name), variables=index)
     assert ended.status == 0, ended.log
     told = ended.told
     assert told["argv"] == ["train.py", "--lr", "1", *ARGS]
     assert told["config"] == OVERRIDES["run_config"]
-    assert (told["run"], told["python"]) == (f"acme/demo/run-{version}", [int(part) for part in version.split(".")])
+    assert (told["run"], told["python"]) == (f"acme/demo/{name}", [int(part) for part in version.split(".")])
     assert {"train.py", "sub", "requirements.txt"} <= set(told["files"])
     assert "VERTEX_LAUNCH_PLAN" not in told["environment"]
-    assert f"acme/demo/run-{version}" in made.named("code:v0").used_by
-    finished = made.server.store.runs.get("acme", "demo", f"run-{version}")
+    steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
+    assert steps == ["source", "wandb", "source", "folder", "requirements", "start"]
+    assert f"acme/demo/{name}" in made.named("code:v0").used_by
+    finished = made.server.store.runs.get("acme", "demo", name)
     assert finished is not None
     assert finished.state == "finished"
 

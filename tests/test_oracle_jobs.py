@@ -62,7 +62,7 @@ run = wandb.init(settings=wandb.Settings(disable_job_creation=False))
 run.log_code(".", include_fn=lambda path: path.endswith((".ipynb", ".txt")))
 run.finish()
 """
-NOTEBOOK = {
+NOTEBOOK: dict[str, Any] = {
     "nbformat": 4,
     "nbformat_minor": 5,
     "metadata": {},
