@@ -19,6 +19,7 @@ from vertex_launch.config import Settings
 from vertex_launch.errors import ItemRejected
 from vertex_launch.model import JobArtifact, RunSpec
 from vertex_launch.problems import shown
+from vertex_launch.shapes import encodable
 
 PYTHON = "3.11"
 """The Python of a job that does not say which one it was made with."""
@@ -64,7 +65,7 @@ def read(job: JobArtifact) -> JobSource:
             "where you build others and launch that (wandb job create image IMAGE), or make the job without a Dockerfile."
         )
     command = source.get("entrypoint") or []
-    if not isinstance(command, list) or not all(isinstance(part, str) and part for part in command):
+    if not isinstance(command, list) or not all(isinstance(part, str) and part and _is_plain(part) for part in command):
         raise _broken(job, f"its entrypoint is {shown(command)}, not a list of texts")
     # wandb 0.31 writes `pythonCPython 3.11` for the job that a run makes of itself.
     entry_point = [re.sub(r"^python\w+ (?=3\.)", "python", part) for part in command[:1]] + command[1:]
@@ -164,9 +165,14 @@ def _mapping(value: Any, job: JobArtifact, name: str) -> Mapping[str, Any]:
 
 def _text(mapping: Mapping[str, Any], name: str, job: JobArtifact) -> str:
     value = mapping.get(name)
-    if value is not None and not isinstance(value, str):
+    if value is not None and not (isinstance(value, str) and _is_plain(value)):
         raise _broken(job, f"its {name} is {shown(value)}, not a text")
     return value or ""
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether a process can be given the text: JSON can name NUL and half of a surrogate pair."""
+    return "\0" not in text and encodable(text)
 
 
 def _broken(job: JobArtifact, found: str) -> ItemRejected:
