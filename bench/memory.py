@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from local.cloud import ENTITY, Cloud, Options
-from local.demo import pool
+from local.demo_items import pool
 from local.web import post
 
 QUEUE = "cpu"
