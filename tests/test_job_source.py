@@ -95,10 +95,9 @@ def test_a_description_that_is_none_is_refused_with_its_flaw(description: dict[s
 
 @pytest.mark.parametrize("description", [CODE, REPO])
 def test_a_job_with_a_dockerfile_names_the_two_ways_out(description: dict[str, Any]) -> None:
-    with pytest.raises(ItemRejected, match="nothing here builds images") as error:
-        source(description, dockerfile="Dockerfile.gpu")
-    assert "wandb job create image" in str(error.value)
-    assert "without a Dockerfile" in str(error.value)
+    said = refused(source(description, dockerfile="Dockerfile.gpu"))
+    for words in ("'Dockerfile.gpu'", "nothing here builds images", "wandb job create image", "without a Dockerfile"):
+        assert words in said
     assert "nothing here builds images" in refused(source(description), overrides={"dockerfile": "Dockerfile"})
 
 

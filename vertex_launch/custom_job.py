@@ -326,18 +326,14 @@ def _unquoted(arg: str) -> str:
 
 def _sourced(spec: RunSpec, source: JobSource, settings: Settings) -> RunSpec:
     """Give the run spec with the image and the entry point of its job artifact in it; the item's own entry point wins."""
-    if spec.dockerfile:
-        raise ItemRejected(
-            f"overrides.dockerfile: {problems.shown(spec.dockerfile)} asks for an image to be built, and nothing here builds "
-            "images. Build it where you build others and launch that (wandb launch -d IMAGE), or leave the override out."
-        )
+    image = job_source.image_of(source, spec, settings)
     entry_point = spec.entry_point or source.entry_point
     if not entry_point and source.type is not SourceType.IMAGE:
         raise ItemRejected(
             f"job: {source.name} has no entry point. Make it anew with one (wandb job create --entry-point), or launch it with "
             "wandb launch --entry-point."
         )
-    return replace(spec, image=job_source.image_of(source, spec, settings), entry_point=entry_point)
+    return replace(spec, image=image, entry_point=entry_point)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class JobSource:
     commit: str = ""
     notebook: bool = False
     base_image: str = ""
+    dockerfile: str = ""
     python: str = ""
 
 
@@ -59,11 +60,6 @@ def read(job: JobArtifact) -> JobSource:
     if type_ not in list(SourceType):
         raise _broken(job, f"its source_type is {shown(type_)}; known are {', '.join(SourceType)}")
     source = _mapping(said.get("source"), job, "source")
-    if dockerfile := source.get("dockerfile"):
-        raise ItemRejected(
-            f"job: {job.name} brings its own Dockerfile ({shown(dockerfile)}), and nothing here builds images. Build the image "
-            "where you build others and launch that (wandb job create image IMAGE), or make the job without a Dockerfile."
-        )
     command = source.get("entrypoint") or []
     if not isinstance(command, list) or not all(isinstance(part, str) and part and _is_plain(part) for part in command):
         raise _broken(job, f"its entrypoint is {shown(command)}, not a list of texts")
@@ -80,6 +76,7 @@ def read(job: JobArtifact) -> JobSource:
         commit=_text(git, "commit", job),
         notebook=bool(source.get("notebook")),
         base_image=_text(source, "base_image", job),
+        dockerfile=_text(source, "dockerfile", job),
         python=_text(said, "runtime", job),
     )
     needed = {
@@ -96,9 +93,20 @@ def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
     """Give the image that a job runs in: an image job's own, else one with Python for the bootstrap to run in.
 
     That is the job's own base image, the queue's or the item's (``builder``, also of its accelerator), the deployment's, or
-    the official Python image of the version that the job was made with. A builder of images for jobs with a Dockerfile would
-    come in here. Raises ItemRejected.
+    the official Python image of the version that the job was made with. Raises ItemRejected.
     """
+    # A builder of images comes in here: it gives the image of this job's version and Dockerfile, or defers the item.
+    if spec.dockerfile:
+        raise ItemRejected(
+            f"overrides.dockerfile: {shown(spec.dockerfile)} asks for an image to be built, and nothing here builds images. "
+            "Build it where you build others and launch that (wandb launch -d IMAGE), or leave the override out."
+        )
+    if source.dockerfile:
+        raise ItemRejected(
+            f"job: {source.name} brings its own Dockerfile ({shown(source.dockerfile)}), and nothing here builds images. Build "
+            "the image where you build others and launch that (wandb job create image IMAGE), or make the job without a "
+            "Dockerfile."
+        )
     if source.type is SourceType.IMAGE:
         return source.image
     if source.base_image:
