@@ -225,7 +225,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "code:v0", accelerator={"base_image": "registry.local/gpu:1"}
     ),
     "git": spec("git:v0", {"args": ["1"]}),
-    "git, with what a run had changed": spec("run-git:v0", OVERRIDES, _wandb_api_key="f" * 40),
+    "git, of a run": spec("run-git:v0", OVERRIDES, _wandb_api_key="f" * 40),
     "notebook": spec("notebook:v0", {"args": ["1"]}),
     "notebook, with another entry point": spec("notebook:v0", {"entry_point": ["python", "more.py"]}),
 }
