@@ -383,6 +383,13 @@ def test_code_that_is_given_by_name(container: Container) -> None:
         assert ended.status == 0, ended.log
 
 
+def test_a_project_that_looks_like_an_id(container: Container) -> None:
+    name = container.put("acme/vision_id/job-train:v3", {"wandb-job.json": "{}", "requirements.frozen.txt": ""})
+    container.code()
+    ended = container.run(container.plan(job=name))
+    assert ended.status == 0, ended.log
+
+
 def test_a_key_that_wandb_refuses_is_not_shown(container: Container) -> None:
     container.google.secrets[SECRET] = b"another-key-that-is-a-secret-too"
     container.job()
@@ -825,6 +832,55 @@ def test_a_list_that_is_not_frozen_gets_its_dependencies(spoilt: Container) -> N
     assert spoilt.run(spoilt.plan()).told["packages"] == {"helper": "2.0", "model": "1.5", "wandb": "0.31.0"}
 
 
+def test_what_pip_takes_in_a_file_alone(spoilt: Container) -> None:
+    own = (
+        "--require-hashes\n"
+        "helper==1.0 \\\n    --hash=sha256:0000 \\\n    --hash=sha256:1111\n"
+        "--find-links \x24{WHEELS}\n"
+        "model==\x24{MODEL_VERSION} --hash=sha256:2222\n"
+        "lone-one==\x24{NOT_SET}\n"
+    )
+    spoilt.job()
+    spoilt.code({"requirements.txt": own})
+    ended = spoilt.run(spoilt.plan(), PIP_FIND_LINKS="", WHEELS=str(spoilt.wheels), MODEL_VERSION="1.0")
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert "failed to install: lone-one==\x24{NOT_SET};" in ended.log
+
+
+def test_a_list_that_refers_to_itself(spoilt: Container) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": "-r more.txt\n", "more.txt": "helper==1.0\n-r requirements.txt\n"})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}
+
+
+def test_what_needs_git_does_not_hold_up_the_rest(spoilt: Container) -> None:
+    spoilt.tools = ()
+    lost = ["-e git+https://git.acme.example/tool@abc#egg=tool", "other @ git+https://git.acme.example/other"]
+    spoilt.job({"requirements.frozen.txt": "\n".join(["helper==1.0", lost[0], "model==1.0", lost[1]])})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert f"failed to install: {', '.join(lost)};" in ended.log
+    assert ended.log.count("Successfully installed") == 1
+
+
+def test_a_package_that_cannot_be_built_is_found_at_once(spoilt: Container, internet: Internet, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-1.0.tar.gz"
+    broken.write_bytes(tarball({"pyproject.toml": '[build-system]\nrequires = ["absent"]\n'}, top="broken-1.0"))
+    whole = [wheel(tmp_path / "own", name, "1.0") for name in ("helper", "model")]
+    internet.publish("https://pypi.org/simple/", broken, *whole)
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\nbroken==1.0\nmodel==1.0\n"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan(), **internet.variables, PIP_NO_INDEX="", PIP_FIND_LINKS="")
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert "failed to install: broken==1.0;" in ended.log
+    assert ended.log.count("Successfully installed") == 1, "the others are not tried one by one"
+
+
 def test_a_list_that_refers_to_nothing(spoilt: Container) -> None:
     spoilt.job({"requirements.frozen.txt": "-r nowhere.txt\nhelper==1.0"})
     spoilt.code()
@@ -1048,6 +1104,47 @@ def test_sigterm_before_the_program_runs(container: Container) -> None:
         container.google.meanwhile = None
     assert process.returncode == 143
     assert log.endswith("vertex-launch: key: stopped by SIGTERM\n")
+
+
+HANGING = """
+import os, time
+class Api:
+    def __init__(self):
+        self.alive = open(os.environ["STORE"] + "/alive", "w")
+        time.sleep(60)
+    def _artifact_from_id(self, id):
+        pass
+"""
+
+
+def test_sigterm_while_a_command_runs_ends_that_too(spoilt: Container) -> None:
+    add_wandb(spoilt.environment, HANGING)
+    spoilt.store.mkdir()
+    os.mkfifo(spoilt.store / "alive")
+    with spoilt.begin(spoilt.plan()) as process:
+        with (spoilt.store / "alive").open() as alive:
+            process.send_signal(signal.SIGTERM)
+            assert alive.read() == ""  # which is at its end when nobody has it open any more
+        log, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert log.endswith("vertex-launch: source: stopped by SIGTERM\n")
+
+
+def test_what_the_program_says_is_in_the_log_at_once(container: Container) -> None:
+    container.job()
+    container.code({"train.py": "import os\nprint('said')\nos._exit(9)"})
+    ended = container.run(container.plan())
+    assert (ended.status, ended.last) == (9, "said")
+    ended = container.run(container.plan(), PYTHONUNBUFFERED="")
+    assert ended.last == "said"
+
+
+def test_a_dockerfile_in_the_code_is_not_passed_over_in_silence(container: Container) -> None:
+    container.job()
+    container.code({"sub/Dockerfile.wandb": "FROM scratch", "sub/train.py": PROGRAM})
+    ended = container.run(container.plan(command=["python", "sub/train.py", "sub/" + "x/" * 10_000]))
+    assert ended.status == 0, ended.log
+    assert ended.log.count("warning: sub/Dockerfile.wandb is not used") == 1
 
 
 @pytest.mark.parametrize("name", ["python3.7", "python2", "train.py", "torchrun", "./run.sh"])

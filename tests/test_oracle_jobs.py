@@ -28,6 +28,7 @@ from tests.fakes import KEY, FakeKey, World, image_spec
 from tests.test_local_artifacts import TRAIN, local_ssh, repository
 from tests.test_local_wandb import KEYS, TEAMS, Client
 from vertex_launch import job_source
+from vertex_launch.adapters import job_artifacts
 from vertex_launch.adapters.job_artifacts import DESCRIPTION, JobArtifacts
 from vertex_launch.dispatcher import Dispatcher
 from vertex_launch.errors import ItemRejected, Unavailable
@@ -225,7 +226,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "code:v0", accelerator={"base_image": "registry.local/gpu:1"}
     ),
     "git": spec("git:v0", {"args": ["1"]}),
-    "git, with what a run had changed": spec("run-git:v0", OVERRIDES, _wandb_api_key="f" * 40),
+    "git, of a run": spec("run-git:v0", OVERRIDES, _wandb_api_key="f" * 40),
     "notebook": spec("notebook:v0", {"args": ["1"]}),
     "notebook, with another entry point": spec("notebook:v0", {"entry_point": ["python", "more.py"]}),
 }
@@ -680,3 +681,10 @@ def test_the_address_of_a_description_is_in_no_message(troubled: WandbServer) ->
     troubled.faults.fail("downloadArtifactFile", 404)
     with pytest.raises(ItemRejected, match=r"content of acme/demo/job1:v0 is no longer at W&B \(status 404\)"):
         jobs.find("acme/demo/job1:v0")
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file or directory"), PermissionError(13, "Permission denied")]
+)
+def test_what_is_missing_on_this_machine_is_no_missing_job(error: OSError) -> None:
+    assert isinstance(job_artifacts._reason("acme/demo/job1:v0", error), Unavailable)

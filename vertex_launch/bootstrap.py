@@ -57,7 +57,7 @@ try:
     api = wandb.Api()
     by_id = getattr(api, "_artifact_from_id", None) or (lambda id: wandb.Artifact._from_id(id, api.client))
     for name, folder in json.loads(sys.argv[1]).items():
-        id = re.search("_id/([^/]+)", name)
+        id = re.match("wandb-artifact://_id/([^/]+)", name)
         artifact = by_id(id.group(1)) if id else api.artifact(name.split("wandb-artifact://")[-1])
         if artifact is None or str(getattr(artifact, "state", "")).upper().endswith("DELETED"):
             raise ValueError(name + (" has been deleted" if artifact else " was not found"))
@@ -79,6 +79,7 @@ PYTHON = re.compile(r"python(3(\.\d+)?)?")
 LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*([^;]*)(;.*)?")
 PIN = re.compile(r"===?\s*[^,*\s]+\s*|@.+")
+VARIABLE = re.compile(r"\x24\{([A-Z0-9_]+)\}")
 TORCH = re.compile(r"torch(?:vision|audio)?==\d+\.\d+\.\d+(?:\+(cu\d+|cpu))?")
 MAGIC = re.compile(r"(\s*)([%!?].*|[\w., ]+=\s*[%!].*|.*\?)")
 CELL_OF_PYTHON = re.compile(r"\s*%%(time|timeit|capture|prun)\b")
@@ -366,16 +367,24 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
             target.chmod(int(mode[1], 8))
 
 
-def read_requirements(path: Path) -> list[str]:
-    """Give the lines of a requirements file and of those that it refers to."""
+def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
+    """Give the lines of a requirements file and of those that it refers to, without what pip takes in a file alone.
+
+    ``above`` are the files that have led here.
+    """
     if not path.is_file():
         say("requirements", f"warning: there is no {path.name}")
         return []
+    if path.resolve() in above:
+        return []
     lines = []
     for raw in path.read_text("utf-8-sig", "replace").replace("\\\n", " ").splitlines():
-        line = re.sub(r"(\A|\s)#.*|\s--hash=\S+", "", raw).strip()
+        line = re.sub(r"(\A|\s)#.*|\s--hash[ =]\S+|\A--require-hashes\b", "", raw).strip()
+        line = VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line)
         other = re.fullmatch(r"(?:-r|--requirement)[ =]*(.+)", line)
-        lines += read_requirements(path.parent / other[1]) if other else [line] if line else []
+        lines += (
+            read_requirements(path.parent / other[1], (*above, path.resolve())) if other else [line] if line else []
+        )
     return lines
 
 
@@ -404,6 +413,7 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
         lines, alone = ["."], []
     options: list[str] = []
     torch: list[str] = []
+    apart: list[str] = []  # of what git has to fetch pip does not say which one failed
     rest: list[str] = []
     for line in lines:
         variant = TORCH.match(line)
@@ -412,9 +422,11 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
         if re.match("-(?!e|-editable)", line):
             options += shlex.split(line)
         else:  # development versions of wandb are in no index
-            (torch if variant else rest).append(re.sub(r"\Awandb==.*dev.*", "wandb", line))
-    say("requirements", f"installing {len(torch + rest)} packages")
-    failed = install(rest, [*options, *alone], python, folder) + install(torch, options, python, folder)
+            kind = torch if variant else apart if "git+" in line else rest
+            kind.append(re.sub(r"\Awandb==.*dev.*", "wandb", line))
+    say("requirements", f"installing {len(torch + apart + rest)} packages")
+    failed = [line for some in (rest, apart) for line in install(some, [*options, *alone], python, folder)]
+    failed += install(torch, options, python, folder)
     (folder / "_wandb_bootstrap_errors.json").write_text(json.dumps({"pip": failed}))
     if failed:
         say("requirements", f"warning: failed to install: {', '.join(failed)}; the program starts without")
@@ -430,7 +442,8 @@ def install(wanted: list[str], options: list[str], python: str, folder: Path) ->
         return []
     if len(wanted) == 1 or NO_PIP in output or "Retry(total=0" in output:  # the last: no index is within reach
         return wanted
-    errors = set(re.findall(r"[\w.-]+", " ".join(re.findall(r".*(?:ERROR|error):.*", output))))
+    said = re.findall(r".*(?:ERROR|error):.*", output) + re.findall(r"Collecting (.*)", output)[-1:]
+    errors = set(re.findall(r"[\w.-]+", " ".join(said)))
     named = [line for line in wanted if re.split(r"[^\w.-]", line)[0] in errors] or wanted
     parts = [[line for line in wanted if line not in named], *([line] for line in named)]
     return [line for part in parts for line in install(part, options, python, folder)]
@@ -499,6 +512,13 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
             str(convert(inside(folder, word)).relative_to(folder)) if word.endswith(".ipynb") else word
             for word in command
         ]
+    for place in sorted({(folder / word).parent / "Dockerfile.wandb" for word in command}):
+        if os.path.isfile(str(place)):  # noqa: PTH113 - a Path would raise an error where a word is no name at all
+            name = os.path.relpath(str(place), str(folder))
+            say(
+                "folder",
+                f"warning: {name} is not used, for nothing here builds images: build one, or name a base image",
+            )
     # File overrides need nothing here: launch.manage_config_file in the program applies WANDB_LAUNCH_FILE_OVERRIDES itself,
     # relative to the folder it starts in (wandb/sdk/launch/inputs/files.py).
     shutil.rmtree(str(private), ignore_errors=True)
@@ -507,7 +527,8 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
 
 def start(command: list[str], folder: Path, key: str) -> None:
     """Become the program. Raises Failed."""
-    environment = {name: value for name, value in os.environ.items() if name != PLAN}
+    environment = {"PYTHONUNBUFFERED": "1", **os.environ}  # as in the images that W&B's builder makes
+    del environment[PLAN]
     if key:
         environment[KEY] = key
     if PYTHON.fullmatch(command[0]) and not shutil.which(command[0]):

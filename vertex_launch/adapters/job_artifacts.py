@@ -190,7 +190,7 @@ def _reason(name: str, error: Exception) -> ItemRejected | Unavailable:
     said = str(error) or type(error).__name__
     if "this artifact is of type" in said:
         return ItemRejected(f"job: {name} is no job ({said}). Launch a job, as wandb job list shows them.")
-    if _ABSENT.search(said):
+    if _ABSENT.search(said) and "[Errno" not in said:  # that would be of this machine, and of no job
         return ItemRejected(
             f"job: W&B does not show {name} to this deployment's API key ({said}). Check the name and the version, or give the "
             "key's user access to its project."
