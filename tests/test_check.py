@@ -66,7 +66,7 @@ SETTINGS = {
     "key_secret": f"{SECRET}/versions/latest",
     "state_bucket": "gs://demo-state/record",
     "tick_topic": TOPIC,
-    "timeouts": {"read": 0.3, "look": 2},
+    "timeouts": {"read": 3, "look": 3},
 }
 
 
