@@ -32,6 +32,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import vertex_launch
 from local.web import Handler, WebServer
+from vertex_launch import job_source
+from vertex_launch.model import JobArtifact
 
 TEXT = (Path(vertex_launch.__file__).parent / "bootstrap.py").read_text()
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -420,11 +422,16 @@ class Container:
 
     def plan(self, **changes: Any) -> dict[str, Any]:
         """Give a plan that runs ``train.py`` of the code artifact ``QXJ0aWZhY3Q6MQ==``."""
+        if changes.get("remote"):
+            git = {"remote": changes["remote"], "commit": "abc"}
+            found = job_source.read(JobArtifact("job", {"source_type": "repo", "source": {"git": git}}))
+            changes |= {"remote": found.remote, "ssh": found.ssh}
         return {
             "source": "artifact",
             "job": "acme/vision/job-train:v3",
             "artifact": "wandb-artifact://_id/QXJ0aWZhY3Q6MQ==",
             "remote": None,
+            "ssh": False,
             "commit": None,
             "token_secret": None,
             "command": ["python", "train.py"],

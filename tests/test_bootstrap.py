@@ -453,16 +453,6 @@ def test_a_commit_that_was_never_pushed(container: Container, origin: tuple[Path
 
 
 @pytest.mark.parametrize(
-    ("remote", "commit"),
-    [("ext::sh -c true", "abc"), ("/srv/repository", "abc"), ("https://github.com/acme/train", "--upload-pack=true")],
-)
-def test_what_is_no_remote_is_not_given_to_git(container: Container, remote: str, commit: str) -> None:
-    container.job()
-    ended = container.run(container.plan(source="repo", remote=remote, commit=commit))
-    failed(ended, "source", remote, "must be https://... or git@host:path")
-
-
-@pytest.mark.parametrize(
     ("remote", "secret", "wanted"),
     [
         ("https://github.com/acme/private.git", TOKEN, ("x-access-token", TOKEN)),

@@ -12,6 +12,7 @@ from google.cloud.aiplatform_v1.types import CustomJob
 from tests.specs import IMAGE, KEY, SETTINGS, item, pool, run_spec
 from vertex_launch import custom_job, environment, job_source
 from vertex_launch.config import Settings
+from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job_source import JobSource, SourceType
 from vertex_launch.model import SCHEDULER_URI, JobArtifact
@@ -43,12 +44,15 @@ def source(description: dict[str, Any], **changes: Any) -> JobSource:
     return job_source.read(JobArtifact(NAME, said))
 
 
-def built(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> CustomJob:
+def request_of(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> JobRequest:
     asked = item(run_spec(**{"docker": {}, "job": NAME, **spec} if found else spec))
     parsed = custom_job.parse(asked)
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    request = custom_job.build(asked, parsed, settings, entity="acme", api_key=KEY, now=now, source=found)
-    return request.custom_job
+    return custom_job.build(asked, parsed, settings, entity="acme", api_key=KEY, now=now, source=found)
+
+
+def built(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> CustomJob:
+    return request_of(found, settings, **spec).custom_job
 
 
 def refused(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> str:
@@ -185,6 +189,7 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
         "source": "repo",
         "job": NAME,
         "remote": "https://github.com/acme/train.git",
+        "ssh": False,
         "commit": "0123abc",
         "token_secret": SECRET,
         "secretmanager": "https://secretmanager.googleapis.com",
@@ -197,19 +202,61 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
 
 
 @pytest.mark.parametrize(
-    ("remote", "host"),
+    ("remote", "url", "has_token"),
     [
-        ("https://github.com/a/b", "github.com"),
-        ("https://user:token@GitLab.com/a/b.git", "gitlab.com"),
-        ("git@github.com:a/b.git", "github.com"),
-        ("ssh://git@bitbucket.org:22/a/b", "bitbucket.org"),
-        ("/srv/git/b", ""),
-        ("file:///srv/git/b", ""),
-        ("https://github.com@evil.example/a", "evil.example"),
+        ("https://github.com/a/b", "https://github.com/a/b", True),
+        (" https://GitHub.com/a/b.git\n", "https://GitHub.com/a/b.git", True),
+        (f"https://user:{KEY}@github.com/a/b.git", "https://user@github.com/a/b.git", True),
+        (f"https://user:{KEY}@gitlab.com/a/b.git", f"https://user:{KEY}@gitlab.com/a/b.git", False),
+        ("https://github.com:8443/a", "https://github.com:8443/a", True),
+        ("git@github.com:a/b.git", "https://github.com/a/b.git", True),
+        ("git@github.com:/a/b.git", "https://github.com/a/b.git", True),
+        ("github.com:a/b.git", "https://github.com/a/b.git", True),
+        ("ssh://git@github.com:22/a/b", "https://github.com/a/b", True),
+        ("https://github.com@evil.example/a", "https://github.com@evil.example/a", False),
+        ("https://github.com.evil.example/a", "https://github.com.evil.example/a", False),
+        ("git@10.0.0.5:a/b.git", "https://10.0.0.5/a/b.git", True),
+        ("git@gitlab:a/b.git", "https://gitlab/a/b.git", True),
+        ("file:///srv/git/b", "file:///srv/git/b", False),
     ],
 )
-def test_the_host_of_a_repository(remote: str, host: str) -> None:
-    assert job_source.host(remote) == host
+def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
+    remote: str, url: str, has_token: bool
+) -> None:
+    private = SETTINGS.model_copy(
+        update={"git_token_secrets": dict.fromkeys(("github.com", "10.0.0.5", "gitlab"), SECRET)}
+    )
+    said = plan(built(source(REPO, git={"remote": remote, "commit": "1"}), private, run=ACCOUNT))
+    assert (said["remote"], said["token_secret"]) == (url, SECRET if has_token else None)
+    assert said["ssh"] == ("://" not in remote or remote.startswith("ssh"))
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "https://evil.example#@github.com/a/b",
+        "https://evil.example?x@github.com/a/b",
+        "https://evil.example/?@github.com/a/b",
+        "https://evil.example\\@github.com/a/b",
+        "https://a@evil.example@github.com/a/b",
+        f"https://u:{KEY}@[x/a/b",
+        "https://github.com/a b",
+        "https:///a/b",
+        "git://github.com/a/b",
+        "ext::sh -c true",
+        "/srv/repository",
+        "-oProxyCommand=true:a",
+    ],
+)
+def test_what_two_programs_could_read_in_two_ways_is_no_address(remote: str) -> None:
+    with pytest.raises(ItemRejected, match=r"its remote is .* not https://HOST/PATH or git@HOST:PATH") as error:
+        source(REPO, git={"remote": remote, "commit": "1"})
+    assert KEY not in str(error.value)
+
+
+def test_what_git_would_take_for_an_option_is_no_commit() -> None:
+    with pytest.raises(ItemRejected, match="its commit is '--upload-pack=true'"):
+        source(REPO, git={"remote": "https://github.com/a/b", "commit": "--upload-pack=true"})
 
 
 def test_code_without_an_entry_point_is_refused() -> None:
@@ -236,6 +283,51 @@ def test_a_command_of_the_queues_own_is_wrapped_as_it_stands() -> None:
     own = pool(command=["bash", "-c"], args=["echo $(HOME)"])
     job = built(None, KEPT_OUT, spec={"worker_pool_specs": [own]}, run=ACCOUNT)
     assert list(container(job).args) == ["bash", "-c", "echo $(HOME)"]
+
+
+def other(**task: Any) -> dict[str, Any]:
+    """Give a pool with an image of its own."""
+    given = pool(**task)
+    return given | {"container_spec": given["container_spec"] | {"image_uri": f"{IMAGE}0"}}
+
+
+@pytest.mark.parametrize("description", [CODE, None])
+def test_every_container_reads_the_key_and_only_the_items_own_fetches_code(description: dict[str, Any] | None) -> None:
+    pools = [pool(command=["a"]), other(command=["serve"], args=["--port", "1"])]
+    found = source(description) if description else None
+    job = built(found, KEPT_OUT, spec={"worker_pool_specs": pools}, run=ACCOUNT)
+    second = job.job_spec.worker_pool_specs[1].container_spec
+    said = json.loads(environment.read(second.env)["VERTEX_LAUNCH_PLAN"])
+    assert (said["source"], said["api_key_secret"]) == ("image", SETTINGS.key_secret)
+    assert plan(job)["source"] == ("artifact" if found else "image")
+    assert environment.unescape(second.command[2]) == job_source.bootstrap()
+    assert list(second.args) == ["serve", "--port", "1"]
+
+
+def test_a_container_of_another_image_is_left_alone_where_it_has_the_key() -> None:
+    job = built(source(CODE), spec={"worker_pool_specs": [pool(), other(command=["serve"])]})
+    second = job.job_spec.worker_pool_specs[1].container_spec
+    assert list(second.command) == ["serve"]
+    assert "VERTEX_LAUNCH_PLAN" not in environment.read(second.env)
+    assert environment.read(second.env)["WANDB_API_KEY"] == KEY
+
+
+@pytest.mark.parametrize("pools", [[other()], [pool(command=["a"]), other()]])
+def test_a_container_that_cannot_read_the_key_is_refused(pools: list[dict[str, Any]]) -> None:
+    said = refused(None, KEPT_OUT, spec={"worker_pool_specs": pools}, run=ACCOUNT)
+    assert (
+        f"worker_pool_specs[{len(pools) - 1}].container_spec: the image runs a command that only the image knows"
+        in said
+    )
+
+
+def test_a_repository_whose_address_holds_a_password_is_warned_about() -> None:
+    git = {"remote": f"https://ann:{KEY}@github.com/a/b", "commit": "1"}
+    private = SETTINGS.model_copy(update={"git_token_secrets": {"github.com": SECRET}})
+    (said,) = request_of(source(REPO, git=git)).warnings
+    assert "holds a password, which stands in the job's spec" in said
+    assert KEY not in said
+    assert request_of(source(REPO, git=git), private, run=ACCOUNT).warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -223,30 +223,36 @@ def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
 
 def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     """Check out the commit with git; without git unpack the host's archive of it. Raises Failed."""
-    remote, commit, pause = plan["remote"].strip(), plan["commit"], plan.get("retry_seconds", 1)
-    ssh = re.fullmatch(r"(?:ssh://)?[\w.+-]+@([\w.-]+)(?::\d+/|:|/)(.+)", remote)
-    url = urlsplit("https://" + "/".join(ssh.groups()) if ssh else remote)
+    url, commit, pause = urlsplit(plan["remote"]), plan["commit"], plan.get("retry_seconds", 1)
     host, user, token = url.hostname or "", url.username or "", unquote(url.password or "")
     hidden.update((url.password or "", token))
     url = url._replace(netloc=url.netloc.rpartition("@")[2])
-    if url.scheme not in ("https", "http", "file") or commit.startswith("-"):
-        raise Failed(f"{commit} of {remote} cannot be fetched; the job's remote must be https://... or git@host:path")
+    advice = "check that it has been pushed"
     if plan.get("token_secret"):
-        given, _, token = secret(plan, plan["token_secret"], "the token for git").rpartition(":")
-        user = given or user
+        own, _, token = secret(plan, plan["token_secret"], "the token for git").rpartition(":")
+        user = own or USERS.get(host) or user
         hidden.add(token)
-    say("source", f"fetching {commit} of {url.geturl()}" + (", over HTTPS, for a job has no SSH key" if ssh else ""))
+        advice += f", and that the token in {plan['token_secret']} may read it"
+    elif not token:
+        advice += "; a private repository needs a secret with a token"
+    say(
+        "source",
+        f"fetching {commit} of {url.geturl()}" + (", over HTTPS, for a job has no SSH key" if plan.get("ssh") else ""),
+    )
     if token and url.scheme == "http" and host not in ("127.0.0.1", "localhost"):
         raise Failed(f"the token must not go to {host} in the clear; use an https:// remote")
-    advice = "check that it has been pushed" + ("" if token else "; a private repository needs a secret with a token")
     if shutil.which("git"):
-        return checkout(url, commit, user or USERS.get(host, "oauth2"), token, code, pause, advice)
+        return checkout(url, commit, user or "oauth2", token, code, pause, advice)
     if host not in ARCHIVES:
-        raise Failed(f"the image has no git, and archives of {host or remote} are not known; use an image with git")
+        raise Failed(
+            f"the image has no git, and archives of {host or url.geturl()} are not known; use an image with git"
+        )
     template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
     path = re.sub(r"\.git/*\Z", "", url.path).strip("/")
     address = template.format(path=quote(path), quoted=quote(path, ""), commit=quote(commit, ""))
     headers = {"PRIVATE-TOKEN": token} if host == "gitlab.com" else {"Authorization": f"Bearer {token}"}
+    if host == "bitbucket.org" and user != USERS[host]:  # its passwords of apps want their user, its access tokens none
+        headers = {"Authorization": "Basic " + base64.b64encode(f"{user}:{token}".encode()).decode()}
     say("source", f"the image has no git: unpacking {address}")
     try:
         get(address, headers if token else {}, pause, private / "archive")
@@ -265,6 +271,9 @@ def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, p
     if token:  # for this host alone, and in the environment alone; any git knows credential helpers
         variables["VERTEX_LAUNCH_GIT"] = f"username={user}\npassword={token}"
         base += ["-c", f"credential.{url.scheme}://{url.netloc}.helper=!printenv VERTEX_LAUNCH_GIT #"]
+    if url.scheme == "https":  # for submodules on the same host
+        base += ["-c", f"url.https://{url.netloc}/.insteadOf=git@{url.hostname}:"]
+        base += ["-c", f"url.https://{url.netloc}/.insteadOf=ssh://git@{url.hostname}/"]
 
     def git(*arguments: str) -> str:
         """Give the error, nothing when there is none."""
@@ -280,10 +289,15 @@ def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, p
         error = error or git("checkout", "-q", "--detach", commit)
     else:
         error = error or git("checkout", "-q", "--detach", "FETCH_HEAD")
-    if not error and (code / ".gitmodules").exists():
-        error = git("submodule", "update", "--init", "--recursive")
     if error:
         raise Failed(f"git cannot check out {commit} of {url.geturl()} ({error}); {advice}")
+    if (code / ".gitmodules").exists():
+        error = git("submodule", "update", "--init", "--recursive")
+    if error:
+        raise Failed(
+            f"git cannot fetch the submodules of {url.geturl()} ({error}); each must be within reach over HTTPS, and a token "
+            f"is used on {url.hostname} alone"
+        )
 
 
 def inside(root: Path, name: str) -> Path:

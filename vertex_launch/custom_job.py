@@ -126,7 +126,6 @@ def build(
         restarts=not given["disable_retries"],
     )
     if boot.needed:
-        variables[environment.PLAN] = environment.escape(job_source.plan(source, spec, settings))
         boot.check(given, spec, findings)
     pools = _pools(given, spec, variables, boot, findings)
     output = _output(given, settings, region, now, findings)
@@ -373,6 +372,11 @@ class _Boot:
                 f"Name an account that has roles/secretmanager.secretAccessor on {self.settings.key_secret}",
             )
         token = self.source and job_source.token_secret(self.source, self.settings)
+        if self.source and not token and job_source.has_password(self.source):
+            findings.odd(
+                f"job: the address of the repository of {self.source.name} holds a password, which stands in the job's spec. "
+                "Name a secret for its host in git_token_secrets (vertex-launch.yaml)."
+            )
         if token and not account:
             findings.wrong(
                 given.place("service_account"),
@@ -381,18 +385,12 @@ class _Boot:
                 f"Name an account that has roles/secretmanager.secretAccessor on {token}",
             )
 
-    def wrap(self, task: dict[str, Any], place: str, findings: Findings) -> None:
-        """Put the bootstrap before the command of a container, which follows as its arguments."""
-        if not task.get("command"):
-            findings.wrong(
-                place,
-                "the image runs a command that only the image knows, and nothing can be put before that to read the W&B key "
-                "(vertex-launch.yaml: api_key_delivery)",
-                "Give the item an entry point (wandb launch --entry-point), or the container_spec a command",
-            )
-            return
-        task["args"] = [*task["command"], *task.get("args", ())]
-        task["command"] = ["python3", "-c", environment.escape(job_source.bootstrap())]
+    def plan(self, task: Mapping[str, Any], spec: RunSpec) -> str | None:
+        """Give what a container has to do before its program; in one that is not of the item's image its code is there."""
+        own = task.get(IMAGE_FIELDS[TASKS[0]]) == spec.image
+        if not (self.brings_key or (own and self.brings_code)):
+            return None
+        return job_source.plan(self.source if own else None, spec, self.settings)
 
 
 def _pools(
@@ -406,7 +404,9 @@ def _pools(
         for name in TASKS:
             if name in pool:
                 where, task = f"{place}[{index}].{name}", dict(pool[name])
-                task["env"] = environment.merged(task.get("env", ()), variables, f"{where}.env", findings)
+                plan = boot.plan(task, spec) if name == TASKS[0] else None
+                official = {**variables, environment.PLAN: environment.escape(plan)} if plan else variables
+                task["env"] = environment.merged(task.get("env", ()), official, f"{where}.env", findings)
                 done[name] = task
                 if name == TASKS[1] and command:
                     found = "the item has an entry point, and a Python package pool cannot take one"
@@ -414,15 +414,29 @@ def _pools(
                 elif name == TASKS[1] or task.get(IMAGE_FIELDS[name]) == spec.image:
                     _command(task, command, spec.args)
                     reached = True
-                    if boot.needed and name == TASKS[1]:
-                        found = "a Python package pool cannot read the W&B key or a job's code by itself"
-                        findings.wrong(where, found, "Use a container_spec with a command")
-                    elif boot.needed:
-                        boot.wrap(task, where, findings)
+                if plan:
+                    _wrap(task, where, findings)
+                elif name == TASKS[1] and boot.needed:
+                    found = "a Python package pool cannot read the W&B key or a job's code by itself"
+                    findings.wrong(where, found, "Use a container_spec with a command")
         pools.append(done)
     if not reached and pools and not findings.problems:
         _not_reached(given, spec, command, findings)
     return pools
+
+
+def _wrap(task: dict[str, Any], place: str, findings: Findings) -> None:
+    """Put the bootstrap before the command of a container, which follows as its arguments."""
+    if not task.get("command"):
+        findings.wrong(
+            place,
+            "the image runs a command that only the image knows, and nothing can be put before that to read the W&B key "
+            "(vertex-launch.yaml: api_key_delivery)",
+            "Give the container_spec a command, or the item an entry point (wandb launch --entry-point) for its own image",
+        )
+        return
+    task["args"] = [*task["command"], *task.get("args", ())]
+    task["command"] = ["python3", "-c", environment.escape(job_source.bootstrap())]
 
 
 def _command(task: dict[str, Any], entry_point: Sequence[str], args: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vertex_launch.config import Settings
 from vertex_launch.errors import ItemRejected
@@ -23,6 +24,10 @@ from vertex_launch.shapes import encodable
 
 PYTHON = "3.11"
 """The Python of a job that does not say which one it was made with."""
+
+# A parser of addresses that takes less than any other, so that no two of them see different hosts in one.
+_URL = re.compile(r"(https?|file|ssh)://(?:([^/@]*)@)?([A-Za-z0-9._-]*)(:\d+)?(/.*)")
+_SCP = re.compile(r"(?:[\w.+-]+@)?([A-Za-z0-9._-]+):(?!//)/*(.+)", re.ASCII)
 
 
 class SourceType(StrEnum):
@@ -38,7 +43,8 @@ class JobSource:
     """What a job artifact describes; absent parts are empty.
 
     ``name`` is the artifact's full name with its version. ``image`` is what an image job runs, ``artifact`` where the code of
-    a code job is, ``remote`` and ``commit`` where that of a git job is. ``python`` is the version that it was made with.
+    a code job is, ``remote`` and ``commit`` where that of a git job is: a URL, that was for SSH where ``ssh`` says so.
+    ``python`` is the version that it was made with.
     """
 
     name: str
@@ -47,6 +53,7 @@ class JobSource:
     image: str = ""
     artifact: str = ""
     remote: str = ""
+    ssh: bool = False
     commit: str = ""
     notebook: bool = False
     base_image: str = ""
@@ -66,13 +73,15 @@ def read(job: JobArtifact) -> JobSource:
     # wandb 0.31 writes `pythonCPython 3.11` for the job that a run makes of itself.
     entry_point = [re.sub(r"^python\w+ (?=3\.)", "python", part) for part in command[:1]] + command[1:]
     git = _mapping(source.get("git") or {}, job, "source.git")
+    remote, ssh = _remote(_text(git, "remote", job), job)
     found = JobSource(
         name=job.name,
         type=SourceType(type_),
         entry_point=tuple(entry_point),
         image=_text(source, "image", job),
         artifact=_text(source, "artifact", job),
-        remote=_text(git, "remote", job),
+        remote=remote,
+        ssh=ssh,
         commit=_text(git, "commit", job),
         notebook=bool(source.get("notebook")),
         base_image=_text(source, "base_image", job),
@@ -86,6 +95,8 @@ def read(job: JobArtifact) -> JobSource:
     }[found.type]
     if missing := [name for name in needed if not getattr(found, name)]:
         raise _broken(job, f"it is a job of type {type_} and does not say its {' and '.join(missing)}")
+    if found.commit.startswith("-"):
+        raise _broken(job, f"its commit is {shown(found.commit)}, which is none")
     return found
 
 
@@ -136,7 +147,9 @@ def plan(source: JobSource | None, spec: RunSpec, settings: Settings) -> str:
     if source and source.type is SourceType.ARTIFACT:
         wanted["artifact"] = source.artifact
     if source and source.type is SourceType.REPO:
-        wanted |= {"remote": source.remote, "commit": source.commit, "token_secret": token_secret(source, settings)}
+        token = token_secret(source, settings)
+        remote = _without_password(source.remote) if token else source.remote
+        wanted |= {"remote": remote, "ssh": source.ssh, "commit": source.commit, "token_secret": token}
     if wanted.get("api_key_secret") or wanted.get("token_secret"):
         endpoint = settings.secretmanager_endpoint or "secretmanager.googleapis.com"
         wanted["secretmanager"] = endpoint if "://" in endpoint else f"https://{endpoint}"
@@ -149,15 +162,42 @@ def bootstrap() -> str:
     return (Path(__file__).parent / "bootstrap.py").read_text()
 
 
-def host(remote: str) -> str:
-    """Give the host of a repository's address, in any of git's two forms; empty text for a path."""
-    found = re.match(r"(?:[a-z+]+://)?(?:[^@/]*@)?([\w.-]+\.[a-z]+)(?::\d+)?[:/]", remote, re.IGNORECASE)
-    return found[1].lower() if found else ""
-
-
 def token_secret(source: JobSource, settings: Settings) -> str | None:
     """Give the secret of the token for a repository; a token goes to the host that it is configured for and to no other."""
-    return settings.git_token_secrets.get(host(source.remote))
+    return settings.git_token_secrets.get(urlsplit(source.remote).hostname or "")
+
+
+def has_password(source: JobSource) -> bool:
+    """Tell whether the address of a job's repository holds a password or a token."""
+    return urlsplit(source.remote).password is not None
+
+
+def _without_password(remote: str) -> str:
+    url = urlsplit(remote)
+    user, host = url.username, url.netloc.rpartition("@")[2]
+    return url._replace(netloc=f"{user}@{host}" if user else host).geturl()
+
+
+def _remote(remote: str, job: JobArtifact) -> tuple[str, bool]:
+    """Give a repository's address as a URL that a job can fetch from, and whether it was one for SSH."""
+    text = remote.strip()
+    if not text:
+        return "", False
+    plain = not re.search(r"[\s?#\\\x00-\x1f]", text)
+    if plain and (url := _URL.fullmatch(text)):
+        scheme, user, host, port, path = (part or "" for part in url.groups())
+        if scheme == "ssh":
+            return f"https://{host}{path}", True
+        if host or scheme == "file":
+            return f"{scheme}://{user}{'@' if user else ''}{host}{port}{path}", False
+    elif plain and (scp := _SCP.fullmatch(text)):
+        return f"https://{scp[1]}/{scp[2]}", True
+    raise _broken(job, f"its remote is {shown(_hidden(text))}, not https://HOST/PATH or git@HOST:PATH")
+
+
+def _hidden(remote: str) -> str:
+    """Give text that may be an address without what may be a password in it."""
+    return re.sub(r":[^:/@]*@", ":***@", remote)
 
 
 def _minor(python: str) -> str:
