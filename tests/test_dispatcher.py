@@ -13,7 +13,7 @@ from tests.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quo
 from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.ledger import Ledger, Stage
-from vertex_launch.model import Ack, AgentView, ItemView, PassRequest
+from vertex_launch.model import SCHEDULER_URI, Ack, AgentView, ItemView, PassRequest
 
 
 def test_an_item_becomes_one_job_and_is_claimed_for_its_run() -> None:
@@ -266,6 +266,23 @@ def test_an_item_that_waits_too_long_fails_with_the_reason() -> None:
         world.clock.sleep(61)
     assert world.queue.state(item) == "FAILED"
     assert world.queue.contents[item].message == "It could not start within 1 hours (give_up_after): no quota"
+
+
+@pytest.mark.parametrize("limit", ["schedulers", "run"])
+def test_what_waits_for_another_job_waits_for_as_long_as_that_takes(limit: str) -> None:
+    world = World(max_jobs=5, give_up_after=3600, start_timeout=0)
+    given = {"uri": SCHEDULER_URI} if limit == "schedulers" else {"run_id": "abc"}
+    first, second = (world.queue.push("cpu", image_spec(**given)) for _ in range(2))
+    for _ in range(70):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(first) == "CLAIMED"
+    assert len(world.queue.contents[second].warnings) <= 2
+    world.vertex.set(world.vertex.of(first)[0].name, JobState.JOB_STATE_SUCCEEDED)
+    for _ in range(3):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(second) == "CLAIMED", world.queue.contents[second].message
 
 
 def test_many_refusals_are_told_in_one_request() -> None:

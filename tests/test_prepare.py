@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.fakes import KEY, World, image_spec
 from tests.specs import pool, run_spec
 from tests.test_job_source import CODE, PICTURE
+from vertex_launch.environment import LONGEST
 from vertex_launch.errors import Unavailable
 from vertex_launch.model import SCHEDULER_URI, JobArtifact
 
@@ -140,13 +142,23 @@ def test_a_scheduler_without_an_image_fails_with_the_remedy() -> None:
     assert "Set scheduler.docker_image in the sweep's launch config" in one.queue.contents[item].message
 
 
-@pytest.mark.parametrize("place", ["args", "env"])
+KEYS: dict[str, dict[str, Any]] = {
+    "an argument": {"args": [f"--key={KEY}"]},
+    "a variable": {"env": [{"name": "MINE", "value": KEY}]},
+    "in base64": {"env": [{"name": "MINE", "value": base64.b64encode(KEY.encode()).decode()}]},
+    "a config that is split in the middle of it": {"config": {"a": "x" * (LONGEST - 27) + KEY}},
+}
+
+
+@pytest.mark.parametrize("place", KEYS)
 @pytest.mark.parametrize("delivery", ["env", "secret"])
 def test_a_key_that_a_spec_says_itself_is_kept_out_of_jobs_where_keys_are(place: str, delivery: str) -> None:
     one = world(settings={"api_key_delivery": delivery})
-    given: dict[str, Any] = {"args": [f"--key={KEY}"]} if place == "args" else {"env": [{"name": "MINE", "value": KEY}]}
+    given = dict(KEYS[place])
+    config = {"run_config": given.pop("config", {})}
     account = {"service_account": "jobs@p.iam.gserviceaccount.com"}
-    item = one.queue.push("cpu", run_spec(pool(command=["python", "train.py"], **given), spec=account))
+    asked = run_spec(pool(command=["python", "train.py"], **given), spec=account, overrides=config)
+    item = one.queue.push("cpu", asked)
     report = one.run()
     if delivery == "env":
         assert [done["item"] for done in report.submitted] == [item]

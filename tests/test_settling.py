@@ -707,6 +707,16 @@ def test_an_attempt_whose_create_goes_wrong_is_neither_lost_nor_doubled(trouble:
     assert (world.it.state, world.record.ledger.open) == ("CLAIMED", {})
 
 
+def test_no_attempt_brings_a_key_to_where_keys_are_kept_out_of_jobs() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.after(31, api_key_delivery="secret")
+    world.after(60, api_key_delivery="secret")
+    assert len(world.jobs) == 1
+    assert "the W&B key in its spec" in (world.it.message or world.it.warnings[-1])
+    assert INTERNAL in (world.it.message or world.it.warnings[-1])
+
+
 def test_an_attempt_is_not_begun_while_the_agent_is_stopped() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, INTERNAL)

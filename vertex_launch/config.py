@@ -24,6 +24,7 @@ from vertex_launch.forms import (
     Deployment,
     Endpoint,
     Flag,
+    Host,
     Macro,
     Name,
     Names,
@@ -267,7 +268,7 @@ class DeploymentSettings(FileSettings):
     api_key_delivery: Literal["env", "secret"] = Field(
         "env", description="how jobs get the W&B key: env, in their spec, or secret, read in the job by its own account"
     )
-    git_token_secrets: dict[str, SecretVersion] = Field(
+    git_token_secrets: dict[Host, SecretVersion] = Field(
         {},
         description="by host, the secret version that holds a token for private repositories there",
         examples=["{github.com: projects/my-project/secrets/github-token/versions/latest}"],

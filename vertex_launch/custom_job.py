@@ -88,7 +88,7 @@ def parse(item: Item) -> RunSpec:
 def run_of(item: Item, spec: RunSpec, settings: Settings, entity: str) -> RunId:
     """Give the W&B run of an item from the queue of ``entity``: the spec's own, else one derived from the item."""
     run = spec.run_id or labels.run_id(settings.base_url, entity, item.id, settings.deployment)
-    return RunId(spec.entity or entity, spec.project, run)
+    return RunId(spec.entity or entity, spec.project.lower(), run)
 
 
 def build(

@@ -278,7 +278,15 @@ class _Pass:
 
     def _next(self, entry: OpenJob, request: JobRequest, key: str, starts: Sequence[_Start]) -> list[_Start]:
         """Give the next attempt of an item, nothing where a limit leaves no room for it now."""
-        self._services.redact.add(custom_job.key_of(request))
+        spoken = custom_job.key_of(request)
+        self._services.redact.add(spoken)
+        if spoken and self._settings.api_key_delivery == "secret":
+            self._ledger.give_up(
+                entry.item,
+                "It is not tried again, for its job was submitted with the W&B key in its spec, and this deployment now keeps "
+                "keys out of it (vertex-launch.yaml: api_key_delivery); launch it again",
+            )
+            return []
         others = custom_job.elsewhere(request, self._settings) if entry.elsewhere else []
         region = next((name for name in others if name not in entry.refused), request.region)
         try:
@@ -437,7 +445,9 @@ class _Pass:
         holder = self._ledger.holder(request.run, item.id)
         if holder or any(start.request.run == request.run for start in starts):
             other = f" of item {holder.item}" if holder else ""
-            raise ItemDeferred(f"run {request.run} is used by another job{other}; this item waits until that has ended")
+            raise ItemDeferred(
+                f"run {request.run} is used by another job{other}; this item waits until that has ended", patient=True
+            )
         self._check_limits(spec.kind, request.region, starts)
         return _Start(item, spec.kind, request)
 
@@ -447,7 +457,8 @@ class _Pass:
             if kind is Kind.SCHEDULER:
                 raise ItemDeferred(
                     f"as many sweep schedulers are running as may ({self._settings.max_schedulers}, max_schedulers in "
-                    "launch-config.yaml); this one starts when one of them has ended"
+                    "launch-config.yaml); this one starts when one of them has ended",
+                    patient=True,
                 )
             raise ItemDeferred("no slot is free", tell=False)
         if self._quota(region) <= sum(1 for start in starts if start.request.region == region):
@@ -477,7 +488,7 @@ class _Pass:
         LOGGER.info("deferred item %s: %s", item.id, reason, extra=where)
         if not error.tell:
             return
-        if reason not in self._ledger.defer(item.id, self._clock()).warned:
+        if reason not in self._ledger.defer(item.id, self._clock(), patient=error.patient).warned:
             self._warnings.append((item.id, reason, Phase.AGENT))
 
     # 8. Create

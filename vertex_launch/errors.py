@@ -63,10 +63,14 @@ class ItemRejected(LaunchError):
 
 
 class ItemDeferred(LaunchError):
-    """The item cannot start now (quota, a limit, a busy service) but may later; ``tell`` whether its author is warned."""
+    """The item cannot start now (quota, a limit, a busy service) but may later; ``tell`` whether its author is warned.
 
-    def __init__(self, message: str, *, tell: bool = True) -> None:
+    With ``patient`` it waits for something that surely ends, as another job does, and for however long that takes.
+    """
+
+    def __init__(self, message: str, *, tell: bool = True, patient: bool = False) -> None:
         self.tell = tell
+        self.patient = patient
         super().__init__(message)
 
 
@@ -74,6 +78,7 @@ class OutcomeUnknown(LaunchError):
     """A create was sent and its answer was lost: the job may exist or may still come to exist."""
 
     tell = True
+    patient = False
 
 
 class PassBusy(LaunchError):

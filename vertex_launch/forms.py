@@ -157,6 +157,11 @@ Deployment = Annotated[
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Region = Annotated[str, AfterValidator(_region)]
 SecretVersion = Annotated[str, AfterValidator(_secret)]
+Host = Annotated[
+    str,
+    AfterValidator(str.lower),
+    _form(r"[a-z0-9._-]+", "the name of a host", "Write it alone, as github.com, without https:// and path"),
+]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Macro = Annotated[str, AfterValidator(_macro)]
 """The name of an environment variable; with the environment as validation context, one that is set there."""

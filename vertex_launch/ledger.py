@@ -272,10 +272,15 @@ class Ledger(BaseModel):
 
     # Items that wait
 
-    def defer(self, item: str, now: float) -> Waiting:
-        """Note that the item could not start; gives since when it waits and what its author was told."""
+    def defer(self, item: str, now: float, *, patient: bool = False) -> Waiting:
+        """Note that the item could not start; gives since when it waits and what its author was told.
+
+        A ``patient`` item's time has not begun to run.
+        """
         waiting = self.waiting.setdefault(item, Waiting(since=now, seen=now))
         waiting.seen = now
+        if patient:
+            waiting.since = now
         return waiting
 
     def put_off(self, item: str, now: float) -> None:

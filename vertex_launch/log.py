@@ -65,13 +65,13 @@ class Redactor:
         self._keys: OrderedDict[str, None] = OrderedDict()
 
     def add(self, key: str) -> None:
-        """Never let this key out, nor its form in a basic-auth header."""
+        """Never let this key out, nor its form in base64 or in a basic-auth header."""
         if len(key) < self.SHORTEST:
             return
-        for form in (key, base64.b64encode(f"api:{key}".encode()).decode()):
+        for form in (key, *(base64.b64encode(text.encode()).decode() for text in (key, f"api:{key}"))):
             self._keys[form] = None
             self._keys.move_to_end(form)
-        while len(self._keys) > 2 * self.MOST:
+        while len(self._keys) > 3 * self.MOST:
             self._keys.popitem(last=False)
 
     def __call__(self, text: str) -> str:

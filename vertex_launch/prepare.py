@@ -6,9 +6,12 @@ What W&B has to be asked for (job artifacts, sweeps) is asked for all items of a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
+
+from google.cloud.aiplatform_v1.types import CustomJob
 
 from vertex_launch import custom_job, environment, job_source, policy
 from vertex_launch.config import Settings
@@ -61,14 +64,19 @@ class Preparer:
         if isinstance(source, ItemRejected | ItemDeferred):
             raise source
         request = build_job(item, spec, self._settings, entity=self._entity, api_key=api_key, now=now, source=source)
-        text = str(request.custom_job)
-        if self._settings.api_key_delivery == "secret" and self._services.redact(text) != text:
+        if self._settings.api_key_delivery == "secret" and self._shows_key(item, request):
             raise ItemRejected(
                 "A W&B API key stands in the run spec or in the queue's config, from where it would come into the job's spec, "
                 "and this deployment keeps keys out of it (vertex-launch.yaml: api_key_delivery). Take it out: the job is "
                 f"given {environment.API_KEY} without it."
             )
         return spec, request
+
+    def _shows_key(self, item: Item, request: JobRequest) -> bool:
+        """Tell whether a key stands in what was asked for, where values are whole, or in the job, where macros are filled."""
+        spec = json.loads(item.spec) if isinstance(item.spec, str) else item.spec
+        texts = [spec, CustomJob.to_dict(request.custom_job)]
+        return bool(self._services.redact.json(texts) != texts)
 
     # Job artifacts
 

@@ -58,7 +58,7 @@ def read(item: Item, findings: Findings) -> RunSpec:
     resume_count = spec.get("_resume_count")
     return RunSpec(
         entity=text("entity"),
-        project=project.lower(),
+        project=project,
         image=image,
         job=job,
         name=text("name"),
