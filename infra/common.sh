@@ -39,6 +39,8 @@ shared_option() {
 # check_shared: what both scripts need to be true of the options before they begin, and the names that follow from them.
 check_shared() {
   local address part
+  setting api_key_delivery >/dev/null
+  setting git_token_secrets >/dev/null
   [ -n "$project" ] || fail "--project is missing: the id of the project to deploy to. --help shows all options."
   [[ $project =~ ^[a-z][a-z0-9-]{4,28}[a-z0-9]$ ]] || fail "--project '$project' is no project id: 6 to 30 small letters, digits and hyphens. \
 Write the id, neither the number nor the name; 'gcloud projects list' shows it."
@@ -89,12 +91,15 @@ act_as() { # act_as ADDRESS: the role that lets the functions start jobs as this
 
 # What vertex-launch.yaml lets jobs read
 
-# setting NAME: of that file, the lines of one setting without comments, or nothing.
+# setting NAME: of that file, the lines of one setting without comments, or nothing. Fails where it is written in a way that
+# only a YAML parser understands, for a right that is missing is found when jobs fail.
 setting() {
-  [ ! -f vertex-launch.yaml ] || awk -v name="$1:" '
+  [ ! -f vertex-launch.yaml ] || awk -v name="$1" '
     { sub(/(^|[ \t])#.*/, "") }
-    /^[^ \t\r]/ { inside = index($0, name) == 1 }
-    inside' vertex-launch.yaml
+    index($0, name) && index($0, name ":") != 1 { exit 1 }
+    /^[^ \t\r]/ { inside = index($0, name ":") == 1 }
+    inside' vertex-launch.yaml || fail "vertex-launch.yaml: write $1 at the beginning of a line and a colon right after it; this \
+script reads it there."
 }
 
 # jobs_read_key: whether the key stays out of the jobs' specs, so that they read it themselves.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import os
 import random
@@ -519,9 +520,31 @@ def test_a_token_goes_to_its_own_host_alone(
     ended = container.run(
         container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET), **internet.variables
     )
-    failed(ended, "source", "check that it has been pushed")
+    failed(ended, "source", "the submodules of https://github.com/acme/outer", "a token is used on github.com alone")
     assert not [seen for seen in internet.seen if "git.acme.example" in seen.url and "Authorization" in seen.headers]
     assert [seen for seen in internet.seen if "git.acme.example" in seen.url]
+
+
+@pytest.mark.parametrize("inner", ["git@github.com:acme/inner", "ssh://git@github.com/acme/inner"])
+def test_submodules_on_the_same_host_need_no_ssh(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]], tmp_path: Path, inner: str
+) -> None:
+    folder, _ = repository(tmp_path / "outer", {"train.py": PROGRAM})
+    (folder / ".gitmodules").write_text(f'[submodule "inner"]\n\tpath = inner\n\turl = {inner}\n')
+    git(folder, "add", ".gitmodules")
+    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{origin[1][0]},inner")
+    git(folder, "commit", "-q", "-m", "with a submodule")
+    outer, reached = "https://github.com/acme/outer", "https://github.com/acme/inner"
+    internet.repositories = {outer: folder / ".git", reached: origin[0] / ".git"}
+    internet.passwords = {reached: ("x-access-token", TOKEN)}
+    container.tools += SUBMODULE_TOOLS
+    container.google.secrets[GIT_SECRET] = TOKEN.encode()
+    container.job()
+    commit = git(folder, "rev-parse", "HEAD").decode().strip()
+    plan = container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET)
+    ended = container.run(plan, **internet.variables)
+    assert ended.status == 0, ended.log
+    assert "./inner/version" in ended.told["files"]
 
 
 def test_a_token_does_not_go_over_plain_http(container: Container) -> None:
@@ -552,6 +575,7 @@ def test_a_token_that_may_not_be_read(container: Container) -> None:
             "PRIVATE-TOKEN",
         ),
         ("https://bitbucket.org/acme/train.git/", TOKEN, "https://bitbucket.org/acme/train/get/abc.tar.gz", "Bearer"),
+        ("git@bitbucket.org:acme/train", f"ann:{TOKEN}", "https://bitbucket.org/acme/train/get/abc.tar.gz", "Basic"),
     ],
 )
 def test_archives_of_the_known_hosts(
@@ -571,7 +595,8 @@ def test_archives_of_the_known_hosts(
     given = (
         first.headers.get("Private-Token") or first.headers.get("PRIVATE-TOKEN") or first.headers.get("Authorization")
     )
-    assert given == {None: None, "Bearer": f"Bearer {TOKEN}", "PRIVATE-TOKEN": TOKEN}[header]
+    basic = "Basic " + base64.b64encode(token.encode()).decode()
+    assert given == {None: None, "Bearer": f"Bearer {TOKEN}", "PRIVATE-TOKEN": TOKEN, "Basic": basic}[header]
     assert second.url == elsewhere
     assert TOKEN not in str(second.headers)
     assert "warning: an archive has no submodules" in ended.log
@@ -903,6 +928,15 @@ def test_requirements_without_pip_are_reported(spoilt: Container) -> None:
     assert ended.status == 0, ended.log
     assert "failed to install: helper==1.0, model==1.0;" in ended.log
     assert ended.log.count("No module named pip") == 1
+
+
+def test_a_token_in_a_requirement_is_not_shown(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": f"model @ git+http://ann:{TOKEN}@127.0.0.1:1/model\nhelper==1.0"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert "failed to install: model @ git+http://ann:***@127.0.0.1:1/model;" in ended.log
+    assert TOKEN not in ended.log
 
 
 def test_an_index_out_of_reach_is_asked_once(spoilt: Container) -> None:

@@ -407,6 +407,16 @@ WRONG = [
     in_vertex("submissions_per_minute", "many", "submissions_per_minute", "'many' is not a whole number", "Vertex AI's quota"),
     in_vertex("parallel_creates", "0", "parallel_creates", "0 is not a number of 1 or more", "creates under way at once"),
     in_vertex("give_up_after", "0", "give_up_after", "0 is not a number greater than 0", "seconds of deferrals"),
+    *(
+        in_vertex(
+            "git_token_secrets",
+            f'{{"{host}": {SECRET}}}',
+            f"git_token_secrets.{host}",
+            "is not the name of a host",
+            "Write it alone",
+        )
+        for host in ("https://github.com", "github.com/acme", "gitlab.corp:8443", "*.corp")
+    ),
     in_vertex("start_timeout", ".nan", "start_timeout", "nan is not", "WANDB_LAUNCH_START_TIMEOUT wins"),
     in_vertex("api_key_secret", SECRET, "api_key_secret", "is no setting", "Did you mean key_secret?"),
     in_vertex("max_jobs", "5", "max_jobs", "does not belong here", "Move it to launch-config.yaml"),

@@ -646,6 +646,20 @@ def test_the_scripts_read_the_settings_as_yaml_means_them(form: str, tmp_path: P
     assert read.stdout.split() == key + sorted(tokens)
 
 
+@pytest.mark.parametrize(
+    "form", ["api_key_delivery : secret", '"api_key_delivery": secret', "{api_key_delivery: secret}"]
+)
+@pytest.mark.parametrize("name", ["deploy.sh", "destroy.sh"])
+def test_settings_that_the_scripts_cannot_read_end_them_before_anything_is_done(
+    name: str, form: str, without_gcloud: str, tmp_path: Path
+) -> None:
+    place = checkout(tmp_path / "checkout")
+    (place / "vertex-launch.yaml").write_text(form)
+    ended = script(name, *OPTIONS, "--dry-run", path=without_gcloud, place=place)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "vertex-launch.yaml: write api_key_delivery at the beginning of a line" in ended.stderr
+
+
 def test_by_default_no_job_reads_a_secret(without_gcloud: str) -> None:
     shown = script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud).stdout
     grants = [line for line in shown.splitlines() if READ_SECRET in line]

@@ -37,6 +37,7 @@ from vertex_launch.model import PassReport, PassRequest
 # ---- the jobs
 
 
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 MAKE = """
 import json, sys
 from wandb.cli.cli import cli
@@ -327,10 +328,10 @@ def no_builder(one: Case) -> None:
 
 
 def entry_point_of_a_run(one: Case) -> None:
-    """The job that a run makes of itself is to be started with `pythonCPython 3.11`, which is in no image."""
-    if one.theirs["entry_point"][:1] == ["pythonCPython 3.11"]:
-        assert one.program[0] == "python3.11"
-        one.theirs["entry_point"][0] = "python3.11"
+    """The job that a run makes of itself is to be started with the likes of `pythonCPython 3.11`, which is in no image."""
+    if one.theirs["entry_point"][:1] == [f"pythonCPython {PYTHON}"]:
+        assert one.program[0] == f"python{PYTHON}"
+        one.theirs["entry_point"][0] = f"python{PYTHON}"
 
 
 def notebooks(one: Case) -> None:

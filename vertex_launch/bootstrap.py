@@ -79,6 +79,7 @@ PYTHON = re.compile(r"python(3(\.\d+)?)?")
 LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*([^;]*)(;.*)?")
 PIN = re.compile(r"===?\s*[^,*\s]+\s*|@.+")
+USER_OF_URL = re.compile(r"://([^/@\s]+)@")  # in a requirement; what is long in it is a token
 VARIABLE = re.compile(r"\x24\{([A-Z0-9_]+)\}")
 TORCH = re.compile(r"torch(?:vision|audio)?==\d+\.\d+\.\d+(?:\+(cu\d+|cpu))?")
 MAGIC = re.compile(r"(\s*)([%!?].*|[\w., ]+=\s*[%!].*|.*\?)")
@@ -395,6 +396,7 @@ def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
     for raw in path.read_text("utf-8-sig", "replace").replace("\\\n", " ").splitlines():
         line = re.sub(r"(\A|\s)#.*|\s--hash[ =]\S+|\A--require-hashes\b", "", raw).strip()
         line = VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line)
+        hidden.update(word for user in USER_OF_URL.findall(line) for word in user.split(":") if len(word) > 15)
         other = re.fullmatch(r"(?:-r|--requirement)[ =]*(.+)", line)
         lines += (
             read_requirements(path.parent / other[1], (*above, path.resolve())) if other else [line] if line else []
