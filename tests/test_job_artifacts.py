@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from local.wandb_server import WandbServer
+from tests.processes import eventually
 from vertex_launch.adapters.job_artifacts import DESCRIPTION, JobArtifacts
 from vertex_launch.errors import ItemRejected, Unavailable
 
@@ -112,6 +116,43 @@ def test_a_new_key_is_used(server: WandbServer, jobs: JobArtifacts, key: Key) ->
     finally:
         key.key = KEY
     assert jobs.find("acme/demo/secret:latest").name == "acme/demo/secret:v0"
+
+
+def test_a_job_that_was_deleted_and_made_again_is_the_new_one(server: WandbServer, jobs: JobArtifacts) -> None:
+    old = made(server, "again")
+    assert "runtime" not in jobs.find("acme/demo/again:latest").description
+    del server.store.artifacts.collections["acme", "demo", old.of.name]
+    made(server, "again", {**IMAGE, "runtime": "3.13"})
+    found = jobs.find("acme/demo/again:latest")
+    assert (found.name, found.description["runtime"]) == ("acme/demo/again:v0", "3.13")
+
+
+def helpers() -> list[int]:
+    """Give the helper processes of W&B's client that live, children of this one."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("processes are looked for in /proc, which is not here")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # processes come and go meanwhile
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            state, parent = rest.split()[:2]
+            if name.startswith("wandb-core") and state != "Z" and int(parent) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_the_pass_after_one_in_which_the_helper_process_died_has_another(
+    server: WandbServer, jobs: JobArtifacts
+) -> None:
+    made(server, "helped")
+    jobs.find("acme/demo/helped:latest")
+    (helper,) = helpers()
+    os.kill(helper, signal.SIGKILL)
+    assert eventually(lambda: not helpers())
+    with pytest.raises(Unavailable, match="cannot look up job acme/demo/helped:latest"):
+        jobs.find("acme/demo/helped:latest")
+    jobs.forget()
+    assert jobs.find("acme/demo/helped:latest").name == "acme/demo/helped:v0"
 
 
 def test_a_server_that_is_down_is_no_missing_job(server: WandbServer) -> None:

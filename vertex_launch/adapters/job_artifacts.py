@@ -25,6 +25,7 @@ from typing import Any
 import requests
 
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
+from vertex_launch.log import LOGGER
 from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
 from vertex_launch.services import Key
@@ -51,7 +52,7 @@ class JobArtifacts:
     """Finds job artifacts at ``base_url`` with the key; safe to use from many threads.
 
     A look-up takes ``timeout`` seconds at most, and a tenth of that once one has failed, so that W&B being slow does not eat
-    a pass; ``forget`` begins anew.
+    a pass; ``forget`` begins anew, after a failure with another helper process, for the old one may be what is gone.
     """
 
     def __init__(self, base_url: str, key: Key, *, timeout: float) -> None:
@@ -60,11 +61,13 @@ class JobArtifacts:
         self._timeout = timeout
         self._patience = timeout
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, JobArtifact] = OrderedDict()
+        self._known: OrderedDict[str, tuple[str, JobArtifact]] = OrderedDict()
+        """By the full name, with the id: what is deleted and made again has the same name."""
         self.folder: Path | None = None
         """Where the SDK writes, once it has been asked."""
         self._api: Future[Any] | None = None
         self._api_key = ""
+        self._failed = False
 
     def find(self, name: str) -> JobArtifact:
         """Give the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
@@ -78,17 +81,22 @@ class JobArtifacts:
         try:
             found: JobArtifact = looking.result(patience)
         except TimeoutError:
-            self._patience = self._timeout * IMPATIENT
+            self._fail()
             raise Unavailable(SERVICE, f"cannot look up job {name}: no answer within {patience:g} s") from None
         except Unavailable:
-            self._patience = self._timeout * IMPATIENT
+            self._fail()
             raise
         return found
+
+    def _fail(self) -> None:
+        self._patience, self._failed = self._timeout * IMPATIENT, True
 
     def forget(self) -> None:
         """Empty the folder that the SDK writes to, and have patience again."""
         self._patience = self._timeout
         with self._lock:
+            if self._failed:
+                self._api = None
             if self.folder is not None:
                 for path in self.folder.iterdir():
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -100,12 +108,12 @@ class JobArtifacts:
             full = f"{artifact.entity}/{artifact.project}/{collection}:{artifact.version}"
             if artifact.state == "DELETED":
                 raise ItemRejected(f"job: {name} was deleted. Launch a version that is still there.")
-            if known := self._remembered(full):
+            if known := self._remembered(full, artifact.id):
                 return known
             file = next(iter(artifact.files([DESCRIPTION], per_page=1)), None)
             if file is None:
                 raise ItemRejected(f"job: {name} has no {DESCRIPTION}, so it is no job. Make it anew.")
-            return self._remember(JobArtifact(full, self._described(name, file.direct_url)))
+            return self._remember(artifact.id, JobArtifact(full, self._described(name, file.direct_url)))
         except LaunchError:
             raise
         except Exception as error:
@@ -152,20 +160,29 @@ class JobArtifacts:
                     os.environ[variable] = str(self.folder)
                 os.environ["WANDB_SILENT"] = "true"
             if self._api is None or self._api_key != key or (self._api.done() and self._api.exception()):
-                import wandb
-
-                where, seconds = {"base_url": self._base_url}, max(1, round(self._timeout))
-                self._api = _in_thread(partial(wandb.Api, where, timeout=seconds, api_key=key))
-                self._api_key = key
+                self._api = _in_thread(partial(self._begin, key, anew=self._failed))
+                self._api_key, self._failed = key, False
             return self._api
 
-    def _remembered(self, name: str) -> JobArtifact | None:
-        with self._lock:
-            return self._known.get(name)
+    def _begin(self, key: str, *, anew: bool) -> Any:
+        import wandb
 
-    def _remember(self, job: JobArtifact) -> JobArtifact:
+        if anew:
+            try:
+                wandb.teardown()  # nothing else makes the SDK start another helper process
+            except Exception as error:  # noqa: BLE001 - the old one's last words do not matter
+                LOGGER.info("the helper process of W&B's client ended with %r", error)
+        return wandb.Api({"base_url": self._base_url}, timeout=max(1, round(self._timeout)), api_key=key)
+
+    def _remembered(self, name: str, artifact: str = "") -> JobArtifact | None:
+        """Give what is known of a version; of one that W&B has just told the id of only if it is that."""
         with self._lock:
-            self._known[job.name] = job
+            known, job = self._known.get(name, ("", None))
+        return job if not artifact or known == artifact else None
+
+    def _remember(self, artifact: str, job: JobArtifact) -> JobArtifact:
+        with self._lock:
+            self._known[job.name] = (artifact, job)
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
         return job
@@ -187,7 +204,7 @@ def _in_thread(work: Callable[[], Any]) -> Future[Any]:
 
 def _reason(name: str, error: Exception) -> ItemRejected | Unavailable:
     """Tell what cannot be found, or is no job, from what W&B could not answer just now."""
-    said = str(error) or type(error).__name__
+    said = str(error) or repr(error.__cause__ or error)
     if "this artifact is of type" in said:
         return ItemRejected(f"job: {name} is no job ({said}). Launch a job, as wandb job list shows them.")
     if _ABSENT.search(said) and "[Errno" not in said:  # that would be of this machine, and of no job
