@@ -89,6 +89,7 @@ class FakeQueue:
         self.unknown_runs: set[RunId] = set()
         self.cancelled_sweeps: list[str] = []
         self.sweep_states: dict[str, str | None] = {}
+        self.asked_sweeps: set[RunId] = set()
         self.statuses: list[str] = []
         self.requests: Counter[str] = Counter()
         self.trouble: dict[str, Callable[[], None]] = {}
@@ -167,6 +168,7 @@ class FakeQueue:
 
     def sweeps(self, wanted: Sequence[RunId]) -> Mapping[RunId, str]:
         self._called("sweeps")
+        self.asked_sweeps |= set(wanted)
         known = {sweep: self.sweep_states.get(sweep.id, "RUNNING") for sweep in wanted}
         return {sweep: state for sweep, state in known.items() if state is not None}
 

@@ -182,6 +182,35 @@ def test_code_runs_through_the_bootstrap() -> None:
     assert variables(job)["WANDB_API_KEY"] == KEY
 
 
+@pytest.mark.parametrize(
+    ("context", "working_dir", "folder"),
+    [("", "", None), ("sub", "", "sub"), ("", "src", "src"), ("sub/", "./src", "sub/src"), (".", "", None)],
+)
+def test_a_program_starts_in_the_folder_that_its_paths_are_relative_to(
+    context: str, working_dir: str, folder: str | None
+) -> None:
+    overrides = {"working_dir": working_dir} if working_dir else {}
+    assert plan(built(source(CODE, build_context=context), overrides=overrides))["working_dir"] == folder
+
+
+@pytest.mark.parametrize(
+    ("context", "working_dir", "place"),
+    [("", "../..", "overrides.working_dir"), ("a", "/srv", "overrides.working_dir"), ("../a", "", "build context of")],
+)
+def test_a_folder_outside_of_the_code_is_refused(context: str, working_dir: str, place: str) -> None:
+    overrides = {"working_dir": working_dir} if working_dir else {}
+    said = refused(source(CODE, build_context=context), overrides=overrides)
+    assert place in said
+    assert "Name a folder inside of it" in said
+
+
+def test_a_space_too_many_in_an_entry_point_is_no_argument() -> None:
+    assert list(container(built(source(CODE, entrypoint=["python", "", "train.py", ""]))).args) == [
+        "python",
+        "train.py",
+    ]
+
+
 def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
     private = SETTINGS.model_copy(update={"git_token_secrets": {"github.com": SECRET}})
     job = built(source(REPO), private, run=ACCOUNT)

@@ -393,7 +393,8 @@ def test_a_job_means_what_the_official_code_makes_of_it(
         id_ = one.plan["artifact"].removeprefix("wandb-artifact://_id/")
         assert one.made.artifact(id_).path == source["artifact_string"]
     else:
-        assert (one.plan["remote"], one.plan["commit"]) == (source["git_remote"], source["git_commit"])
+        over_https = re.sub(r"^ssh://(git@)?", "https://", source["git_remote"])  # for a job has no SSH key
+        assert (one.plan["remote"], one.plan["commit"]) == (over_https, source["git_commit"])
 
 
 def test_what_the_official_code_needs_and_we_bring(made: Made, official: dict[str, dict[str, Any]]) -> None:
@@ -450,7 +451,7 @@ WRONG_FIELDS: dict[str, tuple[Any, str]] = {
     ),
     "a text for git": ({"source_type": "repo", "source": {"git": "https://github.com/a/b"}}, "source.git is"),
     "a number for a commit": (
-        {"source_type": "repo", "source": {"git": {"remote": "r", "commit": 1}}},
+        {"source_type": "repo", "source": {"git": {"remote": "https://github.com/a/b", "commit": 1}}},
         "its commit is 1",
     ),
     "a number for a Python": (
@@ -570,7 +571,7 @@ def test_what_is_no_name_fails_its_item_and_w_and_b_is_not_asked(made: Made, job
 
 def test_a_job_is_looked_up_where_its_run_is(made: Made) -> None:
     for job in ("image:v0", "demo/image:v0", "acme/demo/image:v0"):
-        found = passed(made.jobs, made.server, spec("x", project="DEMO") | {"job": job}).job()
+        found = passed(made.jobs, made.server, spec("x", project="demo") | {"job": job}).job()
         assert found.job_spec.worker_pool_specs[0].container_spec.image_uri == "registry.local/train:7"
 
 

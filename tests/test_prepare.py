@@ -12,7 +12,7 @@ from tests.specs import pool, run_spec
 from tests.test_job_source import CODE, PICTURE
 from vertex_launch.environment import LONGEST
 from vertex_launch.errors import Unavailable
-from vertex_launch.model import SCHEDULER_URI, JobArtifact
+from vertex_launch.model import SCHEDULER_URI, JobArtifact, RunId
 
 JOB = "acme/demo/train:v3"
 
@@ -102,6 +102,14 @@ def test_runs_of_a_sweep_that_nobody_knows_or_that_has_not_begun_wait(state: str
     one.queue.sweep_states["s1"] = "RUNNING"
     one.clock.sleep(120)
     assert [done["item"] for done in one.run().submitted] == [item]
+
+
+def test_a_sweep_is_looked_up_in_its_project_as_that_is_written_where_w_and_b_wants_small_letters_for_a_run() -> None:
+    one = world()
+    item = one.queue.push("cpu", image_spec(sweep_id="s1", project="MyDemo"))
+    one.run()
+    assert one.queue.asked_sweeps == {RunId("acme", "MyDemo", "s1")}
+    assert one.run_of(one.vertex.of(item)[0]).project == "mydemo"
 
 
 def test_the_sweeps_of_a_round_are_asked_for_at_once() -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,6 +57,7 @@ class JobSource:
     commit: str = ""
     notebook: bool = False
     base_image: str = ""
+    build_context: str = ""
     dockerfile: str = ""
     python: str = ""
 
@@ -68,8 +69,9 @@ def read(job: JobArtifact) -> JobSource:
         raise _broken(job, f"its source_type is {shown(type_)}; known are {', '.join(SourceType)}")
     source = _mapping(said.get("source"), job, "source")
     command = source.get("entrypoint") or []
-    if not isinstance(command, list) or not all(isinstance(part, str) and part and _is_plain(part) for part in command):
+    if not isinstance(command, list) or not all(isinstance(part, str) and _is_plain(part) for part in command):
         raise _broken(job, f"its entrypoint is {shown(command)}, not a list of texts")
+    command = list(filter(None, command))  # the client makes an empty part of a space too many
     # wandb 0.31 writes `pythonCPython 3.11` for the job that a run makes of itself.
     entry_point = [re.sub(r"^python\w+ (?=3\.)", "python", part) for part in command[:1]] + command[1:]
     git = _mapping(source.get("git") or {}, job, "source.git")
@@ -85,6 +87,7 @@ def read(job: JobArtifact) -> JobSource:
         commit=_text(git, "commit", job),
         notebook=bool(source.get("notebook")),
         base_image=_text(source, "base_image", job),
+        build_context=_text(source, "build_context", job),
         dockerfile=_text(source, "dockerfile", job),
         python=_text(said, "runtime", job),
     )
@@ -137,13 +140,13 @@ def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
 def plan(source: JobSource | None, spec: RunSpec, settings: Settings) -> str:
     """Give the JSON that tells the bootstrap (``vertex_launch.bootstrap``) what to do in the container.
 
-    ``source`` is None for an image that no job artifact describes.
+    ``source`` is None for an image that no job artifact describes. Raises ItemRejected.
     """
     wanted: dict[str, Any] = {"source": (source.type if source else SourceType.IMAGE).value}
     if settings.api_key_delivery == "secret":
         wanted["api_key_secret"] = settings.key_secret
     if source and source.type is not SourceType.IMAGE:
-        wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": spec.working_dir or None}
+        wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": _folder(source, spec)}
     if source and source.type is SourceType.ARTIFACT:
         wanted["artifact"] = source.artifact
     if source and source.type is SourceType.REPO:
@@ -198,6 +201,15 @@ def _remote(remote: str, job: JobArtifact) -> tuple[str, bool]:
 def _hidden(remote: str) -> str:
     """Give text that may be an address without what may be a password in it."""
     return re.sub(r":[^:/@]*@", ":***@", remote)
+
+
+def _folder(source: JobSource, spec: RunSpec) -> str | None:
+    """Give the folder of the code in which the program starts: the item's, in that to which the job's paths are relative."""
+    folder = PurePosixPath(source.build_context, spec.working_dir)
+    if folder.is_absolute() or ".." in folder.parts:
+        place = "overrides.working_dir" if spec.working_dir else f"the build context of {source.name}"
+        raise ItemRejected(f"{place}: {shown(str(folder))} leads out of the job's code. Name a folder inside of it.")
+    return None if folder == PurePosixPath() else str(folder)
 
 
 def _minor(python: str) -> str:
