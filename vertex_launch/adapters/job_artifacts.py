@@ -8,6 +8,7 @@ is fetched here, from the address that the SDK tells.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import os
@@ -150,6 +151,7 @@ class JobArtifacts:
         with self._lock:
             if self.folder is None:
                 self.folder = Path(tempfile.mkdtemp(prefix="vertex-launch-wandb-"))
+                atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
                 for variable in (
                     "WANDB_CACHE_DIR",
                     "WANDB_DATA_DIR",
