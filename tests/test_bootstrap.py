@@ -781,14 +781,18 @@ def test_what_a_patch_does_not_hold_is_left_out(tmp_path: Path, capfdbinary: pyt
         ("diff --git a/b b/b\n--- a/b\n+++ b/b\n@@ -1 +1 @@\n-1\n+2\n", "No such file"),
         ("diff --git a/../x b/../x\nnew file mode 100644\n--- /dev/null\n+++ b/../x\n@@ -0,0 +1 @@\n+1\n", "leads out"),
         ("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc\n", "symbolic links"),
+        ("diff --git a/a b/a\nindex 1..2 120000\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-1\n+2\n", "commit and push them"),
+        ("diff --git a/k b/k\n--- a/k\n+++ b/k\n@@ -1 +1 @@\n-1\n+2\n", "it is a symbolic link"),
         ("diff --git a/a b/a\nindex 0..1\nGIT binary patch\nliteral 1\n", "binary files"),
     ],
 )
 def test_patches_that_do_not_fit(tmp_path: Path, patch: str, word: str) -> None:
     write(tmp_path / "code", {"a": "1\n"})
+    (tmp_path / "code" / "k").symlink_to("a")
     with pytest.raises(bootstrap.Failed, match=word):
         bootstrap.apply_patch(patch.encode(), tmp_path / "code")
     assert not (tmp_path / "x").exists()
+    assert (tmp_path / "code" / "a").read_text() == "1\n"
 
 
 def test_a_patch_that_does_not_fit_fails_the_job(container: Container, origin: tuple[Path, list[str]]) -> None:
@@ -839,6 +843,35 @@ def test_code_with_requirements_of_its_own(spoilt: Container, where: str) -> Non
     # What it names comes in the frozen version; what that needs, as pip finds it.
     assert ended.told["packages"] == {"helper": "2.0", "model": "1.0", "wandb": "0.31.0"}
     assert "failed to install: absent==1.0;" in ended.log
+
+
+def test_a_list_from_powershell(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\r\nmodel==1.0\r\n".encode("utf-16")})
+    spoilt.code()
+    assert spoilt.run(spoilt.plan()).told["packages"] == {"helper": "1.0", "model": "1.0"}
+
+
+def test_options_with_paths_and_odd_ones(spoilt: Container) -> None:
+    spoilt.job()
+    nested = "-c limits.txt\nhelper\n"
+    spoilt.code(
+        {
+            "requirements.txt": "-r sub/more.txt\n-f /it's/here\n",
+            "sub/more.txt": nested,
+            "sub/limits.txt": "helper<2\n",
+        }
+    )
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}, ended.log
+
+
+def test_what_is_odd_in_a_list_does_not_keep_the_program_from_starting(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\0\n"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert "kept packages from being installed; the program starts without" in ended.log
 
 
 def test_a_list_that_is_not_frozen_gets_its_dependencies(spoilt: Container) -> None:
@@ -1022,6 +1055,14 @@ def test_a_notebook(container: Container) -> None:
     left_out = re.findall(r"notebook: warning: left out: (.*)", ended.log)
     magics = ["%matplotlib inline", "!pip install model", "files = !ls", "x.bit_length?"]
     assert left_out == [*magics, "%%bash", "if true; then", "echo $HOME || %1", "!1", "fi", "%%time"]
+
+
+def test_a_notebook_that_the_job_does_not_tell_of(container: Container) -> None:
+    container.job()
+    container.code({"train.ipynb": notebook(PROGRAM), "data.ipynb": "[]"})
+    ended = container.run(container.plan(command=["python", "train.ipynb"], args=["data.ipynb"], notebook=False))
+    assert ended.status == 0, ended.log
+    assert ended.told["argv"] == ["train.ipynb.py", "data.ipynb"]
 
 
 def test_a_notebook_beside_a_module_of_its_name(container: Container) -> None:

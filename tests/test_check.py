@@ -432,7 +432,7 @@ WARNING: Mapping[str, tuple[Break, str]] = {
     ),
     "a key that an image cannot read by itself": (
         lambda world: world.settings.update(api_key_delivery="secret"),
-        r"warn  config of queue cpu: an item that brings only an image would fail: .*to read the W&B key .*Give the item an "
+        r"warn  config of queue cpu: an item that brings only an image would fail: .*to read the W&B key .*the item an "
         r"entry point.*\. Items that say what to run, as W&B jobs made of code or of git do, are built\.",
     ),
     "an unknown key in the configuration": (

@@ -18,6 +18,7 @@ sys.path[:] = filter(None, sys.path)
 
 import ast
 import base64
+import codecs
 import http.client
 import json
 import os
@@ -65,6 +66,17 @@ try:
 except Exception as error:
     print(type(error).__name__ + ":", error)
     sys.exit(1)
+"""
+
+# Where a user may not write to the packages of a Python: the folder for their own, a given one when that is none.
+USER_BASE = """
+import os, site, sys, sysconfig
+def can_write(path):
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "/"
+    return os.access(path, os.W_OK)
+if not all(map(can_write, map(sysconfig.get_path, ("purelib", "platlib")))):
+    print(site.getuserbase() if can_write(site.getuserbase()) else sys.argv[1])
 """
 
 ARCHIVES = {
@@ -258,7 +270,9 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     try:
         get(address, headers if token else {}, pause, private / "archive")
         unpack(private / "archive", code)
-    except (OSError, EOFError, tarfile.TarError, Failed) as error:
+    except Failed as error:
+        raise Failed(f"{address}: {error}; use an image with git") from error
+    except (OSError, EOFError, tarfile.TarError) as error:
         raise Failed(f"{address}: {error}; {advice}, or use an image with git") from error
     if (code / ".gitmodules").exists():
         say("source", "warning: an archive has no submodules; use an image with git if the program needs them")
@@ -331,6 +345,11 @@ def apply_patch(patch: bytes, code: Path) -> None:
     for part in parts:
         head, *hunks = re.split(rb"^(?=@@ )", part, flags=re.MULTILINE)
         title = os.fsdecode(head.splitlines()[0])
+        if re.search(rb"^GIT binary|mode 1[26]0000|^index \S+ 1[26]0000", head, re.MULTILINE):
+            raise Failed(
+                f"{title}: binary files, symbolic links and submodules cannot be patched; commit and push them, then create "
+                "the job again"
+            )
         if b"\nBinary files " in head:
             say("patch", f"warning: {title}: left out, for a patch does not hold what is in binary files")
             continue
@@ -353,9 +372,9 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
                 return inside(code, os.fsdecode(name))
         raise ValueError("it names no file")
 
-    if re.search(rb"^GIT binary|mode 1[26]0000", head, re.MULTILINE):
-        raise ValueError("binary files, symbolic links and submodules cannot be patched")
     source, target = path(b"-{3}", b"a", b"from"), path(b"[+]{3}", b"b", b"to")
+    if source.is_symlink() or target.is_symlink():
+        raise ValueError("it is a symbolic link")
     old = [] if b"\nnew file" in head else LINE.findall(source.read_bytes())
     new, at = [], 0
     for hunk in hunks:
@@ -393,15 +412,36 @@ def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
     if path.resolve() in above:
         return []
     lines = []
-    for raw in path.read_text("utf-8-sig", "replace").replace("\\\n", " ").splitlines():
+    content = path.read_bytes()  # as pip reads it; PowerShell writes UTF-16
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    for raw in content.decode(encoding, "replace").replace("\\\n", " ").replace("\\\r\n", " ").splitlines():
         line = re.sub(r"(\A|\s)#.*|\s--hash[ =]\S+|\A--require-hashes\b", "", raw).strip()
         line = VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line)
         hidden.update(word for user in USER_OF_URL.findall(line) for word in user.split(":") if len(word) > 15)
-        other = re.fullmatch(r"(?:-r|--requirement)[ =]*(.+)", line)
-        lines += (
-            read_requirements(path.parent / other[1], (*above, path.resolve())) if other else [line] if line else []
-        )
+        other = re.fullmatch(r"(-r|--requirement|-c|--constraint|-f|--find-links)[ =]*(.+)", line)
+        if other and "://" not in other[2] and other[1] in ("-r", "--requirement"):
+            lines += read_requirements(path.parent / other[2], (*above, path.resolve()))
+            continue
+        if other and (path.parent / other[2]).exists():  # such a path is relative to the file that names it
+            line = f"{other[1]} {shlex.quote(str(path.parent / other[2]))}"
+        lines += [line] if line else []
     return lines
+
+
+def words_of(option: str) -> list[str]:
+    """Split a line of options as pip does; one that it cannot split is left to its own complaint."""
+    try:
+        return shlex.split(option)
+    except ValueError:
+        return option.split(None, 1)
+
+
+def find_room(python: str, work: Path) -> None:
+    """See that a user who may not write to the program's packages has a place for some, in the program's environment too."""
+    command = [python, "-c", USER_BASE, str(work / "user")]
+    base = subprocess.check_output(command, cwd=str(work / "private"), encoding="utf-8").strip()
+    if base:
+        os.environ.update(PYTHONUSERBASE=base, PATH=f"{base}/bin:{os.environ.get('PATH', os.defpath)}")
 
 
 def install_requirements(frozen: Path, code: Path, folder: Path, python: str) -> None:
@@ -436,7 +476,7 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
         if variant and variant[1]:
             options.append(f"--extra-index-url=https://download.pytorch.org/whl/{variant[1]}")
         if re.match("-(?!e|-editable)", line):
-            options += shlex.split(line)
+            options += words_of(line)
         else:  # development versions of wandb are in no index
             kind = torch if variant else apart if "git+" in line else rest
             kind.append(re.sub(r"\Awandb==.*dev.*", "wandb", line))
@@ -502,6 +542,7 @@ def without_magics(cell: str) -> str:
 
 def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     """Fetch the code and make it ready; give the folder to start in. Raises Failed."""
+    global step
     base = os.environ.get("VERTEX_LAUNCH_DIR") or tempfile.gettempdir()
     Path(base).mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="vertex-launch-", dir=base))  # a new one also when the container starts again
@@ -519,15 +560,19 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     say("folder", plan.get("working_dir") or "the code's own")
     folder = inside(code, plan.get("working_dir") or "")
     if not folder.is_dir():
-        raise Failed("the code has no such folder; correct overrides.working_dir")
-    python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
-    install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable)
-    if plan.get("notebook"):
-        say("notebook", "converting")
-        command[:] = [
-            str(convert(inside(folder, word)).relative_to(folder)) if word.endswith(".ipynb") else word
-            for word in command
-        ]
+        raise Failed("the code has no such folder; correct overrides.working_dir, or the job's build context")
+    is_python = PYTHON.fullmatch(command[0])
+    python = (shutil.which(command[0]) if is_python else None) or sys.executable
+    step = "requirements"
+    try:
+        find_room(python, work)
+        install_requirements(job / "requirements.frozen.txt", code, folder, python)
+    except Exception as error:  # noqa: BLE001 - the program may do without what is odd in a list of packages
+        say("requirements", f"warning: {error!r} kept packages from being installed; the program starts without")
+    for index, word in enumerate(command):  # `wandb job create` does not tell that what Python is to run is a notebook
+        if word.endswith(".ipynb") and (plan.get("notebook") or (is_python and index == 1)):
+            say("notebook", f"converting {word}")
+            command[index] = str(convert(inside(folder, word)).relative_to(folder))
     for place in sorted({(folder / word).parent / "Dockerfile.wandb" for word in command}):
         if os.path.isfile(str(place)):  # noqa: PTH113 - a Path would raise an error where a word is no name at all
             name = os.path.relpath(str(place), str(folder))
