@@ -67,6 +67,17 @@ except Exception as error:
     sys.exit(1)
 """
 
+# Where a user may not write to the packages of a Python: the folder for their own, a given one when that is none.
+USER_BASE = """
+import os, site, sys, sysconfig
+def can_write(path):
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "/"
+    return os.access(path, os.W_OK)
+if not all(map(can_write, map(sysconfig.get_path, ("purelib", "platlib")))):
+    print(site.getuserbase() if can_write(site.getuserbase()) else sys.argv[1])
+"""
+
 ARCHIVES = {
     "github.com": "https://github.com/{path}/archive/{commit}.tar.gz",
     "github.com with a token": "https://api.github.com/repos/{path}/tarball/{commit}",
@@ -382,6 +393,14 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
             target.chmod(int(mode[1], 8))
 
 
+def find_room(python: str, work: Path) -> None:
+    """See that a user who may not write to the program's packages has a place for some, in the program's environment too."""
+    command = [python, "-c", USER_BASE, str(work / "user")]
+    base = subprocess.check_output(command, cwd=str(work / "private"), encoding="utf-8").strip()
+    if base:
+        os.environ.update(PYTHONUSERBASE=base, PATH=f"{base}/bin:{os.environ.get('PATH', os.defpath)}")
+
+
 def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
     """Give the lines of a requirements file and of those that it refers to, without what pip takes in a file alone.
 
@@ -521,7 +540,12 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     if not folder.is_dir():
         raise Failed("the code has no such folder; correct overrides.working_dir")
     python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
-    install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable)
+    say("requirements", "reading what to install")
+    try:
+        find_room(python or sys.executable, work)
+        install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable)
+    except Exception as error:  # noqa: BLE001 - the program may well run without
+        say("requirements", f"warning: not all are installed ({error!r}); the program starts without")
     if plan.get("notebook"):
         say("notebook", "converting")
         command[:] = [
