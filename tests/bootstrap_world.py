@@ -94,14 +94,25 @@ def virtual_environment(version: str, folder: Path, pip: bool = True) -> Path:
     return folder
 
 
-def relocated(folder: Path) -> Path:
-    """Make an installation of this Python that is no virtual environment, and whose system manages its packages (PEP 668)."""
+def relocated(folder: Path, copied: bool = False) -> Path:
+    """Make an installation of this Python that is no virtual environment, and whose system manages its packages (PEP 668).
+
+    ``copied``, it has its own library, for users who may not read the one of this Python; LD_LIBRARY_PATH must name its ``lib``.
+    """
     library = Path(sysconfig.get_path("stdlib", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix}))
     copy = folder / "lib" / library.name
     copy.mkdir(parents=True)
     for entry in library.iterdir():
-        if entry.name not in ("site-packages", "dist-packages", "EXTERNALLY-MANAGED"):
+        if entry.name in ("site-packages", "dist-packages", "EXTERNALLY-MANAGED", "test", "__pycache__"):
+            continue
+        if not copied:
             (copy / entry.name).symlink_to(entry)
+        elif entry.is_dir():
+            shutil.copytree(entry, copy / entry.name, ignore=shutil.ignore_patterns("__pycache__", "*.a"))
+        else:
+            shutil.copy2(entry, copy / entry.name)
+    for entry in library.parent.glob("libpython*.so*") if copied else ():
+        shutil.copy2(entry, folder / "lib")
     (copy / "EXTERNALLY-MANAGED").write_text("[externally-managed]\nError=This system manages its packages itself.\n")
     (copy / "site-packages").mkdir()
     (folder / "bin").mkdir()
@@ -124,8 +135,10 @@ def packages(environment: Path) -> Path:
     return next(environment.glob("lib/python*/site-packages"))
 
 
-def wheel(folder: Path, name: str, version: str, code: str = "", requires: Sequence[str] = ()) -> Path:
-    """Build a wheel with one module."""
+def wheel(
+    folder: Path, name: str, version: str, code: str = "", requires: Sequence[str] = (), script: str = ""
+) -> Path:
+    """Build a wheel with one module; ``script`` is a program that calls its function of that name."""
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -134,6 +147,8 @@ def wheel(folder: Path, name: str, version: str, code: str = "", requires: Seque
         f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {line}\n" for line in requires),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
+    if script:
+        files[f"{info}/entry_points.txt"] = f"[console_scripts]\n{script} = {name}:{script}\n"
     files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
     path = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -401,6 +416,8 @@ class Container:
     wheels: Path
     tools: tuple[str, ...] = ("git", "printenv", "sh")
     variables: dict[str, str] = field(default_factory=dict)
+    user: int | None = None
+    """Who runs it, when it is somebody else."""
     _numbers: Any = field(default_factory=itertools.count)
 
     @property
@@ -462,6 +479,8 @@ class Container:
             (tools / tool).symlink_to(found)
         for name in ("tmp", "home", "app"):
             (place / name).mkdir(exist_ok=True)
+            if self.user is not None:
+                os.chown(place / name, self.user, self.user)
         environment = {
             "PATH": f"{self.environment / 'bin'}:{tools}",
             "HOME": str(place / "home"),
@@ -485,6 +504,9 @@ class Container:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            user=self.user,
+            group=self.user,
+            extra_groups=None if self.user is None else [],
         )
 
     def run(self, plan: Mapping[str, Any] | str, **variables: str) -> Ended:

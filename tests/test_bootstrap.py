@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_a_code_job(empty: Container) -> None:
     assert work.parent.name == "tmp"
     assert sorted(path.name for path in work.iterdir()) == ["code", "job"]
     steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
-    assert steps == ["key", "source", "wandb", "source", "folder", "requirements", "start"]
+    assert steps == ["key", "source", "wandb", "source", "folder", "requirements", "requirements", "start"]
 
 
 @pytest.mark.parametrize("empty", VERSIONS, indirect=True)
@@ -817,6 +818,8 @@ def test_a_frozen_list(spoilt: Container) -> None:
     warning = next(line for line in ended.log.splitlines() if "warning: failed to install: " in line)
     assert warning.startswith("vertex-launch: requirements: ")
     assert all(name in warning for name in lost)
+    assert "PYTHONUSERBASE" not in ended.told["environment"]  # where packages can be written nothing else changes
+    assert ended.told["environment"]["PATH"].startswith(f"{spoilt.environment}/bin:")
 
 
 def test_what_is_installed_is_not_installed_again(spoilt: Container) -> None:
@@ -1006,6 +1009,54 @@ def test_an_image_whose_system_manages_its_packages(container: Container) -> Non
     ended = container.run(container.plan())
     assert ended.status == 0, ended.log
     assert ended.told["packages"] == {"helper": "1.0"}
+
+
+@pytest.fixture
+def nobody(empty: Container) -> Iterator[Container]:
+    """A container whose user may not write to the packages of its Python, which is no virtual environment."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are for nobody else
+        folder = Path(name)
+        folder.chmod(0o755)
+        empty.folder, empty.wheels = folder, shutil.copytree(empty.wheels, folder / "wheels")
+        empty.wheels.chmod(0o755)
+        wheel(empty.wheels, "cowsay", "1.0", "def cow():\n    print('moo')\n", script="cow")
+        empty.environment = relocated(folder / "system", copied=True)
+        empty.variables = {"LD_LIBRARY_PATH": str(empty.environment / "lib")}
+        add_wandb(empty.environment)
+        place = packages(empty.environment)
+        if os.geteuid() == 0:
+            empty.user = 65534
+        else:
+            place.chmod(0o555)
+        yield empty
+        place.chmod(0o755)
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", ""])
+def test_a_user_who_has_no_home(nobody: Container, home: str) -> None:
+    nobody.job({"requirements.frozen.txt": "helper==1.0\ncowsay==1.0"})
+    nobody.code()
+    ended = nobody.run(nobody.plan(), HOME=home)
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "cowsay": "1.0"}, ended.log
+    user = str(Path(ended.told["cwd"]).parent / "user")
+    assert ended.told["environment"]["PYTHONUSERBASE"] == user
+    assert ended.told["environment"]["PATH"].startswith(f"{user}/bin:")
+    ended = nobody.run(nobody.plan(command=["cow"]), HOME=home)
+    assert (ended.status, ended.last) == (0, "moo"), ended.log
+
+
+def test_a_user_with_packages_at_home(nobody: Container) -> None:
+    home = nobody.folder / "container-0" / "home"
+    write(home / ".local" / packages(nobody.environment).relative_to(nobody.environment), {"own.py": "print('own')"})
+    for place in home.rglob("*"):
+        os.chown(place, nobody.user or -1, nobody.user or -1)
+    nobody.job({"requirements.frozen.txt": "cowsay==1.0"})
+    nobody.code({"run.sh": "#!/bin/sh\npython -c 'import own' && cow\n"})
+    (nobody.store / "id-QXJ0aWZhY3Q6MQ==" / "run.sh").chmod(0o755)
+    ended = nobody.run(nobody.plan(command=["./run.sh"]))
+    assert ended.status == 0, ended.log
+    assert ended.log.endswith("own\nmoo\n")
 
 
 def test_packages_go_to_the_python_that_runs_the_program(spoilt: Container) -> None:
