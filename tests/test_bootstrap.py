@@ -209,7 +209,7 @@ def test_a_code_job(empty: Container) -> None:
     assert work.parent.name == "tmp"
     assert sorted(path.name for path in work.iterdir()) == ["code", "job"]
     steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
-    assert steps == ["key", "source", "wandb", "source", "folder", "requirements", "requirements", "start"]
+    assert steps == ["key", "source", "wandb", "source", "folder", "requirements", "start"]
 
 
 @pytest.mark.parametrize("empty", VERSIONS, indirect=True)

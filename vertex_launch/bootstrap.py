@@ -401,14 +401,6 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
             target.chmod(int(mode[1], 8))
 
 
-def find_room(python: str, work: Path) -> None:
-    """See that a user who may not write to the program's packages has a place for some, in the program's environment too."""
-    command = [python, "-c", USER_BASE, str(work / "user")]
-    base = subprocess.check_output(command, cwd=str(work / "private"), encoding="utf-8").strip()
-    if base:
-        os.environ.update(PYTHONUSERBASE=base, PATH=f"{base}/bin:{os.environ.get('PATH', os.defpath)}")
-
-
 def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
     """Give the lines of a requirements file and of those that it refers to, without what pip takes in a file alone.
 
