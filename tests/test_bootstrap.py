@@ -151,7 +151,7 @@ def failed(ended: Ended, step: str, *words: str) -> None:
 def test_the_text_can_be_handed_over() -> None:
     assert "$" not in TEXT  # Vertex AI expands dollars in commands
     assert TEXT.isascii()
-    assert len(TEXT) < 128 * 1024 // 4  # the kernel takes 128 KiB (MAX_ARG_STRLEN)
+    assert len(TEXT) < 128 * 1024 // 3  # the kernel takes 128 KiB (MAX_ARG_STRLEN); no reason to come near it
     ast.parse(TEXT, feature_version=(3, 8))
     imported = {
         name.name.split(".")[0]
@@ -209,7 +209,7 @@ def test_a_code_job(empty: Container) -> None:
     assert work.parent.name == "tmp"
     assert sorted(path.name for path in work.iterdir()) == ["code", "job"]
     steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
-    assert steps == ["key", "source", "wandb", "source", "folder", "requirements", "start"]
+    assert steps == ["key", "source", "wandb", "source", "folder", "requirements", "requirements", "start"]
 
 
 @pytest.mark.parametrize("empty", VERSIONS, indirect=True)
@@ -662,6 +662,8 @@ def test_archives_that_lead_out_of_the_code(container: Container, internet: Inte
     failed(
         ended, "source", "no file, folder" if way.startswith("a ") and "link " not in way else "leads out of the code"
     )
+    assert "pushed" not in ended.last
+    assert "use an image with git, or take that out" in ended.last
     assert not list(container.folder.rglob("evil"))
 
 
@@ -782,17 +784,51 @@ def test_what_a_patch_does_not_hold_is_left_out(tmp_path: Path, capfdbinary: pyt
         ("diff --git a/b b/b\n--- a/b\n+++ b/b\n@@ -1 +1 @@\n-1\n+2\n", "No such file"),
         ("diff --git a/../x b/../x\nnew file mode 100644\n--- /dev/null\n+++ b/../x\n@@ -0,0 +1 @@\n+1\n", "leads out"),
         ("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc\n", "symbolic links"),
-        ("diff --git a/a b/a\nindex 1..2 120000\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-1\n+2\n", "commit and push them"),
-        ("diff --git a/k b/k\n--- a/k\n+++ b/k\n@@ -1 +1 @@\n-1\n+2\n", "it is a symbolic link"),
         ("diff --git a/a b/a\nindex 0..1\nGIT binary patch\nliteral 1\n", "binary files"),
     ],
 )
 def test_patches_that_do_not_fit(tmp_path: Path, patch: str, word: str) -> None:
     write(tmp_path / "code", {"a": "1\n"})
-    (tmp_path / "code" / "k").symlink_to("a")
     with pytest.raises(bootstrap.Failed, match=word):
         bootstrap.apply_patch(patch.encode(), tmp_path / "code")
     assert not (tmp_path / "x").exists()
+
+
+LINKS: dict[str, Callable[[Path], object]] = {
+    "changed": lambda work: (work / "other").replace(work / "link"),
+    "new": lambda work: (work / "another").symlink_to("b"),
+    "moved": lambda work: (work / "link").rename(work / "moved"),
+    "deleted": lambda work: (work / "link").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", LINKS)
+def test_symbolic_links_in_a_patch(tmp_path: Path, what: str) -> None:
+    work, _ = repository(tmp_path / "work", {"a": "1\n", "b": "2\n"})
+    (work / "link").symlink_to("a")
+    (work / "other").symlink_to("b")
+    git(work, "add", "-A")
+    git(work, "commit", "-q", "-m", "with a link")
+    copy = shutil.copytree(work, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    LINKS[what](work)
+    git(work, "add", "-A")
+    with pytest.raises(
+        bootstrap.Failed, match=r"symbolic link.* commit and push the change, then create the job"
+    ) as told:
+        bootstrap.apply_patch(git(work, "diff", "HEAD", "-M"), copy)
+    assert "does not fit" not in str(told.value)
+    assert (copy / "link").is_symlink()
+    assert tree(copy) == {"a": (0, b"1\n"), "b": (0, b"2\n"), "link": (0, b"1\n"), "other": (0, b"2\n")}
+
+
+@pytest.mark.parametrize("name", ["link", "folder/a", "none/a"])
+def test_nothing_is_patched_by_way_of_links(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "code", {"a": "1\n"})
+    for link, goal in (("link", "a"), ("folder", "."), ("none", "missing")):
+        (tmp_path / "code" / link).symlink_to(goal)
+    patch = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-1\n+2\n"
+    with pytest.raises(bootstrap.Failed, match="is or lies behind a symbolic link"):
+        bootstrap.apply_patch(patch.encode(), tmp_path / "code")
     assert (tmp_path / "code" / "a").read_text() == "1\n"
 
 
@@ -848,35 +884,6 @@ def test_code_with_requirements_of_its_own(spoilt: Container, where: str) -> Non
     assert "failed to install: absent==1.0;" in ended.log
 
 
-def test_a_list_from_powershell(spoilt: Container) -> None:
-    spoilt.job({"requirements.frozen.txt": "helper==1.0\r\nmodel==1.0\r\n".encode("utf-16")})
-    spoilt.code()
-    assert spoilt.run(spoilt.plan()).told["packages"] == {"helper": "1.0", "model": "1.0"}
-
-
-def test_options_with_paths_and_odd_ones(spoilt: Container) -> None:
-    spoilt.job()
-    nested = "-c limits.txt\nhelper\n"
-    spoilt.code(
-        {
-            "requirements.txt": "-r sub/more.txt\n-f /it's/here\n",
-            "sub/more.txt": nested,
-            "sub/limits.txt": "helper<2\n",
-        }
-    )
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0"}, ended.log
-
-
-def test_what_is_odd_in_a_list_does_not_keep_the_program_from_starting(spoilt: Container) -> None:
-    spoilt.job({"requirements.frozen.txt": "helper==1.0\0\n"})
-    spoilt.code()
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
-    assert "kept packages from being installed; the program starts without" in ended.log
-
-
 def test_a_list_that_is_not_frozen_gets_its_dependencies(spoilt: Container) -> None:
     spoilt.job({"requirements.frozen.txt": "model>=1\nwandb"})
     spoilt.code()
@@ -905,6 +912,63 @@ def test_a_list_that_refers_to_itself(spoilt: Container) -> None:
     ended = spoilt.run(spoilt.plan())
     assert ended.status == 0, ended.log
     assert ended.told["packages"] == {"helper": "1.0"}
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-8-sig"])
+def test_lists_as_windows_writes_them(spoilt: Container, code: str) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": "helper==1.0 \\\r\n --hash=sha256:0\r\nmodel==1.0\r\n".encode(code)})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+
+
+def test_an_option_that_cannot_be_read(spoilt: Container) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": "-f /it's/here\nhelper==1.0\n"})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}
+    assert "requirements: warning: left out: -f /it's/here (No closing quotation)" in ended.log
+
+
+def test_nothing_that_goes_wrong_with_requirements_holds_up_the_program(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\n"})
+    spoilt.code({"_wandb_bootstrap_errors.json/a": "a folder of that name"})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert "requirements: warning: not all are installed (IsADirectoryError" in ended.log
+
+
+EDITABLE = {
+    "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "builder"\nbackend-path = ["."]\n',
+    "builder.py": "def build_editable(*_):\n    raise SystemExit('built in ' + __file__)\nbuild_wheel = build_editable\n",
+}
+
+
+@pytest.mark.parametrize(("place", "found"), [("sub", "sub/own"), ("", "own")])
+def test_paths_in_a_nested_list(spoilt: Container, place: str, found: str) -> None:
+    shutil.copytree(spoilt.wheels, spoilt.store / "id-QXJ0aWZhY3Q6MQ==" / "sub" / "the wheels")
+    spoilt.job()
+    files = {"requirements.txt": "-r sub/more.txt\n", "sub/limits.txt": "helper<2\n"}
+    files |= {"sub/more.txt": "-f ./the wheels\n-c limits.txt\n-c none.txt\n-e ./own\nhelper\n"}
+    files |= {str(Path(place, "own", name)): text for name, text in EDITABLE.items()}
+    spoilt.code(files)
+    ended = spoilt.run(spoilt.plan(), PIP_FIND_LINKS="")
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}, ended.log
+    assert f"built in {ended.told['cwd']}/{found}/" in ended.log
+    assert "warning: there is no none.txt" in ended.log
+
+
+def test_a_list_on_the_web(spoilt: Container, google: Google) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": f"-r {google.url}/list.txt\nhelper==1.0\n"})
+    ended = spoilt.run(spoilt.plan(), PIP_RETRIES="0")
+    assert ended.status == 0, ended.log
+    assert "/list.txt" in google.asked
+    assert ended.told["packages"] == {"helper": "1.0"}
+    assert f"failed to install: -r {google.url}/list.txt;" in ended.log
 
 
 def test_what_needs_git_does_not_hold_up_the_rest(spoilt: Container) -> None:
@@ -1108,12 +1172,41 @@ def test_a_notebook(container: Container) -> None:
     assert left_out == [*magics, "%%bash", "if true; then", "echo $HOME || %1", "!1", "fi", "%%time"]
 
 
-def test_a_notebook_that_the_job_does_not_tell_of(container: Container) -> None:
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_a_notebook_that_the_plan_does_not_call_one(container: Container, options: list[str]) -> None:
     container.job()
-    container.code({"train.ipynb": notebook(PROGRAM), "data.ipynb": "[]"})
-    ended = container.run(container.plan(command=["python", "train.ipynb"], args=["data.ipynb"], notebook=False))
+    container.code({"a.ipynb": notebook(PROGRAM), "b.ipynb": "not for us"})
+    ended = container.run(container.plan(command=["python", *options, "a.ipynb", "b.ipynb"]))
     assert ended.status == 0, ended.log
-    assert ended.told["argv"] == ["train.ipynb.py", "data.ipynb"]
+    assert ended.told["argv"] == ["a.py", "b.ipynb"]
+
+
+@pytest.mark.parametrize("command", [["python", "train.py", "a.ipynb"], ["python", "-m", "train", "a.ipynb"]])
+def test_a_notebook_that_a_program_takes(container: Container, command: list[str]) -> None:
+    container.job()
+    container.code({"a.ipynb": "not for us"})
+    ended = container.run(container.plan(command=command))
+    assert ended.status == 0, ended.log
+    assert ended.told["argv"][1:] == ["a.ipynb"]
+
+
+def test_what_is_timed_in_a_notebook_runs(container: Container) -> None:
+    timed = "x = %time 1 + 1\nfor _ in '12':\n    %time x = x + 1\n%timeit -n 10 x\ny = %timeit -o x\n%time !ls"
+    container.job()
+    container.code({"a.ipynb": notebook(timed, "print('x is', x)")})
+    ended = container.run(container.plan(command=["python", "a.ipynb"], notebook=True))
+    assert ended.status == 0, ended.log
+    assert ended.last == "x is 4"
+    assert re.findall("warning: left out: (.*)", ended.log) == ["%timeit -n 10 x", "y = %timeit -o x", "%time !ls"]
+    assert re.findall("warning: not timed: (.*)", ended.log) == ["x = %time 1 + 1", "%time x = x + 1"]
+
+
+def test_a_cell_that_no_script_can_run(container: Container) -> None:
+    container.job()
+    container.code({"a.ipynb": notebook("x = 1", "%pylab\nawait x")})
+    ended = container.run(container.plan(command=["python", "a.ipynb"], notebook=True))
+    assert ended.status == 1
+    assert "notebook: warning: code cell 2 cannot run in a script ('await' outside function" in ended.log
 
 
 def test_a_notebook_beside_a_module_of_its_name(container: Container) -> None:
@@ -1148,7 +1241,7 @@ def test_a_working_directory(container: Container) -> None:
 @pytest.mark.parametrize(
     ("place", "word"),
     [
-        ("..", "leads out"),
+        ("..", "leads out of the code; correct overrides.working_dir"),
         ("/tmp", "leads out"),
         ("sub/../../..", "leads out"),
         ("none", "no such folder"),

@@ -18,7 +18,6 @@ sys.path[:] = filter(None, sys.path)
 
 import ast
 import base64
-import codecs
 import http.client
 import json
 import os
@@ -92,9 +91,11 @@ LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*([^;]*)(;.*)?")
 PIN = re.compile(r"===?\s*[^,*\s]+\s*|@.+")
 USER_OF_URL = re.compile(r"://([^/@\s]+)@")  # in a requirement; what is long in it is a token
+OF_A_FILE = re.compile(r"(-r|--requirement|-c|--constraint|-f|--find-links|-e|--editable)[ =]*(.+)")
 VARIABLE = re.compile(r"\x24\{([A-Z0-9_]+)\}")
 TORCH = re.compile(r"torch(?:vision|audio)?==\d+\.\d+\.\d+(?:\+(cu\d+|cpu))?")
 MAGIC = re.compile(r"(\s*)([%!?].*|[\w., ]+=\s*[%!].*|.*\?)")
+TIMED = re.compile(r"(\s*)([\w., ]+=\s*)?%time(?:it)?\s+([^-%!\s].*)")
 CELL_OF_PYTHON = re.compile(r"\s*%%(time|timeit|capture|prun)\b")
 
 hidden: set[str] = set()
@@ -271,7 +272,7 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
         get(address, headers if token else {}, pause, private / "archive")
         unpack(private / "archive", code)
     except Failed as error:
-        raise Failed(f"{address}: {error}; use an image with git") from error
+        raise Failed(f"{address}: {error}; use an image with git, or take that out of the repository") from error
     except (OSError, EOFError, tarfile.TarError) as error:
         raise Failed(f"{address}: {error}; {advice}, or use an image with git") from error
     if (code / ".gitmodules").exists():
@@ -315,11 +316,11 @@ def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, p
         )
 
 
-def inside(root: Path, name: str) -> Path:
+def inside(root: Path, name: str, advice: str = "") -> Path:
     """Give a path in a folder. Raises Failed when it is not in it, also by way of symbolic links."""
     top = os.path.realpath(str(root))
     if os.path.commonpath([top, os.path.realpath(str(root / name))]) != top:
-        raise Failed(f"{name} leads out of the code")
+        raise Failed(f"{name} leads out of the code{advice}")
     return root / name
 
 
@@ -345,11 +346,6 @@ def apply_patch(patch: bytes, code: Path) -> None:
     for part in parts:
         head, *hunks = re.split(rb"^(?=@@ )", part, flags=re.MULTILINE)
         title = os.fsdecode(head.splitlines()[0])
-        if re.search(rb"^GIT binary|mode 1[26]0000|^index \S+ 1[26]0000", head, re.MULTILINE):
-            raise Failed(
-                f"{title}: binary files, symbolic links and submodules cannot be patched; commit and push them, then create "
-                "the job again"
-            )
         if b"\nBinary files " in head:
             say("patch", f"warning: {title}: left out, for a patch does not hold what is in binary files")
             continue
@@ -361,6 +357,8 @@ def apply_patch(patch: bytes, code: Path) -> None:
 
 def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
     """Apply the part of a ``git diff`` that is about one file. Raises ValueError, LookupError, OSError, Failed."""
+    title = os.fsdecode(head.splitlines()[0])
+    links = "symbolic links and submodules cannot be patched; commit and push the change, then create the job again"
 
     def path(sign: bytes, side: bytes, word: bytes) -> Path:
         """Find a name; where only a mode changes or a file is empty, it stands in the title alone."""
@@ -369,17 +367,20 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
             found = re.search(pattern, head, re.MULTILINE)
             if found:
                 name = ast.literal_eval(f'b"{found[2].decode()}"') if found[1] else found[2]
-                return inside(code, os.fsdecode(name))
+                place = inside(code, os.fsdecode(name))
+                if any(part.is_symlink() for part in (place, *place.parents) if code in part.parents):
+                    raise Failed(f"{title}: it is or lies behind a symbolic link; {links}")
+                return place
         raise ValueError("it names no file")
 
+    if re.search(rb"^GIT binary|^index .* 1[26]0000|mode 1[26]0000", head, re.MULTILINE):
+        raise Failed(f"{title}: binary files, {links}")
     source, target = path(b"-{3}", b"a", b"from"), path(b"[+]{3}", b"b", b"to")
-    if source.is_symlink() or target.is_symlink():
-        raise ValueError("it is a symbolic link")
     old = [] if b"\nnew file" in head else LINE.findall(source.read_bytes())
     new, at = [], 0
     for hunk in hunks:
-        title, *lines = LINE.findall(re.sub(rb"\n\\ [^\n]*", b"\0", hunk))  # "\ No newline at end of file"
-        start, count = re.findall(rb"-(\d+)(?:,(\d+))?", title)[0]
+        range_of, *lines = LINE.findall(re.sub(rb"\n\\ [^\n]*", b"\0", hunk))  # "\ No newline at end of file"
+        start, count = re.findall(rb"-(\d+)(?:,(\d+))?", range_of)[0]
         begin = int(start) - (count != b"0")
         new += old[at:begin]
         at = begin
@@ -401,41 +402,6 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
             target.chmod(int(mode[1], 8))
 
 
-def read_requirements(path: Path, above: tuple[Path, ...] = ()) -> list[str]:
-    """Give the lines of a requirements file and of those that it refers to, without what pip takes in a file alone.
-
-    ``above`` are the files that have led here.
-    """
-    if not path.is_file():
-        say("requirements", f"warning: there is no {path.name}")
-        return []
-    if path.resolve() in above:
-        return []
-    lines = []
-    content = path.read_bytes()  # as pip reads it; PowerShell writes UTF-16
-    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    for raw in content.decode(encoding, "replace").replace("\\\n", " ").replace("\\\r\n", " ").splitlines():
-        line = re.sub(r"(\A|\s)#.*|\s--hash[ =]\S+|\A--require-hashes\b", "", raw).strip()
-        line = VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line)
-        hidden.update(word for user in USER_OF_URL.findall(line) for word in user.split(":") if len(word) > 15)
-        other = re.fullmatch(r"(-r|--requirement|-c|--constraint|-f|--find-links)[ =]*(.+)", line)
-        if other and "://" not in other[2] and other[1] in ("-r", "--requirement"):
-            lines += read_requirements(path.parent / other[2], (*above, path.resolve()))
-            continue
-        if other and (path.parent / other[2]).exists():  # such a path is relative to the file that names it
-            line = f"{other[1]} {shlex.quote(str(path.parent / other[2]))}"
-        lines += [line] if line else []
-    return lines
-
-
-def words_of(option: str) -> list[str]:
-    """Split a line of options as pip does; one that it cannot split is left to its own complaint."""
-    try:
-        return shlex.split(option)
-    except ValueError:
-        return option.split(None, 1)
-
-
 def find_room(python: str, work: Path) -> None:
     """See that a user who may not write to the program's packages has a place for some, in the program's environment too."""
     command = [python, "-c", USER_BASE, str(work / "user")]
@@ -444,13 +410,47 @@ def find_room(python: str, work: Path) -> None:
         os.environ.update(PYTHONUSERBASE=base, PATH=f"{base}/bin:{os.environ.get('PATH', os.defpath)}")
 
 
+def read_requirements(path: Path, top: Path, above: tuple[Path, ...] = ()) -> list[str]:
+    """Give the lines of a requirements file and of those that it refers to, without what pip takes in a file alone.
+
+    ``top`` is where pip runs and looks for what is to be edited; else it is beside the file, as all others are.
+    ``above`` are the files that have led here.
+    """
+    if not path.is_file():
+        say("requirements", f"warning: there is no {path.name}")
+        return []
+    if path.resolve() in above:
+        return []
+    data, lines = path.read_bytes(), []
+    code = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # the first is what PowerShell writes
+    for raw in data.decode(code, "replace").replace("\r\n", "\n").replace("\\\n", " ").splitlines():
+        line = re.sub(r"(\A|\s)#.*|\s--hash[ =]\S+|\A--require-hashes\b", "", raw).strip()
+        line = VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line)
+        hidden.update(word for user in USER_OF_URL.findall(line) for word in user.split(":") if len(word) > 15)
+        other = OF_A_FILE.fullmatch(line)
+        if other and ":" not in other[2]:  # and no URL
+            kind, near = other[1].strip("-")[0], path.parent / other[2]
+            if kind == "r":
+                lines += read_requirements(near, top, (*above, path.resolve()))
+                continue
+            if kind == "c" and not near.is_file():
+                say("requirements", f"warning: there is no {near.name}")
+                continue
+            if kind == "e":
+                line = line if (top / other[2]).exists() else f"-e {near}"
+            elif near.exists():
+                line = f"-{kind} {shlex.quote(str(near))}"
+        lines += [line] if line else []
+    return lines
+
+
 def install_requirements(frozen: Path, code: Path, folder: Path, python: str) -> None:
     """Install what W&B's own bootstrap would; what fails is reported by name and is not fatal.
 
     That is the frozen list without dependencies; of code with a requirements.txt what that names, in the frozen versions.
     ``wandb job create`` freezes nothing: a list with open versions needs its dependencies, an empty one says nothing.
     """
-    lines, pins = read_requirements(frozen), {}
+    lines, pins = read_requirements(frozen, folder), {}
 
     def name_of(match: re.Match[str]) -> str:
         return re.sub(r"[-_.]+", "-", match[1]).lower()
@@ -459,9 +459,11 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
         if match and PIN.fullmatch(match[3]):
             pins[name_of(match)] = match[3]
     alone = ["--no-deps"] if len(pins) == len(lines) else []
+    errors = folder
     own = next((place / "requirements.txt" for place in (folder, code) if (place / "requirements.txt").is_file()), None)
     if own:
-        lines, alone = read_requirements(own), []
+        folder = own.parent
+        lines, alone = read_requirements(own, folder), []
         for index, match in enumerate(map(REQUIREMENT.fullmatch, lines)):
             if match and name_of(match) in pins:
                 lines[index] = f"{match[1]}{match[2] or ''}{pins[name_of(match)]}{match[4] or ''}"
@@ -475,15 +477,18 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
         variant = TORCH.match(line)
         if variant and variant[1]:
             options.append(f"--extra-index-url=https://download.pytorch.org/whl/{variant[1]}")
-        if re.match("-(?!e|-editable)", line):
-            options += words_of(line)
+        if re.match("-(?!e|r|-editable|-requirement)", line):
+            try:
+                options += shlex.split(line)
+            except ValueError as error:
+                say("requirements", f"warning: left out: {line} ({error})")
         else:  # development versions of wandb are in no index
             kind = torch if variant else apart if "git+" in line else rest
             kind.append(re.sub(r"\Awandb==.*dev.*", "wandb", line))
     say("requirements", f"installing {len(torch + apart + rest)} packages")
     failed = [line for some in (rest, apart) for line in install(some, [*options, *alone], python, folder)]
     failed += install(torch, options, python, folder)
-    (folder / "_wandb_bootstrap_errors.json").write_text(json.dumps({"pip": failed}))
+    (errors / "_wandb_bootstrap_errors.json").write_text(json.dumps({"pip": failed}))
     if failed:
         say("requirements", f"warning: failed to install: {', '.join(failed)}; the program starts without")
 
@@ -523,6 +528,13 @@ def convert(notebook: Path) -> Path:
             compile(text, notebook.name, "exec")
         except (SyntaxError, ValueError):
             texts[index] = without_magics(text)
+            try:
+                compile(texts[index], notebook.name, "exec")
+            except (SyntaxError, ValueError) as error:  # as with an `await` that is in no function
+                say(
+                    "notebook",
+                    f"warning: code cell {index + 1} cannot run in a script ({error}); change it in the notebook",
+                )
     script.write_text("\n\n".join(texts) + "\n", "utf-8")
     say("notebook", f"{notebook.name} runs as {script.name}")
     return script
@@ -533,8 +545,11 @@ def without_magics(cell: str) -> str:
     lines = cell.split("\n")
     foreign = cell.lstrip().startswith("%%") and not CELL_OF_PYTHON.match(cell)
     for index, line in enumerate(lines):
-        found = MAGIC.fullmatch(line)
-        if line.strip() and (foreign or found):
+        found, timed = MAGIC.fullmatch(line), TIMED.fullmatch(line)
+        if timed and not foreign:
+            say("notebook", f"warning: not timed: {line.strip()}")
+            lines[index] = f"{timed[1]}{timed[2] or ''}{timed[3]}"
+        elif line.strip() and (foreign or found):
             say("notebook", f"warning: left out: {line.strip()}")
             lines[index] = f"{found[1] if found and not foreign else ''}pass  # {line.strip()}"
     return "\n".join(lines)
@@ -542,7 +557,6 @@ def without_magics(cell: str) -> str:
 
 def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     """Fetch the code and make it ready; give the folder to start in. Raises Failed."""
-    global step
     base = os.environ.get("VERTEX_LAUNCH_DIR") or tempfile.gettempdir()
     Path(base).mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="vertex-launch-", dir=base))  # a new one also when the container starts again
@@ -558,21 +572,23 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     if (job / "diff.patch").is_file():
         apply_patch((job / "diff.patch").read_bytes(), code)
     say("folder", plan.get("working_dir") or "the code's own")
-    folder = inside(code, plan.get("working_dir") or "")
+    folder = inside(code, plan.get("working_dir") or "", "; correct overrides.working_dir")
     if not folder.is_dir():
         raise Failed("the code has no such folder; correct overrides.working_dir, or the job's build context")
-    is_python = PYTHON.fullmatch(command[0])
-    python = (shutil.which(command[0]) if is_python else None) or sys.executable
-    step = "requirements"
+    python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
+    say("requirements", "reading what to install")
     try:
-        find_room(python, work)
-        install_requirements(job / "requirements.frozen.txt", code, folder, python)
-    except Exception as error:  # noqa: BLE001 - the program may do without what is odd in a list of packages
-        say("requirements", f"warning: {error!r} kept packages from being installed; the program starts without")
-    for index, word in enumerate(command):  # `wandb job create` does not tell that what Python is to run is a notebook
-        if word.endswith(".ipynb") and (plan.get("notebook") or (is_python and index == 1)):
-            say("notebook", f"converting {word}")
-            command[index] = str(convert(inside(folder, word)).relative_to(folder))
+        find_room(python or sys.executable, work)
+        install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable)
+    except Exception as error:  # noqa: BLE001 - the program may well run without
+        say("requirements", f"warning: not all are installed ({error!r}); the program starts without")
+    script = next((at for at, word in enumerate(command) if at and not word.startswith("-")), 0)
+    is_python = PYTHON.fullmatch(Path(command[0]).name)
+    for at, word in enumerate(command):  # `wandb job create` does not mark notebooks
+        if word.endswith(".ipynb") and (plan.get("notebook") or (is_python and at == script)):
+            say("notebook", "converting")
+            notebook = inside(folder, word, "; correct the entry point")
+            command[at] = str(convert(notebook).relative_to(folder))
     for place in sorted({(folder / word).parent / "Dockerfile.wandb" for word in command}):
         if os.path.isfile(str(place)):  # noqa: PTH113 - a Path would raise an error where a word is no name at all
             name = os.path.relpath(str(place), str(folder))
