@@ -182,7 +182,7 @@ def test_a_code_job_in_an_empty_python(made: Made, index: dict[str, str], tmp_pa
     assert {"train.py", "sub", "requirements.txt"} <= set(told["files"])
     assert "VERTEX_LAUNCH_PLAN" not in told["environment"]
     steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
-    assert steps == ["source", "wandb", "source", "folder", "requirements", "start"]
+    assert steps == ["source", "wandb", "source", "folder", "requirements", "requirements", "start"]
     assert f"acme/demo/{name}" in made.named("code:v0").used_by
     finished = made.server.store.runs.get("acme", "demo", name)
     assert finished is not None
