@@ -20,7 +20,7 @@ test: lint types imports pytest
 
 soak: SEEDS ?= 50000
 soak: $(VENV)/tests.done   ## live so many simulated worlds, as make soak SEEDS=100000
-	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/test_simulation.py -k seeds
+	SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation -k seeds
 
 lint: $(VENV)/tests.done
 	$(BIN)/ruff check .

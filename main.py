@@ -1,4 +1,4 @@
-"""The entry points of the functions; `vertex_launch.app` does the rest."""
+"""The entry points of the functions; `vertex_launch.functions` does the rest."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import flask
 import functions_framework
 from cloudevents.http import CloudEvent
 
-from vertex_launch import app
+from vertex_launch import functions
 
 
 @functions_framework.cloud_event  # type: ignore[untyped-decorator]
 def dispatch(event: CloudEvent) -> None:
     """Run a pass for a message of the tick topic."""
-    app.on_event("dispatch", event, flask.request.headers)
+    functions.on_event("dispatch", event, flask.request.headers)
 
 
 @functions_framework.cloud_event  # type: ignore[untyped-decorator]
 def job_state(event: CloudEvent) -> None:
     """Publish a tick when the job of a log entry is ours and has ended."""
-    app.on_event("job_state", event, flask.request.headers)
+    functions.on_event("job_state", event, flask.request.headers)
 
 
 @functions_framework.http  # type: ignore[untyped-decorator]
 def dispatch_now(request: flask.Request) -> flask.Response:
     """Run a pass at once for a person: POST, with a JSON object or nothing."""
-    return app.on_request(request)
+    return functions.on_request(request)
 
 
-app.accept_any_body("dispatch", "job_state")
+functions.accept_any_body("dispatch", "job_state")

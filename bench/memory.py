@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from local.cloud import ENTITY, Cloud, Options
-from local.demo_items import pool
-from local.web import post
+from local.machine.cloud import ENTITY, Cloud, Options
+from local.programs.demo_items import pool
+from local.standins.web import post
 
 QUEUE = "cpu"
 FUNCTION = "dispatch_now"

@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 
-from local.chaos import Chaos
-from local.cloud import JOB_LOGS, SERVICES, TICKS, Cloud, Options
-from local.demo import Demo
-from local.functions import FunctionFailed
+from local.machine.cloud import JOB_LOGS, SERVICES, TICKS, Cloud, Options
+from local.machine.functions import FunctionFailed
+from local.programs.chaos import Chaos
+from local.programs.demo import Demo
 
 _EPILOG = """\
 Durations are written 80ms or 1.5s. While the cloud runs, POST to /faults/SERVICE at the control address troubles a

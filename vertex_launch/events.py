@@ -18,9 +18,9 @@ from typing import Any
 from cloudevents.http import CloudEvent
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
 
-from vertex_launch import labels
+from vertex_launch.dispatch.watch import JobHint
 from vertex_launch.errors import Problem, RequestError
-from vertex_launch.job_watch import JobHint
+from vertex_launch.job import labels
 from vertex_launch.model import PassRequest
 from vertex_launch.problems import shown
 

@@ -20,9 +20,9 @@ from tests.simulation.jobs import (
 )
 from tests.simulation.queues import Entry, Told
 from tests.simulation.scheduler import START, Broken, Program
-from vertex_launch.config import Settings
 from vertex_launch.log import Redactor
 from vertex_launch.model import AgentView, Kind, Phase
+from vertex_launch.settings.config import Settings
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

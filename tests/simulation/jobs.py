@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.simulation.queues import Life
 from tests.simulation.scheduler import Program, Service
-from vertex_launch import custom_job, environment, labels
-from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown
+from vertex_launch.job import custom_job, environment, labels
+from vertex_launch.job.custom_job import JobRequest
 from vertex_launch.model import Kind, ManagedJob, RunId
 
 if TYPE_CHECKING:

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from vertex_launch import custom_job, dispatcher, labels, outcome, settling
-from vertex_launch.dispatcher import _Pass
+from vertex_launch.dispatch import run as dispatcher
+from vertex_launch.dispatch import settle as settling
+from vertex_launch.dispatch.reconcile import Reconciler
+from vertex_launch.dispatch.run import _Pass
+from vertex_launch.dispatch.settle import Do, Unknown
+from vertex_launch.dispatch.watch import JobWatch
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy
-from vertex_launch.job_watch import JobWatch
-from vertex_launch.ledger import Ledger, OpenJob, Stage
+from vertex_launch.job import custom_job, labels, outcome
 from vertex_launch.log import Redactor
 from vertex_launch.model import Hold, Item, ItemView, Kind, Phase
-from vertex_launch.reconciler import Reconciler
-from vertex_launch.record import HOLD, LEDGER, Record
-from vertex_launch.settling import Do, Unknown
+from vertex_launch.state.ledger import Ledger, OpenJob, Stage
+from vertex_launch.state.record import HOLD, LEDGER, Record
 
 Patch = pytest.MonkeyPatch
 

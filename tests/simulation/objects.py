@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from tests.simulation.scheduler import Broken, Scheduler, Service
-from vertex_launch.ledger import Ledger
-from vertex_launch.record import HOLD, LEDGER
+from vertex_launch.state.ledger import Ledger
+from vertex_launch.state.record import HOLD, LEDGER
 
 
 class Folder(Service):

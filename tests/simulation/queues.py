@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tests.fakes import ENTITY
 from tests.simulation.scheduler import Program, Service
+from tests.support.fakes import ENTITY
 from vertex_launch.model import Ack, AgentView, Item, ItemView, Kind, Look, Phase, Popped, Queued, RunId, RunView
 
 if TYPE_CHECKING:

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
 
-from tests.fakes import ENTITY, SETTINGS, image_spec
 from tests.simulation import jobs
 from tests.simulation.invariants import Invariants
 from tests.simulation.jobs import Job, Plan, Vertex
 from tests.simulation.objects import Folder
 from tests.simulation.queues import QUEUES, Entry, Wandb
 from tests.simulation.scheduler import KINDS, START, Broken, Fault, Outside, Program, Scheduler, Service
-from vertex_launch.config import Policy, Region, Settings
-from vertex_launch.dispatcher import Dispatcher
+from tests.support.fakes import ENTITY, SETTINGS, image_spec
+from vertex_launch.dispatch.ports import Services
+from vertex_launch.dispatch.run import Dispatcher
+from vertex_launch.dispatch.watch import JobHint, JobWatch
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
-from vertex_launch.job_watch import JobHint, JobWatch
 from vertex_launch.log import LOGGER
 from vertex_launch.model import SCHEDULER_URI, Kind, PassRequest, RunId
-from vertex_launch.record import Record
-from vertex_launch.services import Services
+from vertex_launch.settings.config import Policy, Region, Settings
+from vertex_launch.state.record import Record
 
 MINUTE = 60.0
 LONGEST_DRAIN = 120

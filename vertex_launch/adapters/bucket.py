@@ -1,4 +1,4 @@
-"""A deployment's objects in a Cloud Storage bucket, where the record lies (``vertex_launch.record``).
+"""A deployment's objects in a Cloud Storage bucket, where the record lies (``vertex_launch.state.record``).
 
 A 429, which an object answers to more than about one write a second, is waited out by the client library's own retry.
 """

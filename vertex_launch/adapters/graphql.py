@@ -16,9 +16,9 @@ from google.api_core.exceptions import RetryError
 from google.api_core.retry import Retry, if_exception_type
 from urllib3.exceptions import NewConnectionError
 
-from vertex_launch.config import Timeouts
 from vertex_launch.errors import KeyRefused, Unavailable
 from vertex_launch.log import Redactor
+from vertex_launch.settings.config import Timeouts
 
 
 class Key(Protocol):

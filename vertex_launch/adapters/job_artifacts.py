@@ -25,11 +25,11 @@ from typing import Any
 
 import requests
 
+from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
-from vertex_launch.services import Key
 
 SERVICE = "W&B"
 DESCRIPTION = "wandb-job.json"

@@ -11,10 +11,10 @@ from google.auth.credentials import Credentials
 from google.cloud.aiplatform_v1 import JobServiceClient
 from google.cloud.aiplatform_v1.types import CustomJob, ListCustomJobsRequest
 
-from vertex_launch import custom_job, labels
 from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE, insecure_channel, is_plaintext
-from vertex_launch.custom_job import JobRequest
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
+from vertex_launch.job import custom_job, labels
+from vertex_launch.job.custom_job import JobRequest
 from vertex_launch.model import ManagedJob
 
 SERVICE = "Vertex AI"

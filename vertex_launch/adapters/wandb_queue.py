@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 from google.api_core.retry import Retry
 
 from vertex_launch.adapters.graphql import BACKOFF, Field, GraphQL, Key, Refused, Result, dicts
-from vertex_launch.config import Batches, Timeouts
 from vertex_launch.errors import Unavailable
+from vertex_launch.job.queue_config import QueueConfig
 from vertex_launch.log import LOGGER
 from vertex_launch.model import Ack, AgentView, Item, ItemView, Look, Phase, Popped, Queued, RunId, RunView
-from vertex_launch.queue_config import QueueConfig
+from vertex_launch.settings.config import Batches, Timeouts
 
 T = TypeVar("T")
 

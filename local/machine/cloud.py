@@ -1,0 +1,261 @@
+"""The cloud on a laptop: every service that the functions meet, on loopback, and the functions themselves.
+
+All of it lives in this process and its children and ends with ``stop``. The functions and the people's tools meet it
+through environment variables only, as they would meet the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from google.cloud import pubsub_v1
+
+from local.machine.containers import Containers
+from local.machine.functions import ROOT, Function
+from local.machine.repositories import Repositories
+from local.machine.scheduler import Scheduler
+from local.machine.shim import PushShim
+from local.standins.control import ControlServer
+from local.standins.faults import Faults
+from local.standins.iam import IamServer
+from local.standins.log_sink import LogSink
+from local.standins.logs import LogServer
+from local.standins.metadata import Tokens
+from local.standins.pubsub import PubSubServer
+from local.standins.pubsub_emulator import EmulatorMissing, PubSubEmulator, find
+from local.standins.secrets import SecretServer
+from local.standins.storage import StorageServer
+from local.standins.vertex.job_log import Entry
+from local.standins.vertex.server import PROJECTS, Limits, VertexServer
+from local.standins.wandb import WandbServer
+
+PROJECT = "demo-project"
+ENTITY = "acme"
+USER = "ada"
+API_KEY = "local0" * 6 + "demo"
+"""The W&B key of the local cloud: 40 characters that open nothing else."""
+SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
+JOB_ACCOUNT = f"jobs@{PROJECT}.iam.gserviceaccount.com"
+BUCKETS = ("demo-state", "demo-staging", "demo-staging-east")
+TICKS = f"projects/{PROJECT}/topics/ticks"
+JOB_LOGS = f"projects/{PROJECT}/topics/job-logs"
+SERVICES = ("wandb", "vertex", "secrets", "storage", "pubsub")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the cloud behaves. Times are in seconds; ``ports`` maps service and function names to fixed ports."""
+
+    tick_every: float = 60.0
+    lease: float = 60.0
+    queued: float = 0.3
+    pending: float = 0.7
+    list_lag: float = 0.0
+    latencies: Mapping[str, float] = field(default_factory=dict)
+    google_pubsub: bool = False
+    raw_pushes: bool = False
+    ports: Mapping[str, int] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What this cloud's vertex-launch.yaml has beside, or instead of, what stands in the repository's."""
+    api_keys: Mapping[str, str] = field(default_factory=lambda: {API_KEY: USER})
+    """Whose each W&B key is; all of them are members of ``ENTITY``."""
+    secret_readers: Mapping[str, Collection[str]] | None = None
+    """By secret (``projects/P/secrets/S``), the accounts of jobs that may read it.
+
+    By default ``JOB_ACCOUNT`` may read what the settings tell jobs to read, and nobody anything else.
+    """
+
+
+class Cloud:
+    """All services and functions: ``start`` and ``stop`` them; parts may be used, and troubled, from outside."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or Options()
+        self.folder = Path(tempfile.mkdtemp(prefix="vertex-launch-"))
+        self.faults = {name: Faults(self.options.latencies.get(name, 0.0)) for name in SERVICES}
+        port = self.options.ports.get
+        self.wandb = WandbServer(
+            lease=self.options.lease,
+            api_keys=self.options.api_keys,
+            teams={ENTITY: [*self.options.api_keys.values()]},
+            default_entities=dict.fromkeys(self.options.api_keys.values(), ENTITY),
+            faults=self.faults["wandb"],
+            port=port("wandb", 0),
+        )
+        self.tokens = Tokens()
+        self.repositories = Repositories(self.folder / "repositories")
+        self.containers = Containers(
+            queued=self.options.queued,
+            pending=self.options.pending,
+            tokens=self.tokens,
+            repositories=self.repositories,
+        )
+        self.vertex = VertexServer(
+            faults=self.faults["vertex"],
+            runner=self.containers,
+            regions=("us-central1", "us-east4"),
+            limits=Limits(list_lag=self.options.list_lag),
+            port=port("vertex", 0),
+            on_log=self._log,
+        )
+        self.secrets = SecretServer(
+            projects=PROJECTS, tokens=self.tokens, faults=self.faults["secrets"], port=port("secrets", 0)
+        )
+        self.secrets.add(SECRET, API_KEY)
+        for secret, accounts in self._secret_readers().items():
+            self.secrets.allow(secret, *accounts)
+        self.logs = LogServer(projects=PROJECTS, port=port("logs", 0))
+        self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
+        self.iam = IamServer(projects=PROJECTS, accounts=[JOB_ACCOUNT], port=port("iam", 0))
+        self.pubsub = self._pubsub()
+        self.log_sink = LogSink(self.pubsub.address, JOB_LOGS)
+        self.control = ControlServer(self.faults, self.state, port=port("control", 0))
+        self._started: list[Any] = []
+
+    def start(self) -> None:
+        """Start everything; a part that cannot start ends the others and raises."""
+        try:
+            for server in (self.wandb, self.vertex, self.secrets, self.storage, self.iam, self.pubsub, self.logs):
+                self._start(server)
+            self._start(self.control)
+            self.dispatch = self._function("dispatch", "cloudevent")
+            self.dispatch_now = self._function("dispatch_now", "http")
+            self.job_state = self._function("job_state", "cloudevent")
+            functions = (self.dispatch, self.dispatch_now, self.job_state)
+            for function in functions:
+                self._start(function)
+            self.shim = PushShim(self.dispatch.url, TICKS, raw=self.options.raw_pushes)
+            self.log_shim = PushShim(self.job_state.url, JOB_LOGS, raw=self.options.raw_pushes)
+            for part in (self.shim, self.log_shim):
+                self._start(part)
+            self._subscribe()
+            self._start(self.log_sink)
+            for function in functions:
+                function.wait()
+            self.scheduler = Scheduler(self.pubsub.address, TICKS, self.options.tick_every)
+            self._start(self.scheduler)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End everything, the last started first; no process is left."""
+        while self._started:
+            self._started.pop().stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def function_variables(self) -> dict[str, str]:
+        """Give the environment by which the functions find this cloud."""
+        return {
+            "LAUNCH_CONFIG": str(ROOT / "launch-config.yaml"),
+            "VERTEX_LAUNCH_CONFIG": str(self._settings()),
+            "WANDB_BASE_URL": self.wandb.url,
+            "WANDB_API_KEY_SECRET": f"{SECRET}/versions/latest",
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+            "STATE_BUCKET": "gs://demo-state/vertex-launch",
+            "DISPATCH_TOPIC": TICKS,
+            "AIPLATFORM_ENDPOINT": f"http://{self.vertex.address}",
+            "SECRETMANAGER_ENDPOINT": f"http://{self.secrets.address}",
+            "LOGGING_ENDPOINT": self.logs.url,
+            "STORAGE_EMULATOR_HOST": self.storage.url,
+            "PUBSUB_EMULATOR_HOST": self.pubsub.address,
+            **self.options.variables,
+        }
+
+    def preflight_variables(self) -> dict[str, str]:
+        """Give the environment by which ``python -m vertex_launch check`` finds this cloud: it asks more than functions do."""
+        return {
+            **self.function_variables(),
+            "CLOUDRESOURCEMANAGER_ENDPOINT": self.iam.url,
+            "IAM_ENDPOINT": self.iam.url,
+        }
+
+    def person_variables(self) -> dict[str, str]:
+        """Give the environment by which people's W&B tools find this cloud."""
+        return {"WANDB_BASE_URL": self.wandb.url, "WANDB_API_KEY": API_KEY, "WANDB_ENTITY": ENTITY}
+
+    def state(self) -> dict[str, Any]:
+        """Give what there is now, in JSON types."""
+        jobs = [
+            {
+                "name": name,
+                "display_name": job.display_name,
+                "state": job.state.name,
+                "labels": dict(job.labels),
+                "error": job.error.message,
+            }
+            for name, job in self.vertex.jobs.items()
+        ]
+        return {"wandb": self.wandb.store.snapshot(), "jobs": jobs}
+
+    def _settings(self) -> Path:
+        """Give the path of the functions' vertex-launch.yaml: the repository's, or one made of it with other values."""
+        path = ROOT / "vertex-launch.yaml"
+        if not self.options.settings:
+            return path
+        ours = self.folder / path.name
+        ours.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **self.options.settings}))
+        return ours
+
+    def _secret_readers(self) -> Mapping[str, Collection[str]]:
+        """Give the options' table, or the one that the settings need."""
+        if self.options.secret_readers is not None:
+            return self.options.secret_readers
+        settings = {**yaml.safe_load((ROOT / "vertex-launch.yaml").read_text()), **self.options.settings}
+        wanted = [SECRET] if settings.get("api_key_delivery") == "secret" else []
+        wanted += [version.partition("/versions/")[0] for version in (settings.get("git_token_secrets") or {}).values()]
+        return {secret: [JOB_ACCOUNT] for secret in wanted}
+
+    def _log(self, entry: Entry) -> None:
+        """Do what Cloud Logging does with an entry."""
+        self.logs.add(entry)
+        self.log_sink.write(entry)
+
+    def _pubsub(self) -> PubSubServer | PubSubEmulator:
+        port = self.options.ports.get("pubsub", 0)
+        if self.options.google_pubsub:
+            try:
+                return PubSubEmulator(find(), port)
+            except EmulatorMissing as missing:
+                raise SystemExit(str(missing)) from missing
+        return PubSubServer(faults=self.faults["pubsub"], port=port)
+
+    def _function(self, target: str, signature: str) -> Function:
+        port = self.options.ports.get(target, 0)
+        return Function(target, signature, self.function_variables(), self.folder / f"{target}.log", port)
+
+    def _subscribe(self) -> None:
+        """Make the topics, and the subscriptions that push their messages to the functions."""
+        previous = os.environ.get("PUBSUB_EMULATOR_HOST")
+        os.environ["PUBSUB_EMULATOR_HOST"] = self.pubsub.address  # the only way in which Google's clients take it
+        try:
+            with pubsub_v1.SubscriberClient() as subscriber:
+                publisher = pubsub_v1.PublisherClient()
+                for name, topic, shim in (("dispatch", TICKS, self.shim), ("job-state", JOB_LOGS, self.log_shim)):
+                    publisher.create_topic(name=topic)
+                    subscriber.create_subscription(
+                        request={
+                            "name": f"projects/{PROJECT}/subscriptions/{name}",
+                            "topic": topic,
+                            "push_config": {"push_endpoint": shim.url},
+                            "ack_deadline_seconds": 120,
+                            "retry_policy": {"minimum_backoff": {"seconds": 2}, "maximum_backoff": {"seconds": 10}},
+                        }
+                    )
+                publisher.transport.close()
+        finally:
+            del os.environ["PUBSUB_EMULATOR_HOST"]
+            if previous is not None:
+                os.environ["PUBSUB_EMULATOR_HOST"] = previous
+
+    def _start(self, part: Any) -> None:
+        self._started.append(part)
+        part.start()

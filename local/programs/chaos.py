@@ -1,0 +1,408 @@
+"""Chaos: a stream of items, functions killed in the middle of passes, and every service in trouble; then the account of it all.
+
+The local cloud with real processes. For a while nothing can be relied on; then the trouble ends, what is left is drained, and
+every item must have come to the end that its kind has, with one surviving job an attempt, or have failed with a reason. What is
+troubled and when follows from ``seed``; what the processes make of it does not.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from local.machine.cloud import API_KEY, ENTITY, Cloud, Options
+from local.machine.containers import Fate, Script
+from local.machine.functions import ROOT
+from local.machine.images import REGISTRY
+from local.programs.demo_items import pool
+from local.standins.faults import Fault
+from local.standins.pubsub_emulator import PubSubEmulator
+from local.standins.storage import HttpRefused
+from local.standins.vertex.jobs import ENDED
+from local.standins.web import post
+from vertex_launch.job import labels
+from vertex_launch.state import record
+
+PATIENCE = 300.0
+"""Seconds for what is left once nothing goes wrong any more; the longest pause of the dispatcher after a refusal is 180."""
+LEASE = 8.0
+SETTINGS = {
+    "lease": LEASE,
+    "resubmit_after": 2,
+    "timeouts": {
+        "connect": 2,
+        "read": 3,
+        "look": 3,
+        "create": 2,
+        "pass_budget": 3,
+        "margin": 1,
+        "intent_grace": 6,
+        "settle_grace": 5,
+    },
+}
+"""A pass that was killed holds the record for six seconds, and an item that it popped is back after eight."""
+TICK = 2.0
+_PUSH_EVERY = 2.5
+_POST_EVERY = 5.0
+_BURST = 3.0
+_KILLED = 0.5
+"""The share of passes that are killed."""
+_OWN_ENDS = frozenset(state.name for state in ENDED) - {"JOB_STATE_CANCELLED"}
+_QUEUES = ("vertex-cpu", "vertex-gpu")
+_FOLDER = "vertex-launch/default"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of item and its end: the item's state, its last job's ("" without jobs), its attempts, the words W&B must say."""
+
+    name: str
+    image: str
+    item: str = "CLAIMED"
+    ends: Sequence[str] = ("SUCCEEDED",)
+    attempts: int = 1
+    said: str = ""
+    args: Sequence[str] = ()
+    fate: Fate | None = None
+    run: str = ""
+    """The settings that the run spec has beside the queue's: a key that is not known."""
+
+
+KINDS = (
+    Kind("quick", "quick:1"),
+    Kind("silent", "no-init:1", "FAILED", said="its run never began"),
+    Kind("crash", "crash:1", "FAILED", ("FAILED",), said="exited with a non-zero status of 1"),
+    Kind("hog", "hog:1", "FAILED", ("FAILED",), said="ran out of memory"),
+    Kind("no-image", "missing:1", "FAILED", ("FAILED",), said="Failed to pull image"),
+    Kind("bad", "quick:1", "FAILED", (), 0, "restart_job_on_worker_restart", run="restartJobOnWorkerRestart"),
+    Kind(
+        "preempted",
+        "steps:1",
+        attempts=3,
+        args=("--steps", "20", "--pause", "0.1"),
+        fate=Fate.PREEMPTED,
+    ),
+    Kind("stockout", "quick:1", attempts=3, fate=Fate.STOCKOUT),
+    Kind("stopped", "steps:1", ends=("FAILED", "CANCELLED"), said="somebody stop", args=("--steps", "100000")),
+)
+_WEIGHTS = (4, 2, 2, 2, 1, 2, 1, 1, 1)
+
+_OPERATIONS = {
+    "vertex": ("CreateCustomJob", "GetCustomJob", "ListCustomJobs", "CancelCustomJob"),
+    "wandb": (
+        "popFromRunQueue",
+        "ackRunQueueItem",
+        "failRunQueueItem",
+        "updateRunQueueItemWarning",
+        "entity",
+        "project",
+    ),
+    "secrets": ("AccessSecretVersion",),
+    "storage": ("storage.insert", "storage.download"),
+    "pubsub": ("Push",),
+}
+_MAKE_QUEUE = """mutation($queue: String!, $config: JSONString!) { upsertRunQueue(input: {entityName: "acme", projectName:
+    "model-registry", queueName: $queue, resourceType: "gcp-vertex", resourceConfig: $config}) { success } }"""
+_PUSH = """mutation($queue: String!, $spec: JSONString!) { pushToRunQueueByName(input: {entityName: "acme", projectName:
+    "model-registry", queueName: $queue, runSpec: $spec}) { runQueueItemId } }"""
+_FIND = """query($project: String!, $run: String!) { project(name: $project, entityName: "acme") { run(name: $run) { id } } }"""
+_STOP = """mutation($id: ID!) { stopRun(input: {id: $id}) { success } }"""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What has become of an item: its state, what W&B says, and its jobs as (attempt, state), the oldest first."""
+
+    name: str
+    kind: Kind
+    state: str
+    said: str
+    jobs: Sequence[tuple[int, str]]
+
+    def problems(self) -> list[str]:
+        """Say what is not as it must be."""
+        kind, found = self.kind, []
+        if self.state != kind.item:
+            found.append(f"the item is {self.state}, not {kind.item}")
+        if kind.said not in self.said:
+            found.append(f"W&B does not say {kind.said!r} but {self.said!r}")
+        attempts = sorted({attempt for attempt, _ in self.jobs})
+        if attempts != list(range(1, kind.attempts + 1)):
+            found.append(f"its attempts are {attempts}, not 1 to {kind.attempts}")
+        for attempt in attempts:
+            states = [state for number, state in self.jobs if number == attempt]
+            if sum(state != "CANCELLED" for state in states) > 1:
+                found.append(f"attempt {attempt} has more than one surviving job: {states}")
+        last = {state for attempt, state in self.jobs if attempt == kind.attempts}
+        if kind.ends and not last & set(kind.ends):
+            found.append(f"its last attempt is {sorted(last)}, not {' or '.join(kind.ends)}")
+        return [f"{self.name}: {one}" for one in found]
+
+
+class Chaos:
+    """Runs once: trouble for ``seconds``, then the account."""
+
+    def __init__(self, seconds: float, seed: int) -> None:
+        self._console = Console()
+        if not self._console.is_terminal:
+            self._console.width = 160  # for the table: there is no window that could be too narrow
+        self._seconds = seconds
+        self._seed = seed
+        options = Options(tick_every=TICK, lease=LEASE, settings=SETTINGS)
+        self._cloud = Cloud(options)
+        self._slots = int(yaml.safe_load((ROOT / "launch-config.yaml").read_text())["max_jobs"])
+        self._over = threading.Event()
+        self._kinds: dict[str, Kind] = {}
+        self._stopped: set[str] = set()
+        self._count: Counter[str] = Counter()
+
+    def run(self) -> int:
+        """Run it; 0 only if every item is accounted for."""
+        began = time.monotonic()
+        self._say(f"Chaos with seed {self._seed} for {self._seconds:g} s.")
+        self._cloud.start()
+        try:
+            config = json.dumps({"resource_args": {"gcp-vertex": pool("n1-standard-4")}})
+            for queue in _QUEUES:
+                self._ask(_MAKE_QUEUE, queue=queue, config=config)
+            self._trouble()
+            self._say(f"After {time.monotonic() - began:.0f} s nothing goes wrong any more. {self._counted()}")
+            problems = self._drain(time.monotonic() + PATIENCE)
+            return self._tell([*problems, *self._broken()], time.monotonic() - began)
+        finally:
+            self._cloud.stop()
+
+    # Trouble
+
+    def _trouble(self) -> None:
+        """Push, kill and disturb, side by side, until the time is over; an error of ours ends it and is raised."""
+        parts: Sequence[Callable[[random.Random], None]] = (self._push, self._kill, self._disturb, self._post)
+        deadline = time.monotonic() + self._seconds
+        with ThreadPoolExecutor(len(parts)) as threads:
+            running = [threads.submit(part, random.Random(f"{self._seed} {part.__name__}")) for part in parts]
+            try:
+                while time.monotonic() < deadline and not any(one.done() for one in running):
+                    self._stop_runs()
+                    time.sleep(0.5)
+            finally:
+                self._over.set()
+            for one in running:
+                one.result()
+        for faults in self._cloud.faults.values():
+            faults.clear()
+        for function in (self._cloud.dispatch, self._cloud.dispatch_now, self._cloud.job_state):
+            function.wait()
+
+    def _push(self, chance: random.Random) -> None:
+        """Push an item of some kind every so often."""
+        while True:
+            number = len(self._kinds)
+            first = KINDS[number] if number < len(KINDS) else None  # one of each, however short the time
+            kind = first or chance.choices(KINDS, _WEIGHTS)[0]
+            name = f"{kind.name}-{number + 1}"
+            if kind.fate:
+                script = Script(kind.fate, display_name=name, times=kind.attempts - 1, after=3)
+                self._cloud.containers.scripts.append(script)
+            own = pool("n1-standard-4")
+            if kind.run:
+                own["run"] = {kind.run: True}
+            spec = {
+                "entity": ENTITY,
+                "project": "chaos",
+                "name": name,
+                "resource": "gcp-vertex",
+                "resource_args": {"gcp-vertex": own},
+                "docker": {"docker_image": f"{REGISTRY}/{kind.image}"},
+                "overrides": {"args": list(kind.args)},
+            }
+            self._kinds[name] = kind
+            self._ask(_PUSH, queue=chance.choice(_QUEUES), spec=json.dumps(spec))
+            if self._over.wait(_PUSH_EVERY * chance.uniform(0.2, 1.8)):
+                return
+
+    def _kill(self, chance: random.Random) -> None:
+        """Kill both dispatchers while a pass runs, some times also job_state; start them again as the platform does."""
+        seen = 0
+        cloud = self._cloud
+        while not self._over.wait(0.02):
+            generation = self._held()
+            if generation in (0, seen):
+                continue
+            seen = generation
+            self._count["passes"] += 1
+            if chance.random() > _KILLED:
+                continue
+            time.sleep(chance.uniform(0, 0.8))
+            victims = [cloud.dispatch, cloud.dispatch_now, *([cloud.job_state] if chance.random() < 0.5 else [])]
+            for function in victims:
+                function.kill()
+            self._count["kills"] += len(victims)
+            self._count["passes killed in their middle"] += self._held() == generation
+            for function in victims:
+                function.start()
+
+    def _held(self) -> int:
+        """Give the generation of the hold that a pass has, 0 for none."""
+        try:
+            hold = self._cloud.storage.objects.get("demo-state", f"{_FOLDER}/{record.HOLD}", {})
+        except HttpRefused:
+            return 0
+        free = self._ledger().get("free_hold")
+        return 0 if free == hold.generation or json.loads(hold.data)["expires"] < time.time() else hold.generation
+
+    def _ledger(self) -> dict[str, Any]:
+        """Give the ledger as it stands in the bucket; before the first pass ends there is none."""
+        try:
+            stored = self._cloud.storage.objects.get("demo-state", f"{_FOLDER}/{record.LEDGER}", {})
+        except HttpRefused:
+            return {}
+        ledger: dict[str, Any] = json.loads(stored.data)
+        return ledger
+
+    def _disturb(self, chance: random.Random) -> None:
+        """Let one service after another refuse, fail and lose answers for some seconds."""
+        began, turns = time.monotonic(), list[str]()
+        while not self._over.is_set():
+            turns = turns or chance.sample(list(_OPERATIONS), len(_OPERATIONS))
+            service = turns.pop()
+            early = time.monotonic() - began < self._seconds / 3
+            chosen = chance.sample(_OPERATIONS[service], min(len(_OPERATIONS[service]), 4))
+            faults = [_fault(chance, service, operation, early=early) for operation in chosen]
+            for fault in faults:
+                self._cloud.faults[service].add(fault)
+            self._over.wait(_BURST)
+            left = self._cloud.faults[service].state()["faults"]
+            self._cloud.faults[service].clear()
+            self._count[f"troubled calls of {service}"] += sum(fault.times or 0 for fault in faults) - _times(left)
+            self._over.wait(chance.uniform(0, 1))
+
+    def _post(self, chance: random.Random) -> None:
+        """Ask for a pass by hand every so often, whatever the answer."""
+        headers = {"Content-Type": "application/json"}
+        while not self._over.wait(_POST_EVERY * chance.uniform(0.5, 1.5)):
+            try:
+                status, _ = post(self._cloud.dispatch_now.url, b"{}", headers, 20)
+                self._count[f"answers {status} of dispatch_now"] += 1
+            except OSError:
+                self._count["requests that dispatch_now did not answer"] += 1
+
+    def _stop_runs(self) -> None:
+        """Stop, as a person does, the runs that go on until somebody does so."""
+        for queue in self._cloud.state()["wandb"]["queues"]:
+            for item in queue["items"]:
+                name, run = item["name"], item["run"]
+                if run and name not in self._stopped and self._kinds[name].name == "stopped":
+                    found = (self._ask(_FIND, project="chaos", run=run)["project"] or {}).get("run")
+                    if found:
+                        self._ask(_STOP, id=found["id"])
+                        self._stopped.add(name)
+
+    # The account
+
+    def _drain(self, deadline: float) -> list[str]:
+        """Wait until nothing is open and every item is accounted for; give what is wrong at the end."""
+        while True:
+            self._stop_runs()
+            problems = [problem for account in self._accounts() for problem in account.problems()]
+            problems += [f"item {item} is still open in the ledger" for item in self._ledger().get("open", {})]
+            if not problems or time.monotonic() > deadline:
+                return problems
+            time.sleep(0.5)
+
+    def _accounts(self) -> list[Account]:
+        state = self._cloud.state()
+        found = {}
+        for item in [item for queue in state["wandb"]["queues"] for item in queue["items"]]:
+            label = labels.item_value(self._cloud.wandb.url, ENTITY, item["id"])
+            jobs = [
+                (int(job["labels"][labels.ATTEMPT]), job["state"].removeprefix("JOB_STATE_"))
+                for job in state["jobs"]
+                if job["labels"].get(labels.ITEM) == label
+            ]
+            said = " ".join(one["message"] for one in (item["error"], *item["warnings"]) if one)
+            found[item["name"]] = Account(item["name"], self._kinds[item["name"]], item["state"], said, jobs)
+        return [found.get(name, Account(name, kind, "lost", "", [])) for name, kind in self._kinds.items()]
+
+    def _broken(self) -> list[str]:
+        """Say what is wrong beside the items."""
+        moments = [(job.create_time, 1) for job in self._cloud.vertex.jobs.values()]
+        moments += [(job.end_time, -1) for job in self._cloud.vertex.jobs.values() if job.end_time]
+        active = most = 0
+        for _, change in sorted(moments):
+            active += change
+            most = max(most, active)
+        self._count["jobs active at once at most"] = most
+        broken = [f"{most} jobs were active at once, more than {self._slots}"] if most > self._slots else []
+        logs = [path for path in self._cloud.folder.glob("*.log") if API_KEY in path.read_text(errors="replace")]
+        return broken + [f"the API key stands in {path.name}" for path in logs]
+
+    def _tell(self, problems: Sequence[str], seconds: float) -> int:
+        table = Table(title="Every item, its jobs and its attempts", title_justify="left")
+        for column in ("item", "item is", "attempts", "jobs", "W&B says"):
+            table.add_column(column, no_wrap=True)
+        accounts = self._accounts()
+        for account in accounts:
+            ends = " ".join(f"{attempt}:{state.lower()}" for attempt, state in account.jobs)
+            attempts = str(len({attempt for attempt, _ in account.jobs}))
+            style = "red" if account.problems() else ""
+            table.add_row(account.name, account.state, attempts, ends, account.said[:60], style=style)
+        self._console.print(table)
+        self._say(
+            f"{len(accounts)} items, {len(self._cloud.vertex.jobs)} jobs. {self._counted()} {seconds:.0f} s in all."
+        )
+        for problem in problems:
+            self._say(f"FAILED: {problem}")
+        if problems:
+            self._say(self._cloud.dispatch.log.read_text(errors="replace")[-6000:])
+            return 1
+        self._say("Every item is accounted for, and no API key stands in a log.")
+        return 0
+
+    def _counted(self) -> str:
+        calls = Counter[str]() if isinstance(self._cloud.pubsub, PubSubEmulator) else self._cloud.pubsub.calls
+        again = calls["Push"] - calls["Publish"]  # each message has one subscription
+        counts = {**self._count, "messages": calls["Publish"], "deliveries again": again}
+        return ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) + "."
+
+    def _ask(self, query: str, **variables: str) -> dict[str, Any]:
+        """Ask W&B as a person's tool does; one that meets trouble asks again."""
+        key = base64.b64encode(f"api:{API_KEY}".encode()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {key}"}
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        for _ in range(20):
+            status, answer = post(f"{self._cloud.wandb.url}/graphql", body, headers, 20)
+            if status == 200:
+                data: dict[str, Any] = json.loads(answer)["data"]
+                return data
+            time.sleep(0.5)
+        raise RuntimeError(f"W&B answers {status}: {answer.decode(errors='replace')[:300]}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _fault(chance: random.Random, service: str, operation: str, *, early: bool) -> Fault:
+    """Make a fault: a refusal or, for what changes something, perhaps a lost answer."""
+    lost = operation not in ("entity", "project") and chance.random() < 0.3
+    status: int | str = chance.choice((503, 429))
+    if service in ("vertex", "secrets"):
+        # After a refused create the dispatcher waits for 90 s, then for longer: the last ones shall have come back by then.
+        full = operation != "CreateCustomJob" or early
+        status = chance.choice(("UNAVAILABLE", "RESOURCE_EXHAUSTED")) if full else "UNAVAILABLE"
+    return Fault(operation=operation, kind="lose" if lost else "fail", status=status, times=chance.randint(1, 5))
+
+
+def _times(faults: Iterable[dict[str, Any]]) -> int:
+    return sum(fault["times"] for fault in faults)

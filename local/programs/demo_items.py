@@ -1,0 +1,166 @@
+"""What the demo makes with W&B's tools: two queues, jobs, a sweep, and items, each with the end that it must come to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from local.machine.cloud import ENTITY
+from local.machine.containers import Fate, Script
+from local.machine.images import REGISTRY
+
+
+@dataclass(frozen=True)
+class Push:
+    """One ``wandb launch``, and what must become of it: the item's state, its last job's, its run's; "" for none."""
+
+    name: str
+    queue: str
+    image: str = ""
+    options: Sequence[str] = ()
+    made: Sequence[str] = ()
+    """What to launch instead of an image: a job that is made first, by ``wandb job create`` with these arguments."""
+    sweep: int | None = None
+    """Its place in the sweep: 0 is the scheduler, which ``wandb launch-sweep`` pushes, and that pushes the others."""
+    item: str = "CLAIMED"
+    job: str = "JOB_STATE_SUCCEEDED"
+    run: str = "finished"
+    said: Sequence[str] = ()
+    """What W&B must say of the item, in its message or in its warnings."""
+    attempts: int = 1
+    stop: bool = False
+    """Whether a person stops the run once it is running."""
+
+    def commands(self, places: Mapping[str, str]) -> list[list[str]]:
+        """Give the command lines, as a person would type them; ``places`` are the names in braces of a job's arguments."""
+        where = ["-e", ENTITY, "-p", "demo"]
+        if self.sweep is not None:
+            return [] if self.sweep else [["wandb", "launch-sweep", places["sweep"], "-q", self.queue, *where]]
+        made, what = [], ["-d", self.image if "/" in self.image else f"{REGISTRY}/{self.image}"]
+        if self.made:
+            arguments = [one.format_map(places) for one in self.made]
+            made = [["wandb", "job", "create", *arguments, *where, "-n", self.name]]
+            what = ["-j", f"{ENTITY}/demo/{self.name}:latest"]
+        return [*made, ["wandb", "launch", *what, "-q", self.queue, *where, "--name", self.name, *self.options]]
+
+
+def _config(**config: Any) -> tuple[str, str]:
+    return "-c", json.dumps(config)
+
+
+def _args(*args: str) -> tuple[str, str]:
+    return _config(overrides={"args": list(args)})
+
+
+def _fails(name: str, queue: str, image: str, *said: str) -> Push:
+    """Give an item whose job ends before its run begins."""
+    return Push(name, queue, image, item="FAILED", job="JOB_STATE_FAILED", run="", said=said)
+
+
+def _job(name: str, *job: str, **expected: Any) -> Push:
+    return Push(name, "vertex-cpu", options=_args("--epochs", "2"), made=job, **expected)
+
+
+def _sweep(name: str, place: int) -> Push:
+    return Push(name, "vertex-cpu", sweep=place)
+
+
+_PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+_RUN = ("-E", "python main.py", "-r", _PYTHON)
+PUSHES = (
+    _sweep("sweep-scheduler", 0),
+    _job("job-of-code", "code", "{code}", *_RUN),
+    _job("job-in-git", "git", "{repository}", "--git-hash", "{commit}", *_RUN),
+    _job("job-of-image", "image", f"{REGISTRY}/mnist:1"),
+    Push(
+        "preempted-twice",
+        "vertex-cpu",
+        "steps:1",
+        _args("--steps", "50", "--pause", "0.2"),
+        said=("attempt 2 of 5 in us-east4", "attempt 3 of 5"),
+        attempts=3,
+    ),
+    Push(
+        "stopped-by-hand",
+        "vertex-gpu",
+        "steps:1",
+        _args("--steps", "100000"),
+        job="JOB_STATE_FAILED",
+        run="killed",
+        said=("stopped its run in W&B",),
+        stop=True,
+    ),
+    Push("train-lr-0.01", "vertex-cpu", "mnist:1", _args("--learning-rate", "0.01")),
+    Push("train-lr-0.02", "vertex-cpu", "mnist:1", _args("--learning-rate", "0.02")),
+    Push("train-lr-0.05", "vertex-cpu", "mnist:1", _args("--learning-rate", "0.05")),
+    Push("train-noisy", "vertex-gpu", "mnist:1", _args("--noise", "0.8")),
+    Push("train-other-seed", "vertex-gpu", "mnist:1", (*_args("--seed", "7"), "-P", "critical")),
+    Push("train-entry-point", "vertex-gpu", "mnist:1", ("-E", "python main.py --epochs 2")),
+    Push("train-big-machine", "vertex-cpu", "mnist:1", ("--set-var", "machine=n1-standard-8")),
+    Push("quick-1", "vertex-cpu", "quick:1"),
+    Push("quick-2", "vertex-gpu", "quick:1"),
+    _fails("crashes", "vertex-cpu", "crash:1", "wandb.init was not called", "exited with a non-zero status of 1"),
+    _fails("out-of-memory", "vertex-gpu", "hog:1", "ran out of memory", "choose a machine_type with more"),
+    _fails("exits-with-3", "vertex-cpu", "fail:1", "exited with a non-zero status of 3", "its own log says where"),
+    _fails("no-such-image", "vertex-gpu", "missing:1", "Failed to pull image", "roles/artifactregistry.reader"),
+    Push(
+        "wrong-registry",
+        "vertex-cpu",
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com/train:1",
+        item="FAILED",
+        job="",
+        run="",
+        said=("Artifact Registry",),
+    ),
+    Push(
+        "camel-case",
+        "vertex-gpu",
+        "quick:1",
+        ("-R", json.dumps({"gcp-vertex": {"run": {"restartJobOnWorkerRestart": True}}})),
+        item="FAILED",
+        job="",
+        run="",
+        said=("restart_job_on_worker_restart",),
+    ),
+    _sweep("sweep-run-1", 1),
+    _sweep("sweep-run-2", 2),
+)
+
+SWEEP = {
+    "image_uri": f"{REGISTRY}/mnist:1",
+    "method": "grid",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"learning_rate": {"values": [0.01, 0.1]}, "epochs": {"value": 3}},
+    "run_cap": 2,
+    # What `wandb scheduler` runs in: any image with W&B's client.
+    "scheduler": {"resource": "gcp-vertex", "docker_image": f"{REGISTRY}/quick:1", "num_workers": 2},
+}
+
+SCRIPTS = (Script(Fate.PREEMPTED, display_name="preempted-twice", times=2, after=6),)
+
+
+def pool(machine: str, **accelerator: Any) -> dict[str, Any]:
+    """Give a queue's configuration with one worker pool."""
+    worker_pool = {
+        "machine_spec": {"machine_type": machine, **accelerator},
+        "replica_count": 1,
+        "container_spec": {"image_uri": "${image_uri}"},
+    }
+    return {"spec": {"worker_pool_specs": [worker_pool], "staging_bucket": "gs://demo-staging"}, "run": {}}
+
+
+QUEUES: Sequence[tuple[str, dict[str, Any], dict[str, Any] | None]] = (
+    (
+        "vertex-cpu",
+        pool("{{machine}}"),
+        {
+            "machine": {
+                "schema": {"type": "string", "default": "n1-standard-4", "enum": ["n1-standard-4", "n1-standard-8"]}
+            }
+        },
+    ),
+    ("vertex-gpu", pool("n1-standard-8", accelerator_type="NVIDIA_TESLA_T4", accelerator_count=1), None),
+)

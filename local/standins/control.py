@@ -1,0 +1,59 @@
+"""A way for people and scripts to look at the local cloud and to trouble it while it runs.
+
+``GET /state`` shows queues, items, runs and jobs; ``GET /faults`` and ``POST /faults/SERVICE`` show and set what goes wrong
+(the JSON of ``local.standins.faults``): ``{"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]}`` for ``vertex``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from local.standins.faults import FaultRequestError, Faults
+from local.standins.web import Handler, WebServer
+
+
+class ControlServer:
+    """Serves ``state`` and the faults of every service: ``start`` and ``stop`` it."""
+
+    def __init__(self, faults: Mapping[str, Faults], state: Callable[[], dict[str, Any]], port: int = 0) -> None:
+        self.faults = faults
+        self.state = state
+        self._web = WebServer(type("ControlHandler", (_Handler,), {"control": self}), port)
+
+    @property
+    def url(self) -> str:
+        """Where it is: ``http://127.0.0.1:port``."""
+        return self._web.url
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._web.start()
+
+    def stop(self) -> None:
+        """End at once."""
+        self._web.stop()
+
+
+class _Handler(Handler):
+    control: ControlServer
+
+    def serve(self) -> None:
+        body = self.body()
+        match self.command, self.path.strip("/").split("/"):
+            case "GET", ["state"]:
+                self.answer_json(200, self.control.state())
+            case "GET", ["faults"]:
+                self.answer_json(200, {name: faults.state() for name, faults in self.control.faults.items()})
+            case "POST", ["faults", service] if service in self.control.faults:
+                self._set(self.control.faults[service], body)
+            case _:
+                known = ", ".join(f"POST /faults/{name}" for name in self.control.faults)
+                self.answer_json(404, {"error": f"there are GET /state, GET /faults, {known}"})
+
+    def _set(self, faults: Faults, body: bytes) -> None:
+        try:
+            self.answer_json(200, faults.apply(json.loads(body)))
+        except (FaultRequestError, ValueError) as error:
+            self.answer_json(400, {"error": str(error)})

@@ -1,0 +1,137 @@
+"""Cloud Logging on loopback, as far as reading a job's lines goes: ListLogEntries over the entries that it is given.
+
+Of the query language it knows comparisons (``field="text"``, ``!=``, ``>=``) of a few fields, joined by AND or line breaks;
+whatever else a caller begins to need is refused, and so shows at once.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.cloud.logging_v2.types import ListLogEntriesRequest, ListLogEntriesResponse, LogEntry
+from google.protobuf import json_format
+
+from local.standins.faults import Faults
+from local.standins.rpc import Refused, RpcServer
+from local.standins.vertex.job_log import Entry
+
+MAX_PAGE = 1000
+_PAGE = 50
+_METHOD = "/google.logging.v2.LoggingServiceV2/ListLogEntries"
+_NAME = re.compile(r"projects/([^/]+)")
+_COMPARISON = re.compile(r'(resource\.type|resource\.labels\.\w+|timestamp)\s*(=|!=|>=)\s*"([^"\\]*)"')
+_JOINT = re.compile(r"\s+AND\s+|\s*\n\s*")
+_OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "!=": operator.ne, ">=": operator.ge}
+_CODE = grpc.StatusCode
+
+
+class LogServer:
+    """A local Cloud Logging. ``start`` and ``stop`` it; clients go to ``url``; ``calls`` counts RPCs by name.
+
+    ``projects`` maps ids to numbers. While ``searching`` is positive an answer holds no entry yet, only the token for the
+    next page, as when a search takes long; each such answer counts it down.
+    """
+
+    def __init__(self, *, projects: Mapping[str, str], faults: Faults | None = None, port: int = 0) -> None:
+        self.searching = 0
+        self.faults = faults or Faults()
+        self._ids = {number: project for project, number in projects.items()}
+        self._lock = threading.Lock()
+        self._entries: list[Any] = []
+        self._rpc = RpcServer({_METHOD: (ListLogEntriesRequest, self._list)}, faults=self.faults, port=port)
+
+    @property
+    def url(self) -> str:
+        """Where clients find it: ``http://127.0.0.1:port``, plaintext gRPC."""
+        return f"http://{self._rpc.address}"
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each RPC was called."""
+        return self._rpc.calls
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._rpc.start()
+
+    def stop(self) -> None:
+        """End at once."""
+        self._rpc.stop()
+
+    def add(self, entry: Entry) -> None:
+        """Keep an entry in the shape in which a log sink hands it on, as ``VertexServer.on_log`` gives it."""
+        kept = json_format.ParseDict(entry, LogEntry.pb(LogEntry()))
+        with self._lock:
+            self._entries.append(kept)
+
+    def _list(self, request: Any) -> Any:
+        projects = {self._project(name) for name in request.resource_names}
+        if not projects:
+            raise Refused(_CODE.INVALID_ARGUMENT, "At least one resource name is required.")
+        if not 0 <= request.page_size <= MAX_PAGE:
+            raise Refused(_CODE.INVALID_ARGUMENT, f"page_size must be from 0 to {MAX_PAGE}.")
+        if request.order_by not in ("", "timestamp asc", "timestamp desc"):
+            raise Refused(_CODE.INVALID_ARGUMENT, f'order_by "{request.order_by}" is not supported.')
+        if not re.fullmatch(r"\d*", request.page_token):
+            raise Refused(_CODE.INVALID_ARGUMENT, "page_token is invalid.")
+        meant = _conditions(request.filter)
+        with self._lock:
+            # The service orders entries of one moment by their insert ids; here they stay in the order of their arrival.
+            found = sorted(self._entries, key=_moment)
+            searching, self.searching = self.searching > 0, max(self.searching - 1, 0)
+        found = [one for one in found if one.log_name.split("/")[1] in projects and all(true(one) for true in meant)]
+        if request.order_by == "timestamp desc":
+            found.reverse()
+        begin = int(request.page_token or 0)
+        end = begin if searching else begin + (request.page_size or _PAGE)
+        return ListLogEntriesResponse(
+            entries=[LogEntry.wrap(one) for one in found[begin:end]],
+            next_page_token=str(end) if searching or end < len(found) else "",
+        )
+
+    def _project(self, name: str) -> str:
+        """Give the id of a project that is ours, as log names hold it."""
+        match = _NAME.fullmatch(name)
+        project = self._ids.get(match.group(1), match.group(1)) if match else name
+        if project not in self._ids.values():
+            raise Refused(
+                _CODE.PERMISSION_DENIED,
+                f"Permission 'logging.logEntries.list' denied on resource '{name}' (or it may not exist).",
+            )
+        return project
+
+
+def _conditions(text: str) -> list[Callable[[Any], bool]]:
+    """Read a filter; each part must be true of an entry."""
+    return [_condition(part) for part in _JOINT.split(text.strip()) if part]
+
+
+def _condition(part: str) -> Callable[[Any], bool]:
+    match = _COMPARISON.fullmatch(part)
+    if match is None:
+        raise Refused(_CODE.INVALID_ARGUMENT, f"Unparseable filter: {part}")
+    field, sign, text = match.groups()
+    compare = _OPERATORS[sign]
+    if field == "timestamp":
+        try:
+            moment = datetime.fromisoformat(text).timestamp()
+        except ValueError as error:
+            raise Refused(_CODE.INVALID_ARGUMENT, f"Unparseable filter: {text} is no time.") from error
+        return lambda entry: compare(_moment(entry), moment)
+    if field == "resource.type":
+        return lambda entry: compare(entry.resource.type, text)
+    label = field.rpartition(".")[2]
+    # As in the query language nothing is true of a label that an entry does not have, != neither.
+    return lambda entry: label in entry.resource.labels and compare(entry.resource.labels[label], text)
+
+
+def _moment(entry: Any) -> float:
+    seconds: float = entry.timestamp.ToNanoseconds() / 1e9
+    return seconds

@@ -1,0 +1,128 @@
+"""Google's Pub/Sub emulator, where Java and the emulator's jar are installed (gcloud components install pubsub-emulator).
+
+It takes the place of ``local.standins.pubsub``: same ``start``, ``stop`` and ``address``. Java is started directly, because
+gcloud's wrapper leaves it behind when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_JARS = "platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar"
+_START_SECONDS = 30.0
+
+
+class EmulatorMissing(Exception):
+    """Java or the jar is not there; the message says which and how to get it."""
+
+
+class EmulatorFailed(Exception):
+    """Java ended or did not answer; the message has the end of what it said."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """Where the parts are."""
+
+    java: Path
+    jar: Path
+
+
+def find() -> Installed:
+    """Look for Java and the newest jar of the emulator, without asking gcloud. Raises EmulatorMissing."""
+    java = shutil.which("java")
+    if java is None:
+        raise EmulatorMissing("Google's Pub/Sub emulator needs Java, and there is no java on PATH")
+    jars = [jar for root in _sdk_roots() for jar in sorted(root.glob(_JARS))]
+    if not jars:
+        raise EmulatorMissing(
+            "Google's Pub/Sub emulator is not installed: gcloud components install pubsub-emulator, "
+            "or apt-get install google-cloud-cli-pubsub-emulator"
+        )
+    return Installed(Path(java), jars[-1])
+
+
+def _sdk_roots() -> Iterator[Path]:
+    gcloud = shutil.which("gcloud")
+    if gcloud is not None:
+        yield Path(gcloud).resolve().parents[1]
+    yield Path("/usr/lib/google-cloud-sdk")
+    yield Path.home() / "google-cloud-sdk"
+
+
+class PubSubEmulator:
+    """Google's emulator as a process of ours: ``start`` and ``stop`` it; ``address`` is what PUBSUB_EMULATOR_HOST takes."""
+
+    def __init__(self, installed: Installed, port: int = 0) -> None:
+        self._installed = installed
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is: ``127.0.0.1:port``."""
+        return f"127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start Java and wait until it answers, 1 to 4 s. Raises EmulatorFailed."""
+        self._port = self._port or _free_port()
+        with tempfile.TemporaryFile() as said:
+            self._process = subprocess.Popen(
+                [
+                    self._installed.java,
+                    "-Xmx128m",
+                    "-XX:+UseSerialGC",
+                    "-jar",
+                    self._installed.jar,
+                    "--host=127.0.0.1",
+                    f"--port={self._port}",
+                ],
+                env={name: os.environ[name] for name in ("PATH", "HOME", "JAVA_HOME") if name in os.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            end = time.monotonic() + _START_SECONDS
+            while not self._answers():
+                if self._process.poll() is not None or time.monotonic() > end:
+                    self.stop()
+                    said.seek(0)
+                    text = said.read().decode(errors="replace")[-2000:]
+                    raise EmulatorFailed(f"Google's Pub/Sub emulator did not start at {self.address}: {text}")
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End Java and wait for it."""
+        process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/", timeout=1) as answer:
+                return bool(answer.read().strip() == b"Ok")
+        except OSError:
+            return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,450 @@
+"""Cloud Storage on loopback: the JSON API for small objects, as Google's client uses it.
+
+Objects are inserted (multipart and resumable), looked at, downloaded, listed by prefix and deleted, with preconditions on
+generation and metageneration. As in the real service one name takes about one write a second; more is answered 429.
+Names of operations, for faults and counts: storage.insert, .get, .download, .delete, .list, .getBucket and .testPermissions.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.message import Message
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import google_crc32c
+
+from local.standins.faults import PATH as CONTROL
+from local.standins.faults import AnswerLost, FaultError, FaultRequestError, Faults
+from local.standins.web import Handler, WebServer
+
+
+class HttpRefused(Exception):
+    """The request is answered with this HTTP status and, but for 304, Google's JSON form of an error."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        self.status = status
+        self.reason = reason
+        self.message = message
+        super().__init__(f"{status} {reason}: {message}")
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that Google's APIs send."""
+        domain = "usageLimits" if self.status == 429 else "global"
+        one = {"message": self.message, "domain": domain, "reason": self.reason}
+        return {"error": {"code": self.status, "message": self.message, "errors": [one]}}
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One generation of an object. ``created`` is in Unix seconds."""
+
+    bucket: str
+    name: str
+    data: bytes
+    generation: int
+    content_type: str
+    metadata: Mapping[str, str]
+    created: float
+
+    @property
+    def crc32c(self) -> str:
+        """The checksum as Google writes it: base64 of four bytes, the highest first."""
+        return _crc32c(self.data)
+
+    @property
+    def md5(self) -> str:
+        """The MD5 digest in base64."""
+        return _md5(self.data)
+
+    def resource(self, url: str) -> dict[str, Any]:
+        """The object's metadata as JSON."""
+        link = f"{url}/storage/v1/b/{self.bucket}/o/{self.name}"
+        at = datetime.fromtimestamp(self.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return {
+            "kind": "storage#object",
+            "id": f"{self.bucket}/{self.name}/{self.generation}",
+            "selfLink": link,
+            "mediaLink": f"{url}/download/storage/v1/b/{self.bucket}/o/{self.name}?alt=media",
+            "name": self.name,
+            "bucket": self.bucket,
+            "generation": str(self.generation),
+            "metageneration": "1",
+            "contentType": self.content_type,
+            "storageClass": "STANDARD",
+            "size": str(len(self.data)),
+            "md5Hash": self.md5,
+            "crc32c": self.crc32c,
+            "etag": f"{self.generation:x}",
+            "timeCreated": at,
+            "updated": at,
+            "metadata": dict(self.metadata),
+        }
+
+
+@dataclass
+class _Upload:
+    """A resumable upload under way."""
+
+    bucket: str
+    wanted: dict[str, Any]
+    query: dict[str, str]
+    data: bytearray = field(default_factory=bytearray)
+
+
+class Objects:
+    """What is in the buckets; safe to use from many threads. ``write_interval`` is the least time between two writes."""
+
+    def __init__(self, buckets: Sequence[str], clock: Callable[[], float], write_interval: float) -> None:
+        self.write_interval = write_interval
+        self._buckets: dict[str, dict[str, StoredObject]] = {bucket: {} for bucket in buckets}
+        self._written: dict[tuple[str, str], float] = {}
+        self._generation = 0
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def insert(self, bucket: str, wanted: Mapping[str, Any], data: bytes, query: Mapping[str, str]) -> StoredObject:
+        """Write an object under the query's preconditions. Raises HttpRefused."""
+        name = wanted.get("name") or query.get("name", "")
+        if not name:
+            raise HttpRefused(400, "required", "Required parameter: name")
+        for key, found in (("crc32c", _crc32c(data)), ("md5Hash", _md5(data))):
+            if wanted.get(key, found) != found:
+                raise HttpRefused(
+                    400, "invalid", f'Provided {key} "{wanted[key]}" doesn\'t match calculated "{found}".'
+                )
+        with self._lock:
+            objects = self._objects(bucket)
+            _check(objects.get(name), query, unchanged=412)
+            self._write(bucket, name)
+            now = self._clock()
+            self._generation = max(self._generation + 1, round(now * 1e6))
+            objects[name] = StoredObject(
+                bucket,
+                name,
+                data,
+                self._generation,
+                wanted.get("contentType") or "application/octet-stream",
+                wanted.get("metadata") or {},
+                now,
+            )
+            return objects[name]
+
+    def get(self, bucket: str, name: str, query: Mapping[str, str]) -> StoredObject:
+        """Read an object under the query's preconditions. Raises HttpRefused."""
+        with self._lock:
+            found = self._find(bucket, name, query)
+        _check(found, query, unchanged=304)
+        return found
+
+    def delete(self, bucket: str, name: str, query: Mapping[str, str]) -> None:
+        """Delete an object under the query's preconditions. Raises HttpRefused."""
+        with self._lock:
+            _check(self._find(bucket, name, query), query, unchanged=412)
+            self._write(bucket, name)
+            del self._buckets[bucket][name]
+
+    def list(self, bucket: str, prefix: str = "") -> list[StoredObject]:
+        """List objects by their names. Raises HttpRefused."""
+        with self._lock:
+            return [found for name, found in sorted(self._objects(bucket).items()) if name.startswith(prefix)]
+
+    def _objects(self, bucket: str) -> dict[str, StoredObject]:
+        if bucket not in self._buckets:
+            raise HttpRefused(404, "notFound", "The specified bucket does not exist.")
+        return self._buckets[bucket]
+
+    def _find(self, bucket: str, name: str, query: Mapping[str, str]) -> StoredObject:
+        found = self._objects(bucket).get(name)
+        if found is None or query.get("generation", str(found.generation)) != str(found.generation):
+            raise HttpRefused(404, "notFound", f"No such object: {bucket}/{name}")
+        return found
+
+    def _write(self, bucket: str, name: str) -> None:
+        """Count a write, or refuse it when the last one was less than ``write_interval`` ago."""
+        now = self._clock()
+        if now - self._written.get((bucket, name), -self.write_interval) < self.write_interval:
+            raise HttpRefused(
+                429,
+                "rateLimitExceeded",
+                f"The object {bucket}/{name} exceeded the rate limit for object mutation operations (create, update, "
+                "and delete). Please reduce your request rate. See https://cloud.google.com/storage/docs/gcs429.",
+            )
+        self._written[bucket, name] = now
+
+
+class StorageServer:
+    """A local Cloud Storage: ``start`` and ``stop`` it; ``url`` is what STORAGE_EMULATOR_HOST takes.
+
+    ``clock`` gives Unix seconds. ``calls`` counts operations. ``objects`` is what is stored: ``objects.write_interval``
+    may be changed, 0 lets everything be written at any rate. ``denied`` are permissions that callers who ask for them
+    have not; of these only storage.buckets.get is enforced. ``described`` is what a bucket's metadata says beside its name.
+    """
+
+    def __init__(
+        self,
+        *,
+        buckets: Sequence[str],
+        clock: Callable[[], float] = time.time,
+        faults: Faults | None = None,
+        write_interval: float = 1.0,
+        port: int = 0,
+    ) -> None:
+        self.faults = faults or Faults()
+        self.calls: Counter[str] = Counter()
+        self.denied: set[str] = set()
+        self.described: dict[str, dict[str, Any]] = {}
+        self.objects = Objects(buckets, clock, write_interval)
+        self._lock = threading.Lock()
+        self._uploads: dict[str, _Upload] = {}
+        self._upload_ids = (f"upload-{number}" for number in itertools.count(1))
+        self._web = WebServer(type("StorageHandler", (_Handler,), {"storage": self}), port)
+
+    @property
+    def url(self) -> str:
+        """Where it is: ``http://127.0.0.1:port``."""
+        return self._web.url
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._web.start()
+
+    def stop(self) -> None:
+        """End at once; what was stored is gone."""
+        self._web.stop()
+
+    def count(self, operation: str) -> None:
+        """Count a call."""
+        with self._lock:
+            self.calls[operation] += 1
+
+    def begin_upload(self, bucket: str, wanted: dict[str, Any], query: dict[str, str]) -> str:
+        """Begin a resumable upload; give its id."""
+        with self._lock:
+            upload_id = next(self._upload_ids)
+            self._uploads[upload_id] = _Upload(bucket, wanted, query)
+            return upload_id
+
+    def upload(self, upload_id: str) -> _Upload:
+        """Find a resumable upload. Raises HttpRefused."""
+        with self._lock:
+            if upload_id not in self._uploads:
+                raise HttpRefused(404, "notFound", f"No such upload: {upload_id}")
+            return self._uploads[upload_id]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Handler(Handler):
+    """Turns requests into operations."""
+
+    storage: StorageServer
+
+    def serve(self) -> None:
+        """Answer one request."""
+        body = self.body()
+        url = urlsplit(self.path)
+        query = {key: values[-1] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
+        try:
+            answer = self._control(body) if url.path == CONTROL else self._operate(url.path, query, body)
+        except HttpRefused as refused:
+            answer = _json(refused.body(), refused.status)
+        except FaultError as fault:
+            status = fault.status if isinstance(fault.status, int) else 500
+            answer = _json(HttpRefused(status, "backendError", fault.message).body(), status)
+        except AnswerLost:
+            self.hang_up()
+            return
+        self.answer(answer.status, answer.body, answer.headers)
+
+    def _control(self, body: bytes) -> _Answer:
+        """Show or set faults, for other processes."""
+        if self.command == "GET":
+            return _json(self.storage.faults.state())
+        try:
+            return _json(self.storage.faults.apply(json.loads(body)))
+        except (FaultRequestError, ValueError) as error:
+            raise HttpRefused(400, "invalid", str(error)) from error
+
+    def _operate(self, path: str, query: dict[str, str], body: bytes) -> _Answer:
+        match = _ROUTE.fullmatch(path)
+        if match is None:
+            raise _not_served(self.command, path)
+        service, bucket, below, name = (unquote(part or "") for part in match.groups())
+        level = "object" if name else {"/o": "objects", "/iam/testPermissions": "permissions"}.get(below, "bucket")
+        operation = _OPERATIONS.get((self.command, service, level))
+        if operation is None:
+            raise _not_served(self.command, path)
+        if operation == "storage.get" and query.get("alt") == "media":
+            operation = "storage.download"
+        if operation == "storage.insert" and query.get("uploadType") == "resumable" and self.command == "POST":
+            operation = "storage.startUpload"
+        self.storage.count(operation)
+        self.storage.faults.before(operation)
+        answer = self._act(operation, bucket, name, query, body)
+        self.storage.faults.after(operation)
+        return answer
+
+    def _act(self, operation: str, bucket: str, name: str, query: dict[str, str], body: bytes) -> _Answer:
+        objects = self.storage.objects
+        match operation:
+            case "storage.getBucket":
+                objects.list(bucket)
+                if "storage.buckets.get" in self.storage.denied:
+                    raise HttpRefused(
+                        403, "forbidden", f"The caller does not have storage.buckets.get access to {bucket}."
+                    )
+                described = self.storage.described.get(bucket, {})
+                return _json({"kind": "storage#bucket", "id": bucket, "name": bucket, **described})
+            case "storage.testPermissions":
+                objects.list(bucket)
+                asked = parse_qs(urlsplit(self.path).query).get("permissions", [])
+                granted = [one for one in asked if one not in self.storage.denied]
+                return _json({"kind": "storage#testIamPermissionsResponse", "permissions": granted})
+            case "storage.list":
+                return _json(_page(objects.list(bucket, query.get("prefix", "")), query, self.storage.url))
+            case "storage.get":
+                return _json(objects.get(bucket, name, query).resource(self.storage.url))
+            case "storage.download":
+                return _media(objects.get(bucket, name, query))
+            case "storage.delete":
+                objects.delete(bucket, name, query)
+                return _Answer(204)
+            case "storage.startUpload":
+                return self._start_upload(bucket, query, body)
+            case _:
+                return self._insert(bucket, query, body)
+
+    def _insert(self, bucket: str, query: dict[str, str], body: bytes) -> _Answer:
+        objects = self.storage.objects
+        if query.get("uploadType") == "resumable":
+            return self._resume(query, body)
+        if query.get("uploadType") == "multipart":
+            wanted, data = _parts(self.headers.get("Content-Type", ""), body)
+        else:
+            wanted, data = {"contentType": self.headers.get("Content-Type", "")}, body
+        return _json(objects.insert(bucket, wanted, data, query).resource(self.storage.url))
+
+    def _start_upload(self, bucket: str, query: dict[str, str], body: bytes) -> _Answer:
+        wanted = json.loads(body or b"{}")
+        wanted.setdefault("contentType", self.headers.get("X-Upload-Content-Type", ""))
+        upload_id = self.storage.begin_upload(bucket, wanted, query)
+        place = f"{self.storage.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={upload_id}"
+        return _Answer(200, headers={"Location": place, "X-GUploader-UploadID": upload_id})
+
+    def _resume(self, query: dict[str, str], body: bytes) -> _Answer:
+        upload = self.storage.upload(query.get("upload_id", ""))
+        place = _RANGE.fullmatch(self.headers.get("Content-Range", ""))
+        if place is None:
+            raise HttpRefused(400, "invalid", "Content-Range must be of the form bytes FIRST-LAST/SIZE.")
+        if place.group(1) is not None:
+            if int(place.group(1)) != len(upload.data):
+                raise HttpRefused(503, "backendError", f"{len(upload.data)} bytes were persisted before this chunk.")
+            upload.data += body
+        if place.group(2) != str(len(upload.data)):
+            persisted = {"Range": f"bytes=0-{len(upload.data) - 1}"} if upload.data else {}
+            return _Answer(308, headers=persisted)
+        stored = self.storage.objects.insert(upload.bucket, upload.wanted, bytes(upload.data), upload.query)
+        return _json(stored.resource(self.storage.url))
+
+
+_ROUTE = re.compile(r"(/upload|/download)?/storage/v1/b/([^/]+)(/iam/testPermissions|/o(?:/(.+))?)?")
+_RANGE = re.compile(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+|\*)")
+_OPERATIONS = {
+    ("GET", "", "bucket"): "storage.getBucket",
+    ("GET", "", "permissions"): "storage.testPermissions",
+    ("GET", "", "objects"): "storage.list",
+    ("GET", "", "object"): "storage.get",
+    ("GET", "/download", "object"): "storage.download",
+    ("DELETE", "", "object"): "storage.delete",
+    ("POST", "/upload", "objects"): "storage.insert",
+    ("PUT", "/upload", "objects"): "storage.insert",
+}
+"""Names of operations by method, first part of the path, and what is named."""
+
+
+def _not_served(method: str, path: str) -> HttpRefused:
+    return HttpRefused(501, "notImplemented", f"{method} {path} is no part of this local Cloud Storage.")
+
+
+def _check(found: StoredObject | None, query: Mapping[str, str], *, unchanged: int) -> None:
+    """Compare an object with the query's preconditions; ``unchanged`` is the status when a NotMatch one fails."""
+    versions = {"Generation": found.generation if found else 0, "Metageneration": 1 if found else 0}
+    for kind, version in versions.items():
+        wanted, other = query.get(f"if{kind}Match", version), query.get(f"if{kind}NotMatch", "")
+        if str(wanted) != str(version):
+            raise HttpRefused(412, "conditionNotMet", _NOT_MET)
+        if other == str(version):
+            raise HttpRefused(unchanged, "conditionNotMet", _NOT_MET)
+
+
+_NOT_MET = "At least one of the pre-conditions you specified did not hold."
+
+
+def _json(value: object, status: int = 200) -> _Answer:
+    return _Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=UTF-8"})
+
+
+def _media(found: StoredObject) -> _Answer:
+    return _Answer(
+        200,
+        found.data,
+        {
+            "Content-Type": found.content_type,
+            "ETag": f"{found.generation:x}",
+            "X-Goog-Generation": str(found.generation),
+            "X-Goog-Metageneration": "1",
+            "X-Goog-Hash": f"crc32c={found.crc32c},md5={found.md5}",
+            "X-Goog-Stored-Content-Encoding": "identity",
+            "X-Goog-Stored-Content-Length": str(len(found.data)),
+        },
+    )
+
+
+def _page(found: list[StoredObject], query: Mapping[str, str], url: str) -> dict[str, Any]:
+    """Give one page of a list; a page's token is the name that the page before ended with."""
+    rest = [one for one in found if one.name > query.get("pageToken", "")]
+    size = int(query.get("maxResults", 1000))
+    page: dict[str, Any] = {"kind": "storage#objects", "items": [one.resource(url) for one in rest[:size]]}
+    if len(rest) > size:
+        page["nextPageToken"] = rest[size - 1].name
+    return page
+
+
+def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Take metadata and data out of a multipart/related body."""
+    head = Message()
+    head["Content-Type"] = content_type
+    boundary = b"--" + str(head.get_param("boundary", "")).encode()
+    pieces = body.split(b"\r\n" + boundary)
+    if not body.startswith(boundary) or len(pieces) != 3:
+        raise HttpRefused(400, "badRequest", "A multipart upload must have two parts: metadata and media.")
+    metadata, media = (piece.partition(b"\r\n\r\n") for piece in pieces[:2])
+    wanted = json.loads(metadata[2])
+    kind = re.search(rb"content-type: *([^\r]+)", media[0], re.IGNORECASE)
+    if kind:
+        wanted.setdefault("contentType", kind.group(1).decode())
+    return wanted, media[2]
+
+
+def _crc32c(data: bytes) -> str:
+    return base64.b64encode(int(google_crc32c.value(data)).to_bytes(4, "big")).decode()
+
+
+def _md5(data: bytes) -> str:
+    return base64.b64encode(hashlib.md5(data).digest()).decode()

@@ -1,0 +1,61 @@
+"""What all resolvers share: whose request it is, the schema's scalars, pages of a list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ariadne import ScalarType
+from graphql import GraphQLResolveInfo
+
+from local.standins.faults import Faults
+from local.standins.wandb.store import Store, User
+
+if TYPE_CHECKING:
+    Info = GraphQLResolveInfo["Context"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """One request: the server's memory and faults, the user whose key it carries, the server's address."""
+
+    store: Store
+    faults: Faults
+    user: User
+    base_url: str
+    acks_refused_in_errors: bool
+
+
+def _json_string(value: object) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(f"JSONString has to be text, not {type(value).__name__}")  # noqa: TRY004 - GraphQL's contract
+    return json.loads(value)
+
+
+SCALARS = (
+    ScalarType("DateTime", serializer=lambda at: datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
+    ScalarType("Int64", serializer=int, value_parser=int),
+    ScalarType("JSON"),
+    ScalarType(
+        "JSONString",
+        serializer=lambda value: value if isinstance(value, str) else json.dumps(value),
+        value_parser=_json_string,
+    ),
+)
+
+
+def page(nodes: Sequence[Any], first: int | None = None, after: str | None = None) -> dict[str, Any]:
+    """A connection: ``first`` of ``nodes`` (all for None) behind the cursor ``after``."""
+    start = int(after) if after else 0
+    end = len(nodes) if first is None else min(start + first, len(nodes))
+    edges = [{"cursor": str(number), "node": node} for number, node in enumerate(nodes[start:end], start=start + 1)]
+    info = {
+        "start_cursor": edges[0]["cursor"] if edges else None,
+        "end_cursor": edges[-1]["cursor"] if edges else None,
+        "has_next_page": end < len(nodes),
+        "has_previous_page": start > 0,
+    }
+    return {"edges": edges, "page_info": info, "total_count": len(nodes)}

@@ -1,0 +1,265 @@
+"""The local W&B server: GraphQL, run files, file streams, and the control endpoints of a stand-in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import gzip
+import json
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from local.standins import faults as fault_control
+from local.standins.faults import AnswerLost, FaultError, FaultRequestError, Faults
+from local.standins.wandb.contents import digest_of
+from local.standins.wandb.context import Context
+from local.standins.wandb.errors import Refused, invalid, not_found
+from local.standins.wandb.execution import Answer, BadRequest, ErrorStatus, execute, read, refused
+from local.standins.wandb.runs import Run
+from local.standins.wandb.store import Request, Store, User
+from local.standins.web import Handler, WebServer
+
+DEFAULT_API_KEYS: Mapping[str, str] = {"local" + "0" * 35: "alice"}
+"""A key of the length that W&B's clients accept, and whose it is."""
+
+NOT_LOGGED_IN = "user is not logged in"
+
+_NAMES: Mapping[tuple[str, str], str] = {
+    ("POST", "files"): "fileStream",
+    ("PUT", "_files"): "uploadFile",
+    ("PUT", "_artifacts"): "uploadArtifactFile",
+    ("GET", "_artifacts"): "downloadArtifactFile",
+    ("GET", "artifactsV2"): "downloadArtifactFile",
+}
+"""Operations that are no GraphQL, by method and beginning of the path."""
+
+LOST = 0
+"""In ``store.operations``, the status of an answer that was never sent."""
+
+
+class WandbServer:
+    """W&B on loopback, in threads of this process; all it remembers is in ``store``, what goes wrong is in ``faults``.
+
+    Faults know its operations by the names of GraphQL's top-level fields, and as ``fileStream``, ``uploadFile``,
+    ``uploadArtifactFile`` and ``downloadArtifactFile``.
+    ``lease`` and ``crash_after`` are seconds of ``clock``. ``api_keys`` gives the username of each key, ``teams`` the
+    members of each team, ``default_entities`` where a user's runs go if not to the entity of the user's own name.
+    ``max_operations_per_request``: one with more top-level fields is refused as a whole. ``acks_refused_in_errors``: a
+    late ack is an error of its field, else ``success: false``. ``ack_after_lease``: whether an item whose lease ran out
+    may be acked while nobody else has popped it. ``error_status``: see ``ErrorStatus``. ``deleted_by_name``: see
+    ``Artifacts``.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        lease: float = 60.0,
+        api_keys: Mapping[str, str] = DEFAULT_API_KEYS,
+        teams: Mapping[str, Collection[str]] | None = None,
+        default_entities: Mapping[str, str] | None = None,
+        faults: Faults | None = None,
+        port: int = 0,
+        max_operations_per_request: int | None = None,
+        acks_refused_in_errors: bool = True,
+        ack_after_lease: bool = True,
+        error_status: ErrorStatus = "alone",
+        crash_after: float = 300.0,
+        deleted_by_name: bool = True,
+    ) -> None:
+        self.faults = faults or Faults()
+        self.max_operations_per_request = max_operations_per_request
+        self.acks_refused_in_errors = acks_refused_in_errors
+        self.error_status = error_status
+        self.store = Store(
+            clock,
+            lease=lease,
+            api_keys=api_keys,
+            teams=teams or {},
+            default_entities=default_entities or {},
+            ack_after_lease=ack_after_lease,
+            crash_after=crash_after,
+            deleted_by_name=deleted_by_name,
+        )
+        self._web = _Web(self, port)
+
+    @property
+    def url(self) -> str:
+        """The base URL, for WANDB_BASE_URL."""
+        return self._web.url
+
+    def start(self) -> Self:
+        """Begin to answer."""
+        self._web.start()
+        return self
+
+    def stop(self) -> None:
+        """Close every connection and answer nothing more; ``store`` can still be read."""
+        self._web.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self.stop()
+
+    def graphql(self, body: bytes, user: User | None, operations: list[str]) -> Answer:
+        """Answer one GraphQL request of ``user``, None for a key that is not known; note what was asked for.
+
+        Raises BadRequest, FaultError, AnswerLost.
+        """
+        operation = read(body)
+        operations.extend(operation.fields.values())
+        self.faults.before(*operations)
+        if user is None:
+            return refused(operation, 401, NOT_LOGGED_IN, code="PERMISSION_ERROR")
+        most = self.max_operations_per_request
+        if most is not None and len(operations) > most:
+            message = f"{len(operations)} operations in one request, at most {most} are allowed"
+            return Answer(400, {"errors": [{"message": message}]})
+        context = Context(self.store, self.faults, user, self.url, self.acks_refused_in_errors)
+        answer = execute(operation, context, self.error_status)
+        self.faults.after(*operations)
+        return answer
+
+    def file_stream(self, run: Run, body: bytes, user: User | None) -> Answer:
+        """Take what the SDK in a run streams; the answer tells it whether somebody wants the run to stop."""
+        if user is None:
+            raise Refused(401, NOT_LOGGED_IN)
+        self.store.runs.stream(run, _json(body))
+        return Answer(200, {"exitcode": run.exit_code, "limits": {}, "stopped": run.stopped})
+
+    def artifact_file(self, entity: str, digest: str, user: User | None) -> bytes:
+        """Give a file of an artifact by the MD5 of its content, in hexadecimal, to those who may see it."""
+        if user is None:
+            raise Refused(401, NOT_LOGGED_IN)
+        return self.store.artifacts.contents.get(self.store.entity_for(user, entity), digest_of(digest))
+
+
+class _Web(WebServer):
+    def __init__(self, wandb: WandbServer, port: int) -> None:
+        self.wandb = wandb
+        super().__init__(_Handler, port)
+
+
+class _Handler(Handler):
+    server: _Web
+
+    def serve(self) -> None:
+        """Answer one request and note it in ``store.operations``, but for those to ``/_local/``."""
+        began = time.perf_counter()
+        wandb = self.server.wandb
+        path = urlsplit(self.path).path
+        body = self.body()
+        operations: list[str] = []
+        try:
+            answer = self._answer(wandb, path, body, operations)
+            content = answer if isinstance(answer, bytes) else json.dumps(answer.body).encode()
+            status = 200 if isinstance(answer, bytes) else answer.status
+        except AnswerLost:
+            content, status = b"", LOST
+        if not path.startswith("/_local/"):
+            seconds = time.perf_counter() - began
+            asked = Request(wandb.store.clock(), path, tuple(operations), len(body), len(content), status, seconds)
+            wandb.store.operations.append(asked)
+        if status == LOST:
+            self.hang_up()
+        else:
+            kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
+            self.answer(status, content, {"Content-Type": kind})
+
+    def _answer(self, wandb: WandbServer, path: str, body: bytes, operations: list[str]) -> Answer | bytes:
+        try:
+            if path.startswith("/_local/"):
+                return self._control(wandb, path, body)
+            return self._product(wandb, path, body, operations)
+        except BadRequest as error:
+            return error.answer
+        except FaultError as error:
+            return Answer(error.http_status, {"errors": [{"message": error.message}]})
+        except Refused as error:
+            return Answer(error.status, {"error": error.message})
+
+    def _product(self, wandb: WandbServer, path: str, body: bytes, operations: list[str]) -> Answer | bytes:
+        parts = [unquote(part) for part in path.strip("/").split("/")]
+        if (self.command, parts) == ("POST", ["graphql"]):
+            return wandb.graphql(self._plain(body), self._user(wandb), operations)
+        if name := _NAMES.get((self.command, parts[0])):
+            operations.append(name)
+            wandb.faults.before(name)
+        answer = self._file(wandb, parts, body)
+        wandb.faults.after(*operations)
+        return answer
+
+    def _file(self, wandb: WandbServer, parts: Sequence[str], body: bytes) -> Answer | bytes:
+        """Take or give what streams and files are made of."""
+        match self.command, parts:
+            case "POST", ["files", entity, project, name, "file_stream"]:
+                return wandb.file_stream(_run(wandb, entity, project, name), self._plain(body), self._user(wandb))
+            case "PUT", ["_files", entity, project, name, *file]:
+                wandb.store.runs.upload(_run(wandb, entity, project, name), "/".join(file), body)
+                return Answer(200, {})
+            case "GET", ["_files", entity, project, name, *file]:
+                return _content(_run(wandb, entity, project, name), "/".join(file))
+            case "PUT", ["_artifacts", entity, digest]:
+                wandb.store.artifacts.contents.put(entity, digest_of(digest), body)
+                return Answer(200, {})
+            case "GET", ["_artifacts", entity, digest]:
+                return wandb.store.artifacts.contents.get(entity, digest_of(digest))
+            case "GET", ["artifactsV2", _, entity, _, _, *_, digest, _]:  # the address that a client makes up itself
+                return wandb.artifact_file(entity, digest, self._user(wandb))
+        raise not_found("/".join(["", *parts]))
+
+    def _control(self, wandb: WandbServer, path: str, body: bytes) -> Answer:
+        match self.command, path:
+            case "GET", "/_local/state":
+                return Answer(200, wandb.store.snapshot())
+            case "GET", fault_control.PATH:
+                return Answer(200, wandb.faults.state())
+            case "POST", fault_control.PATH:
+                try:
+                    return Answer(200, wandb.faults.apply(_json(body)))
+                except FaultRequestError as error:
+                    raise invalid(str(error)) from error
+            case _:
+                raise not_found(path)
+
+    def _plain(self, body: bytes) -> bytes:
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def _user(self, wandb: WandbServer) -> User | None:
+        scheme, _, credentials = self.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "basic":
+            return None
+        try:
+            username, _, api_key = base64.b64decode(credentials, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        return wandb.store.user_of(api_key) if username == "api" else None
+
+
+def _json(body: bytes) -> dict[str, object]:
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        raise invalid(f"the body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise invalid("the body has to be a JSON object")
+    return value
+
+
+def _run(wandb: WandbServer, entity: str, project: str, name: str) -> Run:
+    run = wandb.store.runs.get(entity, project, name)
+    if run is None:
+        raise not_found(f"run {entity}/{project}/{name}")
+    return run
+
+
+def _content(run: Run, name: str) -> bytes:
+    file = run.files.get(name)
+    if file is None or file.content is None:
+        raise not_found(f"file {name} of run {run.name}")
+    return file.content

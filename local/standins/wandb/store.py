@@ -1,0 +1,277 @@
+"""Everything the local W&B remembers: who is who, projects, queues, runs, sweeps, and what was asked of it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any
+
+from local.standins.wandb.artifacts import Artifact, Artifacts
+from local.standins.wandb.contents import md5
+from local.standins.wandb.errors import not_found, permission_denied
+from local.standins.wandb.launch import Agent, Item, Launch, Queue
+from local.standins.wandb.runs import Run, Runs
+from local.standins.wandb.sweeps import Sweep, Sweeps
+
+REMEMBERED_REQUESTS = 100_000
+
+
+@dataclass(frozen=True)
+class User:
+    """A person or a service account; ``entity`` is where its runs go unless they say otherwise."""
+
+    id: str
+    username: str
+    entity: str
+    flags: str = "{}"
+
+    @property
+    def name(self) -> str:
+        """The name to show."""
+        return self.username
+
+    @property
+    def email(self) -> str:
+        """An address that reaches nobody."""
+        return f"{self.username}@localhost"
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A team, or the personal entity of the user of that name."""
+
+    id: str
+    name: str
+    is_team: bool
+    members: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project of an entity."""
+
+    id: str
+    entity_name: str
+    name: str
+    created_at: float
+
+    @property
+    def internal_id(self) -> str:
+        """The id once more: clients ask for both, and make a number of this one."""
+        return self.id
+
+
+@dataclass(frozen=True)
+class Request:
+    """One HTTP request: its operations (top-level GraphQL fields, repeated ones repeated), bytes of body, seconds."""
+
+    at: float
+    path: str
+    operations: tuple[str, ...]
+    received: int
+    sent: int
+    status: int
+    seconds: float
+
+
+class Store:
+    """The server's memory. Tests read ``queues``, ``items``, ``agents``, ``runs``, ``artifacts``, ``sweeps``, ``operations``.
+
+    ``lock`` is held for each field of a mutation and for each query as a whole.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        lease: float,
+        api_keys: Mapping[str, str],
+        teams: Mapping[str, Collection[str]],
+        default_entities: Mapping[str, str],
+        ack_after_lease: bool,
+        crash_after: float,
+        deleted_by_name: bool = True,
+    ) -> None:
+        self.clock = clock
+        self.lock = threading.RLock()
+        self.launch = Launch(clock, self.lock, lease=lease, ack_after_lease=ack_after_lease)
+        self.runs = Runs(clock, self.lock, crash_after=crash_after)
+        self.artifacts = Artifacts(clock, self.lock, deleted_by_name=deleted_by_name)
+        self.sweeps = Sweeps(clock, self.lock, self.runs, self.launch)
+        self.projects: dict[tuple[str, str], Project] = {}
+        self.operations: deque[Request] = deque(maxlen=REMEMBERED_REQUESTS)
+        names = sorted({*api_keys.values(), *(name for members in teams.values() for name in members)})
+        numbers = count(1)
+        self.users = {name: User(str(next(numbers)), name, default_entities.get(name, name)) for name in names}
+        personal = [Entity(str(next(numbers)), name, False, frozenset({name})) for name in names]
+        shared = [Entity(str(next(numbers)), name, True, frozenset(members)) for name, members in teams.items()]
+        self.entities = {entity.name: entity for entity in (*personal, *shared)}
+        self._keys = dict(api_keys)
+
+    @property
+    def queues(self) -> dict[str, Queue]:
+        """Run queues by id."""
+        return self.launch.queues
+
+    @property
+    def items(self) -> dict[str, Item]:
+        """Run queue items by id."""
+        return self.launch.items
+
+    @property
+    def agents(self) -> dict[str, Agent]:
+        """Launch agents by id."""
+        return self.launch.agents
+
+    def push(self, entity: str, queue: str, run_spec: Mapping[str, Any], **how: Any) -> str:
+        """Push an item without a client, see ``Launch.push``; gives its id."""
+        return self.launch.push(entity, queue, run_spec, **how)
+
+    def create_queue(
+        self,
+        entity: str,
+        name: str,
+        *,
+        resource: str = "gcp-vertex",
+        resource_args: Mapping[str, Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        prioritization_mode: str = "DISABLED",
+    ) -> Queue:
+        """Make a queue without a client: ``resource_args`` is what stands under ``resource``."""
+        with self.lock:
+            config = {"resource_args": {resource: resource_args or {}}}
+            made = self.launch.create_config(self.entity(entity).name, resource, config, template_variables)
+            queue = self.launch.create_queue(entity, name, prioritization_mode=prioritization_mode, config_id=made.id)
+            self.project(entity, queue.project)
+            return queue
+
+    def create_artifact(
+        self, entity: str, project: str, kind: str, name: str, files: Mapping[str, bytes], **details: Any
+    ) -> Artifact:
+        """Make a version of an artifact without a client, see ``Artifacts.create`` for ``details``.
+
+        It belongs to a member of the entity. Of the same files it is the version that there is.
+        """
+        with self.lock:
+            self.project(entity, project)
+            owner = {"username": min(self.entity(entity).members)}
+            digest = md5(repr(sorted(files.items())).encode())
+            made = self.artifacts.create(entity, project, kind, name, digest, **{**owner, **details})
+            return self.artifacts.put(made, files)
+
+    def state(self, item_id: str) -> str:
+        """PENDING, LEASED, CLAIMED or FAILED."""
+        return self.launch.item(item_id).state(self.clock())
+
+    def user_of(self, api_key: str) -> User | None:
+        """Whose key that is."""
+        username = self._keys.get(api_key)
+        return self.users[username] if username is not None else None
+
+    def entity(self, name: str) -> Entity:
+        """The entity of that name. Raises Refused."""
+        if name not in self.entities:
+            raise not_found(f"entity {name}")
+        return self.entities[name]
+
+    def entity_for(self, user: User, name: str | None) -> str:
+        """The name of an entity that ``user`` may write to, its default for None. Raises Refused."""
+        entity = self.entity(name or user.entity)
+        if user.username not in entity.members:
+            raise permission_denied()
+        return entity.name
+
+    def project(self, entity: str, name: str) -> tuple[Project, bool]:
+        """The project, made where there is none, and whether it is new."""
+        with self.lock:
+            inserted = (entity, name) not in self.projects
+            if inserted:
+                self.projects[entity, name] = Project(str(len(self.projects) + 1), entity, name, self.clock())
+            return self.projects[entity, name], inserted
+
+    def set_sweep(self, entity: str, project: str, name: str, state: str) -> None:
+        """Make a sweep that only has a state, or change the state of one."""
+        with self.lock:
+            self.project(entity, project)
+            now = self.clock()
+            known = self.sweeps.get((entity, project, name))
+            self.sweeps.keep(known or Sweep(entity, project, name, state, now, now), state)
+
+    def asked(self) -> Counter[str]:
+        """How often each operation was asked for, fields of a batch counted one by one."""
+        return Counter(operation for request in list(self.operations) for operation in request.operations)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a live table shows, in JSON types."""
+        with self.lock:
+            now = self.clock()
+            return {
+                "now": now,
+                "queues": [_queue(queue, now) for queue in self.queues.values()],
+                "runs": [_run(run) for run in self.runs.all()],
+                "agents": [asdict(agent) for agent in self.agents.values()],
+                "artifacts": [_artifact(artifact) for artifact in self.artifacts],
+                "sweeps": [_sweep(sweep) for sweep in self.sweeps.values()],
+                "requests": len(self.operations),
+                "operations": dict(self.asked()),
+            }
+
+
+def _queue(queue: Queue, now: float) -> dict[str, Any]:
+    return {
+        "id": queue.id,
+        "entity": queue.entity,
+        "name": queue.name,
+        "resource": queue.config.resource if queue.config else None,
+        "items": [_item(item, now) for item in queue.items.values()],
+    }
+
+
+def _item(item: Item, now: float) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "name": item.run_spec.get("name"),
+        "project": item.run_spec.get("project"),
+        "state": item.state(now),
+        "run": item.associated_run_id,
+        "agent": item.launch_agent_id,
+        "priority": item.priority,
+        "pops": item.pops,
+        "created_at": item.created_at,
+        "error": asdict(item.error) if item.error else None,
+        "warnings": [asdict(warning) for warning in item.warnings],
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "entity": run.entity,
+        "project": run.project,
+        "name": run.name,
+        "display_name": run.display_name,
+        "state": run.state,
+        "stopped": run.stopped,
+        "exit_code": run.exit_code,
+        "summary": run.summary,
+        "heartbeat_at": run.heartbeat_at,
+    }
+
+
+def _artifact(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "id": artifact.id,
+        "path": artifact.path,
+        "type": artifact.of.kind,
+        "state": artifact.state,
+        "aliases": artifact.aliases,
+        "logged_by": artifact.logged_by,
+        "used_by": artifact.used_by,
+    }
+
+
+def _sweep(sweep: Sweep) -> dict[str, Any]:
+    keys = ("entity", "project", "name", "state", "runs")
+    return {key: getattr(sweep, key) for key in keys}

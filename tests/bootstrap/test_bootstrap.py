@@ -1,0 +1,1406 @@
+"""The bootstrap run for real: as text, in empty virtual environments, against stand-ins on loopback; nothing leaves the machine."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.bootstrap_world import (
+    ACCOUNT,
+    FAKE_WANDB,
+    KEY,
+    PROGRAM,
+    SECRET,
+    TEXT,
+    Container,
+    Ended,
+    Google,
+    Internet,
+    git,
+    packages,
+    python,
+    relocated,
+    repository,
+    tarball,
+    virtual_environment,
+    wheel,
+    write,
+)
+from vertex_launch.job import bootstrap
+
+THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
+VERSIONS = ("3.8", "3.11", "3.12", "3.13")
+GIT_SECRET = "projects/acme/secrets/git/versions/2"
+TOKEN = "glpat-a-token-for-git"
+SUBMODULE_TOOLS = ("basename", "sed", "uname")  # that command of git is a script
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[Google]:
+    server = Google()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    server = Internet(tmp_path_factory.mktemp("internet"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package index of these tests."""
+    folder = tmp_path_factory.mktemp("wheels")
+    wheel(folder, "wandb", "0.31.0", FAKE_WANDB, ["helper"])
+    wheel(folder, "helper", "2.0")
+    wheel(folder, "helper", "1.0")
+    wheel(folder, "model", "1.5", requires=["helper"])
+    wheel(folder, "model", "1.0", requires=["helper"])
+    wheel(folder, "lone_one", "1.0", requires=["missing"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give a virtual environment of a version, the same one each time: empty, or with a ``wandb`` that spares an installation."""
+    made: dict[tuple[str, bool], Path] = {}
+
+    def environment(version: str, wandb: bool) -> Path:
+        if (version, wandb) not in made:
+            if python(version) is None:
+                pytest.skip(f"no Python {version} on this machine")
+            made[version, wandb] = virtual_environment(version, tmp_path_factory.mktemp("venv") / version)
+            if wandb:
+                add_wandb(made[version, wandb])
+        return made[version, wandb]
+
+    return environment
+
+
+def add_wandb(environment: Path, text: str = FAKE_WANDB) -> None:
+    (packages(environment) / "wandb.py").write_text(text)
+
+
+@pytest.fixture
+def empty(
+    request: pytest.FixtureRequest, environments: Callable[..., Path], google: Google, wheels: Path, tmp_path: Path
+) -> Container:
+    """A container with git and an empty Python, of the version that a parameter names."""
+    google.secrets = {SECRET: KEY.encode() + b"\n"}
+    google.denied.clear()
+    google.faults.clear()
+    google.asked.clear()
+    google.account = ACCOUNT
+    return Container(environments(getattr(request, "param", THIS), wandb=False), tmp_path, google, wheels)
+
+
+@pytest.fixture
+def container(empty: Container, environments: Callable[..., Path]) -> Container:
+    """A container with git and a Python that has wandb, and nothing else."""
+    empty.environment = environments(THIS, wandb=True)
+    return empty
+
+
+@pytest.fixture
+def spoilt(empty: Container, tmp_path: Path) -> Container:
+    """The same, with a virtual environment of its own, into which a test may install."""
+    empty.environment = virtual_environment(THIS, tmp_path / "venv")
+    add_wandb(empty.environment)
+    return empty
+
+
+def without_python(environment: Path) -> None:
+    """Leave ``python3`` in an environment, but no ``python``."""
+    binaries = environment / "bin"
+    base = (binaries / "python").resolve()
+    for name in ("python", "python3"):
+        (binaries / name).unlink()
+    (binaries / "python3").symlink_to(base)
+
+
+def failed(ended: Ended, step: str, *words: str) -> None:
+    """Check that it ended at a step, with a sentence that has all these words."""
+    assert ended.status == 1
+    assert ended.last.startswith(f"vertex-launch: {step}: failed: "), ended.log
+    for word in words:
+        assert word in ended.last
+
+
+# ---- the text
+
+
+def test_the_text_can_be_handed_over() -> None:
+    assert "$" not in TEXT  # Vertex AI expands dollars in commands
+    assert TEXT.isascii()
+    assert len(TEXT) < 128 * 1024 // 3  # the kernel takes 128 KiB (MAX_ARG_STRLEN); no reason to come near it
+    ast.parse(TEXT, feature_version=(3, 8))
+    imported = {
+        name.name.split(".")[0]
+        for node in ast.walk(ast.parse(TEXT))
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    assert imported <= sys.stdlib_module_names
+
+
+def test_importing_it_does_nothing() -> None:
+    said = subprocess.run([sys.executable, "-c", "import vertex_launch.job.bootstrap"], capture_output=True, check=True)
+    assert said.stdout + said.stderr == b""
+
+
+def test_what_it_knows_of_wandb_is_there() -> None:
+    import wandb
+    from wandb.sdk.launch.builder.templates import _wandb_bootstrap as official
+
+    assert hasattr(wandb.Api, "_artifact_from_id")
+    assert callable(wandb.Api.artifact)
+    for line in (
+        "torch==2.1.0+cu118",
+        "torchvision==0.16.0",
+        "torchaudio==2.1.0+cpu",
+        "torchtext==0.1.0",
+        "torch>=2",
+        "torch",
+    ):
+        ours, theirs = bootstrap.TORCH.match(line), re.match(official.TORCH_DEP_REGEX, line)
+        assert bool(ours) == bool(theirs)
+        if ours and theirs:
+            assert (ours[1] or "") == (theirs[2] or "")[1:]
+
+
+# ---- a whole job
+
+
+@pytest.mark.parametrize("empty", VERSIONS, indirect=True)
+def test_a_code_job(empty: Container) -> None:
+    empty.job()
+    empty.code({"sub/data.txt": "1"})
+    ended = empty.run(empty.plan(args=["--epochs", "3", "a b", "$HOME"]), WANDB_LAUNCH_FILE_OVERRIDES='{"c.yaml": {}}')
+    assert ended.status == 0, ended.log
+    told = ended.told
+    assert told["argv"] == ["train.py", "--epochs", "3", "a b", "$HOME"]
+    assert told["key_is_right"]
+    assert told["environment"]["WANDB_RUN_ID"] == "run1"
+    assert told["environment"]["WANDB_LAUNCH_FILE_OVERRIDES"] == '{"c.yaml": {}}'
+    assert not [name for name in told["environment"] if name.startswith("VERTEX_LAUNCH") or name == "PYTHONPATH"]
+    assert told["packages"] == {}
+    assert not told["wandb"]
+    assert {"./train.py", "./sub/data.txt"} <= set(told["files"])
+    work = Path(told["cwd"]).parent
+    assert work.parent.name == "tmp"
+    assert sorted(path.name for path in work.iterdir()) == ["code", "job"]
+    steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
+    assert steps == ["key", "source", "wandb", "source", "folder", "requirements", "requirements", "start"]
+
+
+@pytest.mark.parametrize("empty", VERSIONS, indirect=True)
+def test_a_repository_job_without_git(empty: Container, internet: Internet) -> None:
+    empty.tools = ()
+    empty.job(
+        {"diff.patch": "diff --git a/more.txt b/more.txt\n--- a/more.txt\n+++ b/more.txt\n@@ -1 +1 @@\n-old\n+new\n"}
+    )
+    link = tarfile.TarInfo("acme-train-0123456/link.txt")
+    link.type, link.linkname = tarfile.SYMTYPE, "more.txt"
+    internet.pages["https://github.com/acme/train/archive/abc123.tar.gz"] = tarball(
+        {"train.py": PROGRAM, "more.txt": "old\n"}, link
+    )
+    plan = empty.plan(source="repo", remote="https://github.com/acme/train.git", commit="abc123")
+    ended = empty.run(plan, **internet.variables)
+    assert ended.status == 0, ended.log
+    assert ended.told["files"] == ["./_wandb_bootstrap_errors.json", "./link.txt", "./more.txt", "./train.py"]
+    assert (Path(ended.told["cwd"]) / "link.txt").read_text() == "new\n"
+
+
+def test_a_job_that_is_an_image(container: Container) -> None:
+    with_key = container.plan(source="image", command=["python", "-c", PROGRAM], args=["1"])
+    ended = container.run({name: with_key[name] for name in with_key if name not in ("job", "artifact", "working_dir")})
+    assert ended.status == 0
+    assert ended.told["argv"] == ["-c", "1"]
+    assert ended.told["key_is_right"]
+    assert Path(ended.told["cwd"]).name == "app"
+    assert "VERTEX_LAUNCH_PLAN" not in ended.told["environment"]
+
+
+def test_a_key_that_is_in_the_environment(container: Container) -> None:
+    container.job()
+    container.code()
+    ended = container.run(container.plan(api_key_secret=None), WANDB_API_KEY=KEY)
+    assert ended.status == 0, ended.log
+    assert ended.told["key_is_right"]
+    assert container.google.asked == []
+
+
+def test_modules_of_the_image_and_of_the_code_are_not_taken_for_the_library(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "helper==1.0"})
+    traps = dict.fromkeys(("logging.py", "pip.py", "runpy.py", "wandb/__init__.py"), "raise SystemExit('the code')")
+    spoilt.code(traps)
+    trap = spoilt.folder / "container-0" / "app" / "json.py"
+    trap.parent.mkdir(parents=True)
+    trap.write_text("raise SystemExit('the image')")
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}
+
+
+def test_two_starts_in_one_place_do_not_meet(container: Container) -> None:
+    container.job()
+    container.code()
+    place = container.folder / "disk" / "made when missing"
+    first, second = (container.run(container.plan(), VERTEX_LAUNCH_DIR=str(place)) for _ in range(2))
+    folders = {Path(ended.told["cwd"]).parent for ended in (first, second)}
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {place}
+
+
+# ---- the key
+
+
+def test_an_account_that_may_not_read_the_key(container: Container) -> None:
+    container.google.denied.add(SECRET)
+    ended = container.run(container.plan())
+    failed(ended, "key", ACCOUNT, SECRET, "roles/secretmanager.secretAccessor", "403")
+
+
+def test_a_key_that_does_not_exist(container: Container) -> None:
+    container.google.secrets.clear()
+    failed(container.run(container.plan()), "key", ACCOUNT, SECRET, "add that version", "404")
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"  \n", b"two words", b"two\nlines", "schl\u00fcssel".encode(), b"\xff\xfe\x00"]
+)
+def test_a_secret_that_holds_no_key(container: Container, payload: bytes) -> None:
+    container.google.secrets[SECRET] = payload
+    failed(container.run(container.plan()), "key", SECRET, "single line of ASCII", "the W&B API key alone")
+
+
+def test_a_job_without_a_service_account(container: Container) -> None:
+    container.google.account = ""
+    failed(container.run(container.plan()), "key", "service_account in its spec")
+
+
+def test_a_container_that_is_not_in_google_cloud(container: Container) -> None:
+    failed(container.run(container.plan(), GCE_METADATA_HOST="127.0.0.1:1"), "key", "metadata server", "Vertex AI")
+
+
+def test_troubles_that_pass(container: Container) -> None:
+    container.google.faults = [503, 0, 429, 500]
+    ended = container.run(container.plan(source="image", command=["python", "-c", PROGRAM]))
+    assert ended.status == 0, ended.log
+    assert ended.told["key_is_right"]
+
+
+def test_troubles_that_do_not_pass(container: Container) -> None:
+    container.google.faults = [503] * 20
+    ended = container.run(container.plan())
+    failed(ended, "key", "503")
+    assert len(container.google.asked) == 5
+
+
+def test_the_metadata_server_is_not_asked_through_a_proxy(container: Container) -> None:
+    plan = container.plan(source="image", command=["python", "-c", PROGRAM])
+    plan["secretmanager"] = container.google.url.replace("127.0.0.1", "localhost")
+    ended = container.run(plan, http_proxy="http://127.0.0.1:1", no_proxy="localhost")
+    assert ended.status == 0, ended.log
+
+
+# ---- wandb, to fetch with
+
+
+def test_the_wandb_of_the_image(container: Container) -> None:
+    container.job()
+    container.code()
+    ended = container.run(container.plan(), PIP_FIND_LINKS="/nowhere")
+    assert ended.status == 0, ended.log
+    assert "vertex-launch: wandb" not in ended.log
+
+
+@pytest.mark.parametrize("module", ["raise RuntimeError('numpy is missing')", "class Api: pass\nclass Artifact: pass"])
+def test_a_wandb_in_the_image_that_cannot_be_used(spoilt: Container, module: str) -> None:
+    add_wandb(spoilt.environment, module)
+    spoilt.job()
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert (
+        "no wandb to fetch with in the image: " + ("numpy is missing" if "numpy" in module else "it is too old")
+        in ended.log
+    )
+
+
+def test_an_image_without_pip(container: Container) -> None:
+    container.environment = virtual_environment(THIS, container.folder / "bare", pip=False)
+    failed(container.run(container.plan()), "wandb", "no pip either", "base image with wandb or pip")
+
+
+def test_no_package_index_within_reach(empty: Container) -> None:
+    ended = empty.run(empty.plan(), PIP_FIND_LINKS="/nowhere")
+    failed(ended, "wandb", "No matching distribution found for wandb", "PIP_INDEX_URL")
+
+
+# ---- code artifacts
+
+
+def test_a_job_that_is_gone(container: Container) -> None:
+    container.code()
+    ended = container.run(container.plan())
+    failed(ended, "source", "https://wandb.example", "acme/vision/job-train:v3 not found", "still exist")
+
+
+def test_code_that_is_gone(container: Container) -> None:
+    container.job()
+    failed(container.run(container.plan()), "source", "wandb-artifact://_id/QXJ0aWZhY3Q6MQ== was not found")
+
+
+def test_code_that_has_been_deleted(container: Container) -> None:
+    container.job()
+    container.code({".deleted": ""})
+    failed(container.run(container.plan()), "source", "QXJ0aWZhY3Q6MQ== has been deleted")
+
+
+def test_code_that_is_given_by_name(container: Container) -> None:
+    container.job()
+    name = container.put("acme/vision/source-train:v0", {"train.py": PROGRAM})
+    for given in (name, f"wandb-artifact://{name}"):
+        ended = container.run(container.plan(artifact=given))
+        assert ended.status == 0, ended.log
+
+
+def test_a_project_that_looks_like_an_id(container: Container) -> None:
+    name = container.put("acme/vision_id/job-train:v3", {"wandb-job.json": "{}", "requirements.frozen.txt": ""})
+    container.code()
+    ended = container.run(container.plan(job=name))
+    assert ended.status == 0, ended.log
+
+
+def test_a_key_that_wandb_refuses_is_not_shown(container: Container) -> None:
+    container.google.secrets[SECRET] = b"another-key-that-is-a-secret-too"
+    container.job()
+    container.code()
+    failed(container.run(container.plan()), "source", "401: the key is ***")
+
+
+# ---- repositories
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A repository with three commits, the first of them with another program."""
+    first = {"train.py": PROGRAM, "version": "1"}
+    return repository(
+        tmp_path_factory.mktemp("origin") / "train", first, {"version": "2"}, {"version": "3", "train.py": "1/0"}
+    )
+
+
+def test_a_repository(container: Container, origin: tuple[Path, list[str]]) -> None:
+    folder, commits = origin
+    container.job()
+    for commit, version in zip(commits[:2], "12", strict=True):
+        ended = container.run(container.plan(source="repo", remote=folder.as_uri(), commit=commit))
+        assert ended.status == 0, ended.log
+        assert (Path(ended.told["cwd"]) / "version").read_text() == version
+    assert "whole repository" not in ended.log
+
+
+def test_a_server_that_gives_no_single_commit(container: Container, origin: tuple[Path, list[str]]) -> None:
+    folder, commits = origin
+    container.job()
+    old = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.version", "GIT_CONFIG_VALUE_0": "0"}
+    ended = container.run(container.plan(source="repo", remote=folder.as_uri(), commit=commits[1]), **old)
+    assert ended.status == 0, ended.log
+    assert "fetching the whole repository" in ended.log
+    assert (Path(ended.told["cwd"]) / "version").read_text() == "2"
+
+
+def test_submodules_come_along(container: Container, origin: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, commits = repository(tmp_path / "outer", {"train.py": PROGRAM})
+    git(folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", origin[0].as_uri(), "inner")
+    git(folder, "commit", "-q", "-m", "with a submodule")
+    commits.append(git(folder, "rev-parse", "HEAD").decode().strip())
+    container.job()
+    container.tools += SUBMODULE_TOOLS
+    plan = container.plan(source="repo", remote=folder.as_uri(), commit=commits[1])
+    allowed = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.file.allow", "GIT_CONFIG_VALUE_0": "always"}
+    ended = container.run(plan, **allowed)
+    assert ended.status == 0, ended.log
+    assert "./inner/version" in ended.told["files"]
+    failed(container.run(plan), "source", "transport 'file' not allowed")
+
+
+def test_a_commit_that_was_never_pushed(container: Container, origin: tuple[Path, list[str]]) -> None:
+    container.job()
+    ended = container.run(container.plan(source="repo", remote=origin[0].as_uri(), commit="0" * 40))
+    failed(
+        ended, "source", "0" * 40, "check that it has been pushed", "a private repository needs a secret with a token"
+    )
+
+
+@pytest.mark.parametrize(
+    ("remote", "secret", "wanted"),
+    [
+        ("https://github.com/acme/private.git", TOKEN, ("x-access-token", TOKEN)),
+        ("git@github.com:acme/private.git", TOKEN, ("x-access-token", TOKEN)),
+        ("https://bitbucket.org/acme/private.git", TOKEN, ("x-token-auth", TOKEN)),
+        ("https://gitlab.com/acme/group/private.git", TOKEN, ("oauth2", TOKEN)),
+        ("ssh://git@git.acme.example:2222/private", TOKEN, ("oauth2", TOKEN)),
+        ("https://deploy@git.acme.example/private", TOKEN, ("deploy", TOKEN)),
+        ("https://git.acme.example/private", f"ann:{TOKEN}", ("ann", TOKEN)),
+        (f"https://ann:{TOKEN}%40@git.acme.example/private", "", ("ann", f"{TOKEN}@")),
+    ],
+)
+def test_a_private_repository(
+    container: Container,
+    internet: Internet,
+    origin: tuple[Path, list[str]],
+    remote: str,
+    secret: str,
+    wanted: tuple[str, str],
+) -> None:
+    folder, commits = origin
+    address = re.sub(
+        r"^(ssh|https)://([^/]*@)?|^git@", "https://", remote.replace("github.com:", "github.com/").replace(":2222", "")
+    )
+    internet.repositories = {address: folder / ".git"}
+    internet.passwords = {address: wanted}
+    container.job()
+    plan = container.plan(source="repo", remote=remote, commit=commits[0])
+    if secret:
+        refused = container.run(plan, **internet.variables)
+        failed(refused, "source", address, "a private repository needs a secret with a token")
+        container.google.secrets[GIT_SECRET] = secret.encode()
+        plan["token_secret"] = GIT_SECRET
+    else:
+        container.google.secrets[GIT_SECRET] = wanted[1].encode()  # nobody asks for it, but it must not be shown
+    trace = container.folder / "trace"
+    ended = container.run(plan, GIT_TRACE=str(trace), **internet.variables)
+    assert ended.status == 0, ended.log
+    assert ended.told["key_is_right"]
+    assert "git fetch" in trace.read_text()
+    assert TOKEN not in trace.read_text()  # these are the arguments of all that git ran
+    assert TOKEN not in json.dumps(ended.told)
+    assert TOKEN not in (Path(ended.told["cwd"]) / ".git" / "config").read_text()
+    assert "no SSH key" in ended.log or "https://" in remote
+
+
+def test_a_token_goes_to_its_own_host_alone(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, _ = repository(tmp_path / "outer", {"train.py": PROGRAM})
+    inner = "https://git.acme.example/inner"
+    (folder / ".gitmodules").write_text(f'[submodule "inner"]\n\tpath = inner\n\turl = {inner}\n')
+    git(folder, "add", ".gitmodules")
+    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{origin[1][0]},inner")
+    git(folder, "commit", "-q", "-m", "with a submodule")
+    outer = "https://github.com/acme/outer"
+    internet.repositories = {outer: folder / ".git", inner: origin[0] / ".git"}
+    internet.passwords = {inner: ("x-access-token", TOKEN)}
+    container.tools += SUBMODULE_TOOLS
+    container.google.secrets[GIT_SECRET] = TOKEN.encode()
+    container.job()
+    commit = git(folder, "rev-parse", "HEAD").decode().strip()
+    internet.seen.clear()
+    ended = container.run(
+        container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET), **internet.variables
+    )
+    failed(ended, "source", "the submodules of https://github.com/acme/outer", "a token is used on github.com alone")
+    assert not [seen for seen in internet.seen if "git.acme.example" in seen.url and "Authorization" in seen.headers]
+    assert [seen for seen in internet.seen if "git.acme.example" in seen.url]
+
+
+@pytest.mark.parametrize("inner", ["git@github.com:acme/inner", "ssh://git@github.com/acme/inner"])
+def test_submodules_on_the_same_host_need_no_ssh(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]], tmp_path: Path, inner: str
+) -> None:
+    folder, _ = repository(tmp_path / "outer", {"train.py": PROGRAM})
+    (folder / ".gitmodules").write_text(f'[submodule "inner"]\n\tpath = inner\n\turl = {inner}\n')
+    git(folder, "add", ".gitmodules")
+    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{origin[1][0]},inner")
+    git(folder, "commit", "-q", "-m", "with a submodule")
+    outer, reached = "https://github.com/acme/outer", "https://github.com/acme/inner"
+    internet.repositories = {outer: folder / ".git", reached: origin[0] / ".git"}
+    internet.passwords = {reached: ("x-access-token", TOKEN)}
+    container.tools += SUBMODULE_TOOLS
+    container.google.secrets[GIT_SECRET] = TOKEN.encode()
+    container.job()
+    commit = git(folder, "rev-parse", "HEAD").decode().strip()
+    plan = container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET)
+    ended = container.run(plan, **internet.variables)
+    assert ended.status == 0, ended.log
+    assert "./inner/version" in ended.told["files"]
+
+
+def test_a_token_does_not_go_over_plain_http(container: Container) -> None:
+    container.google.secrets[GIT_SECRET] = TOKEN.encode()
+    container.job()
+    ended = container.run(
+        container.plan(source="repo", remote="http://git.acme.example/x", commit="abc", token_secret=GIT_SECRET)
+    )
+    failed(ended, "source", "in the clear", "https://")
+
+
+def test_a_token_that_may_not_be_read(container: Container) -> None:
+    container.google.denied.add(GIT_SECRET)
+    container.job()
+    plan = container.plan(source="repo", remote="https://github.com/a/b", commit="abc", token_secret=GIT_SECRET)
+    failed(container.run(plan), "key", ACCOUNT, GIT_SECRET, "roles/secretmanager.secretAccessor")
+
+
+@pytest.mark.parametrize(
+    ("remote", "token", "address", "header"),
+    [
+        ("https://github.com/acme/train.git", "", "https://github.com/acme/train/archive/abc.tar.gz", None),
+        ("git@github.com:acme/train.git", TOKEN, "https://api.github.com/repos/acme/train/tarball/abc", "Bearer"),
+        (
+            "https://gitlab.com/acme/group/train",
+            TOKEN,
+            "https://gitlab.com/api/v4/projects/acme%2Fgroup%2Ftrain/repository/archive.tar.gz?sha=abc",
+            "PRIVATE-TOKEN",
+        ),
+        ("https://bitbucket.org/acme/train.git/", TOKEN, "https://bitbucket.org/acme/train/get/abc.tar.gz", "Bearer"),
+        ("git@bitbucket.org:acme/train", f"ann:{TOKEN}", "https://bitbucket.org/acme/train/get/abc.tar.gz", "Basic"),
+    ],
+)
+def test_archives_of_the_known_hosts(
+    container: Container, internet: Internet, remote: str, token: str, address: str, header: str | None
+) -> None:
+    container.tools = ()
+    container.job()
+    elsewhere = "https://codeload.github.com/acme/train/legacy.tar.gz/abc"
+    internet.pages |= {address: elsewhere, elsewhere: tarball({"train.py": PROGRAM, ".gitmodules": ""})}
+    internet.seen.clear()
+    if token:
+        container.google.secrets[GIT_SECRET] = token.encode()
+    plan = container.plan(source="repo", remote=remote, commit="abc", token_secret=GIT_SECRET if token else None)
+    ended = container.run(plan, **internet.variables)
+    assert ended.status == 0, ended.log
+    first, second = internet.seen
+    given = (
+        first.headers.get("Private-Token") or first.headers.get("PRIVATE-TOKEN") or first.headers.get("Authorization")
+    )
+    basic = "Basic " + base64.b64encode(token.encode()).decode()
+    assert given == {None: None, "Bearer": f"Bearer {TOKEN}", "PRIVATE-TOKEN": TOKEN, "Basic": basic}[header]
+    assert second.url == elsewhere
+    assert TOKEN not in str(second.headers)
+    assert "warning: an archive has no submodules" in ended.log
+
+
+def test_an_archive_that_is_not_there(container: Container, internet: Internet) -> None:
+    container.tools = ()
+    container.job()
+    plan = container.plan(source="repo", remote="https://github.com/acme/nothing", commit="abc")
+    ended = container.run(plan, **internet.variables)
+    failed(
+        ended, "source", "/acme/nothing/archive/abc.tar.gz", "404", "pushed", "a private repository", "image with git"
+    )
+
+
+def test_an_archive_that_is_none(container: Container, internet: Internet) -> None:
+    container.tools = ()
+    container.job()
+    internet.pages["https://github.com/acme/page/archive/abc.tar.gz"] = b"<html>Sign in</html>"
+    internet.pages["https://github.com/acme/half/archive/abc.tar.gz"] = tarball({"train.py": os.urandom(50_000)})[
+        :20_000
+    ]
+    for name in ("page", "half"):
+        plan = container.plan(source="repo", remote=f"https://github.com/acme/{name}", commit="abc")
+        failed(container.run(plan, **internet.variables), "source", "image with git")
+
+
+def test_an_unknown_host_needs_git(container: Container) -> None:
+    container.tools = ()
+    container.job()
+    ended = container.run(container.plan(source="repo", remote="https://git.acme.example/x", commit="abc"))
+    failed(ended, "source", "no git", "git.acme.example", "use an image with git")
+
+
+def member(name: str, link: str = "", kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = (kind if link or kind != tarfile.SYMTYPE else tarfile.REGTYPE), link
+    return info
+
+
+HOSTILE = {
+    "up": [member("top/../../evil")],
+    "further up": [member("../../../evil")],
+    "a link up": [member("top/a", "../evil")],
+    "a link to a folder outside": [member("top/a", "/tmp")],
+    "by way of links": [member("top/a", "."), member("top/a/b", ".."), member("top/a/b/evil")],
+    "a hard link": [member("top/passwd", "/etc/passwd", tarfile.LNKTYPE)],
+    "a device": [member("top/null", kind=tarfile.CHRTYPE)],
+    "a pipe": [member("top/pipe", kind=tarfile.FIFOTYPE)],
+}
+
+
+@pytest.mark.parametrize("way", HOSTILE)
+def test_archives_that_lead_out_of_the_code(container: Container, internet: Internet, way: str) -> None:
+    container.tools = ()
+    container.job()
+    internet.pages["https://github.com/acme/evil/archive/abc.tar.gz"] = tarball(
+        {"train.py": PROGRAM}, *HOSTILE[way], top="top"
+    )
+    plan = container.plan(source="repo", remote="https://github.com/acme/evil", commit="abc")
+    ended = container.run(plan, **internet.variables)
+    failed(
+        ended, "source", "no file, folder" if way.startswith("a ") and "link " not in way else "leads out of the code"
+    )
+    assert "pushed" not in ended.last
+    assert "use an image with git, or take that out" in ended.last
+    assert not list(container.folder.rglob("evil"))
+
+
+@pytest.mark.parametrize("way", HOSTILE)
+def test_archives_without_the_filter_of_newer_pythons(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.setattr(tarfile.TarFile, "extraction_filter", staticmethod(lambda info, _: info), raising=False)
+    (tmp_path / "archive").write_bytes(tarball({"train.py": PROGRAM}, *HOSTILE[way], top="top"))
+    code = tmp_path / "work" / "code"
+    code.mkdir(parents=True)
+    with pytest.raises(bootstrap.Failed):
+        bootstrap.unpack(tmp_path / "archive", code)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "work"]
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["code"]
+
+
+# ---- diff.patch
+
+
+Files = Mapping[str, str | bytes]
+
+
+def changed(before: Files, after: Files, folder: Path, *options: str) -> tuple[Path, bytes, Path]:
+    """Commit files and change them; give a copy of them as they were, what git says of the change, and the changed ones.
+
+    Afterwards programs in shell can be executed.
+    """
+    work, _ = repository(folder / "work", before)
+    copy = folder / "copy"
+    shutil.copytree(work, copy, ignore=shutil.ignore_patterns(".git"))
+    for name in before:
+        (work / name).unlink()
+    write(work, after)
+    for program in work.glob("*.sh"):
+        program.chmod(0o755)
+    git(work, "add", "-A")
+    return copy, git(work, "diff", "HEAD", "--submodule=diff", *options), work
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
+    return {str(path.relative_to(folder)): (path.stat().st_mode & 0o100, path.read_bytes()) for path in files}
+
+
+LINES = "".join(f"line {number}\n" for number in range(1, 31))
+NAMES = ("two words", 'a"quote', "gr\u00fc\u00dfe.txt", "tab\there", "back\\slash", " b/a ")
+CHANGES: dict[str, tuple[Files, Files]] = {
+    "lines": ({"a": LINES}, {"a": LINES.replace("line 2\n", "").replace("line 25\n", "x\ny\n")}),
+    "first and last": ({"a": LINES}, {"a": f"0\n{LINES}31\n"}),
+    "no newline at the end": ({"a": LINES + "end"}, {"a": LINES + "END"}),
+    "a newline less": ({"a": LINES}, {"a": LINES.rstrip("\n")}),
+    "a newline more": ({"a": LINES.rstrip("\n")}, {"a": LINES}),
+    "a new file": ({}, {"new/folder/b.py": "1\n2\n"}),
+    "a new empty file": ({}, {"b/__init__.py": ""}),
+    "a file emptied": ({"a": "1\n"}, {"a": ""}),
+    "an empty file filled": ({"a": ""}, {"a": "1\n"}),
+    "a file deleted": ({"a": "1\n", "b": "2\n"}, {"b": "2\n"}),
+    "an empty file deleted": ({"a": "", "b": "2\n"}, {"b": "2\n"}),
+    "a file moved": ({"a": LINES}, {"b c": LINES}),
+    "a file moved and changed": ({"a": LINES}, {"d/b": LINES.replace("line 3\n", "three\n")}),
+    "a mode": ({"run.sh": "true\n"}, {"run.sh": "true\n"}),
+    "a mode and lines": ({"run.sh": "true\n"}, {"run.sh": "false\n"}),
+    "a new program": ({}, {"run.sh": "true\n"}),
+    "names": (dict.fromkeys(NAMES, "1\n"), dict.fromkeys(NAMES, "2\n")),
+    "names of empty files": ({}, dict.fromkeys(NAMES, "")),
+    "odd names moved": ({"gr\u00fc\u00dfe": LINES}, {"\u00e9t\u00e9 2": LINES}),
+    "line ends of Windows": ({"a": "1\r\n2\r\n"}, {"a": b"1\r\n2\r3\r\n"}),
+    "bytes that are no text": ({"a": b"\xff\xfe\n1\n"}, {"a": b"\xff\xfd\n1\n"}),
+    "what looks like a diff": (
+        {"a": "diff --git a/x b/x\n@@ -1 +1 @@\n--- a/x\n"},
+        {"a": "@@ -2 +2 @@\n+++ b/x\ndiff --git a/y b/y\n-- \n"},
+    ),
+    "nothing": ({"a": "1\n"}, {"a": "1\n"}),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_patch_does_what_git_did(tmp_path: Path, what: str) -> None:
+    copy, patch, work = changed(*CHANGES[what], tmp_path)
+    for text in (patch, patch.rstrip(b"\n")):  # W&B's client may trim it
+        here = tmp_path / f"here-{len(text)}"
+        shutil.copytree(copy, here, dirs_exist_ok=True)
+        bootstrap.apply_patch(text, here)
+        assert tree(here) == tree(work)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_patches_of_random_changes(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    before = {f"{n}.txt": "\n".join(chance.choices(["", "a", "b", "c"], k=chance.randrange(80))) for n in range(12)}
+    after = {}
+    for name, text in before.items():
+        lines = text.split("\n")
+        for _ in range(chance.randrange(5)):
+            where = chance.randrange(len(lines) + 1)
+            lines[where : where + chance.randrange(3)] = [f"new {chance.random()}"] * chance.randrange(3)
+        after[name] = "\n".join(lines)
+    copy, patch, work = changed(before, after, tmp_path, f"-U{seed % 4}")  # lines of context
+    bootstrap.apply_patch(patch, copy)
+    assert tree(copy) == tree(work)
+
+
+def test_what_a_patch_does_not_hold_is_left_out(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    copy, patch, _ = changed({"model.bin": b"\0\1", "a": "1\n"}, {"model.bin": b"\0\2", "a": "2\n"}, tmp_path)
+    bootstrap.apply_patch(patch, copy)
+    assert (copy / "a").read_text() == "2\n"
+    assert (copy / "model.bin").read_bytes() == b"\0\1"
+    assert b"warning: diff --git a/model.bin b/model.bin: left out" in capfdbinary.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("patch", "word"),
+    [
+        ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-another\n+2\n", "line 1 is not what the patch says"),
+        ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1,2 +1 @@\n 1\n-2\n", "out of range"),
+        ("diff --git a/b b/b\n--- a/b\n+++ b/b\n@@ -1 +1 @@\n-1\n+2\n", "No such file"),
+        ("diff --git a/../x b/../x\nnew file mode 100644\n--- /dev/null\n+++ b/../x\n@@ -0,0 +1 @@\n+1\n", "leads out"),
+        ("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc\n", "symbolic links"),
+        ("diff --git a/a b/a\nindex 0..1\nGIT binary patch\nliteral 1\n", "binary files"),
+    ],
+)
+def test_patches_that_do_not_fit(tmp_path: Path, patch: str, word: str) -> None:
+    write(tmp_path / "code", {"a": "1\n"})
+    with pytest.raises(bootstrap.Failed, match=word):
+        bootstrap.apply_patch(patch.encode(), tmp_path / "code")
+    assert not (tmp_path / "x").exists()
+
+
+LINKS: dict[str, Callable[[Path], object]] = {
+    "changed": lambda work: (work / "other").replace(work / "link"),
+    "new": lambda work: (work / "another").symlink_to("b"),
+    "moved": lambda work: (work / "link").rename(work / "moved"),
+    "deleted": lambda work: (work / "link").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", LINKS)
+def test_symbolic_links_in_a_patch(tmp_path: Path, what: str) -> None:
+    work, _ = repository(tmp_path / "work", {"a": "1\n", "b": "2\n"})
+    (work / "link").symlink_to("a")
+    (work / "other").symlink_to("b")
+    git(work, "add", "-A")
+    git(work, "commit", "-q", "-m", "with a link")
+    copy = shutil.copytree(work, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    LINKS[what](work)
+    git(work, "add", "-A")
+    with pytest.raises(
+        bootstrap.Failed, match=r"symbolic link.* commit and push the change, then create the job"
+    ) as told:
+        bootstrap.apply_patch(git(work, "diff", "HEAD", "-M"), copy)
+    assert "does not fit" not in str(told.value)
+    assert (copy / "link").is_symlink()
+    assert tree(copy) == {"a": (0, b"1\n"), "b": (0, b"2\n"), "link": (0, b"1\n"), "other": (0, b"2\n")}
+
+
+@pytest.mark.parametrize("name", ["link", "folder/a", "none/a"])
+def test_nothing_is_patched_by_way_of_links(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "code", {"a": "1\n"})
+    for link, goal in (("link", "a"), ("folder", "."), ("none", "missing")):
+        (tmp_path / "code" / link).symlink_to(goal)
+    patch = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-1\n+2\n"
+    with pytest.raises(bootstrap.Failed, match="is or lies behind a symbolic link"):
+        bootstrap.apply_patch(patch.encode(), tmp_path / "code")
+    assert (tmp_path / "code" / "a").read_text() == "1\n"
+
+
+def test_a_patch_that_does_not_fit_fails_the_job(container: Container, origin: tuple[Path, list[str]]) -> None:
+    container.job({"diff.patch": "diff --git a/version b/version\n--- a/version\n+++ b/version\n@@ -1 +1 @@\n-9\n+2\n"})
+    ended = container.run(container.plan(source="repo", remote=origin[0].as_uri(), commit=origin[1][0]))
+    failed(ended, "patch", "version", "line 1", "create the job again")
+
+
+# ---- requirements
+
+
+def test_a_frozen_list(spoilt: Container) -> None:
+    frozen = "helper==1.0\nlone_one==1.0\nmodel==7.0\nwandb==0.31.0.dev1\nabsent==1.0\ngone @ file:///build/gone\n"
+    spoilt.job({"requirements.frozen.txt": frozen})
+    spoilt.code({"_wandb_bootstrap_errors.json": "{}"})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    # lone_one needs `missing`, which no index has: of a frozen list dependencies are not asked for.
+    assert ended.told["packages"] == {"helper": "1.0", "lone_one": "1.0", "wandb": "0.31.0"}
+    lost = {"model==7.0", "absent==1.0", "gone @ file:///build/gone"}
+    assert set(json.loads((Path(ended.told["cwd"]) / "_wandb_bootstrap_errors.json").read_text())["pip"]) == lost
+    warning = next(line for line in ended.log.splitlines() if "warning: failed to install: " in line)
+    assert warning.startswith("vertex-launch: requirements: ")
+    assert all(name in warning for name in lost)
+    assert "PYTHONUSERBASE" not in ended.told["environment"]  # where packages can be written nothing else changes
+    assert ended.told["environment"]["PATH"].startswith(f"{spoilt.environment}/bin:")
+
+
+def test_what_is_installed_is_not_installed_again(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\nmodel==1.0\n"})
+    spoilt.code()
+    spoilt.run(spoilt.plan())
+    module = packages(spoilt.environment) / "helper" / "__init__.py"
+    before = module.stat().st_ino, module.stat().st_mtime_ns
+    ended = spoilt.run(spoilt.plan())
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert (module.stat().st_ino, module.stat().st_mtime_ns) == before
+    requirements = ended.log.partition("vertex-launch: requirements")[2]
+    assert "Successfully installed" not in requirements
+
+
+@pytest.mark.parametrize("where", ["", "sub/"])
+def test_code_with_requirements_of_its_own(spoilt: Container, where: str) -> None:
+    frozen = "Model == 1.0\nhelper==1.0\nabsent==1.0\nlone-one==1.0\nwandb==0.31.0\n"
+    own = "# ours\nmodel[all]>=0.5 ; python_version >= '3.8'  # frozen\n\n-r more.txt\n--no-color\nabsent\n"
+    spoilt.job({"requirements.frozen.txt": frozen})
+    spoilt.code({f"{where}requirements.txt": own, f"{where}more.txt": "WANDB \\\n  >=0.1", "sub/train.py": PROGRAM})
+    ended = spoilt.run(spoilt.plan(working_dir="sub"))
+    assert ended.status == 0, ended.log
+    # What it names comes in the frozen version; what that needs, as pip finds it.
+    assert ended.told["packages"] == {"helper": "2.0", "model": "1.0", "wandb": "0.31.0"}
+    assert "failed to install: absent==1.0;" in ended.log
+
+
+def test_a_list_that_is_not_frozen_gets_its_dependencies(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "model>=1\nwandb"})
+    spoilt.code()
+    assert spoilt.run(spoilt.plan()).told["packages"] == {"helper": "2.0", "model": "1.5", "wandb": "0.31.0"}
+
+
+def test_what_pip_takes_in_a_file_alone(spoilt: Container) -> None:
+    own = (
+        "--require-hashes\n"
+        "helper==1.0 \\\n    --hash=sha256:0000 \\\n    --hash=sha256:1111\n"
+        "--find-links \x24{WHEELS}\n"
+        "model==\x24{MODEL_VERSION} --hash=sha256:2222\n"
+        "lone-one==\x24{NOT_SET}\n"
+    )
+    spoilt.job()
+    spoilt.code({"requirements.txt": own})
+    ended = spoilt.run(spoilt.plan(), PIP_FIND_LINKS="", WHEELS=str(spoilt.wheels), MODEL_VERSION="1.0")
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert "failed to install: lone-one==\x24{NOT_SET};" in ended.log
+
+
+def test_a_list_that_refers_to_itself(spoilt: Container) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": "-r more.txt\n", "more.txt": "helper==1.0\n-r requirements.txt\n"})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-8-sig"])
+def test_lists_as_windows_writes_them(spoilt: Container, code: str) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": "helper==1.0 \\\r\n --hash=sha256:0\r\nmodel==1.0\r\n".encode(code)})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+
+
+def test_an_option_that_cannot_be_read(spoilt: Container) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": "-f /it's/here\nhelper==1.0\n"})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}
+    assert "requirements: warning: left out: -f /it's/here (No closing quotation)" in ended.log
+
+
+def test_nothing_that_goes_wrong_with_requirements_holds_up_the_program(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\n"})
+    spoilt.code({"_wandb_bootstrap_errors.json/a": "a folder of that name"})
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert "requirements: warning: not all are installed (IsADirectoryError" in ended.log
+
+
+EDITABLE = {
+    "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "builder"\nbackend-path = ["."]\n',
+    "builder.py": "def build_editable(*_):\n    raise SystemExit('built in ' + __file__)\nbuild_wheel = build_editable\n",
+}
+
+
+@pytest.mark.parametrize(("place", "found"), [("sub", "sub/own"), ("", "own")])
+def test_paths_in_a_nested_list(spoilt: Container, place: str, found: str) -> None:
+    shutil.copytree(spoilt.wheels, spoilt.store / "id-QXJ0aWZhY3Q6MQ==" / "sub" / "the wheels")
+    spoilt.job()
+    files = {"requirements.txt": "-r sub/more.txt\n", "sub/limits.txt": "helper<2\n"}
+    files |= {"sub/more.txt": "-f ./the wheels\n-c limits.txt\n-c none.txt\n-e ./own\nhelper\n"}
+    files |= {str(Path(place, "own", name)): text for name, text in EDITABLE.items()}
+    spoilt.code(files)
+    ended = spoilt.run(spoilt.plan(), PIP_FIND_LINKS="")
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}, ended.log
+    assert f"built in {ended.told['cwd']}/{found}/" in ended.log
+    assert "warning: there is no none.txt" in ended.log
+
+
+def test_a_list_on_the_web(spoilt: Container, google: Google) -> None:
+    spoilt.job()
+    spoilt.code({"requirements.txt": f"-r {google.url}/list.txt\nhelper==1.0\n"})
+    ended = spoilt.run(spoilt.plan(), PIP_RETRIES="0")
+    assert ended.status == 0, ended.log
+    assert "/list.txt" in google.asked
+    assert ended.told["packages"] == {"helper": "1.0"}
+    assert f"failed to install: -r {google.url}/list.txt;" in ended.log
+
+
+def test_what_needs_git_does_not_hold_up_the_rest(spoilt: Container) -> None:
+    spoilt.tools = ()
+    lost = ["-e git+https://git.acme.example/tool@abc#egg=tool", "other @ git+https://git.acme.example/other"]
+    spoilt.job({"requirements.frozen.txt": "\n".join(["helper==1.0", lost[0], "model==1.0", lost[1]])})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert f"failed to install: {', '.join(lost)};" in ended.log
+    assert ended.log.count("Successfully installed") == 1
+
+
+def test_a_package_that_cannot_be_built_is_found_at_once(spoilt: Container, internet: Internet, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-1.0.tar.gz"
+    broken.write_bytes(tarball({"pyproject.toml": '[build-system]\nrequires = ["absent"]\n'}, top="broken-1.0"))
+    whole = [wheel(tmp_path / "own", name, "1.0") for name in ("helper", "model")]
+    internet.publish("https://pypi.org/simple/", broken, *whole)
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\nbroken==1.0\nmodel==1.0\n"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan(), **internet.variables, PIP_NO_INDEX="", PIP_FIND_LINKS="")
+    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert "failed to install: broken==1.0;" in ended.log
+    assert ended.log.count("Successfully installed") == 1, "the others are not tried one by one"
+
+
+def test_a_list_that_refers_to_nothing(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": "-r nowhere.txt\nhelper==1.0"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.told["packages"] == {"helper": "1.0"}
+    assert "warning: there is no nowhere.txt" in ended.log
+
+
+def test_code_that_is_a_project(spoilt: Container) -> None:
+    project = '[build-system]\nrequires = []\nbuild-backend = "builder"\nbackend-path = ["."]\n[project]\nname = "vision"\nversion = "1"\n'
+    backend = (
+        "import os, pathlib, shutil\n"
+        "assert not {'WANDB_API_KEY', 'VERTEX_LAUNCH_PLAN'} & set(os.environ), 'what installs has no need of a key'\n"
+        "def build_wheel(folder, *_):\n"
+        f"    source = pathlib.Path({str(wheel(spoilt.folder / 'own', 'vision', '1'))!r})\n"
+        "    shutil.copy(source, folder)\n    return source.name\n"
+    )
+    spoilt.job()
+    spoilt.code({"pyproject.toml": project, "builder.py": backend})
+    ended = spoilt.run(spoilt.plan(api_key_secret=None), WANDB_API_KEY=KEY)
+    assert ended.told["packages"] == {"vision": "1"}, ended.log
+
+
+def test_requirements_without_pip_are_reported(spoilt: Container) -> None:
+    spoilt.environment = virtual_environment(THIS, spoilt.folder / "bare", pip=False)
+    add_wandb(spoilt.environment)
+    spoilt.job({"requirements.frozen.txt": "helper==1.0\nmodel==1.0"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert "failed to install: helper==1.0, model==1.0;" in ended.log
+    assert ended.log.count("No module named pip") == 1
+
+
+def test_a_token_in_a_requirement_is_not_shown(spoilt: Container) -> None:
+    spoilt.job({"requirements.frozen.txt": f"model @ git+http://ann:{TOKEN}@127.0.0.1:1/model\nhelper==1.0"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert "failed to install: model @ git+http://ann:***@127.0.0.1:1/model;" in ended.log
+    assert TOKEN not in ended.log
+
+
+def test_an_index_out_of_reach_is_asked_once(spoilt: Container) -> None:
+    add_wandb(spoilt.environment)
+    spoilt.job({"requirements.frozen.txt": "".join(f"package{number}==1.0\n" for number in range(50))})
+    spoilt.code()
+    away = {"PIP_NO_INDEX": "", "PIP_FIND_LINKS": "", "PIP_INDEX_URL": "http://127.0.0.1:1/simple", "PIP_RETRIES": "1"}
+    ended = spoilt.run(spoilt.plan(), **away)
+    assert ended.status == 0, ended.log
+    assert "package49==1.0; the program starts without" in ended.log
+    assert ended.log.count("Retry(total=0") == 1
+
+
+def test_torch_comes_from_its_own_index_and_with_dependencies(
+    spoilt: Container, internet: Internet, tmp_path: Path
+) -> None:
+    torch = wheel(tmp_path / "own", "torch", "2.1.0+cu118", requires=["triton"])
+    internet.publish("https://download.pytorch.org/whl/cu118/", torch)
+    general = [wheel(tmp_path / "own", "triton", "1.0"), wheel(tmp_path / "own", "torch", "2.1.0")]
+    internet.publish("https://pypi.org/simple/", *general, wheel(tmp_path / "own", "wandb", "1.0", FAKE_WANDB))
+    spoilt.job({"requirements.frozen.txt": "torch==2.1.0+cu118\n"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan(), **internet.variables, PIP_NO_INDEX="", PIP_FIND_LINKS="")
+    assert ended.told["packages"] == {"torch": "2.1.0+cu118", "triton": "1.0"}, ended.log
+
+
+def test_an_image_whose_system_manages_its_packages(container: Container) -> None:
+    container.environment = relocated(container.folder / "system")
+    plain = [str(container.environment / "bin" / "python3"), "-m", "pip", "install", "--no-index", "helper"]
+    refused = subprocess.run(plain, capture_output=True, text=True, env={"PATH": "/usr/bin"}, check=False)
+    assert "externally-managed-environment" in refused.stderr
+    container.job({"requirements.frozen.txt": "helper==1.0"})
+    container.code()
+    ended = container.run(container.plan())
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0"}
+
+
+@pytest.fixture
+def nobody(empty: Container) -> Iterator[Container]:
+    """A container whose user may not write to the packages of its Python, which is no virtual environment."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are for nobody else
+        folder = Path(name)
+        folder.chmod(0o755)
+        empty.folder, empty.wheels = folder, shutil.copytree(empty.wheels, folder / "wheels")
+        empty.wheels.chmod(0o755)
+        wheel(empty.wheels, "cowsay", "1.0", "def cow():\n    print('moo')\n", script="cow")
+        empty.environment = relocated(folder / "system", copied=True)
+        empty.variables = {"LD_LIBRARY_PATH": str(empty.environment / "lib")}
+        add_wandb(empty.environment)
+        place = packages(empty.environment)
+        if os.geteuid() == 0:
+            empty.user = 65534
+        else:
+            place.chmod(0o555)
+        yield empty
+        place.chmod(0o755)
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", ""])
+def test_a_user_who_has_no_home(nobody: Container, home: str) -> None:
+    nobody.job({"requirements.frozen.txt": "helper==1.0\ncowsay==1.0"})
+    nobody.code()
+    ended = nobody.run(nobody.plan(), HOME=home)
+    assert ended.status == 0, ended.log
+    assert ended.told["packages"] == {"helper": "1.0", "cowsay": "1.0"}, ended.log
+    user = str(Path(ended.told["cwd"]).parent / "user")
+    assert ended.told["environment"]["PYTHONUSERBASE"] == user
+    assert ended.told["environment"]["PATH"].startswith(f"{user}/bin:")
+    ended = nobody.run(nobody.plan(command=["cow"]), HOME=home)
+    assert (ended.status, ended.last) == (0, "moo"), ended.log
+
+
+def test_a_user_with_packages_at_home(nobody: Container) -> None:
+    home = nobody.folder / "container-0" / "home"
+    write(home / ".local" / packages(nobody.environment).relative_to(nobody.environment), {"own.py": "print('own')"})
+    for place in home.rglob("*"):
+        os.chown(place, nobody.user or -1, nobody.user or -1)
+    nobody.job({"requirements.frozen.txt": "cowsay==1.0"})
+    nobody.code({"run.sh": "#!/bin/sh\npython -c 'import own' && cow\n"})
+    (nobody.store / "id-QXJ0aWZhY3Q6MQ==" / "run.sh").chmod(0o755)
+    ended = nobody.run(nobody.plan(command=["./run.sh"]))
+    assert ended.status == 0, ended.log
+    assert ended.log.endswith("own\nmoo\n")
+
+
+def test_packages_go_to_the_python_that_runs_the_program(spoilt: Container) -> None:
+    other = next((version for version in VERSIONS if python(version) and version != THIS), None)
+    if other is None:
+        pytest.skip("one Python on this machine")
+    program = virtual_environment(other, spoilt.folder / "program")
+    without_python(spoilt.environment)
+    spoilt.job({"requirements.frozen.txt": "helper==1.0"})
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan(), PATH=str(program / "bin"))
+    assert ended.told["packages"] == {"helper": "1.0"}
+    assert (packages(program) / "helper").is_dir()
+    assert not (packages(spoilt.environment) / "helper").is_dir()
+
+
+# ---- notebooks
+
+
+def notebook(*cells: str | tuple[str, str]) -> str:
+    """Write a notebook of code cells; a pair is the kind of a cell and its text."""
+    kinds = [("code", cell) if isinstance(cell, str) else cell for cell in cells]
+    return json.dumps(
+        {
+            "nbformat": 4,
+            "cells": [{"cell_type": kind, "source": text.splitlines(keepends=True)} for kind, text in kinds],
+        }
+    )
+
+
+def test_a_notebook(container: Container) -> None:
+    text = notebook(
+        ("markdown", "# Training\n!not code"),
+        "%matplotlib inline\nx = 1\nif x:\n    !pip install model\nfiles = !ls\nx.bit_length?",
+        "%%bash\nif true; then\n  echo $HOME || %1\n  !1\nfi",
+        "%%time\nx = x + 1",
+        "y = ('%d %d'\n     % (x, x))\n",
+        PROGRAM + "print('x is', x, y)",
+    )
+    container.job()
+    container.code({"notes/train.ipynb": text})
+    plan = container.plan(command=["python", "notes/train.ipynb"], notebook=True, args=["--epochs", "3"])
+    ended = container.run(plan)
+    assert ended.status == 0, ended.log
+    assert ended.told["argv"] == ["notes/train.py", "--epochs", "3"]
+    assert "x is 2 2 2" in ended.log
+    left_out = re.findall(r"notebook: warning: left out: (.*)", ended.log)
+    magics = ["%matplotlib inline", "!pip install model", "files = !ls", "x.bit_length?"]
+    assert left_out == [*magics, "%%bash", "if true; then", "echo $HOME || %1", "!1", "fi", "%%time"]
+
+
+@pytest.mark.parametrize("options", [[], ["-u"]])
+def test_a_notebook_that_the_plan_does_not_call_one(container: Container, options: list[str]) -> None:
+    container.job()
+    container.code({"a.ipynb": notebook(PROGRAM), "b.ipynb": "not for us"})
+    ended = container.run(container.plan(command=["python", *options, "a.ipynb", "b.ipynb"]))
+    assert ended.status == 0, ended.log
+    assert ended.told["argv"] == ["a.py", "b.ipynb"]
+
+
+@pytest.mark.parametrize("command", [["python", "train.py", "a.ipynb"], ["python", "-m", "train", "a.ipynb"]])
+def test_a_notebook_that_a_program_takes(container: Container, command: list[str]) -> None:
+    container.job()
+    container.code({"a.ipynb": "not for us"})
+    ended = container.run(container.plan(command=command))
+    assert ended.status == 0, ended.log
+    assert ended.told["argv"][1:] == ["a.ipynb"]
+
+
+def test_what_is_timed_in_a_notebook_runs(container: Container) -> None:
+    timed = "x = %time 1 + 1\nfor _ in '12':\n    %time x = x + 1\n%timeit -n 10 x\ny = %timeit -o x\n%time !ls"
+    container.job()
+    container.code({"a.ipynb": notebook(timed, "print('x is', x)")})
+    ended = container.run(container.plan(command=["python", "a.ipynb"], notebook=True))
+    assert ended.status == 0, ended.log
+    assert ended.last == "x is 4"
+    assert re.findall("warning: left out: (.*)", ended.log) == ["%timeit -n 10 x", "y = %timeit -o x", "%time !ls"]
+    assert re.findall("warning: not timed: (.*)", ended.log) == ["x = %time 1 + 1", "%time x = x + 1"]
+
+
+def test_a_cell_that_no_script_can_run(container: Container) -> None:
+    container.job()
+    container.code({"a.ipynb": notebook("x = 1", "%pylab\nawait x")})
+    ended = container.run(container.plan(command=["python", "a.ipynb"], notebook=True))
+    assert ended.status == 1
+    assert "notebook: warning: code cell 2 cannot run in a script ('await' outside function" in ended.log
+
+
+def test_a_notebook_beside_a_module_of_its_name(container: Container) -> None:
+    container.job()
+    container.code({"train.ipynb": notebook("import train")})
+    ended = container.run(container.plan(command=["python", "train.ipynb"], notebook=True))
+    assert ended.status == 0, ended.log
+    assert ended.told["argv"] == ["train.ipynb.py"]
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("none.ipynb", "No such file"), ("bad.ipynb", "is not read as a notebook"), ("../x.ipynb", "leads out")],
+)
+def test_a_notebook_that_is_none(container: Container, name: str, word: str) -> None:
+    container.job()
+    container.code({"bad.ipynb": "[]"})
+    failed(container.run(container.plan(command=["python", name], notebook=True)), "notebook", word)
+
+
+# ---- the folder
+
+
+def test_a_working_directory(container: Container) -> None:
+    container.job()
+    container.code({"sub/dir/train.py": PROGRAM})
+    ended = container.run(container.plan(working_dir="sub/dir"))
+    assert ended.status == 0, ended.log
+    assert ended.told["cwd"].endswith("/code/sub/dir")
+
+
+@pytest.mark.parametrize(
+    ("place", "word"),
+    [
+        ("..", "leads out of the code; correct overrides.working_dir"),
+        ("/tmp", "leads out"),
+        ("sub/../../..", "leads out"),
+        ("none", "no such folder"),
+        ("train.py", "no such folder"),
+    ],
+)
+def test_a_working_directory_that_is_none(container: Container, place: str, word: str) -> None:
+    container.job()
+    container.code()
+    failed(container.run(container.plan(working_dir=place)), "folder", word)
+
+
+# ---- the program
+
+
+@pytest.mark.parametrize("status", [0, 3, 139])
+def test_the_status_is_the_programs(container: Container, status: int) -> None:
+    command = ["python", "-c", f"raise SystemExit({status})"]
+    assert container.run(container.plan(source="image", command=command)).status == status
+    container.job()
+    container.code({"train.py": f"raise SystemExit({status})"})
+    assert container.run(container.plan()).status == status
+
+
+def test_a_program_that_crashes(container: Container) -> None:
+    command = ["python", "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
+    assert container.run(container.plan(source="image", command=command)).status == -signal.SIGSEGV
+
+
+def test_signals_reach_the_program(container: Container) -> None:
+    program = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        "print('ready', flush=True)\n"
+        "signal.pause()\n"
+    )
+    container.job()
+    container.code({"train.py": program})
+    with container.begin(container.plan()) as process:
+        assert process.stdout
+        assert any(line == "ready\n" for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 7
+
+
+def test_a_program_that_is_not_python_dies_of_a_broken_pipe(container: Container) -> None:
+    container.tools = ("sh", "yes", "head", "true")
+    # Python ignores SIGPIPE; were that handed on, `yes` would complain of a write error.
+    ended = container.run(container.plan(source="image", command=["sh", "-c", "yes | head -n 1"]))
+    assert ended.status == 0
+    assert ended.last == "y"
+
+
+def test_sigterm_before_the_program_runs(container: Container) -> None:
+    asked, done = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        done.wait(30)
+
+    container.google.meanwhile = hang
+    try:
+        with container.begin(container.plan()) as process:
+            assert asked.wait(30)
+            process.send_signal(signal.SIGTERM)
+            log, _ = process.communicate(timeout=30)
+    finally:
+        done.set()
+        container.google.meanwhile = None
+    assert process.returncode == 143
+    assert log.endswith("vertex-launch: key: stopped by SIGTERM\n")
+
+
+HANGING = """
+import os, time
+class Api:
+    def __init__(self):
+        self.alive = open(os.environ["STORE"] + "/alive", "w")
+        time.sleep(60)
+    def _artifact_from_id(self, id):
+        pass
+"""
+
+
+def test_sigterm_while_a_command_runs_ends_that_too(spoilt: Container) -> None:
+    add_wandb(spoilt.environment, HANGING)
+    spoilt.store.mkdir()
+    os.mkfifo(spoilt.store / "alive")
+    with spoilt.begin(spoilt.plan()) as process:
+        with (spoilt.store / "alive").open() as alive:
+            process.send_signal(signal.SIGTERM)
+            assert alive.read() == ""  # which is at its end when nobody has it open any more
+        log, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert log.endswith("vertex-launch: source: stopped by SIGTERM\n")
+
+
+def test_what_the_program_says_is_in_the_log_at_once(container: Container) -> None:
+    container.job()
+    container.code({"train.py": "import os\nprint('said')\nos._exit(9)"})
+    ended = container.run(container.plan())
+    assert (ended.status, ended.last) == (9, "said")
+    ended = container.run(container.plan(), PYTHONUNBUFFERED="")
+    assert ended.last == "said"
+
+
+def test_a_dockerfile_in_the_code_is_not_passed_over_in_silence(container: Container) -> None:
+    container.job()
+    container.code({"sub/Dockerfile.wandb": "FROM scratch", "sub/train.py": PROGRAM})
+    ended = container.run(container.plan(command=["python", "sub/train.py", "sub/" + "x/" * 10_000]))
+    assert ended.status == 0, ended.log
+    assert ended.log.count("warning: sub/Dockerfile.wandb is not used") == 1
+
+
+@pytest.mark.parametrize("name", ["python3.7", "python2", "train.py", "torchrun", "./run.sh"])
+def test_a_command_that_is_not_there(container: Container, name: str) -> None:
+    container.job()
+    container.code({"run.sh": "true"})
+    ended = container.run(container.plan(command=[name, "train.py"]))
+    if name == "python3.7":
+        assert ended.status == 0, ended.log
+        assert "the image has no python3.7; " in ended.log
+    else:
+        failed(ended, "start", name, "must begin with a program in the image")
+
+
+def test_an_image_that_calls_python_only_python3(spoilt: Container) -> None:
+    without_python(spoilt.environment)
+    spoilt.job()
+    spoilt.code()
+    ended = spoilt.run(spoilt.plan())
+    assert ended.status == 0, ended.log
+    assert "the image has no python; " in ended.log
+
+
+def test_a_program_of_the_code(container: Container) -> None:
+    container.job()
+    container.code({"run.sh": '#!/bin/sh\necho ran with "$1"\n'})
+    place = container.store / "id-QXJ0aWZhY3Q6MQ==" / "run.sh"
+    place.chmod(0o755)
+    ended = container.run(container.plan(command=["./run.sh"], args=["3"]))
+    assert ended.status == 0, ended.log
+    assert ended.last == "ran with 3"
+
+
+def test_a_plan_without_a_command(container: Container) -> None:
+    failed(container.run(container.plan(command=[], args=None)), "key", "no command to run")
+
+
+@pytest.mark.parametrize("plan", ["", "{", "[]", "{}"])
+def test_a_plan_that_is_none(container: Container, plan: str) -> None:
+    ended = container.run(plan)
+    assert ended.status == 1
+    assert "vertex-launch: plan: failed unexpectedly: Traceback" in ended.log
+
+
+def test_output_that_is_not_text_of_the_locale(container: Container) -> None:
+    container.job()
+    container.code()
+    ended = container.run(container.plan(args=["gr\u00fc\u00dfe", "\udcff"]), PYTHONIOENCODING="ascii")
+    assert ended.status == 0, ended.log
+    assert "train.py 'gr\u00fc\u00dfe' '\\udcff' in " in ended.log

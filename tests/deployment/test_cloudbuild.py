@@ -1,0 +1,122 @@
+"""cloudbuild.yaml: what gcloud and Cloud Build would say to it, and its deployment as the build runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.deploy_runs import NAME, REGION, Run, checkout, needs_gcloud, run
+from tests.support.google_apis import PROJECT, GoogleApis
+from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.deployment
+
+CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text())
+TEST, DEPLOY = CONFIG["steps"]
+FUNCTIONS = f"cloudfunctions/projects/{PROJECT}/locations/{REGION}/functions"
+
+
+@pytest.fixture
+def apis() -> Iterator[GoogleApis]:
+    """A project in which everything but the functions was deployed."""
+    apis = GoogleApis()
+    apis.enabled |= {f"{name}.googleapis.com" for name in ("artifactregistry", "cloudbuild", "cloudfunctions", "run")}
+    apis.enabled.add("cloudresourcemanager.googleapis.com")
+    for name in ("build", "dispatch", "job-state", "now"):
+        email = f"{NAME}-{name}@{PROJECT}.iam.gserviceaccount.com"
+        apis.resources[f"iam/projects/{PROJECT}/serviceAccounts/{email}"] = {"email": email}
+    repository = f"projects/{PROJECT}/locations/{REGION}/repositories/{NAME}-functions"
+    apis.resources[f"artifactregistry/{repository}"] = {"name": repository}
+    apis.start()
+    yield apis
+    apis.stop()
+
+
+def arguments(**changes: str) -> list[str]:
+    """Give the arguments of the step that deploys, with the substitutions' defaults and these changes."""
+    values = {**CONFIG["substitutions"], "PROJECT_ID": PROJECT, **changes}
+    return [re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], word) for word in DEPLOY["args"]]
+
+
+def test_tests_come_first_and_what_fails_deploys_nothing() -> None:
+    """Steps run one after the other, and the first that fails ends the build, unless one of these words is there."""
+    assert (TEST["id"], DEPLOY["id"]) == ("test", "deploy")
+    assert (TEST["name"], TEST["entrypoint"], TEST["args"]) == ("python:3.13", "make", ["test"])
+    for step in (TEST, DEPLOY):
+        assert not step.keys() & {"waitFor", "allowFailure", "allowExitCodes"}
+    assert (DEPLOY["entrypoint"], DEPLOY["args"][:2]) == ("bash", ["infra/deploy.sh", "--functions-only"])
+    assert CONFIG["options"] == {"logging": "CLOUD_LOGGING_ONLY"}
+    assert CONFIG["serviceAccount"].startswith("projects/${PROJECT_ID}/serviceAccounts/${_NAME}-build@")
+    assert int(CONFIG["timeout"].removesuffix("s")) >= 1800
+
+
+@needs_gcloud
+@pytest.mark.parametrize("place", ["global", "europe-west4"])
+def test_gcloud_takes_it(apis: GoogleApis, tmp_path: Path, place: str) -> None:
+    command = [
+        "gcloud",
+        "builds",
+        "submit",
+        "--config=cloudbuild.yaml",
+        "--no-source",
+        "--async",
+        f"--project={PROJECT}",
+    ]
+    command += [f"--region={place}", "--substitutions=^;^_REGION=us-east4;_JOB_REGIONS=us-east4,us-central1"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **apis.variables(tmp_path)}
+    subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60)
+    (call,) = [call for call in apis.calls if call.changes]
+    assert call.path == f"cloudbuild/projects/{PROJECT}/locations/{place}/builds"
+    assert call.body["steps"] == CONFIG["steps"]
+    assert (call.body["serviceAccount"], call.body["timeout"]) == (CONFIG["serviceAccount"], CONFIG["timeout"])
+    assert call.body["substitutions"]["_JOB_REGIONS"] == "us-east4,us-central1"
+
+
+@needs_gcloud
+def test_it_deploys_the_functions_and_touches_no_right(apis: GoogleApis, tmp_path: Path) -> None:
+    """The first time, with nothing new, and with new code: who may call a function is not even looked at."""
+    place = checkout(tmp_path / "checkout")
+    functions = {f"{FUNCTIONS}/{NAME}-{name}" for name in ("dispatch", "dispatch-now", "job-state")}
+
+    def build(**changes: str) -> Run:
+        script, *options = arguments(**changes)
+        done = run([str(place / script), *options], place, apis, tmp_path / "gcloud")
+        assert done.status == 0, done.output
+        assert not [call for call in done.after.calls if "IamPolicy" in call.path]
+        assert apis.unknown == []
+        return done
+
+    first = build()
+    assert {name for name in first.after.resources if name.startswith(f"{FUNCTIONS}/")} == functions
+    assert f"POST {FUNCTIONS}" in first.changes()
+    assert build().changes() == []
+    with (place / "main.py").open("a") as main:
+        main.write("# new\n")
+    changed = build(_JOB_REGIONS="us-central1,us-east4", _WANDB_BASE_URL="https://wandb.example.com", _MEMORY="2Gi")
+    assert {change for change in changed.changes() if change.startswith("PATCH")} == {
+        f"PATCH {name}" for name in functions
+    }
+    for name in functions:
+        variables = changed.after.resources[name]["serviceConfig"]["environmentVariables"]
+        assert variables["GOOGLE_CLOUD_REGION"] == "us-central1,us-east4"
+        assert variables["WANDB_BASE_URL"] == "https://wandb.example.com"
+        memory = changed.after.resources[name]["serviceConfig"]["availableMemory"]
+        assert memory == ("512Mi" if name.endswith("job-state") else "2Gi")
+        assert "deploy_sh" not in changed.after.resources[name]["labels"], "so that destroy.sh leaves what others made"
+
+
+def test_a_broken_configuration_deploys_nothing(tmp_path: Path) -> None:
+    place = checkout(tmp_path / "checkout")
+    script, *options = arguments(_NAME="No Name")
+    done = subprocess.run(
+        ["bash", str(place / script), *options], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--name 'No Name' cannot be used" in done.stderr

@@ -1,0 +1,793 @@
+"""infra/deploy.sh and infra/destroy.sh: what they make, what a second run changes, what is left; and that what was uploaded runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from google.cloud.aiplatform_v1.types import JobState
+from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+from google.pubsub_v1.types import PubsubMessage, Subscription
+
+from local.machine.functions import Function
+from local.standins.log_sink import LogSink
+from local.standins.pubsub import PubSubServer
+from local.standins.secrets import SecretServer
+from local.standins.storage import StorageServer
+from local.standins.vertex.server import PROJECTS, VertexServer
+from local.standins.wandb import WandbServer
+from tests.support import deploy_runs
+from tests.support.deploy_runs import (
+    CHANNEL,
+    DELETED,
+    DEPLOY,
+    INVOKERS,
+    NAME,
+    OPTIONS,
+    QUEUE,
+    REGION,
+    REGIONS,
+    SCHEDULE,
+    SINK,
+    STRANGER,
+    STRANGERS,
+    SUBSCRIPTION,
+    TAKEN,
+    TEAM,
+    THEIR_RIGHTS,
+    TOKENS,
+    WIDENED,
+    Story,
+    checkout,
+    needs_gcloud,
+)
+from tests.support.deployment import KEY, run_spec
+from tests.support.google_apis import NUMBER, PROJECT, GoogleApis
+from tests.support.permissions import ACCOUNTS, NEEDED, granted
+from tests.support.processes import ROOT, eventually
+
+pytestmark = pytest.mark.deployment
+
+P = f"projects/{PROJECT}"
+HERE = f"{P}/locations/{REGION}"
+PROJECT_ITSELF = f"cloudresourcemanager/{P}"
+FUNCTIONS = f"cloudfunctions/{HERE}/functions"
+BUCKET = f"storage/b/{PROJECT}-{NAME}"
+"""How the keys of our buckets begin."""
+
+
+def account(name: str) -> str:
+    return f"serviceAccount:{NAME}-{name}@{PROJECT}.iam.gserviceaccount.com"
+
+
+def agent(service: str) -> str:
+    return f"serviceAccount:service-{NUMBER}@gcp-sa-{service}.iam.gserviceaccount.com"
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return deploy_runs.story(tmp_path_factory)
+
+
+# What is made
+
+
+@needs_gcloud
+def test_every_run_ends_well_and_asks_for_nothing_unknown(story: Story) -> None:
+    for run in story.runs():
+        assert run.status == 0, run.output
+    assert story.unknown == []
+
+
+FUNCTION = {
+    "dispatch": ("dispatch", "dispatch", 120, 1, "1Gi"),
+    "dispatch-now": ("dispatch_now", "now", 120, 1, "1Gi"),
+    "job-state": ("job_state", "job-state", 60, 3, "512Mi"),
+}
+"""Name of each function to its entry point, account, timeout, greatest number of instances, and memory."""
+
+
+@needs_gcloud
+@pytest.mark.parametrize("name", FUNCTION)
+def test_functions(story: Story, name: str) -> None:
+    made = story.deploy.after.resources[f"{FUNCTIONS}/{NAME}-{name}"]
+    entry_point, runs_as, timeout, instances, memory = FUNCTION[name]
+    build, service = made["buildConfig"], made["serviceConfig"]
+    assert "eventTrigger" not in made, "HTTP"
+    assert (build["runtime"], build["entryPoint"]) == ("python313", entry_point)
+    assert build["serviceAccount"] == f"{P}/serviceAccounts/{NAME}-build@{PROJECT}.iam.gserviceaccount.com"
+    assert build["dockerRepository"] == f"{HERE}/repositories/{NAME}-functions"
+    assert service["serviceAccountEmail"] == account(runs_as).partition(":")[2]
+    assert service["timeoutSeconds"] == timeout
+    assert (service["availableMemory"], service["availableCpu"]) == (memory, "1")
+    assert (service["maxInstanceCount"], service["minInstanceCount"]) == (instances, 0)
+    assert service["maxInstanceRequestConcurrency"] == 1
+    assert service["ingressSettings"] == "ALLOW_ALL"
+    assert service["environmentVariables"] == {
+        "GOOGLE_CLOUD_PROJECT": PROJECT,
+        "GOOGLE_CLOUD_REGION": ",".join(REGIONS),
+        "STAGING_BUCKETS": ",".join(f"gs://{PROJECT}-{NAME}-staging-{region}" for region in REGIONS),
+        "STATE_BUCKET": f"gs://{PROJECT}-{NAME}-state",
+        "DISPATCH_TOPIC": f"{P}/topics/{NAME}-ticks",
+        "WANDB_API_KEY_SECRET": f"{P}/secrets/{NAME}-wandb-api-key/versions/latest",
+        "VERTEX_LAUNCH_DEPLOYMENT": NAME,
+        "WANDB_BASE_URL": "https://wandb.example.com",
+    }
+
+
+KEY_SECRET, READ_SECRET = f"secretmanager/{P}/secrets/{NAME}-wandb-api-key", "roles/secretmanager.secretAccessor"
+RIGHTS = {
+    PROJECT_ITSELF: {
+        f"{P}/roles/vertex_launch_dispatch": {account("dispatch"), account("now")},
+        f"{P}/roles/vertex_launch_job_state": {account("job-state")},
+        "roles/logging.logWriter": {account("build")},
+        f'roles/storage.objectViewer if resource.name.startsWith("projects/_/buckets/gcf-v2-sources-{NUMBER}-{REGION}/")': {
+            account("build")
+        },
+        "roles/viewer": {STRANGER},
+        "roles/editor if request.time < x": {STRANGER},
+    },
+    f"iam/{P}/serviceAccounts/{account('jobs').partition(':')[2]}": {
+        f"{P}/roles/vertex_launch_act_as": {account("dispatch"), account("now")}
+    },
+    KEY_SECRET: {READ_SECRET: {account("dispatch"), account("now"), account("jobs")}},
+    **{f"secretmanager/{token}": {READ_SECRET: {account("jobs")}} for token in TOKENS},
+    f"{BUCKET}-state": {f"{P}/roles/vertex_launch_record": {account("dispatch"), account("now")}},
+    **{f"{BUCKET}-staging-{region}": {"roles/storage.objectUser": {account("jobs")}} for region in REGIONS},
+    f"artifactregistry/{HERE}/repositories/{NAME}-functions": {"roles/artifactregistry.writer": {account("build")}},
+    TAKEN: {"roles/artifactregistry.reader": {agent("aiplatform")}},
+    f"pubsub/{P}/topics/{NAME}-ticks": {"roles/pubsub.publisher": {account("job-state")}},
+    f"pubsub/{P}/topics/{NAME}-job-logs": {"roles/pubsub.publisher": {agent("logging")}},
+    **{
+        f"pubsub/{P}/{kind}": {role: {agent("pubsub")}}
+        for kind, role in (
+            (f"topics/{NAME}-ticks-dead", "roles/pubsub.publisher"),
+            (f"topics/{NAME}-job-logs-dead", "roles/pubsub.publisher"),
+            (f"subscriptions/{NAME}-ticks", "roles/pubsub.subscriber"),
+            (f"subscriptions/{NAME}-job-logs", "roles/pubsub.subscriber"),
+        )
+    },
+    f"run/{HERE}/services/{NAME}-dispatch": {"roles/run.invoker": {account("push")}},
+    f"run/{HERE}/services/{NAME}-job-state": {"roles/run.invoker": {account("push")}},
+    f"run/{HERE}/services/{NAME}-dispatch-now": {"roles/run.invoker": set(INVOKERS)},
+}
+"""Everything that anybody may do: nothing is missing, nothing is there beside it, and nowhere is everybody meant."""
+
+
+@needs_gcloud
+def test_the_end_of_one_that_cloud_build_deployed(tmp_path: Path) -> None:
+    """The build account has one role under two conditions, and gcloud takes back both at once."""
+    apis, build = GoogleApis(), account("build")
+    names = "artifactregistry cloudfunctions cloudresourcemanager cloudscheduler iam logging monitoring pubsub run secretmanager storage"
+    apis.enabled |= {f"{name}.googleapis.com" for name in names.split()}
+    apis.resources[f"iam/{P}/serviceAccounts/{build.partition(':')[2]}"] = {"email": build.partition(":")[2]}
+    apis.bindings[f"cloudresourcemanager/{P}"] = [
+        {"role": "roles/storage.objectViewer", "members": [build], "condition": {"title": title, "expression": where}}
+        for title, where in ((f"{NAME}-sources", "resource.name.startsWith('a')"), (f"{NAME}-builds", "true"))
+    ]
+    apis.start()
+    try:
+        place = deploy_runs.checkout(tmp_path / "checkout")
+        script = [str(place / "infra/destroy.sh"), *OPTIONS, "--yes"]
+        done = deploy_runs.run(script, place, apis, tmp_path / "gcloud")
+    finally:
+        apis.stop()
+    assert done.status == 0, done.output
+    assert apis.unknown == []
+    assert not done.after.policies().get(f"cloudresourcemanager/{P}")
+    for token in TOKENS:  # there are none, and the end goes on
+        assert f"Whatever may be granted on {token} stays" in done.output
+
+
+@needs_gcloud
+@pytest.mark.parametrize("function", NEEDED)
+def test_the_functions_may_do_what_they_were_seen_to_do_and_no_more(story: Story, function: str) -> None:
+    after = story.deploy.after
+    given = [
+        (resource, role, member)
+        for resource, roles in after.policies().items()
+        for role, members in roles.items()
+        for member in members
+    ]
+    custom = {
+        f"{P}/roles/vertex_launch_{name}": after.permissions(f"{P}/roles/vertex_launch_{name}")
+        for name in ("dispatch", "job_state", "record", "act_as")
+    }
+    assert granted(given, custom, f"{NAME}-{ACCOUNTS[function]}") == NEEDED[function]
+
+
+@needs_gcloud
+def test_rights(story: Story) -> None:
+    assert story.deploy.after.policies() == RIGHTS
+    key_in_specs = {KEY_SECRET: {READ_SECRET: {account("dispatch"), account("now")}}}
+    assert story.change.after.policies() == RIGHTS | key_in_specs, "what jobs no longer read is taken back"
+    permissions = {
+        name: story.deploy.after.permissions(f"{P}/roles/vertex_launch_{name}")
+        for name in ("dispatch", "job_state", "record", "act_as")
+    }
+    jobs, objects = "aiplatform.customJobs.", "storage.objects."
+    assert permissions == {
+        "dispatch": {f"{jobs}{verb}" for verb in ("create", "list", "get", "cancel")},
+        "job_state": {f"{jobs}get"},
+        "record": {f"{objects}{verb}" for verb in ("create", "get", "delete", "list")},
+        "act_as": {"iam.serviceAccounts.actAs"},
+    }
+
+
+@needs_gcloud
+@pytest.mark.parametrize(("topic", "function", "deadline"), [("ticks", "dispatch", 130), ("job-logs", "job-state", 70)])
+def test_subscriptions(story: Story, topic: str, function: str, deadline: int) -> None:
+    resources = story.deploy.after.resources
+    uri = resources[f"{FUNCTIONS}/{NAME}-{function}"]["serviceConfig"]["uri"]
+    push = resources[f"pubsub/{P}/subscriptions/{NAME}-{topic}"]
+    assert push["topic"] == f"{P}/topics/{NAME}-{topic}"
+    token = {"serviceAccountEmail": account("push").partition(":")[2], "audience": uri}
+    assert push["pushConfig"] == {"pushEndpoint": uri, "oidcToken": token}
+    assert push["ackDeadlineSeconds"] == deadline
+    assert push["retryPolicy"] == {"minimumBackoff": "10s", "maximumBackoff": "60s"}
+    dead = f"{P}/topics/{NAME}-{topic}-dead"
+    assert push["deadLetterPolicy"] == {"deadLetterTopic": dead, "maxDeliveryAttempts": 20}
+    assert (push["messageRetentionDuration"], push["expirationPolicy"]) == ("86400s", {})
+    kept = resources[f"pubsub/{P}/subscriptions/{NAME}-{topic}-dead"]
+    assert (kept["topic"], kept["messageRetentionDuration"], kept["expirationPolicy"]) == (dead, "604800s", {})
+    assert "pushConfig" not in kept
+
+
+@needs_gcloud
+def test_what_wakes_it(story: Story) -> None:
+    job, sink = (story.deploy.after.resources[name] for name in (SCHEDULE, SINK))
+    assert (job["schedule"], job["timeZone"]) == ("* * * * *", "Etc/UTC")
+    assert job["pubsubTarget"] == {"topicName": f"{P}/topics/{NAME}-ticks", "data": "e30="}, "{} in base64"
+    assert sink["destination"] == f"pubsub.googleapis.com/{P}/topics/{NAME}-job-logs"
+    assert sink["filter"].split() == (ROOT / "infra/job-ends.filter").read_text().split()
+    assert "running" not in sink["filter"]
+
+
+@needs_gcloud
+def test_what_keeps(story: Story) -> None:
+    resources = story.deploy.after.resources
+    record = resources[f"{BUCKET}-state"]
+    assert record["location"] == REGION
+    assert int(record["softDeletePolicy"]["retentionDurationSeconds"]) == 0
+    assert not record.keys() & {"versioning", "lifecycle", "retentionPolicy"}
+    for name in ("state", *(f"staging-{region}" for region in REGIONS)):
+        access = resources[f"{BUCKET}-{name}"]["iamConfiguration"]
+        assert access["uniformBucketLevelAccess"]["enabled"], name
+        assert access["publicAccessPrevention"] == "enforced", name
+    assert [resources[f"{BUCKET}-staging-{region}"]["location"] for region in REGIONS] == list(REGIONS)
+    secret = f"secretmanager/{P}/secrets/{NAME}-wandb-api-key"
+    assert resources[secret]["replication"] == {"automatic": {}}
+    assert not [name for name in resources if name.startswith(f"{secret}/")], "the key is never ours to write"
+    assert resources[f"artifactregistry/{HERE}/repositories/{NAME}-functions"]["format"] == "DOCKER"
+
+
+@needs_gcloud
+def test_monitoring(story: Story) -> None:
+    resources = story.deploy.after.resources
+    kinds = {"metrics": f"logging/{P}/metrics/", "alerts": f"monitoring/{P}/alertPolicies/"}
+    made = {
+        kind: [value for name, value in resources.items() if name.startswith(start) and name not in STRANGERS]
+        for kind, start in kinds.items()
+    }
+    for kind, found in made.items():
+        assert len(found) == len(list((ROOT / "infra/monitoring" / kind).glob("*.yaml"))) > 0
+        assert "${" not in json.dumps(found)
+    assert {metric["name"].partition("/")[0] for metric in made["metrics"]} == {NAME}
+    assert {alert["userLabels"]["deploy_sh"] for alert in made["alerts"]} == {NAME}
+    boards = [value for name, value in resources.items() if name.startswith(f"monitoring/{P}/dashboards/")]
+    assert [(board["displayName"], board["labels"]) for board in boards] == [(NAME, {"deploy_sh": NAME})]
+
+
+@needs_gcloud
+def test_the_key_is_asked_for_until_it_is_there(story: Story) -> None:
+    ask = f"gcloud secrets versions add {NAME}-wandb-api-key --project={PROJECT} --data-file=-"
+    for run in (story.deploy, story.repeat, story.change):
+        assert ask in run.output
+    assert "FIRST OF ALL" in story.deploy.output
+    assert "FIRST OF ALL" not in story.change.output
+
+
+# Again, after changes, the end
+
+
+@needs_gcloud
+def test_a_second_run_changes_nothing(story: Story) -> None:
+    """But tries once more to give Google's second account of Vertex AI its right: that account comes with the first job."""
+    tried = f"POST artifactregistry/{HERE}/repositories/{NAME}-images:setIamPolicy"
+    assert story.repeat.changes() == [tried]
+    assert [call.status for call in story.repeat.after.calls if call.changes] == [400]
+    assert story.repeat.after.resources == story.deploy.after.resources
+    assert story.repeat.after.policies() == story.deploy.after.policies()
+
+
+@needs_gcloud
+def test_a_run_changes_what_differs_and_nothing_else(story: Story) -> None:
+    before, after = story.repeat.after.resources, story.change.after.resources
+    for name in (SUBSCRIPTION, SCHEDULE, SINK):
+        assert after[name] == before[name], "as it was before somebody changed it"
+    assert after[WIDENED]["includedPermissions"] == before[WIDENED]["includedPermissions"]
+    assert not after[DELETED]["deleted"]
+    changed = {
+        path.rpartition(" ")[2] for path in story.change.changes() if not path.partition(" ")[2].startswith("upload")
+    }
+    alerts = {name for name in changed if "/alertPolicies/" in name}
+    boards = {name for name in changed if "/dashboards/" in name}
+    assert [after[name].get("notificationChannels") for name in alerts] == [[CHANNEL]], "what was added by hand is kept"
+    assert len(boards) == 1
+    assert changed - alerts - boards == {
+        SUBSCRIPTION,
+        SCHEDULE,
+        SINK,
+        WIDENED,
+        f"{DELETED}:undelete",
+        f"logging/{P}/metrics/{NAME}%2Fpasses",
+        f"{BUCKET}-state",
+        f"{KEY_SECRET}:setIamPolicy",
+        f"artifactregistry/{HERE}/repositories/{NAME}-images:setIamPolicy",
+        f"{FUNCTIONS}:generateUploadUrl",
+        *(f"{FUNCTIONS}/{NAME}-{name}" for name in FUNCTION),
+    }
+
+
+@needs_gcloud
+def test_the_end_leaves_data_and_the_things_of_others(story: Story) -> None:
+    left = {
+        name: value
+        for name, value in story.destroy.after.resources.items()
+        if not (name.startswith("iam/") and value.get("deleted"))
+    }
+    data = {
+        f"secretmanager/{P}/secrets/{NAME}-wandb-api-key",
+        f"secretmanager/{P}/secrets/{NAME}-wandb-api-key/versions/1",
+        f"{BUCKET}-state",
+        *(f"{BUCKET}-staging-{region}" for region in REGIONS),
+    }
+    assert set(left) == {*STRANGERS, *data, PROJECT_ITSELF}
+    assert {name: left[name] for name in STRANGERS} == STRANGERS
+    assert [one for bindings in story.destroy.after.bindings.values() for one in bindings] == THEIR_RIGHTS
+    assert story.destroy.after.enabled == story.deploy.after.enabled
+
+
+@needs_gcloud
+def test_the_data_go_only_where_that_is_said(story: Story) -> None:
+    left = {name for name in story.destroy_data.after.resources if not name.startswith(f"iam/{P}/roles/vertex_launch_")}
+    assert left == {*STRANGERS, PROJECT_ITSELF} - {f"iam/{P}/roles/vertex_launch_mine"}
+    assert f"{NAME}-images stays: deploy.sh did not make it." in story.destroy_data.output
+
+
+# What was uploaded
+
+
+@needs_gcloud
+@pytest.mark.parametrize("name", FUNCTION)
+def test_nothing_but_the_product_is_uploaded(story: Story, name: str) -> None:
+    product = {path.relative_to(story.checkout).as_posix() for path in story.checkout.glob("vertex_launch/**/*.py")}
+    files = {"main.py", "requirements.txt", "launch-config.yaml", "vertex-launch.yaml"}
+    with zipfile.ZipFile(archive(story, name)) as uploaded:
+        assert {entry for entry in uploaded.namelist() if not entry.endswith("/")} == product | files
+
+
+def archive(story: Story, name: str) -> Path:
+    """Give the zip of a function's last deployment."""
+    made = story.change.after.resources[f"{FUNCTIONS}/{NAME}-{name}"]
+    return story.uploads / str(made["buildConfig"]["source"]["storageSource"]["object"])
+
+
+class Uploaded(Function):
+    """A deployed function, started as the platform does: from what was uploaded, with what requirements.txt names."""
+
+    def __init__(self, python: Path, source: Path, made: dict[str, Any], outside: dict[str, str], log: Path) -> None:
+        target = made["buildConfig"]["entryPoint"]
+        super().__init__(target, "http", made["serviceConfig"]["environmentVariables"] | outside, log)
+        self._python = python
+        self._source = source
+
+    def start(self) -> None:
+        platform = {"FUNCTION_TARGET": self._target, "FUNCTION_SIGNATURE_TYPE": "http"}  # it has no event trigger
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._python), "-m", "functions_framework", "--host", "127.0.0.1", "--port", str(self._port)],
+                cwd=self._source,
+                env={"PATH": "/usr/bin:/bin", "HOME": str(self._source), **platform, **self._variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+@pytest.fixture(scope="module")
+def python(story: Story, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a Python that has what the uploaded requirements.txt names, and nothing else."""
+    folder = tmp_path_factory.mktemp("python")
+    with zipfile.ZipFile(archive(story, "dispatch")) as uploaded:
+        uploaded.extract("requirements.txt", folder)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    found = folder / "venv/bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", str(found), "--disable-pip-version-check"]
+    install = [*pip, "install", "--quiet", "--no-deps", "--requirement", str(folder / "requirements.txt")]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode and "connection broken" in done.stderr:
+        pytest.skip("PyPI cannot be reached, so that requirements.txt cannot be installed")
+    assert done.returncode == 0, done.stderr
+    check = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False)
+    assert check.returncode == 0, check.stdout
+    return found
+
+
+@needs_gcloud
+def test_what_was_uploaded_runs_as_it_was_configured(story: Story, python: Path, tmp_path: Path) -> None:
+    """On the local cloud, with the topics and subscriptions that were made: a tick starts a job, its end the next one."""
+    made = story.change.after.resources
+    variables = made[f"{FUNCTIONS}/{NAME}-dispatch"]["serviceConfig"]["environmentVariables"]
+    with ExitStack() as running:
+
+        def start(server: Any) -> Any:
+            running.callback(server.stop)
+            server.start()
+            return server
+
+        pubsub = start(PubSubServer())
+        sink = start(LogSink(pubsub.address, made[SINK]["destination"].partition("/")[2]))
+        wandb = start(WandbServer(api_keys={KEY: "ada"}, teams={TEAM: ["ada"]}, default_entities={"ada": TEAM}))
+        vertex = start(VertexServer(regions=REGIONS, on_log=sink.write))
+        secrets = start(SecretServer(projects=PROJECTS))
+        secrets.add(variables["WANDB_API_KEY_SECRET"].removesuffix("/versions/latest"), KEY)
+        storage = start(StorageServer(buckets=[variables["STATE_BUCKET"].removeprefix("gs://")]))
+        outside = {
+            "WANDB_BASE_URL": wandb.url,
+            "AIPLATFORM_ENDPOINT": f"http://{vertex.address}",
+            "SECRETMANAGER_ENDPOINT": f"http://{secrets.address}",
+            "STORAGE_EMULATOR_HOST": storage.url,
+            "PUBSUB_EMULATOR_HOST": pubsub.address,
+        }
+        functions = {}
+        for name in FUNCTION:
+            with zipfile.ZipFile(archive(story, name)) as uploaded:
+                uploaded.extractall(tmp_path / name)
+            function = made[f"{FUNCTIONS}/{NAME}-{name}"]
+            log = tmp_path / f"{name}.log"
+            functions[function["serviceConfig"]["uri"]] = start(
+                Uploaded(python, tmp_path / name, function, outside, log)
+            )
+        for function in functions.values():
+            function.wait()
+        subscribe(pubsub.address, made, {uri: function.url for uri, function in functions.items()})
+
+        wandb.store.create_queue(TEAM, QUEUE)
+        for _ in range(2):
+            wandb.store.push(TEAM, QUEUE, run_spec(entity=TEAM))
+        tick = made[SCHEDULE]["pubsubTarget"]
+        publish(pubsub.address, tick["topicName"], base64.b64decode(tick["data"]))
+        said = "\n".join(function.log.read_text() for function in functions.values())
+        assert eventually(lambda: vertex.jobs), said
+        (job,) = vertex.jobs.values()
+        assert NAME in job.labels.values(), "the deployment"
+        assert f"gs://{PROJECT}-{NAME}-staging-{REGION}" in job.job_spec.base_output_directory.output_uri_prefix
+        wandb.store.project(TEAM, "demo")
+        vertex.advance(job.name, JobState.JOB_STATE_SUCCEEDED)
+        assert eventually(lambda: len(vertex.jobs) == 2), said
+
+
+def subscribe(address: str, made: dict[str, Any], urls: dict[str, str]) -> None:
+    """Make the recorded topics and subscriptions, with the functions' addresses here in place of those in the cloud."""
+    with grpc.insecure_channel(address) as channel:
+        publisher = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
+        subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
+        ours = [name for name in made if name.startswith("pubsub/") and name not in STRANGERS]
+        for name in sorted(ours, key=lambda name: "/subscriptions/" in name):
+            if "/topics/" in name:
+                publisher.create_topic(name=made[name]["name"])
+            else:
+                subscription = Subscription.from_json(json.dumps(made[name]))
+                subscription.push_config.push_endpoint = urls.get(subscription.push_config.push_endpoint, "")
+                subscriber.create_subscription(subscription)
+
+
+def publish(address: str, topic: str, data: bytes) -> None:
+    """Publish one message."""
+    with grpc.insecure_channel(address) as channel:
+        publisher = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
+        publisher.publish(topic=topic, messages=[PubsubMessage(data=data)])
+
+
+# Commands
+
+
+def script(*words: str, path: str | None = None, place: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a script that needs no gcloud."""
+    name, *options = words
+    return subprocess.run(
+        ["bash", str(place / "infra" / name), *options],
+        env={"PATH": path or os.environ["PATH"]},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def without_gcloud(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give a search path on which the usual tools are, but no gcloud."""
+    folder = tmp_path_factory.mktemp("bin")
+    tools = "bash awk basename cat cut dirname find grep head mkdir mktemp paste rm sed sha256sum sort tr uniq xargs"
+    for tool in tools.split():
+        (folder / tool).symlink_to(shutil.which(tool) or pytest.fail(f"{tool} is not here"))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkout(tmp_path_factory.mktemp("dry") / "checkout")
+
+
+def plain(command: str) -> str:
+    """Give a command as a dry run knows it: without the project's number, digests, addresses and temporary folders."""
+    command = command.replace(NUMBER, "PROJECT_NUMBER")
+    command = re.sub(r"https://(\S+)-abcdef-uc\.a\.run\.app", r"https://URL-OF-\1", command)
+    command = command.replace(agent("logging").replace(NUMBER, "PROJECT_NUMBER"), "WRITER_OF_THE_SINK")
+    return re.sub(r"(digest|monitoring)=[0-9a-f]{40}|/\S*/tmp\.\w+/", r"\1", command)
+
+
+@needs_gcloud
+def test_a_dry_run_shows_what_a_run_does(story: Story, place: Path, without_gcloud: str) -> None:
+    shown = script("deploy.sh", *DEPLOY, "--dry-run", path=without_gcloud, place=place)
+    assert shown.returncode == 0, shown.stderr
+    commands = [plain(line[2:]) for line in shown.stdout.splitlines() if line.startswith("+ ")]
+    done = list(dict.fromkeys(map(plain, story.deploy.commands())))  # what was tried twice is shown once
+    created = f"gcloud artifacts repositories create {NAME}-images "
+    assert [command for command in commands if not command.startswith(created)] == done, "somebody had made that one"
+    assert 'GOOGLE_CLOUD_REGION: "us-central1,us-east4"' in shown.stdout
+
+
+ALL_OPTIONS = (
+    f"--project={PROJECT}",
+    "--region=us-central1",
+    "--name=lab",
+    "--job-regions=us-central1,europe-west4",
+    "--wandb-base-url=https://wandb.example.com",
+    "--schedule=*/5 * * * *",
+    "--invoker=group:ml@example.com",
+    f"--job-account=train@{PROJECT}.iam.gserviceaccount.com",
+    "--job-account=train@another-project.iam.gserviceaccount.com",
+    "--staging-buckets=gs://one,gs://two",
+    "--secret=team-key",
+    f"--notification-channels={CHANNEL}",
+    "--vpc-connector=main",
+    "--memory=2Gi",
+    "--cloud-build",
+    "--dry-run",
+)
+
+
+def shape(command: str) -> list[str]:
+    """Give a command's group and the names of its flags."""
+    words = shlex.split(command)
+    return words[1:4] + sorted(word.partition("=")[0] for word in words if word.startswith("--"))
+
+
+@needs_gcloud
+def test_gcloud_takes_what_other_options_bring(story: Story, place: Path, tmp_path: Path) -> None:
+    """By gcloud's own check of words, flags and values, without the network."""
+    (place / "vertex-launch.yaml").write_text("log_lines: 20\n")
+    shared = [one for one in ALL_OPTIONS if one.partition("=")[0] in SHARED]
+    runs = [script("deploy.sh", *ALL_OPTIONS, place=place)]
+    runs += [script("destroy.sh", *shared, *more, "--dry-run", place=place) for more in ((), ("--with-data",))]
+    assert [run.returncode for run in runs] == [0, 0, 0], [run.stderr for run in runs]
+    commands = [line[2:] for run in runs for line in run.stdout.splitlines() if line.startswith("+ ")]
+    for words in ("roles create lab_job_logs", "roles/cloudfunctions.developer", "roles/iam.serviceAccountUser"):
+        assert any(words in command for command in commands), words
+    memory = [re.findall(r" --memory=(\w+)", command)[0] for command in commands if "functions deploy" in command]
+    assert memory == ["2Gi", "2Gi", "512Mi"]
+    assert not any("secrets create" in command or "buckets create gs://one" in command for command in commands)
+    known = [shape(command) for run in story.runs() for command in run.commands()]
+    new = {" ".join(shape(command)): command for command in commands if shape(command) not in known}
+    assert 3 <= len(new) <= 20
+    (tmp_path / "file").write_text("{}")
+    files = [re.sub(r"=\S*/tmp\.\S+", f"={tmp_path / 'file'}", command) for command in new.values()]
+    (tmp_path / "commands.json").write_text(json.dumps([{"command_string": one} for one in files]))
+    checked = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-file={tmp_path / 'commands.json'}"],
+        env={"PATH": os.environ["PATH"], "CLOUDSDK_CONFIG": str(tmp_path / "gcloud"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    results = json.loads(checked.stdout)
+    assert len(results) == len(new)
+    assert [(one["command_string"], one["error_message"]) for one in results if not one["success"]] == []
+
+
+# Secrets that jobs read
+
+
+TRAIN = f"serviceAccount:train@{PROJECT}.iam.gserviceaccount.com"
+FORMS = {
+    "nothing": "log_lines: 20\n",
+    "what is commented out": "#api_key_delivery: secret\n#git_token_secrets: {a: projects/p/secrets/s/versions/1}\n",
+    "plain": "api_key_delivery: secret\ngit_token_secrets: {github.com: projects/p/secrets/s/versions/latest}\n",
+    "quoted": 'api_key_delivery: \'secret\'\ngit_token_secrets: {"h": "projects/p/secrets/s/versions/latest"}\n',
+    "comments": "api_key_delivery: env # or secret\ngit_token_secrets:\n  # b: projects/p/secrets/s/versions/1\n"
+    "  a: projects/p/secrets/t/versions/1 # projects/p/secrets/u/versions/1\n",
+    "lines": "git_token_secrets: {\n  a: projects/p/secrets/s/versions/1,\n\n  b: projects/p/secrets/s/versions/2}\n"
+    "key_secret: projects/p/secrets/key/versions/1\napi_key_delivery:\n  secret\n",
+    "another system's lines": "api_key_delivery: secret\r\ngit_token_secrets:\r\n  a: projects/p/secrets/s/versions/1\r\n",
+    "other projects": "git_token_secrets: {a: projects/b/secrets/s/versions/1, b: projects/123/secrets/s/versions/1}\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_scripts_read_the_settings_as_yaml_means_them(form: str, tmp_path: Path) -> None:
+    with (tmp_path / "vertex-launch.yaml").open("w", newline="") as file:
+        file.write(FORMS[form])
+    meant = yaml.safe_load(FORMS[form]) or {}
+    ask = f". '{ROOT}/infra/common.sh'; set -euf -o pipefail; if jobs_read_key; then echo key; fi; token_secrets"
+    read = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True)
+    key = ["key"] if meant.get("api_key_delivery") == "secret" else []
+    tokens = {version.partition("/versions/")[0] for version in meant.get("git_token_secrets", {}).values()}
+    assert read.stdout.split() == key + sorted(tokens)
+
+
+@pytest.mark.parametrize(
+    "form", ["api_key_delivery : secret", '"api_key_delivery": secret', "{api_key_delivery: secret}"]
+)
+@pytest.mark.parametrize("name", ["deploy.sh", "destroy.sh"])
+def test_settings_that_the_scripts_cannot_read_end_them_before_anything_is_done(
+    name: str, form: str, without_gcloud: str, tmp_path: Path
+) -> None:
+    place = checkout(tmp_path / "checkout")
+    (place / "vertex-launch.yaml").write_text(form)
+    ended = script(name, *OPTIONS, "--dry-run", path=without_gcloud, place=place)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "vertex-launch.yaml: write api_key_delivery at the beginning of a line" in ended.stderr
+
+
+def test_by_default_no_job_reads_a_secret(without_gcloud: str) -> None:
+    shown = script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud).stdout
+    grants = [line for line in shown.splitlines() if READ_SECRET in line]
+    assert [line.split()[5:7] for line in grants] == [
+        [f"--member={account(name)}", f"--role={READ_SECRET}"] for name in ("dispatch", "now")
+    ]
+
+
+@pytest.fixture
+def half_there(tmp_path: Path, without_gcloud: str) -> str:
+    """Give a search path with a gcloud that knows one secret, whose policy lets two accounts of jobs read it, and no bucket."""
+    member = r"\t".join(("%s", READ_SECRET, r"\n"))
+    stand_in = tmp_path / "gcloud"
+    stand_in.write_text(
+        f"""#!/usr/bin/env bash
+case "$*" in
+  "secrets list "*) echo {NAME}-wandb-api-key ;;
+  "secrets get-iam-policy {NAME}-wandb-api-key "*) printf '{member}' {account("jobs")} {TRAIN} ;;
+  "secrets get-iam-policy "* | "storage buckets list "*) echo "gcloud: NOT_FOUND" >&2 && exit 1 ;;
+esac
+"""
+    )
+    stand_in.chmod(0o755)
+    (tmp_path / "sleep").symlink_to("/bin/true")
+    return f"{tmp_path}{os.pathsep}{without_gcloud}"
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"), [((), [account("jobs")]), ((f"--job-account={TRAIN.partition(':')[2]}",), [])]
+)
+def test_only_from_our_own_account_a_right_is_taken_back(
+    options: tuple[str, ...], taken: list[str], half_there: str
+) -> None:
+    """Where the key stands in the jobs' specs: somebody else's account may have its right from somebody else."""
+    run = script("deploy.sh", *OPTIONS, *options, path=half_there)
+    removed = [line.split()[5] for line in run.stdout.splitlines() if "remove-iam-policy-binding" in line]
+    assert removed == [f"--member={member}" for member in taken], run.stderr
+    assert "== Secret, buckets, repositories" in run.stdout, "it came so far"
+
+
+def test_a_token_that_is_not_there_is_named(tmp_path: Path, half_there: str) -> None:
+    place = checkout(tmp_path / "checkout")
+    (place / "vertex-launch.yaml").write_text(f"git_token_secrets: {{github.com: {TOKENS[0]}/versions/latest}}")
+    run = script("deploy.sh", *OPTIONS, path=half_there, place=place)
+    assert run.returncode == 2
+    assert "gcloud: NOT_FOUND" in run.stderr
+    assert f"vertex-launch.yaml names {TOKENS[0]} in git_token_secrets" in run.stderr
+
+
+@pytest.mark.parametrize(("settings", "gave"), [("api_key_delivery: secret", True), ("api_key_delivery: env", False)])
+def test_the_end_takes_from_accounts_of_others_what_was_given(settings: str, gave: bool, tmp_path: Path) -> None:
+    place = checkout(tmp_path / "checkout")
+    (place / "vertex-launch.yaml").write_text(settings)
+    theirs = script("destroy.sh", *OPTIONS, f"--job-account={TRAIN.partition(':')[2]}", "--dry-run", place=place).stdout
+    ours = script("destroy.sh", *OPTIONS, "--dry-run", place=place).stdout
+    taken = f"gcloud secrets remove-iam-policy-binding {NAME}-wandb-api-key --member=%s --role={READ_SECRET}"
+    assert (taken % TRAIN in theirs) is gave
+    assert taken % account("jobs") in ours
+
+
+SHARED = {"--project", "--region", "--name", "--job-regions", "--job-account", "--staging-buckets", "--secret"}
+
+
+def test_data_are_deleted_only_where_that_is_said() -> None:
+    kept = script("destroy.sh", *OPTIONS, "--dry-run").stdout
+    gone = script("destroy.sh", *OPTIONS, "--dry-run", "--with-data").stdout
+    for words in ("secrets delete", "storage rm", f"repositories delete {NAME}-images"):
+        assert words not in kept
+        assert words in gone
+
+
+def test_destroying_asks() -> None:
+    run = script("destroy.sh", *OPTIONS, path=os.environ["PATH"])
+    if shutil.which("gcloud"):
+        assert (run.returncode, run.stderr) == (
+            2,
+            "destroy.sh: nobody answers here; --yes goes on without being asked.\n",
+        )
+        assert f"This deletes the deployment {NAME} in {PROJECT}." in run.stdout
+    else:
+        assert "gcloud is not installed" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--project is missing"),
+        (["--project=My Project"], "is no project id"),
+        (["--project=123456789012"], "Write the id, neither the number nor the name"),
+        ([f"--project={PROJECT}"], "--region is missing"),
+        ([f"--project={PROJECT}", "--region=us-central1-a"], "is no region"),
+        ([*OPTIONS, "--name=ab"], "3 to 17 small letters"),
+        ([*OPTIONS, "--name=a-name-of-18-chars"], "3 to 17 small letters"),
+        ([*OPTIONS, "--name=Research"], "3 to 17 small letters"),
+        ([*OPTIONS, "--job-regions=us-central1,us"], "--job-regions has 'us'"),
+        ([*OPTIONS, "--job-regions=us-central1,us-central1"], "names a region twice"),
+        ([*OPTIONS, "--staging-buckets=gs://one"], "one bucket for each"),
+        ([*OPTIONS, "--staging-buckets=gs://one,two"], "which is no bucket"),
+        ([f"--project={'p' * 30}", "--region=us-central1", "--name=seventeen-letters"], "more than 63 characters"),
+        ([*OPTIONS, "--secret=projects/p/secrets/s"], "is no name of a secret"),
+        ([*OPTIONS, "--job-account=me@example.com"], "is no service account"),
+        ([*OPTIONS, "--invoker=allUsers"], "allUsers would let anybody start jobs at your cost"),
+        ([*OPTIONS, "--invoker=ada@example.com"], "is not user:"),
+        ([*OPTIONS, "--wandb-base-url=http://wandb.example.com"], "has to begin with https://"),
+        ([*OPTIONS, "--schedule=* * *"], "five fields"),
+        ([*OPTIONS, "--memory=256Mi"], "write 512Mi, 1Gi, 2Gi or 4Gi"),
+        ([*OPTIONS, "--what=1"], "there is no option --what"),
+        ([*OPTIONS, "--name", "--dry-run"], "--name has no value"),
+        ([*OPTIONS, "now"], "'now' is no option"),
+    ],
+)
+def test_what_cannot_work_is_said_first(options: list[str], words: str) -> None:
+    run = script("deploy.sh", *options, "--dry-run")
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert words in run.stderr
+
+
+def test_without_gcloud(place: Path, without_gcloud: str) -> None:
+    run = script("deploy.sh", *OPTIONS, path=without_gcloud, place=place)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "gcloud is not installed" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["deploy.sh", "destroy.sh"])
+def test_help_names_every_option(name: str) -> None:
+    text = (ROOT / "infra" / name).read_text() + (ROOT / "infra/common.sh").read_text()
+    said = script(name, "--help").stdout
+    known = re.findall(r"^ +(--[a-z-]+)(?: \| -h)?\) ", text, re.MULTILINE)
+    assert len(known) >= 10
+    assert [option for option in known if option != "--help" and option not in said] == []

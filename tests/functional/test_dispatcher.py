@@ -1,0 +1,787 @@
+"""The pass against an outside in memory: its ten steps, its limits, and what is left behind when it dies anywhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from google.cloud.aiplatform_v1.types import JobState
+
+from tests.support.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quota
+from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
+from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.model import SCHEDULER_URI, Ack, AgentView, ItemView, PassRequest
+from vertex_launch.state.ledger import Ledger, Stage
+
+
+def test_an_item_becomes_one_job_and_is_claimed_for_its_run() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec(run_id="abc"))
+    report = world.run()
+    (job,) = world.vertex.jobs.values()
+    assert report.submitted == [
+        {"item": item, "queue": "cpu", "run": "acme/demo/abc", "job": job.name, "region": "us-central1"}
+    ]
+    assert world.queue.contents[item].state == "CLAIMED"
+    assert world.queue.contents[item].run == "abc"
+    assert report.slots == {"max_jobs": 5, "active": 1, "free": 4}
+    assert world.run().submitted == []
+
+
+def test_an_item_whose_creates_are_never_answered_fails_in_the_end() -> None:
+    world = World(max_jobs=1, give_up_after=3600)
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = never
+    for _ in range(70):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(item) == "FAILED"
+    assert "no answer" in world.queue.contents[item].message
+    assert world.run().slots["active"] == 0
+
+
+def test_no_two_jobs_of_a_pass_share_an_output_directory() -> None:
+    world = World()
+    for _ in range(5):
+        world.queue.push("cpu", image_spec())
+    world.run()
+    places = {job.job_spec.base_output_directory.output_uri_prefix for job in world.vertex.jobs.values()}
+    assert len(places) == 5
+
+
+def test_max_jobs_is_never_exceeded_and_slots_free_up_when_jobs_end() -> None:
+    world = World(max_jobs=2)
+    items = [world.queue.push("cpu", image_spec()) for _ in range(5)]
+    assert len(world.run().submitted) == 2
+    assert world.run().submitted == []
+    for state in (JobState.JOB_STATE_CANCELLING, JobState.JOB_STATE_UPDATING, JobState.JOB_STATE_PAUSED):
+        world.vertex.set(world.vertex.living()[0].name, state)
+        assert world.run().slots == {"max_jobs": 2, "active": 2, "free": 0}, state
+    world.vertex.set(world.vertex.living()[0].name, JobState.JOB_STATE_SUCCEEDED)
+    assert len(world.run().submitted) == 1
+    assert world.vertex.most_active == 2
+    assert [world.queue.state(item) for item in items] == ["CLAIMED"] * 3 + ["PENDING"] * 2
+
+
+@pytest.mark.parametrize("state", [member for member in JobState if member.name not in ("JOB_STATE_UNSPECIFIED",)])
+def test_every_state_holds_its_slot_until_the_job_has_ended(state: JobState) -> None:
+    ended = {
+        JobState.JOB_STATE_SUCCEEDED,
+        JobState.JOB_STATE_FAILED,
+        JobState.JOB_STATE_CANCELLED,
+        JobState.JOB_STATE_EXPIRED,
+        JobState.JOB_STATE_PARTIALLY_SUCCEEDED,
+    }
+    world = World(max_jobs=1)
+    world.queue.push("cpu", image_spec())
+    world.run()
+    (name,) = world.vertex.jobs
+    world.vertex.set(name, state)
+    assert world.run().slots["active"] == (0 if state in ended else 1)
+
+
+def test_no_limit() -> None:
+    world = World(max_jobs=-1)
+    for _ in range(70):
+        world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert len(report.submitted) == 60, "the quota of submissions a minute"
+    assert report.slots == {"max_jobs": -1, "active": 60, "free": None}
+    world.clock.sleep(61)
+    assert len(world.run().submitted) == 10
+
+
+def test_queues_take_turns() -> None:
+    world = World(max_jobs=3)
+    for queue in ("cpu", "cpu", "cpu", "gpu", "gpu", "gpu"):
+        world.queue.push(queue, image_spec())
+    assert [one["queue"] for one in world.run().submitted] == ["cpu", "gpu", "cpu"]
+    for name in world.vertex.jobs:
+        world.vertex.set(name, JobState.JOB_STATE_SUCCEEDED)
+    assert [one["queue"] for one in world.run().submitted] == ["gpu", "cpu", "gpu"]
+
+
+def test_an_idle_pass_costs_two_requests_to_wandb_and_one_list_a_region() -> None:
+    world = World(max_jobs=1)
+    world.run()
+    world.queue.requests.clear()
+    world.vertex.calls.clear()
+    world.record.calls.clear()
+    world.run()
+    assert world.queue.requests == {"look": 1, "pop": 1}
+    assert world.vertex.calls == {"list": 1}
+    assert world.record.calls == {"read": 1, "take_hold": 1, "write": 1}
+
+
+@pytest.mark.parametrize("history", [0, 1, 30])
+def test_fifty_items_cost_as_many_requests_as_one(history: int) -> None:
+    world = World(max_jobs=-1)
+    for _ in range(history):
+        world.queue.contents[world.queue.push("cpu", image_spec())].state = "CLAIMED"
+    world.run()
+    for _ in range(50):
+        world.queue.push("cpu", image_spec())
+    world.queue.requests.clear()
+    world.record.calls.clear()
+    assert len(world.run().submitted) == 50
+    probes = 1 if history == 30 else 0
+    assert world.queue.requests == {"look": 1, "pop": 1 + probes, "ack": 1}
+    assert world.record.calls == {"read": 1, "take_hold": 1, "write": 2}
+
+
+def test_many_jobs_that_ended_are_got_side_by_side() -> None:
+    world = World(max_jobs=16)
+    for _ in range(16):
+        world.queue.push("cpu", image_spec())
+    world.run()
+    for job in world.vertex.living():
+        job.state = JobState.JOB_STATE_SUCCEEDED
+    together = threading.Barrier(8, timeout=10)
+    world.vertex.trouble["get"] = lambda: (together.wait(), None)[1]
+    assert world.run().slots["active"] == 0
+
+
+def test_a_long_line_of_what_cannot_start_is_passed_in_few_requests() -> None:
+    world = World(max_jobs=1, max_schedulers=0)
+    for _ in range(90):
+        world.queue.push("cpu", image_spec(uri="placeholder-uri-scheduler"))
+    good = world.queue.push("cpu", image_spec())
+    assert [one["item"] for one in world.run().submitted] == [good]
+    assert world.queue.requests["pop"] < 10
+
+
+def test_items_for_another_resource_are_left_to_others_and_that_is_said_once() -> None:
+    world = World()
+    others = [world.queue.push("gpu", image_spec(resource="kubernetes")) for _ in range(3)]
+    good = world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [good]
+    assert len(report.notices) == 1
+    assert "holds items for kubernetes" in report.notices[0]
+    assert all(world.queue.state(item) in ("LEASED", "PENDING") for item in others)
+
+
+def test_a_limit_and_chosen_queues() -> None:
+    world = World()
+    for queue in ("cpu", "cpu", "gpu", "gpu"):
+        world.queue.push(queue, image_spec())
+    report = world.run(PassRequest(queues=("gpu",), limit=1))
+    assert [one["queue"] for one in report.submitted] == ["gpu"]
+    assert report.deferred == []
+    assert world.run(PassRequest(limit=0)).submitted == []
+
+
+def test_a_bad_item_fails_at_once_and_does_not_delay_the_good_one_behind_it() -> None:
+    world = World(max_jobs=1)
+    bad = [
+        world.queue.push("cpu", image_spec(docker={})),
+        world.queue.push("cpu", image_spec(docker={}, job="acme/demo/train:v1")),
+        world.queue.push("cpu", {"nonsense": [KEY]}),
+    ]
+    good = world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [good]
+    assert [one["item"] for one in report.rejected] == bad
+    for item in bad:
+        assert world.queue.contents[item].state == "FAILED"
+        assert world.queue.contents[item].message
+    assert "acme/demo/train:v1" in world.queue.contents[bad[1]].message
+
+
+def test_what_vertex_refuses_for_good_fails_the_item() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+    good = world.queue.push("cpu", image_spec())
+
+    def refuse_first(request: JobRequest, create: Callable[[], str]) -> str:
+        world.vertex.on_create = lambda request, create: create()
+        raise ItemRejected(f"Vertex AI refused the job: bad machine {KEY}")
+
+    world.vertex.on_create = refuse_first
+    report = world.run()
+    assert world.queue.contents[item].message == "Vertex AI refused the job: bad machine <redacted>"
+    assert [one["item"] for one in report.submitted] == [good], "a second round fills the slot"
+
+
+def test_no_quota_defers_warns_once_and_lets_others_through() -> None:
+    world = World(max_jobs=1)
+    short = world.queue.push("cpu", image_spec())
+    good = world.queue.push("cpu", image_spec())
+
+    def first_has_no_quota(request: JobRequest, create: Callable[[], str]) -> str:
+        return create() if request.run.id == good_run else no_quota(request, create)
+
+    good_run = "good"
+    world.queue.contents[good].spec["run_id"] = good_run
+    world.vertex.on_create = first_has_no_quota
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [good]
+    assert [one["item"] for one in report.deferred] == [short]
+    assert world.queue.contents[short].warnings == ["no quota"]
+    world.vertex.set(world.vertex.of(good)[0].name, JobState.JOB_STATE_SUCCEEDED)
+    world.clock.sleep(61)
+    assert world.run().deferred
+    assert world.queue.contents[short].warnings == ["no quota"], "said once"
+    world.vertex.on_create = lambda request, create: create()
+    world.clock.sleep(61)
+    assert [one["item"] for one in world.run().submitted] == [short]
+    assert world.record.ledger.waiting == {}
+
+
+def test_many_items_without_quota_do_not_keep_others_from_starting_for_ever() -> None:
+    world = World(max_jobs=-1)
+    for _ in range(70):
+        world.queue.push("cpu", image_spec())
+    good = world.queue.push("cpu", image_spec(run_id="good"))
+    world.vertex.on_create = lambda request, create: create() if request.run.id == "good" else no_quota(request, create)
+    for _ in range(5):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(good) == "CLAIMED"
+
+
+def test_an_item_without_quota_is_tried_again_ever_more_rarely() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = no_quota
+    for _ in range(60):
+        world.run()
+        world.clock.sleep(61)
+    assert 5 <= world.vertex.calls["create"] <= 10
+    world.vertex.on_create = lambda request, create: create()
+    for _ in range(16):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(item) == "CLAIMED"
+
+
+def test_an_item_that_waits_too_long_fails_with_the_reason() -> None:
+    world = World(max_jobs=1, give_up_after=3600)
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = no_quota
+    for _ in range(61):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(item) == "FAILED"
+    assert world.queue.contents[item].message == "It could not start within 1 hours (give_up_after): no quota"
+
+
+@pytest.mark.parametrize("limit", ["schedulers", "run"])
+def test_what_waits_for_another_job_waits_for_as_long_as_that_takes(limit: str) -> None:
+    world = World(max_jobs=5, give_up_after=3600, start_timeout=0)
+    given = {"uri": SCHEDULER_URI} if limit == "schedulers" else {"run_id": "abc"}
+    first, second = (world.queue.push("cpu", image_spec(**given)) for _ in range(2))
+    for _ in range(70):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(first) == "CLAIMED"
+    assert len(world.queue.contents[second].warnings) <= 2
+    world.vertex.set(world.vertex.of(first)[0].name, JobState.JOB_STATE_SUCCEEDED)
+    for _ in range(3):
+        world.run()
+        world.clock.sleep(61)
+    assert world.queue.state(second) == "CLAIMED", world.queue.contents[second].message
+
+
+def test_many_refusals_are_told_in_one_request() -> None:
+    world = World(max_jobs=5)
+    items = [world.queue.push("cpu", image_spec()) for _ in range(5)]
+
+    def refuse(request: JobRequest, create: Callable[[], str]) -> str:
+        raise ItemRejected("Vertex AI refused the job")
+
+    world.vertex.on_create = refuse
+    assert len(world.run().rejected) == len(items)
+    assert world.queue.requests["fail"] == 1
+
+
+def test_what_was_done_is_reported_although_the_record_cannot_be_written_at_the_end() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+
+    def down_after_the_intents() -> None:
+        if world.record.calls["write"] > 1:
+            down("Cloud Storage")()
+
+    world.record.trouble["write"] = down_after_the_intents
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [item]
+    assert "Cloud Storage: down" in report.notices[0]
+    world.record.trouble.clear()
+    world.clock.sleep(76)
+    assert world.run().slots["active"] == 1
+    assert len(world.vertex.of(item)) == 1
+
+
+def test_a_lease_is_counted_from_before_the_pop() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.queue.trouble["pop"] = lambda: world.clock.sleep(35)
+    assert [one["item"] for one in world.run().deferred] == [item]
+    assert world.vertex.jobs == {}
+
+
+def test_two_items_with_one_run_id_never_run_at_once() -> None:
+    world = World()
+    first, second = (world.queue.push("cpu", image_spec(run_id="same")) for _ in range(2))
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [first]
+    assert [one["item"] for one in report.deferred] == [second]
+    world.clock.sleep(61)
+    assert world.run().submitted == []
+    world.vertex.set(world.vertex.of(first)[0].name, JobState.JOB_STATE_SUCCEEDED)
+    world.clock.sleep(61)
+    assert [one["item"] for one in world.run().submitted] == [second]
+    assert world.queue.contents[second].warnings == [
+        "run acme/demo/same is used by another job; this item waits until that has ended",
+        f"run acme/demo/same is used by another job of item {first}; this item waits until that has ended",
+    ]
+
+
+def test_schedulers_have_slots_of_their_own() -> None:
+    world = World(max_jobs=5, max_schedulers=1)
+    scheduler = image_spec(uri="placeholder-uri-scheduler")
+    first, second = (world.queue.push("cpu", scheduler) for _ in range(2))
+    job = world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [first, job]
+    assert report.slots["active"] == 1
+    assert world.queue.state(second) == "LEASED"
+    assert "max_schedulers" in world.queue.contents[second].warnings[0]
+
+
+# Outcomes that are not known
+
+
+def test_a_lost_answer_keeps_the_slot_and_its_job_is_adopted() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = lost
+    assert world.run().slots["active"] == 1
+    assert world.queue.state(item) == "LEASED"
+    world.vertex.on_create = never
+    world.clock.sleep(61)
+    report = world.run()
+    assert [one["item"] for one in report.adopted] == [item]
+    assert world.queue.state(item) == "CLAIMED"
+    assert len(world.vertex.jobs) == 1
+
+
+def test_an_intent_holds_its_slot_until_the_grace_has_passed() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = never
+    world.run()
+    world.vertex.on_create = lambda request, create: create()
+    world.clock.sleep(world.settings.timeouts.intent_grace - 1)
+    report = world.run()
+    assert report.submitted == []
+    assert report.slots["active"] == 1
+    world.clock.sleep(62)
+    assert [one["item"] for one in world.run().submitted] == [item]
+
+
+def test_lists_that_lag_neither_free_a_slot_nor_start_an_item_twice() -> None:
+    world = World(max_jobs=1)
+    world.vertex.lag = 30
+    item = world.queue.push("cpu", image_spec())
+    other = world.queue.push("cpu", image_spec())
+    world.run()
+    for _ in range(4):
+        world.clock.sleep(10)
+        assert world.run().submitted == []
+    assert len(world.vertex.of(item)) == 1
+    assert world.vertex.of(other) == []
+
+
+def test_a_job_that_ended_before_its_item_was_acked_is_adopted_not_repeated() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+    world.queue.trouble["ack"] = lambda: (_ for _ in ()).throw(Crash())
+    world.crash()
+    world.vertex.set(world.vertex.of(item)[0].name, JobState.JOB_STATE_SUCCEEDED)
+    world.queue.trouble.clear()
+    world.clock.sleep(200)
+    world.run()
+    assert world.queue.state(item) == "CLAIMED"
+    assert len(world.vertex.jobs) == 1
+    world.run()
+    assert world.record.ledger.open == {}
+
+
+# Twins and other people's claims
+
+
+def twin(world: World, item: str) -> str:
+    """Create the item's job a second time, as a dispatcher does that was paused for minutes before its create."""
+    (job,) = world.vertex.of(item)
+    world.clock.sleep(5)
+    return world.vertex.add(JobRequest("us-central1", job, None, world.run_of(job)))
+
+
+def test_the_older_of_two_twins_survives() -> None:
+    world = World(max_jobs=3)
+    item = world.queue.push("cpu", image_spec())
+    world.run()
+    younger = twin(world, item)
+    report = world.run()
+    assert [one["job"] for one in report.cancelled] == [younger]
+    assert report.slots["active"] == 2, "a job that is being cancelled holds its slot"
+    assert world.run().cancelled == []
+    world.vertex.set(younger, JobState.JOB_STATE_CANCELLED)
+    assert world.run().slots["active"] == 1
+    assert world.record.ledger.open[item].stage is Stage.ACKED
+
+
+def test_a_twin_that_the_list_shows_late_does_not_cost_the_older_job() -> None:
+    world = World(max_jobs=3)
+    item = world.queue.push("cpu", image_spec())
+    world.run()
+    (older,) = [job.name for job in world.vertex.of(item)]
+    younger = twin(world, item)
+    world.record.text = world.record.ledger.model_copy(
+        update={"open": {item: world.record.ledger.open[item].model_copy(update={"job": younger})}}
+    ).dump()
+    assert [one["job"] for one in world.run().cancelled] == [younger]
+    assert world.record.ledger.open[item].job == older
+
+
+@pytest.mark.parametrize(
+    ("state", "run", "cancelled"),
+    [
+        ("CLAIMED", "someone-elses", True),
+        ("FAILED", "", True),
+        ("PENDING", "", False),
+        ("LEASED", "", False),
+        ("SOMETHING_NEW", "", False),
+        ("CLAIMED", "", False),
+    ],
+)
+def test_a_job_whose_ack_was_refused_is_cancelled_on_positive_evidence_only(
+    state: str, run: str, cancelled: bool
+) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+
+    def refuse(claims: Sequence[tuple[str, str]], within: float) -> list[Ack]:
+        world.queue.contents[item].state, world.queue.contents[item].run = state, run
+        world.queue.contents[item].leased_until = world.clock() + 1000
+        return [Ack.REFUSED]
+
+    world.queue.ack = refuse  # type: ignore[method-assign]
+    world.run()
+    assert bool(world.vertex.living()[0].state == JobState.JOB_STATE_CANCELLING) == cancelled
+    assert world.queue.contents[item].message == "", "an item that somebody else owns is never failed"
+
+
+def test_an_ack_that_was_refused_because_it_had_won_before_counts() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    ack = world.queue.ack
+    world.queue.ack = lambda claims, within: (ack(claims, within), ack(claims, within))[1]  # type: ignore[method-assign]
+    world.run()
+    assert world.record.ledger.open[item].stage is Stage.ACKED
+    assert world.vertex.living()[0].state == JobState.JOB_STATE_PENDING
+
+
+def test_no_ack_is_sent_when_the_lease_may_be_over() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+
+    def slow(request: JobRequest, create: Callable[[], str]) -> str:
+        world.clock.sleep(55)
+        return create()
+
+    world.vertex.on_create = slow
+    world.run()
+    assert world.queue.requests["ack"] == 0
+    world.clock.sleep(10)
+    assert [one["item"] for one in world.run().adopted] == [item]
+    assert len(world.vertex.jobs) == 1
+
+
+def test_a_pass_that_runs_late_creates_nothing() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.record.trouble["write"] = lambda: world.clock.sleep(40)
+    report = world.run()
+    assert world.vertex.jobs == {}
+    assert [one["item"] for one in report.deferred] == [item]
+    assert world.record.ledger.open == {}
+
+
+# Crashes
+
+
+@pytest.mark.parametrize("where", ["queue.look", "vertex.list", "queue.pop", "queue.ack", "queue.warn"])
+@pytest.mark.parametrize("after", [False, True])
+def test_no_item_is_lost_or_doubled_when_the_process_dies(where: str, after: bool) -> None:
+    world = World(max_jobs=2)
+    items = [world.queue.push("cpu", image_spec()) for _ in range(3)]
+    side, operation = where.split(".")
+    die_once(getattr(world, side), operation, after=after)
+    dead = False
+    for _ in range(12):
+        try:
+            world.run()
+        except Crash:
+            dead = True
+        except PassBusy:
+            pass
+        for job in world.vertex.living():
+            if world.queue.state(items[0]) == "CLAIMED":
+                world.vertex.set(job.name, JobState.JOB_STATE_SUCCEEDED)
+        world.clock.sleep(61)
+    assert dead or where == "queue.warn"
+    assert [world.queue.state(item) for item in items] == ["CLAIMED"] * 3
+    assert [len(world.vertex.of(item)) for item in items] == [1, 1, 1]
+    assert world.vertex.most_active <= 2
+
+
+def die_once(side: Any, operation: str, *, after: bool) -> None:
+    """Make the process die at the next call of that operation: before it has an effect, or after."""
+    name = {"list": "active"}.get(operation, operation)
+    real = getattr(side, name)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        setattr(side, name, real)
+        if after:
+            real(*args, **kwargs)
+        raise Crash
+
+    setattr(side, name, dying)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("after", [False, True])
+def test_dying_at_a_write_of_the_ledger(nth: int, after: bool) -> None:
+    world = World(max_jobs=2)
+    item = world.queue.push("cpu", image_spec())
+    real, count = world.record.write, 0
+
+    def write(ledger: Ledger, pass_id: str, generation: int) -> int:
+        nonlocal count
+        count += 1
+        if count == nth:
+            if after:
+                real(ledger, pass_id, generation)
+            raise Crash
+        return real(ledger, pass_id, generation)
+
+    world.record.write = write  # type: ignore[method-assign]
+    world.crash()
+    for _ in range(4):
+        world.clock.sleep(61)
+        try:
+            world.run()
+        except PassBusy:
+            continue
+    assert len(world.vertex.of(item)) == 1
+    assert world.queue.state(item) == "CLAIMED"
+
+
+def test_a_lost_ledger_is_rebuilt_from_the_lists() -> None:
+    world = World(max_jobs=2)
+    items = [world.queue.push("cpu", image_spec()) for _ in range(3)]
+    world.run()
+    world.vertex.set(world.vertex.of(items[0])[0].name, JobState.JOB_STATE_SUCCEEDED)
+    world.record.text = None
+    with pytest.raises(PassBusy):
+        world.run()
+    world.clock.sleep(76)
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [items[2]]
+    assert set(world.record.ledger.open) == {items[1], items[2]}
+    assert world.record.ledger.open[items[1]].stage is Stage.ACKED
+    assert len(world.queue.agents) == 1, "the agent is found again by its host name"
+
+
+def test_a_damaged_ledger_counts_as_lost() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.run()
+    world.record.text = b'{"version": 99}'
+    world.clock.sleep(76)
+    assert world.run().slots["active"] == 1
+    assert len(world.vertex.of(item)) == 1
+
+
+def test_a_pass_that_lost_its_hold_writes_nothing() -> None:
+    world = World()
+    world.queue.push("cpu", image_spec())
+
+    def somebody_writes() -> None:
+        world.record.generation += 1
+
+    world.record.trouble["write"] = somebody_writes
+    with pytest.raises(PassLost):
+        world.run()
+    assert world.vertex.jobs == {}
+
+
+# Ticks, holds, and services that are down
+
+
+def test_a_second_pass_is_busy_until_the_hold_is_given_back_or_expires() -> None:
+    world = World()
+    world.record.take_hold("other", world.clock(), world.clock() + 75, 0)
+    with pytest.raises(PassBusy) as busy:
+        world.run()
+    assert busy.value.retry_after == pytest.approx(75, abs=0.1)
+    world.clock.sleep(76)
+    world.run()
+    assert not world.record.held
+    world.run()
+
+
+def test_a_hundred_ticks_at_once_cost_one_more_pass() -> None:
+    world = World()
+    passes = 0
+    published = world.clock()
+    for _ in range(100):
+        world.clock.sleep(0.01)
+        passes += world.dispatcher().run(PassRequest(published=published)) is not None
+    assert passes == 1
+    assert world.dispatcher().run(PassRequest(published=world.clock())) is not None
+
+
+def test_a_tick_for_a_full_pass_is_not_covered_by_a_partial_one() -> None:
+    world = World()
+    world.clock.sleep(1)
+    world.run(PassRequest(queues=("gpu",)))
+    assert world.dispatcher().run(PassRequest(published=world.clock() - 1)) is not None
+
+
+def test_an_old_tick_is_dropped() -> None:
+    world = World()
+    assert world.dispatcher().run(PassRequest(published=world.clock() - 601)) is None
+    assert world.record.calls == {}
+
+
+@pytest.mark.parametrize("operation", ["look", "pop"])
+def test_wandb_down_means_no_pass(operation: str) -> None:
+    world = World()
+    world.queue.push("cpu", image_spec())
+    world.queue.trouble[operation] = down("W&B")
+    with pytest.raises(Unavailable, match="W&B: down"):
+        world.run()
+    assert world.vertex.jobs == {}
+    world.queue.trouble.clear()
+    assert len(world.run().submitted) == 1, "the hold was given back"
+
+
+def test_a_list_that_fails_means_nothing_is_created() -> None:
+    world = World()
+    world.queue.push("cpu", image_spec())
+    world.vertex.trouble["list"] = down("Vertex AI")
+    with pytest.raises(Unavailable, match="Vertex AI"):
+        world.run()
+    assert world.vertex.jobs == {}
+
+
+# The agent and its queues
+
+
+def test_one_agent_is_made_and_found_again() -> None:
+    world = World()
+    for _ in range(3):
+        world.run()
+    (agent,) = world.queue.agents.values()
+    assert agent == AgentView("agent1", "vertex-launch/test", stop_polling=False, queues=("id-cpu", "id-gpu"))
+    assert world.queue.statuses == ["POLLING"] * 3
+    world.queue.push("cpu", image_spec())
+    world.run()
+    world.run()
+    assert world.queue.statuses[-1] == "RUNNING"
+
+
+def test_changed_queues_and_a_deleted_agent_make_a_new_agent() -> None:
+    world = World()
+    world.run()
+    world.run(queues=("cpu",))
+    assert [agent.queues for agent in world.queue.agents.values()] == [("id-cpu", "id-gpu"), ("id-cpu",)]
+    world.queue.agents.clear()
+    world.run()
+    assert len(world.queue.agents) == 1
+
+
+def test_stop_polling_is_obeyed_and_said_and_a_person_can_go_on() -> None:
+    world = World()
+    world.run()
+    world.queue.stop("agent1")
+    item = world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert report.submitted == []
+    assert "stopped in W&B" in report.notices[0]
+    assert "resume" in report.notices[0]
+    assert [one["item"] for one in world.run(PassRequest(resume=True)).submitted] == [item]
+    assert world.run().notices == []
+
+
+def test_a_queue_that_cannot_be_served_is_said_once_and_the_others_go_on() -> None:
+    world = World(queues=("missing", "k8s", "cpu"))
+    world.queue.queues["k8s"] = "kubernetes"
+    item = world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert [one["item"] for one in report.submitted] == [item]
+    assert len(report.notices) == 2
+    assert "Queue missing does not exist" in report.notices[0]
+    assert "kubernetes queue" in report.notices[1]
+    world.run()
+    assert world.queue.requests["resources"] == 1, "what a queue runs on is asked once"
+
+
+def test_the_default_entity_is_the_keys() -> None:
+    world = World(entity=None)
+    world.queue.push("cpu", image_spec())
+    assert len(world.run().submitted) == 1
+    world.run()
+    assert world.queue.requests["default_entity"] == 1
+
+
+# Dry runs
+
+
+def test_a_dry_run_changes_nothing_and_shows_what_there_is() -> None:
+    world = World()
+    first = world.queue.push("cpu", image_spec())
+    world.run()
+    second = world.queue.push("gpu", image_spec())
+    before = (world.record.text, dict(world.queue.agents), world.queue.state(second))
+    report = world.preview()
+    assert (world.record.text, dict(world.queue.agents), world.queue.state(second)) == before
+    assert report.slots == {"max_jobs": 5, "active": 1, "free": 4}
+    assert report.body()["active_jobs"][0]["item"] == first
+    assert report.body()["queued"] == {
+        "cpu": {"pending": [], "complete": True},
+        "gpu": {"pending": [second], "complete": True},
+    }
+
+
+def test_a_dry_run_shows_the_custom_job_of_a_run_spec_without_any_key() -> None:
+    world = World()
+    report = world.preview(run_spec=image_spec(_wandb_api_key="x" * 40))
+    job = report.body()["custom_job"]
+    pool = job["job_spec"]["worker_pool_specs"][0]
+    assert pool["container_spec"]["image_uri"] == "us-docker.pkg.dev/p/train/mnist:1"
+    assert {"name": "WANDB_API_KEY", "value": "<redacted>"} in pool["container_spec"]["env"]
+    assert "x" * 40 not in str(report.body())
+
+
+def test_a_dry_run_shows_why_a_run_spec_cannot_start() -> None:
+    report = World().preview(run_spec={})
+    assert report.rejected[0]["reason"]
+    assert "custom_job" not in report.body()
+
+
+def test_views_tell_absence_from_ignorance() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = lost
+    world.run()
+    del world.queue.contents[item]
+    world.run()
+    assert world.vertex.living()[0].state == JobState.JOB_STATE_PENDING, "an item that cannot be seen proves nothing"
+    assert ItemView("PENDING", "") != ItemView("CLAIMED", "")

@@ -1,0 +1,510 @@
+"""The way back: what a log entry hints at, what Vertex AI says about it, and the tick that follows; nothing else is changed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloudevents.http import CloudEvent
+from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
+
+from local.standins import log_sink
+from local.standins.pubsub import PubSubServer
+from local.standins.vertex.job_log import SERVICE_TEXTS, output_entry, service_entry
+from tests.support.fakes import ENTITY, KEY, SETTINGS, Clock, FakeVertex, image_spec
+from vertex_launch import events
+from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.adapters.ticks import Ticks
+from vertex_launch.dispatch.watch import PATIENCE, JobHint, JobWatch
+from vertex_launch.errors import RequestError, Unavailable
+from vertex_launch.job import custom_job, labels, outcome
+from vertex_launch.log import LOGGER
+from vertex_launch.model import Item, ManagedJob
+from vertex_launch.settings.config import Region, Settings
+
+SAMPLES = Path(__file__).parents[3] / "shared" / "samples" / "log-entries"
+NUMBER = "3000721679224668160"
+PUBLISHED, SENT, WRITTEN = 1771881079.1, 1771881078.0, 1771881069.1
+REGIONS = ("us-central1", "us-east4", "europe-west4")
+ENDED = sorted(state for state in JobState if state.name in labels.ENDED_STATES)
+NOT_ENDED = sorted(set(JobState) - set(ENDED))
+
+
+def when(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# What an entry says
+
+
+def entry(text: str | None = "Job failed.", **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "insertId": "a1b2c3",
+        "logName": f"projects/p/logs/ml.googleapis.com%2F{NUMBER}",
+        "timestamp": when(WRITTEN),
+        "severity": "INFO",
+        "resource": {"type": "ml_job", "labels": {"job_id": NUMBER, "project_id": "p", "task_name": "service"}},
+        "labels": {"ml.googleapis.com/endpoint": ""},
+        "textPayload": text,
+    }
+    return {name: value for name, value in (found | changes).items() if value is not None}
+
+
+def about(**changes: Any) -> dict[str, Any]:
+    """Give an entry about another resource, or with other labels of it."""
+    found = entry()
+    found["resource"]["labels"] |= changes
+    return found
+
+
+def encoded(payload: object) -> str:
+    return base64.b64encode(payload if isinstance(payload, bytes) else json.dumps(payload).encode()).decode()
+
+
+def event(payload: object, *, time: str | None = when(SENT), **message: Any) -> CloudEvent:
+    message = {"data": encoded(payload), "messageId": "1", "publishTime": when(PUBLISHED)} | message
+    attributes = {"type": "t", "source": "s", "id": "1", "time": time}
+    return CloudEvent(attributes, {"message": message, "subscription": "projects/p/subscriptions/s"})
+
+
+SHAPES = {
+    "text": (entry(), True),
+    "no labels": (entry("Job cancelled.", labels=None), True),
+    "no severity": (entry("Job completed successfully.", severity=None), True),
+    "American": (entry("Job canceled."), True),
+    "JSON": (entry(None, jsonPayload={"message": "Job failed.", "levelname": "INFO"}), True),
+    "the label alone": (entry(None, labels={"ml.googleapis.com/job_state": "SUCCEEDED"}), True),
+    "the label in full": (entry(None, labels={"ml.googleapis.com/job_state": "JOB_STATE_EXPIRED"}), True),
+    "another state": (entry(None, labels={"ml.googleapis.com/job_state": "RUNNING"}), False),
+    "running": (entry("Job is running."), False),
+    "provisioned": (entry("Waiting for job to be provisioned."), False),
+    "an end that is none": (entry("The job said: Job failed."), False),
+    "nothing said": (entry(None), False),
+    "odd parts": (entry(labels=["x"], jsonPayload="Job failed.", textPayload=5), False),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_an_entry_says(shape: str) -> None:
+    said, ended = SHAPES[shape]
+    assert events.job_hint(event(said)) == JobHint(NUMBER, ended=ended, published=PUBLISHED)
+
+
+@pytest.mark.parametrize("state", JobState)
+@pytest.mark.parametrize("prefix", ["", "JOB_STATE_"])
+def test_every_state_that_a_label_may_name(state: JobState, prefix: str) -> None:
+    said = entry(None, labels={"ml.googleapis.com/job_state": state.name.replace("JOB_STATE_", prefix)})
+    hint = events.job_hint(event(said))
+    assert hint is not None
+    assert hint.ended == outcome.is_ended(state.value)
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples are not here")
+def test_entries_of_the_real_service() -> None:
+    ended = {}
+    for path in SAMPLES.glob("*.json"):
+        hint = events.job_hint(event(path.read_bytes()))
+        assert hint is not None
+        assert (hint.job, hint.project, hint.region, hint.published) == (NUMBER, "", "", PUBLISHED)
+        ended[path.stem] = hint.ended
+    known = {"succeeded": True, "failed": True, "cancelled": True, "running": False, "provisioned": False}
+    assert ended.items() >= known.items()
+
+
+@pytest.mark.parametrize("text", [text for texts in SERVICE_TEXTS.values() for text in texts])
+def test_entries_of_the_local_service(text: str) -> None:
+    """The sink hands on whatever tells of an end."""
+    said = service_entry("p", NUMBER, text, WRITTEN)
+    hint = events.job_hint(event(said))
+    assert hint is not None
+    assert hint.ended == (text in ("Job completed successfully.", "Job failed.", "Job cancelled."))
+    assert log_sink.matches(said) == hint.ended
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        output_entry("p", NUMBER, "Job failed.", WRITTEN),
+        about(task_name="workerpool0-0"),
+        about(task_name=None),
+        about(job_id=None),
+        about(job_id=int(NUMBER)),
+        about(job_id="my_training_2019"),
+        about(job_id="../.."),
+        about(job_id="٣٠٠٠"),
+        about(job_id=f"{NUMBER}\n"),
+        about(job_id="1" * 21),
+        entry(resource={"type": "gce_instance", "labels": {"instance_id": "1"}}),
+        entry(resource={"type": "ml_job"}),
+        entry(resource={}),
+    ],
+)
+def test_entries_about_something_else_are_none(other: object) -> None:
+    assert events.job_hint(event(other)) is None
+
+
+def test_the_name_that_a_person_gives() -> None:
+    hint = events.job_hint(event({"job": f"projects/415104041262/locations/us-east4/customJobs/{NUMBER}"}))
+    assert hint == JobHint(NUMBER, "415104041262", "us-east4", ended=True, published=PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"message": {"data": "%%%"}}, "log entry: the message's data is not JSON in base64. Let the log sink"),
+        ({"message": {"data": [1]}}, "the message's data is not JSON in base64"),
+        ({"message": {"data": encoded(b"Job failed.")}}, "the message's data is not JSON (Expecting value"),
+        ({"message": {"data": encoded(entry())[:-5]}}, "the message's data is not JSON"),
+        ({"message": {"data": encoded(b"\xff\xfe{")}}, "the message's data is not JSON"),
+        ({"message": {"data": encoded(b"[" * 100_000)}}, "the message's data is nested too deeply"),
+        ({"message": {"data": encoded(b'{"a":' * 200 + b"1" + b"}" * 200)}}, "nested too deeply"),
+        ({"message": {"data": encoded(b'{"resource": NaN}')}}, "not JSON (NaN is no number there)"),
+        (
+            {"message": {"data": encoded(b'{"a": ' + b"9" * 5000 + b"}")}},
+            "a number in it is longer than Python reads",
+        ),
+        ({"message": {"data": encoded(b'{"a": "\\ud800"}')}}, "text in it is not Unicode"),
+        (
+            {"message": {"data": encoded(b" " * (1024 * 1024) + b"{}")}},
+            "it has 1048578 bytes, expected 1048576 at most",
+        ),
+        ({"message": {"data": encoded(b"[1]")}}, "found a list, expected a JSON object"),
+        ({"message": {"data": encoded(b"null")}}, "found nothing, expected a JSON object"),
+        ({"message": {"data": ""}}, "found nothing, expected a JSON object"),
+        ({"message": {}}, "found nothing, expected a JSON object"),
+        ({"message": {"data": encoded({})}}, "found nothing as its resource, expected a JSON object"),
+        ({"message": {"data": encoded({"resource": "ml_job"})}}, "found a string as its resource"),
+        ({"message": [1]}, "found a list where a Pub/Sub message was expected"),
+        ({"limit": 1}, "found nothing where a Pub/Sub message was expected"),
+        ("nonsense", "the event's data is not JSON"),
+        (None, "found nothing where a Pub/Sub message was expected"),
+        *(
+            ({"message": {"data": encoded({"job": job})}}, "Give a job's name, as projects/P/locations/R/customJobs/1")
+            for job in (
+                1,
+                None,
+                ["x"],
+                "",
+                NUMBER,
+                "projects/p/locations/us-central1/customJobs/",
+                "projects/p/locations/us-central1/customJobs/../1",
+                "projects/p/locations/us-central1/customJobs/1\n",
+                "projects/p/locations/us-central1/hyperparameterTuningJobs/1",
+                "projects/p/locations/../customJobs/1",
+                KEY * 1000,
+            )
+        ),
+    ],
+)
+def test_a_malformed_entry_is_an_error_that_says_so(data: Any, said: str) -> None:
+    with pytest.raises(RequestError) as error:
+        events.job_hint(CloudEvent({"type": "t", "source": "s"}, data))
+    assert said in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+# When it was published
+
+GARBAGE = ("yesterday", "2026-13-01T00:00:00Z", "\ud800", 5, [1], {"a": 1}, True, "9" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("message", "time", "published"),
+    [
+        ({}, when(SENT), PUBLISHED),
+        ({"publishTime": None, "publish_time": when(PUBLISHED)}, when(SENT), PUBLISHED),
+        ({"publishTime": None}, when(SENT), SENT),
+        ({"publishTime": ""}, "", WRITTEN),
+        ({"publishTime": "2026-02-23T22:11:19.100123456+01:00"}, None, PUBLISHED),
+        ({"publishTime": when(PUBLISHED + 1e6)}, when(SENT), None),
+        ({"publishTime": "9999-12-31T23:59:59Z"}, when(SENT), None),
+        ({"publishTime": "0001-01-01T00:00:00+14:00"}, when(SENT), -62135647200.0),
+        *(({"publishTime": garbage}, when(SENT), None) for garbage in GARBAGE),
+    ],
+)
+def test_when_an_entry_was_published(message: Mapping[str, Any], time: str | None, published: float | None) -> None:
+    """Pub/Sub's own time, else that of the event, else that of the entry; none that is later than the request."""
+    hint = events.job_hint(event(entry(), time=time, **message), arrived=PUBLISHED + 1)
+    assert hint is not None
+    assert hint.published == (pytest.approx(published, abs=0.001) if published is not None else None)
+
+
+# What is done about it
+
+
+class Jobs(FakeVertex):
+    """Vertex AI, of which regions can be down."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock, "test")
+        self.asked: list[str] = []
+        self.down: set[str] = set()
+
+    def get(self, name: str) -> ManagedJob | None:
+        self.asked.append(name)
+        region = name.split("/")[3]
+        if region in self.down:
+            raise Unavailable("Vertex AI", f"{region} is down")
+        job = self.jobs.get(name)
+        return job and custom_job.managed(job, deployment=self.deployment, region=region)
+
+    def put(self, state: int, region: str = REGIONS[0], deployment: str = "test") -> str:
+        """Let there be a job of that state (the bare number, which may be unknown)."""
+        settings = Settings(**SETTINGS | {"deployment": deployment})
+        item = Item("Item1", "cpu", image_spec())
+        now = datetime.fromtimestamp(self.clock(), UTC)
+        request = custom_job.build(item, custom_job.parse(item), settings, entity=ENTITY, api_key=KEY, now=now)
+        job = CustomJob(request.custom_job)
+        job.name = name = f"projects/p/locations/{region}/customJobs/{NUMBER}"
+        CustomJob.pb(job).state = state
+        self.jobs[name] = job
+        return name
+
+
+class Topic:
+    """The tick topic."""
+
+    def __init__(self) -> None:
+        self.published: list[Mapping[str, str]] = []
+        self.down = False
+
+    def publish(self, body: Mapping[str, str]) -> None:
+        if self.down:
+            raise Unavailable("Pub/Sub", "down")
+        self.published.append(body)
+
+
+class Here:
+    """A deployment whose jobs are watched, and its outside."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.vertex = Jobs(self.clock)
+        self.topic = Topic()
+        regions = tuple(Region(name=name) for name in REGIONS)
+        settings = Settings(**SETTINGS | {"regions": regions, "tick_topic": "projects/p/topics/ticks"})
+        self.watch = JobWatch(settings, self.vertex, self.topic, self.clock)
+
+    def hear(self, *, age: float | None = 5.0, **said: Any) -> bool:
+        """Follow a hint whose message was published so many seconds ago."""
+        published = None if age is None else self.clock.now - age
+        return self.watch.run(JobHint(**{"job": NUMBER, "published": published} | said))
+
+
+@pytest.fixture
+def here() -> Here:
+    return Here()
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Give the log lines so far, those for developers left out."""
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    caplog.set_level(logging.INFO, LOGGER.name)
+    return lambda: [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+
+
+@pytest.mark.parametrize("state", ENDED)
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("age", [0.0, 5.0, PATIENCE, 1e6, -1e6, None])
+def test_a_job_that_has_ended_asks_for_a_pass(here: Here, state: JobState, ended: bool, age: float | None) -> None:
+    """Whatever the entry says, and however late it comes."""
+    name = here.vertex.put(state.value)
+    assert here.hear(ended=ended, age=age)
+    assert here.topic.published == [{"ended": name}]
+
+
+@pytest.mark.parametrize("state", [*(state.value for state in NOT_ENDED), 99])
+def test_a_job_that_has_not_ended_is_waited_for_ten_minutes(
+    here: Here, told: Callable[[], list[str]], state: int
+) -> None:
+    """Only where the entry is about its end; a state that nobody knows yet counts as not ended."""
+    here.vertex.put(state)
+    assert here.hear(ended=False)
+    assert told() == []
+    assert not here.hear(age=0.0)
+    assert not here.hear(age=PATIENCE - 1)
+    for old in (PATIENCE, 1e9, -1.0, -1e9, math.nan, None):
+        assert here.hear(age=old)
+    lines = told()
+    assert here.topic.published == []
+    assert [line.split()[0] for line in lines] == ["INFO"] * len(lines)
+    assert lines[0].endswith(f"is said to have ended, but is {outcome.name(state)}: Pub/Sub delivers this entry again")
+    assert lines[-1].endswith("left to the next pass")
+
+
+def test_an_entry_that_came_too_early_is_right_later(here: Here) -> None:
+    name = here.vertex.put(JobState.JOB_STATE_RUNNING)
+    assert not here.hear()
+    here.vertex.put(JobState.JOB_STATE_FAILED)
+    assert here.hear()
+    assert here.topic.published == [{"ended": name}]
+
+
+def test_entries_twice_and_out_of_order(here: Here) -> None:
+    """A pass too many costs little: ticks that a pass has served are acknowledged without another one."""
+    name = here.vertex.put(JobState.JOB_STATE_SUCCEEDED)
+    for ended in (True, False, True):
+        assert here.hear(ended=ended)
+    assert here.topic.published == [{"ended": name}] * 3
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_job_is_looked_for_in_every_region(here: Here, region: str) -> None:
+    name = here.vertex.put(JobState.JOB_STATE_FAILED, region)
+    assert here.hear()
+    assert here.topic.published == [{"ended": name}]
+    assert sorted(here.vertex.asked) == sorted(f"projects/p/locations/{one}/customJobs/{NUMBER}" for one in REGIONS)
+
+
+def test_jobs_of_others_are_none_of_our_business(here: Here, told: Callable[[], list[str]]) -> None:
+    """No job, one of another deployment, one of a person, of a trial, of a pipeline's step, or in another region."""
+    assert here.hear()
+    here.vertex.put(JobState.JOB_STATE_FAILED, deployment="another")
+    assert here.hear()
+    name = here.vertex.put(JobState.JOB_STATE_FAILED)
+    here.vertex.jobs[name] = CustomJob(name=name, state=JobState.JOB_STATE_FAILED, labels={"team": "a"})
+    assert here.hear()
+    here.vertex.jobs.clear()
+    here.vertex.put(JobState.JOB_STATE_FAILED, "asia-east1")
+    assert here.hear()
+    assert (here.topic.published, told()) == ([], [])
+
+
+def test_a_job_with_only_our_labels_is_not_believed(here: Here) -> None:
+    name = here.vertex.put(JobState.JOB_STATE_FAILED)
+    here.vertex.jobs[name].job_spec.worker_pool_specs[0].container_spec.env = []
+    assert here.hear()
+    assert here.topic.published == []
+
+
+@pytest.mark.parametrize("project", ["p", "415104041262"])
+def test_a_person_names_a_job(here: Here, project: str) -> None:
+    name = here.vertex.put(JobState.JOB_STATE_FAILED, "us-east4")
+    assert here.hear(project=project, region="us-east4")
+    assert here.topic.published == [{"ended": name}]
+    assert here.vertex.asked == [name]
+
+
+def test_a_person_names_a_job_that_cannot_be_ours(here: Here) -> None:
+    with pytest.raises(RequestError) as error:
+        here.hear(project="another", region="asia-east1")
+    assert str(error.value).splitlines() == [
+        "log entry: job: project 'another' is not that of this deployment. Its jobs are in project p.",
+        "log entry: job: region 'asia-east1' is not configured. Configured are us-central1, us-east4, europe-west4; to have "
+        "more, add them to regions in vertex-launch.yaml.",
+    ]
+    assert (here.vertex.asked, here.topic.published) == ([], [])
+
+
+@pytest.mark.parametrize("down", REGIONS)
+def test_a_region_that_is_down_hides_no_job_elsewhere(here: Here, down: str) -> None:
+    here.vertex.down = {down}
+    there = next(region for region in REGIONS if region != down)
+    name = here.vertex.put(JobState.JOB_STATE_SUCCEEDED, there)
+    assert here.hear()
+    assert here.topic.published == [{"ended": name}]
+    here.vertex.put(JobState.JOB_STATE_RUNNING, there)
+    assert not here.hear()
+
+
+@pytest.mark.parametrize("trouble", ["Vertex AI", "Pub/Sub"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_while_a_service_is_down_an_entry_is_kept_for_ten_minutes(
+    here: Here, told: Callable[[], list[str]], trouble: str, ended: bool
+) -> None:
+    here.vertex.put(JobState.JOB_STATE_FAILED)
+    here.vertex.down = {REGIONS[0]} if trouble == "Vertex AI" else set()
+    here.topic.down = trouble == "Pub/Sub"
+    with pytest.raises(Unavailable) as error:
+        here.hear(ended=ended, age=PATIENCE - 1)
+    assert error.value.service == trouble
+    for old in (PATIENCE, -1e9, None):
+        assert here.hear(ended=ended, age=old)
+    first, *rest = told()
+    assert first.startswith(f"WARNING job {NUMBER}: {trouble}: ")
+    assert first.endswith("; Pub/Sub delivers this entry again")
+    assert all(line.startswith("WARNING ") and line.endswith("; left to the next pass") for line in rest)
+    assert (len(rest), here.topic.published) == (3, [])
+
+
+# The tick topic
+
+TICKS = "projects/p/topics/ticks"
+QUICKLY = BACKOFF.with_delay(initial=0.001, maximum=0.002)
+
+
+@pytest.fixture
+def pubsub(monkeypatch: pytest.MonkeyPatch) -> Iterator[PubSubServer]:
+    server = PubSubServer()
+    server.start()
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+    publisher = PublisherClient()
+    publisher.create_topic(name=TICKS)
+    publisher.transport.close()
+    yield server
+    server.stop()
+
+
+def test_a_tick_reaches_its_topic(pubsub: PubSubServer) -> None:
+    subscription = "projects/p/subscriptions/all"
+    with SubscriberClient() as subscriber:
+        subscriber.create_subscription(name=subscription, topic=TICKS)
+        Ticks(TICKS, timeout=5).publish({"ended": "x"})
+        (received,) = subscriber.pull(subscription=subscription, max_messages=10).received_messages
+    assert json.loads(received.message.data) == {"ended": "x"}
+
+
+def test_a_log_sink_hands_on_what_matches(pubsub: PubSubServer) -> None:
+    subscription = "projects/p/subscriptions/all"
+    sink = log_sink.LogSink(pubsub.address, TICKS)
+    with SubscriberClient() as subscriber:
+        subscriber.create_subscription(name=subscription, topic=TICKS)
+        for said in (
+            entry("Job is preparing."),
+            entry("Job failed."),
+            output_entry("p", NUMBER, "Job failed.", WRITTEN),
+        ):
+            sink.write(said)
+        sink.start()
+        sink.stop()
+        (received,) = subscriber.pull(subscription=subscription, max_messages=10).received_messages
+    assert json.loads(received.message.data) == entry("Job failed.")
+    assert dict(received.message.attributes) == {"logging.googleapis.com/timestamp": when(WRITTEN)}
+    assert sink.calls == {"published": 1}
+
+
+def test_a_tick_is_published_again_where_that_may_help(pubsub: PubSubServer) -> None:
+    pubsub.faults.fail("Publish", 503)
+    pubsub.faults.lose("Publish")
+    Ticks(TICKS, timeout=5, backoff=QUICKLY).publish({})
+    assert pubsub.calls["Publish"] == 3
+
+
+def test_what_is_wrong_with_the_topic_is_said(pubsub: PubSubServer) -> None:
+    def refusal(ticks: Ticks) -> str:
+        with pytest.raises(Unavailable) as error:
+            ticks.publish({})
+        return str(error.value)
+
+    missing = refusal(Ticks("projects/p/topics/none", timeout=5))
+    assert (
+        missing
+        == "Pub/Sub: projects/p/topics/none does not exist; create it, or correct DISPATCH_TOPIC (Topic not found)"
+    )
+    ticks = Ticks(TICKS, timeout=0.5, backoff=QUICKLY)
+    pubsub.faults.fail("Publish", "PERMISSION_DENIED", message="User not authorized")
+    assert "grant it roles/pubsub.publisher on that topic (User not authorized)" in refusal(ticks)
+    pubsub.faults.fail("Publish", 503, times=None, message="ill")
+    assert refusal(ticks).startswith(f"Pub/Sub: cannot publish to {TICKS}: ")
+    pubsub.stop()
+    assert refusal(ticks).startswith(f"Pub/Sub: cannot publish to {TICKS}: ")

@@ -1,0 +1,176 @@
+"""Items that name a job artifact or a sweep, with an outside in memory."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from tests.support.fakes import KEY, World, image_spec
+from tests.support.specs import pool, run_spec
+from tests.unit.test_job_source import CODE, PICTURE
+from vertex_launch.errors import Unavailable
+from vertex_launch.job.environment import LONGEST
+from vertex_launch.model import SCHEDULER_URI, JobArtifact, RunId
+
+JOB = "acme/demo/train:v3"
+
+
+def world(**artifacts: Any) -> World:
+    made = World(**artifacts.pop("settings", {}))
+    made.job_artifacts.artifacts |= {JOB: JobArtifact(JOB, PICTURE), "acme/demo/code:latest": JobArtifact(JOB, CODE)}
+    return made
+
+
+def job_spec(job: str = JOB, **changes: Any) -> dict[str, Any]:
+    return image_spec(docker={}, job=job, **changes)
+
+
+def test_jobs_start_and_each_is_looked_up_once() -> None:
+    one = world(settings={"max_jobs": 5})
+    items = [one.queue.push("cpu", job_spec()) for _ in range(3)]
+    code = one.queue.push("cpu", job_spec("code"))
+    report = one.run()
+    assert [started["item"] for started in report.submitted] == [*items, code]
+    assert sorted(one.job_artifacts.asked) == ["acme/demo/code:latest", JOB]
+
+
+def test_a_name_without_owner_is_the_runs_own() -> None:
+    one = world()
+    for name in ("train:v3", "demo/train:v3", JOB):
+        one.queue.push("cpu", job_spec(name))
+    one.run()
+    assert one.job_artifacts.asked == [JOB]
+
+
+def test_a_job_that_w_and_b_does_not_have_fails_only_its_own_item() -> None:
+    one = world(settings={"max_jobs": 2})
+    bad, good = one.queue.push("cpu", job_spec("gone")), one.queue.push("cpu", job_spec())
+    report = one.run()
+    assert ([b["item"] for b in report.rejected], [g["item"] for g in report.submitted]) == ([bad], [good])
+
+
+def test_a_job_that_cannot_be_looked_up_just_now_waits() -> None:
+    one = world()
+    one.job_artifacts.artifacts[JOB] = Unavailable("W&B", "503")
+    item = one.queue.push("cpu", job_spec())
+    assert [late["item"] for late in one.run().deferred] == [item]
+    one.job_artifacts.artifacts[JOB] = JobArtifact(JOB, PICTURE)
+    one.clock.sleep(120)
+    assert [done["item"] for done in one.run().submitted] == [item]
+    assert "just now" in one.queue.contents[item].warnings[0]
+
+
+def test_an_image_beside_a_job_is_what_runs() -> None:
+    one = world()
+    one.queue.push("cpu", image_spec(job=JOB))
+    one.run()
+    assert one.job_artifacts.asked == []
+
+
+def test_a_dry_run_shows_the_job_of_an_artifact() -> None:
+    one = world()
+    shown = one.preview(run_spec=job_spec()).shown["custom_job"]
+    image: Any = PICTURE["source"]
+    assert shown["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == image["image"]
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PAUSED"])
+def test_runs_of_a_sweep_that_goes_on_start(state: str) -> None:
+    one = world()
+    one.queue.sweep_states["s1"] = state
+    item = one.queue.push("cpu", image_spec(sweep_id="s1"))
+    assert [done["item"] for done in one.run().submitted] == [item]
+
+
+@pytest.mark.parametrize("state", ["FINISHED", "CANCELED", "STOPPED", "CRASHED", ""])
+def test_runs_of_a_sweep_that_is_over_fail(state: str) -> None:
+    one = world()
+    one.queue.sweep_states["s1"] = state
+    item = one.queue.push("cpu", image_spec(sweep_id="s1"))
+    assert [bad["item"] for bad in one.run().rejected] == [item]
+    assert (f"is {state}" if state else "there is no sweep") in one.queue.contents[item].message
+
+
+@pytest.mark.parametrize("state", ["PENDING", None])
+def test_runs_of_a_sweep_that_nobody_knows_or_that_has_not_begun_wait(state: str | None) -> None:
+    one = world()
+    one.queue.sweep_states["s1"] = state
+    item = one.queue.push("cpu", image_spec(sweep_id="s1"))
+    assert [late["item"] for late in one.run().deferred] == [item]
+    one.queue.sweep_states["s1"] = "RUNNING"
+    one.clock.sleep(120)
+    assert [done["item"] for done in one.run().submitted] == [item]
+
+
+def test_a_sweep_is_looked_up_in_its_project_as_that_is_written_where_w_and_b_wants_small_letters_for_a_run() -> None:
+    one = world()
+    item = one.queue.push("cpu", image_spec(sweep_id="s1", project="MyDemo"))
+    one.run()
+    assert one.queue.asked_sweeps == {RunId("acme", "MyDemo", "s1")}
+    assert one.run_of(one.vertex.of(item)[0]).project == "mydemo"
+
+
+def test_the_sweeps_of_a_round_are_asked_for_at_once() -> None:
+    one = world(settings={"max_jobs": 5})
+    for number in range(4):
+        one.queue.push("cpu", image_spec(sweep_id=f"s{number % 2}"))
+    one.run()
+    assert one.queue.requests["sweeps"] == 1
+
+
+def test_a_scheduler_does_not_wait_for_its_own_sweep() -> None:
+    one = world()
+    one.queue.sweep_states["s1"] = "PENDING"
+    spec = image_spec(uri=SCHEDULER_URI, sweep_id="s1", run_id="s1")
+    item = one.queue.push("cpu", spec)
+    assert [done["item"] for done in one.run().submitted] == [item]
+
+
+def test_a_scheduler_may_be_a_job() -> None:
+    one = world()
+    item = one.queue.push("cpu", job_spec(uri=SCHEDULER_URI, run_id="s1"))
+    assert [done["item"] for done in one.run().submitted] == [item]
+    assert dict(one.vertex.of(item)[0].labels)["vertex_launch_kind"] == "scheduler"
+
+
+@pytest.mark.parametrize("resource", ["local-process", "local-container"])
+def test_a_local_scheduler_fails_with_the_remedy(resource: str) -> None:
+    one = world()
+    item = one.queue.push("cpu", image_spec(uri=SCHEDULER_URI, resource=resource, resource_args={}))
+    one.run()
+    assert "scheduler.resource to gcp-vertex" in one.queue.contents[item].message
+
+
+def test_a_scheduler_without_an_image_fails_with_the_remedy() -> None:
+    one = world()
+    item = one.queue.push("cpu", image_spec(uri=SCHEDULER_URI, docker={}))
+    one.run()
+    assert "Set scheduler.docker_image in the sweep's launch config" in one.queue.contents[item].message
+
+
+KEYS: dict[str, dict[str, Any]] = {
+    "an argument": {"args": [f"--key={KEY}"]},
+    "a variable": {"env": [{"name": "MINE", "value": KEY}]},
+    "in base64": {"env": [{"name": "MINE", "value": base64.b64encode(KEY.encode()).decode()}]},
+    "a config that is split in the middle of it": {"config": {"a": "x" * (LONGEST - 27) + KEY}},
+}
+
+
+@pytest.mark.parametrize("place", KEYS)
+@pytest.mark.parametrize("delivery", ["env", "secret"])
+def test_a_key_that_a_spec_says_itself_is_kept_out_of_jobs_where_keys_are(place: str, delivery: str) -> None:
+    one = world(settings={"api_key_delivery": delivery})
+    given = dict(KEYS[place])
+    config = {"run_config": given.pop("config", {})}
+    account = {"service_account": "jobs@p.iam.gserviceaccount.com"}
+    asked = run_spec(pool(command=["python", "train.py"], **given), spec=account, overrides=config)
+    item = one.queue.push("cpu", asked)
+    report = one.run()
+    if delivery == "env":
+        assert [done["item"] for done in report.submitted] == [item]
+    else:
+        assert [bad["item"] for bad in report.rejected] == [item]
+        assert "A W&B API key stands in the run spec" in one.queue.contents[item].message
+        assert KEY not in one.queue.contents[item].message

@@ -1,0 +1,1026 @@
+"""A job's end: what is told to W&B, what is tried again, and what is cancelled, with an outside in memory."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from google.cloud.aiplatform_v1.types import CustomJob, JobState
+
+from tests.support.fakes import ENTITY, KEY, World, down, image_spec, lost, never, no_quota
+from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
+from vertex_launch.log import Redactor
+from vertex_launch.model import Ack, PassReport, PassRequest, Phase, RunId, RunView
+from vertex_launch.settings.config import Region
+from vertex_launch.state.ledger import Stage
+
+STATE = JobState
+STOCKOUT = "Resources are insufficient in region: us-central1. Try a different region or use a different accelerator."
+EXITED = "The replica workerpool0-0 exited with a non-zero status of 1. Termination reason: Error."
+INTERNAL = "Internal error occurred for the current attempt"
+TWO_REGIONS = (
+    Region(name="us-central1", staging_bucket="gs://staging"),
+    Region(name="us-east4", staging_bucket="gs://staging-east"),
+)
+
+
+class One(World):
+    """A deployment with one item, submitted."""
+
+    def __init__(self, spec: dict[str, Any] | None = None, **changes: Any) -> None:
+        super().__init__(**changes)
+        self.item = self.queue.push("cpu", spec or image_spec())
+        self.run()
+        assert self.queue.state(self.item) == "CLAIMED"
+
+    @property
+    def jobs(self) -> list[CustomJob]:
+        return self.vertex.of(self.item)
+
+    @property
+    def job(self) -> CustomJob:
+        return self.jobs[-1]
+
+    @property
+    def it(self) -> Any:
+        return self.queue.contents[self.item]
+
+    def end(self, state: JobState, error: str = "", *, ran: bool = True, began: bool = True) -> None:
+        """Let the job run, its run begin, and the job end."""
+        self.vertex.begins_runs = began
+        if ran:
+            self.vertex.set(self.job.name, STATE.JOB_STATE_RUNNING)
+        self.vertex.set(self.job.name, state, error)
+
+    def after(self, seconds: float, **changes: Any) -> PassReport:
+        self.clock.sleep(seconds)
+        return self.run(**changes)
+
+    def stop(self, *, stopped: bool = True) -> None:
+        """Let a person stop the run in W&B."""
+        run = self.run_of(self.job)
+        view = self.queue.run_views.get(run, RunView("pending", stopped=False))
+        self.queue.run_views[run] = replace(view, stopped=stopped)
+
+    @property
+    def link(self) -> str:
+        return f"training/{self.job.name.rsplit('/', 1)[-1]}?project=p"
+
+
+# The table, each row with every state
+
+
+BAD = [STATE.JOB_STATE_FAILED, STATE.JOB_STATE_EXPIRED, STATE.JOB_STATE_PARTIALLY_SUCCEEDED]
+
+
+def test_a_job_that_ended_well_leaves_nothing_to_say() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    report = world.after(60)
+    assert [(one["item"], one["outcome"]) for one in report.settled] == [(world.item, "done")]
+    assert (world.it.state, world.it.message, world.it.warnings) == ("CLAIMED", "", [])
+    assert world.record.ledger.open == {}
+    assert world.after(60).settled == []
+
+
+def test_the_log_says_how_long_a_freed_slot_was_empty(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="vertex_launch")
+    world = One(max_jobs=1)
+    world.queue.push("cpu", image_spec())
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    world.queue.push("cpu", image_spec())
+    world.after(7)
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    lines = [record for record in caplog.records if getattr(record, "event", "") == "submitted"]
+    waits = [getattr(line, "refill_s", None) for line in lines]
+    assert (waits[0], round(waits[1] or 0)) == (None, 7), "the first took a slot that was free anyway"
+    counted = [getattr(record, "event", "") for record in caplog.records]
+    assert [counted.count(one) for one in ("pass", "submitted", "settled")] == [2, 2, 1]
+
+
+def test_a_job_that_ended_well_without_a_run_fails_its_item() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_SUCCEEDED, began=False)
+    assert world.after(60).settled == [], "its run may still show up"
+    report = world.after(60)
+    assert [one["outcome"] for one in report.settled] == ["failed"]
+    assert world.it.state == "FAILED"
+    assert world.it.phase is Phase.RUN
+    assert "did not call wandb.init" in world.it.message
+    assert "attempt 1 of 5, us-central1" in world.it.message
+    assert world.link in world.it.message
+
+
+def test_a_run_that_shows_up_late_is_not_failed() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_SUCCEEDED, began=False)
+    world.after(60)
+    world.queue.run_views[world.run_of(world.job)] = RunView("finished", stopped=False, heartbeat=world.clock())
+    assert [one["outcome"] for one in world.after(60).settled] == ["done"]
+    assert world.it.state == "CLAIMED"
+
+
+@pytest.mark.parametrize("state", BAD)
+@pytest.mark.parametrize("run", [None, RunView("pending", stopped=False)])
+def test_a_job_that_failed_before_its_run_began_fails_its_item(state: JobState, run: RunView | None) -> None:
+    world = One()
+    world.end(state, EXITED, began=False)
+    if run:
+        world.queue.run_views[world.run_of(world.job)] = run
+    assert world.after(60).settled == []
+    assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
+    assert world.it.state == "FAILED"
+    assert world.it.phase is Phase.RUN
+    assert "before its run began: wandb.init was not called" in world.it.message
+    assert f"Vertex AI says: {EXITED}" in world.it.message
+    assert world.link in world.it.message
+    assert world.it.warnings == []
+    assert world.after(60).settled == []
+
+
+@pytest.mark.parametrize("state", BAD)
+def test_a_job_that_failed_after_its_run_began_warns_about_its_item_once(state: JobState) -> None:
+    world = One()
+    world.end(state, EXITED)
+    assert [one["outcome"] for one in world.after(30).settled] == ["warned"]
+    for _ in range(3):
+        world.after(60)
+    assert world.it.state == "CLAIMED"
+    assert world.it.phase is Phase.RUN
+    (warning,) = world.it.warnings
+    assert EXITED in warning
+    assert world.link in warning
+
+
+@pytest.mark.parametrize(("began", "state", "outcome"), [(True, "CLAIMED", "warned"), (False, "FAILED", "failed")])
+def test_a_job_that_somebody_cancelled_elsewhere(began: bool, state: str, outcome: str) -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_CANCELLED, began=began)
+    assert [one["outcome"] for one in world.after(100).settled] == [outcome]
+    assert world.it.state == state
+    assert "was cancelled" in (world.it.message or world.it.warnings[0])
+    assert "console" in (world.it.message or world.it.warnings[0])
+
+
+def test_an_error_that_is_not_there_yet_is_waited_for() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED)
+    assert world.after(30).settled == []
+    world.job.error.message = STOCKOUT
+    report = world.after(30)
+    assert (report.settled, len(report.resubmitted)) == ([], 1)
+
+
+def test_a_failure_without_a_reason_is_told_in_the_end() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED)
+    world.after(89)
+    assert world.it.warnings == []
+    world.after(2)
+    assert "gave no reason" in world.it.warnings[0]
+
+
+@pytest.mark.parametrize("state", [member for member in STATE if member.name.removeprefix("JOB_STATE_") not in {
+    "SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED",
+}])  # fmt: skip
+def test_a_job_that_has_not_ended_is_left_alone(state: JobState) -> None:
+    world = One(start_timeout=0)
+    world.end(state, began=False)
+    for _ in range(5):
+        assert world.after(600).settled == []
+    assert (world.it.state, world.vertex.calls["cancel"]) == ("CLAIMED", 0)
+
+
+def test_a_state_of_another_age_is_left_alone() -> None:
+    world = One()
+    CustomJob.pb(world.job).state = 99
+    world.stop()
+    for _ in range(5):
+        assert world.after(600).settled == []
+    assert (world.it.state, world.vertex.calls["cancel"]) == ("CLAIMED", 0)
+    assert world.run().slots["active"] == 1
+
+
+# What W&B cannot tell
+
+
+def test_a_run_that_wandb_cannot_tell_about_now_is_waited_for() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.queue.unknown_runs.add(world.run_of(world.job))
+    assert world.after(600).settled == []
+    world.queue.unknown_runs.clear()
+    assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
+
+
+@pytest.mark.parametrize("operation", ["runs", "items", "fail"])
+def test_what_wandb_does_not_take_is_told_later(operation: str) -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.queue.trouble[operation] = down("W&B")
+    assert world.after(100).settled == []
+    world.queue.trouble.clear()
+    assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
+
+
+def test_what_wandb_never_tells_is_given_up_with_a_warning() -> None:
+    world = One(give_up_after=3600)
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.queue.unknown_runs.add(world.run_of(world.job))
+    for _ in range(62):
+        world.after(60)
+    assert world.it.state == "CLAIMED", "it may have begun"
+    assert EXITED in world.it.warnings[0]
+    assert world.record.ledger.open == {}
+
+
+@pytest.mark.parametrize(("state", "warned"), [(STATE.JOB_STATE_FAILED, 1), (STATE.JOB_STATE_SUCCEEDED, 0)])
+def test_the_run_of_another_entity_is_not_looked_up(state: JobState, warned: int) -> None:
+    world = One(image_spec(entity="others"))
+    world.queue.requests.clear()
+    world.end(state, EXITED if warned else "", began=False)
+    world.after(100)
+    assert (world.it.state, len(world.it.warnings)) == ("CLAIMED", warned)
+    assert world.queue.requests["runs"] == 0
+    assert world.record.ledger.open == {}
+
+
+def test_an_item_that_somebody_failed_already_keeps_its_reason() -> None:
+    world = One()
+    world.it.state, world.it.message = "FAILED", "a person's reason"
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.after(100)
+    assert world.it.message == "a person's reason"
+    assert world.record.ledger.open == {}
+
+
+def test_an_item_that_somebody_else_owns_is_left_alone() -> None:
+    world = One()
+    world.it.run = "theirs"
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.after(100)
+    assert (world.it.state, world.it.warnings) == ("CLAIMED", [])
+    assert world.record.ledger.open == {}
+
+
+def test_an_old_run_that_the_job_never_continued_counts_as_not_begun() -> None:
+    world = One(image_spec(run_id="old"))
+    world.queue.run_views[world.run_of(world.job)] = RunView("crashed", stopped=False, heartbeat=world.clock() - 3600)
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.after(100)
+    assert world.it.state == "FAILED"
+
+
+def test_a_run_without_a_heartbeat_counts_as_begun() -> None:
+    world = One(image_spec(run_id="old"))
+    world.queue.run_views[world.run_of(world.job)] = RunView("crashed", stopped=False)
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.after(100)
+    assert (world.it.state, len(world.it.warnings)) == ("CLAIMED", 1)
+
+
+# Twins: an item is settled, not a job
+
+
+def test_a_twin_ends_without_a_word() -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    request = world.vertex.request_of(world.job.name)
+    assert request
+    world.clock.sleep(5)
+    twin = world.vertex.add(request)
+    report = world.after(60)
+    assert [one["job"] for one in report.cancelled] == [twin]
+    world.vertex.set(twin, STATE.JOB_STATE_CANCELLED)
+    for _ in range(3):
+        assert world.after(60).settled == []
+    assert (world.it.state, world.it.warnings) == ("CLAIMED", [])
+    assert len(world.vertex.living()) == 1
+
+
+# Deleted jobs
+
+
+@pytest.mark.parametrize(
+    ("run", "state", "warned"),
+    [
+        (None, "FAILED", 0),
+        (RunView("pending", stopped=False), "FAILED", 0),
+        (RunView("running", stopped=False), "CLAIMED", 1),
+        (RunView("crashed", stopped=False, heartbeat=1.0), "CLAIMED", 1),
+        (RunView("finished", stopped=False), "CLAIMED", 0),
+    ],
+)
+def test_a_deleted_job(run: RunView | None, state: str, warned: int) -> None:
+    world = One()
+    if run:
+        world.queue.run_views[world.run_of(world.job)] = run
+    world.vertex.jobs.clear()
+    assert world.after(60).slots["active"] == 1, "a young job may only not be shown yet"
+    world.after(60)
+    world.after(100)
+    assert (world.it.state, len(world.it.warnings)) == (state, warned)
+    said = world.it.message or "".join(world.it.warnings)
+    assert not said or "deleted" in said
+    report = world.run()
+    assert (report.slots["active"], world.record.ledger.open) == (0, {})
+
+
+def test_a_job_deleted_before_any_pass_saw_it_is_told_all_the_same() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    writes = iter([None, down("Cloud Storage")])
+    world.record.trouble["write"] = lambda: (trouble := next(writes, None)) and trouble()
+    assert "What was done is done" in world.run().notices[0]
+    assert world.queue.state(item) == "CLAIMED"
+    world.vertex.jobs.clear()
+    for _ in range(5):
+        world.clock.sleep(76)
+        world.run()
+    assert world.queue.state(item) == "FAILED"
+    assert "deleted" in world.queue.contents[item].message
+    assert world.record.ledger.open == {}
+
+
+@pytest.mark.parametrize("state", [STATE.JOB_STATE_RUNNING, STATE.JOB_STATE_CANCELLING])
+def test_a_deleted_job_with_a_twin_that_lives(state: JobState) -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    request = world.vertex.request_of(world.job.name)
+    assert request
+    gone = world.job.name
+    world.clock.sleep(100)
+    twin = world.vertex.add(request)
+    world.vertex.set(twin, state)
+    del world.vertex.jobs[gone]
+    for _ in range(3):
+        assert world.after(60).slots["active"] == 1
+    assert (world.it.state, world.it.warnings) == ("CLAIMED", [])
+
+
+def test_an_item_that_is_not_shown_keeps_its_deleted_job_open() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.queue.ack = lambda claims, within: [Ack.UNKNOWN] * len(claims)  # type: ignore[method-assign]
+    world.run()
+    world.queue.contents[item].state = "CLAIMED"
+    world.queue.contents[item].run = next(iter(world.record.ledger.open.values())).run
+    world.vertex.jobs.clear()
+    kept = world.queue.contents.pop(item)
+    world.clock.sleep(100)
+    world.run()
+    world.queue.contents[item] = kept
+    for _ in range(4):
+        world.clock.sleep(60)
+        world.run()
+    assert world.queue.state(item) == "FAILED"
+
+
+# Another attempt
+
+
+@pytest.mark.parametrize("error", [STOCKOUT, INTERNAL, "The replica workerpool0-0 was preempted: STOCKOUT"])
+@pytest.mark.parametrize("began", [True, False])
+def test_what_is_nobodys_fault_is_submitted_again_with_the_same_run(error: str, began: bool) -> None:
+    world = One(image_spec(run_id="r1"))
+    first = world.job
+    world.end(STATE.JOB_STATE_FAILED, error, began=began)
+    report = world.after(31)
+    assert [(one["item"], one["attempt"]) for one in report.resubmitted] == [(world.item, "2")]
+    _, second = world.jobs
+    assert second.labels["vertex_launch_attempt"] == "2"
+    assert world.run_of(second) == world.run_of(first)
+    assert variables(second) | {"WANDB_RESUME": "allow"} == variables(second)
+    assert {**variables(first), "WANDB_RESUME": "allow"} == variables(second)
+    assert second.job_spec.base_output_directory == first.job_spec.base_output_directory, "where its checkpoints are"
+    assert world.it.warnings == [f"attempt 2 of 5 in us-central1: {error.rstrip('.')}."]
+    assert (world.it.state, report.settled) == ("CLAIMED", [])
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    world.after(60)
+    assert (world.it.state, len(world.it.warnings), len(world.jobs)) == ("CLAIMED", 1, 2)
+
+
+def variables(job: CustomJob) -> dict[str, str]:
+    return {one.name: one.value for one in job.job_spec.worker_pool_specs[0].container_spec.env}
+
+
+def test_pauses_grow_and_attempts_end() -> None:
+    world = One()
+    begun = []
+    for _ in range(60):
+        if world.job.state == STATE.JOB_STATE_PENDING:
+            begun.append(world.clock())
+            world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+        world.after(30)
+    assert [job.labels["vertex_launch_attempt"] for job in world.jobs] == ["1", "2", "3", "4", "5"]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(begun)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] > 4 * pauses[0]
+    assert len(world.it.warnings) == 5
+    assert "attempt 5 of 5" in world.it.warnings[-1]
+    assert INTERNAL in world.it.warnings[-1]
+    assert world.record.ledger.open == {}
+
+
+def test_one_attempt_only() -> None:
+    world = One(max_attempts=1)
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    world.after(100)
+    assert (len(world.jobs), world.it.state) == (1, "FAILED")
+    assert STOCKOUT in world.it.message
+
+
+def test_another_region_after_a_stockout() -> None:
+    world = One(regions=TWO_REGIONS)
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    world.after(31)
+    assert world.job.name.split("/")[3] == "us-east4"
+    assert world.job.job_spec.base_output_directory.output_uri_prefix.startswith("gs://staging-east/aiplatform-custom")
+    assert world.it.warnings == [f"attempt 2 of 5 in us-east4: {STOCKOUT}"]
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    world.after(61)
+    assert world.job.name.split("/")[3] == "us-central1", "and round again"
+
+
+def test_the_same_region_after_an_internal_error() -> None:
+    world = One(regions=TWO_REGIONS)
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.after(31)
+    assert world.job.name.split("/")[3] == "us-central1"
+
+
+def _spec(job_spec: dict[str, Any] | None = None, **pool: Any) -> dict[str, Any]:
+    spec = image_spec()
+    wanted = spec["resource_args"]["gcp-vertex"]["spec"]
+    wanted["worker_pool_specs"][0] |= pool
+    spec["resource_args"]["gcp-vertex"] |= {"run": job_spec or {}}
+    return spec
+
+
+KMS = "projects/p/locations/us-central1/keyRings/r/cryptoKeys/k"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        _spec({"network": "projects/1/global/networks/n", "service_account": "a@p.iam.gserviceaccount.com"}),
+        _spec({"tensorboard": "projects/1/locations/us-central1/tensorboards/2", "service_account": "a@p.iam.gserviceaccount.com"}),
+        _spec({"psc_interface_config": {"network_attachment": "projects/p/regions/us-central1/networkAttachments/a"}}),
+        _spec({"persistent_resource_id": "mine"}),
+        _spec({"experiment": "projects/1/locations/us-central1/metadataStores/default/contexts/e"}),
+        _spec(nfs_mounts=[{"server": "10.0.0.1", "path": "/a", "mount_point": "b"}]),
+        _spec(machine_spec={"machine_type": "n1-standard-4", "reservation_affinity": {"reservation_affinity_type": "SPECIFIC_RESERVATION", "key": "k", "values": ["v"]}}),
+    ],
+)  # fmt: skip
+def test_what_is_bound_to_its_region_stays_there(spec: dict[str, Any]) -> None:
+    world = One(spec, regions=TWO_REGIONS)
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    world.after(31)
+    assert len(world.jobs) == 2
+    assert world.job.name.split("/")[3] == "us-central1"
+
+
+@pytest.mark.parametrize(
+    "bound", [{"staging_bucket": "gs://own"}, {"base_output_dir": "gs://own/x"}, {"encryption_spec_key_name": KMS}]
+)
+def test_a_bucket_or_a_key_of_its_own_stays_in_its_region(bound: dict[str, Any]) -> None:
+    spec = image_spec()
+    spec["resource_args"]["gcp-vertex"]["spec"] |= bound
+    world = One(spec, regions=TWO_REGIONS)
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    world.after(31)
+    assert world.job.name.split("/")[3] == "us-central1"
+
+
+def test_a_region_without_a_bucket_is_no_other_region() -> None:
+    world = One(regions=(TWO_REGIONS[0], Region(name="us-east4")))
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    world.after(31)
+    assert world.job.name.split("/")[3] == "us-central1"
+
+
+def test_a_region_that_refuses_the_job_is_not_asked_again() -> None:
+    world = One(regions=TWO_REGIONS)
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+
+    def only_home(request: Any, create: Any) -> str:
+        if request.region == "us-east4":
+            raise ItemRejected("Machine type is not supported there.")
+        name: str = create()
+        return name
+
+    world.vertex.on_create = only_home
+    world.after(31)
+    assert len(world.jobs) == 1
+    world.after(60)
+    assert [job.name.split("/")[3] for job in world.jobs] == ["us-central1"] * 2
+    assert world.job.labels["vertex_launch_attempt"] == "2"
+
+
+def test_a_job_that_its_own_region_refuses_is_settled_with_both_reasons() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+
+    def refused(request: Any, create: Any) -> str:
+        raise ItemRejected("Vertex AI refused the job: no such machine type.")
+
+    world.vertex.on_create = refused
+    world.after(31)
+    world.after(60)
+    assert world.it.state == "FAILED"
+    assert STOCKOUT in world.it.message
+    assert "no such machine type" in world.it.message
+    assert world.record.ledger.open == {}
+
+
+def test_todays_key_and_an_items_own() -> None:
+    own = "o" * 40
+    for spec, key in ((image_spec(), KEY), (image_spec(_wandb_api_key=own), own)):
+        world = One(spec)
+        if key == KEY:
+            for one in world.job.job_spec.worker_pool_specs[0].container_spec.env:
+                one.value = "yesterdays" if one.name == "WANDB_API_KEY" else one.value
+        world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+        world.after(31)
+        assert variables(world.job)["WANDB_API_KEY"] == key
+
+
+def test_an_items_own_key_in_vertex_ais_words_is_hidden() -> None:
+    own = "o" * 40
+    world = One(image_spec(_wandb_api_key=own))
+    world.redact = Redactor()  # as in an instance that has just begun
+    world.end(STATE.JOB_STATE_FAILED, f"{EXITED} {own}")
+    report = world.after(31)
+    assert EXITED in world.it.warnings[0]
+    assert own not in world.it.warnings[0] + str(report.body())
+
+
+@pytest.mark.parametrize("own", ["", "o" * 40])
+def test_no_part_of_a_key_is_left_where_a_long_text_is_cut(own: str) -> None:
+    key = own or KEY
+    world = One(image_spec(_wandb_api_key=own) if own else image_spec())
+    world.redact = Redactor()
+    world.end(STATE.JOB_STATE_FAILED, f"{EXITED} ".ljust(1480, "x") + f" {key} the end")
+    report = world.after(31)
+    assert key[:12] not in world.it.warnings[0] + str(report.body())
+
+
+def test_an_items_own_key_in_a_refusal_is_hidden() -> None:
+    own = "o" * 40
+    world = One(image_spec(_wandb_api_key=own))
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.run()
+    world.redact = Redactor()
+
+    def refused(request: Any, create: Any) -> str:
+        raise ItemRejected(f"WANDB_API_KEY={own} is odd.")
+
+    world.vertex.on_create = refused
+    report = world.after(31)
+    assert own not in str(report.body()) + str(world.record.text)
+
+
+@pytest.mark.parametrize("error", [EXITED, STOCKOUT])
+def test_a_run_that_began_in_an_earlier_attempt_is_not_failed(error: str) -> None:
+    world = One(max_attempts=2)
+    world.end(STATE.JOB_STATE_FAILED, "The replica workerpool0-0 was preempted: STOCKOUT")
+    world.after(31)
+    assert len(world.jobs) == 2
+    world.end(STATE.JOB_STATE_FAILED, error, ran=False, began=False)
+    world.after(100)
+    assert world.it.state == "CLAIMED"
+    assert "attempt 2 of 2" in world.it.warnings[-1]
+    assert "before its run began" not in world.it.warnings[-1]
+
+
+def test_a_region_without_quota_leaves_the_others() -> None:
+    world = One(regions=TWO_REGIONS)
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+
+    def only_home(request: Any, create: Any) -> str:
+        if request.region == "us-east4":
+            raise ItemDeferred("no quota")
+        name: str = create()
+        return name
+
+    world.vertex.on_create = only_home
+    world.after(31)
+    world.after(60)
+    assert [job.name.split("/")[3] for job in world.jobs] == ["us-central1"] * 2
+
+
+def test_what_waits_for_a_slot_costs_nothing() -> None:
+    world = World(max_jobs=2)
+    for _ in range(2):
+        world.queue.push("cpu", image_spec())
+    world.run()
+    for job in world.vertex.living():
+        world.vertex.set(job.name, STATE.JOB_STATE_RUNNING)
+        world.vertex.set(job.name, STATE.JOB_STATE_FAILED, INTERNAL)
+    for _ in range(2):
+        world.queue.push("cpu", image_spec())
+    world.run()
+    world.vertex.calls.clear()
+    world.clock.sleep(60)
+    world.run()
+    assert world.vertex.calls == {"list": 1}
+
+
+def test_a_stopped_run_gets_no_other_attempt() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, "The replica workerpool0-0 was preempted: STOCKOUT")
+    world.stop()
+    world.after(100)
+    assert len(world.jobs) == 1
+    assert len(world.it.warnings) == 1
+
+
+def test_a_run_that_is_stopped_during_the_pause_gets_no_other_attempt() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.run()
+    world.stop()
+    for _ in range(3):
+        world.after(60)
+    assert len(world.jobs) == 1
+    assert "somebody stopped its run in W&B" in world.it.warnings[0]
+    assert world.record.ledger.open == {}
+
+
+def test_a_warning_is_not_repeated_because_the_rest_of_the_pass_came_to_nothing() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, EXITED)
+    world.queue.trouble["pop"] = down("W&B")
+    with pytest.raises(Unavailable):
+        world.after(30)
+    world.queue.trouble.clear()
+    world.after(30)
+    assert len(world.it.warnings) == 1
+
+
+def test_disable_retries_is_obeyed_once_the_job_has_run() -> None:
+    for ran, jobs in ((True, 1), (False, 2)):
+        world = One(_spec({"disable_retries": True}))
+        world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=ran, began=ran)
+        world.after(31)
+        assert len(world.jobs) == jobs
+    assert "WANDB_RESUME" in variables(world.job)
+
+
+def test_other_attempts_take_slots_first() -> None:
+    world = One(max_jobs=1)
+    waiting = world.queue.push("cpu", image_spec())
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    report = world.after(31)
+    assert [one["item"] for one in report.submitted] == [world.item]
+    assert world.queue.state(waiting) == "PENDING"
+    assert world.vertex.most_active == 1
+
+
+def test_another_attempt_waits_for_a_slot() -> None:
+    world = One(max_jobs=1)
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    other = world.queue.push("cpu", image_spec())
+    world.run()
+    assert world.queue.state(other) == "CLAIMED", "the pause leaves the slot to others"
+    assert world.after(60).submitted == []
+    world.vertex.set(world.vertex.of(other)[0].name, STATE.JOB_STATE_SUCCEEDED)
+    assert len(world.after(60).resubmitted) == 1
+    assert world.vertex.most_active == 1
+
+
+@pytest.mark.parametrize("trouble", [lost, never, no_quota])
+def test_an_attempt_whose_create_goes_wrong_is_neither_lost_nor_doubled(trouble: Any) -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.vertex.on_create = trouble
+    world.after(31)
+    world.vertex.on_create = lambda request, create: create()
+    for _ in range(6):
+        world.after(60)
+    assert [job.labels["vertex_launch_attempt"] for job in world.jobs] == ["1", "2"]
+    assert [said for said in world.it.warnings if said != "no quota"] == [f"attempt 2 of 5 in us-central1: {INTERNAL}."]
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    world.after(60)
+    assert (world.it.state, world.record.ledger.open) == ("CLAIMED", {})
+
+
+def test_no_attempt_brings_a_key_to_where_keys_are_kept_out_of_jobs() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.after(31, api_key_delivery="secret")
+    world.after(60, api_key_delivery="secret")
+    assert len(world.jobs) == 1
+    assert "the W&B key in its spec" in (world.it.message or world.it.warnings[-1])
+    assert INTERNAL in (world.it.message or world.it.warnings[-1])
+
+
+def test_an_attempt_is_not_begun_while_the_agent_is_stopped() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    (agent,) = world.queue.agents
+    world.queue.stop(agent)
+    assert world.after(60).resubmitted == []
+    assert len(world.run(PassRequest(resume=True)).resubmitted) == 1
+
+
+def test_a_job_deleted_before_its_next_attempt_is_told() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.run()
+    world.vertex.jobs.clear()
+    for _ in range(4):
+        world.after(60)
+    assert "could not be submitted again" in world.it.warnings[0]
+    assert world.record.ledger.open == {}
+
+
+def test_a_list_that_lags_does_not_bring_an_ended_attempt_back() -> None:
+    world = One()
+    old = world.vertex.active("us-central1")
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.run(PassRequest(ended=world.job.name))
+    world.clock.sleep(31)
+    world.run()
+    assert len(world.jobs) == 2
+    real = world.vertex.active
+    world.vertex.active = lambda region: [*old, *(job for job in real(region))]  # type: ignore[method-assign]
+    report = world.after(5)
+    assert report.cancelled == []
+    assert world.record.ledger.open[world.item].attempt == 2
+    assert world.record.ledger.open[world.item].stage is Stage.ACKED
+
+
+def test_a_list_that_lags_does_not_bring_a_settled_job_back() -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    old = world.vertex.active("us-central1")
+    world.end(STATE.JOB_STATE_FAILED, EXITED)
+    assert len(world.run(PassRequest(ended=world.job.name)).settled) == 1
+    real, world.vertex.active = world.vertex.active, lambda region: old  # type: ignore[method-assign]
+    assert world.after(30).slots["active"] == 0
+    world.vertex.active = real  # type: ignore[method-assign]
+    assert world.after(30).settled == []
+    assert len(world.it.warnings) == 1
+    for _ in range(11):
+        world.after(60)
+    assert world.record.ledger.settled == {}
+
+
+# Stop
+
+
+@pytest.mark.parametrize("state", [STATE.JOB_STATE_QUEUED, STATE.JOB_STATE_PENDING])
+def test_a_stopped_run_whose_job_has_not_started_is_cancelled_at_once(state: JobState) -> None:
+    world = One()
+    world.vertex.set(world.job.name, state)
+    world.stop()
+    report = world.after(10)
+    assert [one["job"] for one in report.cancelled] == [world.job.name]
+    assert "stopped" in report.cancelled[0]["reason"]
+    world.vertex.set(world.job.name, STATE.JOB_STATE_CANCELLED)
+    world.after(100)
+    assert world.it.state == "FAILED"
+    assert "stopped its run in W&B" in world.it.message
+
+
+def test_a_stopped_run_has_time_to_end_by_itself() -> None:
+    world = One(stopped_run_timeout=60)
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    world.stop()
+    assert world.after(10).cancelled == []
+    assert world.after(59).cancelled == []
+    assert len(world.after(2).cancelled) == 1
+    world.vertex.set(world.job.name, STATE.JOB_STATE_CANCELLED)
+    world.after(5)
+    assert world.it.state == "CLAIMED"
+    assert "stopped its run in W&B" in world.it.warnings[0]
+
+
+def test_a_stop_that_is_taken_back_does_nothing() -> None:
+    world = One(stopped_run_timeout=60)
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    world.stop()
+    world.after(10)
+    world.stop(stopped=False)
+    assert world.after(70).cancelled == []
+    world.stop()
+    assert world.after(10).cancelled == []
+
+
+def test_a_stop_from_before_the_submission_does_not_concern_the_job() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec(run_id="old"))
+    spec = world.queue.contents[item].spec
+    run = RunId(ENTITY, spec["project"], "old")
+    world.queue.run_views[run] = RunView("killed", stopped=True, heartbeat=1.0)
+    world.run()
+    (job,) = world.vertex.jobs.values()
+    for _ in range(3):
+        world.clock.sleep(100)
+        assert world.run().cancelled == []
+    world.vertex.set(job.name, STATE.JOB_STATE_RUNNING)
+    world.queue.run_views[run] = RunView("running", stopped=False)
+    world.run()
+    world.queue.run_views[run] = RunView("running", stopped=True)
+    world.run()
+    world.clock.sleep(61)
+    assert len(world.run().cancelled) == 1, "a new stop does"
+
+
+def test_a_program_that_ended_because_of_a_stop_is_told_so() -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    world.stop()
+    world.after(5)
+    world.vertex.set(world.job.name, STATE.JOB_STATE_FAILED, EXITED)
+    world.after(5)
+    assert "Somebody had stopped its run in W&B" in world.it.warnings[0]
+
+
+def test_a_program_that_obeys_a_stop_before_the_next_pass_is_told_so_too() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, EXITED)
+    world.stop()
+    world.after(5)
+    assert "Somebody had stopped its run in W&B" in world.it.warnings[0]
+
+
+# Jobs that do not start
+
+
+def test_a_job_that_does_not_start_is_cancelled_and_its_item_fails() -> None:
+    world = One()
+    assert world.after(1800).cancelled == [], "seen PENDING for the first time"
+    assert world.after(1799).cancelled == []
+    assert len(world.after(2).cancelled) == 1
+    world.vertex.set(world.job.name, STATE.JOB_STATE_CANCELLED)
+    world.after(100)
+    assert world.it.state == "FAILED"
+    assert "WANDB_LAUNCH_START_TIMEOUT" in world.it.message
+    assert len(world.jobs) == 1
+
+
+def test_a_restart_is_no_start() -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    world.run()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_PENDING)
+    for _ in range(3):
+        assert world.after(1801).cancelled == []
+
+
+def test_a_cancel_that_failed_leaves_no_trace() -> None:
+    world = One()
+    world.run()
+    world.vertex.trouble["cancel"] = down("Vertex AI")
+    world.after(1801)
+    world.vertex.trouble.clear()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.after(31)
+    assert len(world.jobs) == 2
+
+
+def test_no_start_timeout() -> None:
+    world = One(start_timeout=0)
+    world.run()
+    assert world.after(1_000_000).cancelled == []
+
+
+def test_waiting_for_quota_is_told_once_and_does_not_count_as_starting() -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_QUEUED)
+    for _ in range(10):
+        assert world.after(600).cancelled == []
+    (warning,) = world.it.warnings
+    assert "waits for quota" in warning
+
+
+def test_waiting_for_quota_has_a_limit_of_its_own() -> None:
+    world = One(queue_timeout=3600)
+    world.vertex.set(world.job.name, STATE.JOB_STATE_QUEUED)
+    world.run()
+    assert world.after(3599).cancelled == []
+    assert len(world.after(2).cancelled) == 1
+    world.vertex.set(world.job.name, STATE.JOB_STATE_CANCELLED)
+    world.after(100)
+    assert "queue_timeout" in world.it.message
+
+
+# Sweeps
+
+
+@pytest.mark.parametrize(("state", "swept"), [(STATE.JOB_STATE_FAILED, 1), (STATE.JOB_STATE_CANCELLED, 0), (STATE.JOB_STATE_SUCCEEDED, 0)])  # fmt: skip
+def test_a_failed_scheduler_cancels_its_sweep(state: JobState, swept: int) -> None:
+    world = One(image_spec(uri="placeholder-uri-scheduler", sweep_id="sw1", run_id="sw1"))
+    world.end(state, EXITED)
+    world.after(100)
+    assert world.queue.cancelled_sweeps == [f"{ENTITY}/demo/sw1"] * swept
+
+
+def test_a_sweep_that_cannot_be_cancelled_now_is_cancelled_later() -> None:
+    world = One(image_spec(uri="placeholder-uri-scheduler", sweep_id="sw1"))
+    world.end(STATE.JOB_STATE_FAILED, EXITED)
+    world.queue.trouble["cancel_sweep"] = down("W&B")
+    assert world.after(100).settled == []
+    world.queue.trouble.clear()
+    assert len(world.after(60).settled) == 1
+    assert world.queue.cancelled_sweeps == [f"{ENTITY}/demo/sw1"]
+
+
+# The record
+
+
+def test_a_lost_ledger_brings_no_second_word_and_no_second_attempt() -> None:
+    world = World(max_jobs=10)
+    ended = {}
+    for name, (state, error, began) in {
+        "good": (STATE.JOB_STATE_SUCCEEDED, "", True),
+        "warned": (STATE.JOB_STATE_FAILED, EXITED, True),
+        "failed": (STATE.JOB_STATE_FAILED, EXITED, False),
+    }.items():
+        item = world.queue.push("cpu", image_spec())
+        world.run()
+        world.vertex.begins_runs = began
+        (job,) = world.vertex.of(item)
+        world.vertex.set(job.name, STATE.JOB_STATE_RUNNING)
+        world.vertex.set(job.name, state, error)
+        world.clock.sleep(100)
+        world.run()
+        world.run()
+        ended[name] = world.queue.contents[item]
+    before = {name: (one.state, one.message, list(one.warnings)) for name, one in ended.items()}
+    assert [state for state, _, _ in before.values()] == ["CLAIMED", "CLAIMED", "FAILED"]
+    world.record.text = None
+    world.clock.sleep(76)
+    for _ in range(4):
+        report = world.run()
+        world.clock.sleep(60)
+    assert {name: (one.state, one.message, list(one.warnings)) for name, one in ended.items()} == before
+    assert len(world.vertex.jobs) == 3
+    assert (world.record.ledger.open, report.slots["active"]) == ({}, 0)
+
+
+def test_a_lost_ledger_does_not_hide_what_was_not_told() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
+    world.record.text = None
+    world.clock.sleep(100)
+    world.run()
+    world.after(100)
+    assert world.it.state == "FAILED"
+
+
+def test_the_attempt_of_a_lost_ledger_goes_on() -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
+    world.run()
+    world.record.text = None
+    world.clock.sleep(76)
+    world.run()
+    world.after(60)
+    assert [job.labels["vertex_launch_attempt"] for job in world.jobs] == ["1", "2"]
+
+
+# Hints
+
+
+def test_a_hint_frees_the_slot_of_a_job_that_a_lagging_list_still_shows() -> None:
+    world = One(max_jobs=1)
+    old = world.vertex.active("us-central1")
+    world.end(STATE.JOB_STATE_SUCCEEDED)
+    nxt = world.queue.push("cpu", image_spec())
+    world.vertex.active = lambda region: old  # type: ignore[method-assign]
+    assert world.run().submitted == []
+    number = world.job.name.replace("projects/p/", "projects/415104041262/")
+    assert [one["item"] for one in world.run(PassRequest(ended=number)).submitted] == [nxt]
+
+
+def test_a_hint_about_a_job_that_runs_or_is_nobodys_changes_nothing() -> None:
+    world = One()
+    for name in (world.job.name, "projects/p/locations/us-central1/customJobs/999", "nonsense"):
+        report = world.run(PassRequest(ended=name))
+        assert (report.settled, report.cancelled, report.slots["active"]) == ([], [], 1)
+
+
+# Logs
+
+
+class Lines:
+    def __init__(self, *lines: str) -> None:
+        self.lines = lines
+
+    def tail(self, job: str) -> tuple[str, ...]:
+        return self.lines
+
+
+@pytest.mark.parametrize(("lines", "said"), [(("a", "b"), True), ((), False)])
+def test_the_last_lines_of_a_failed_job(lines: tuple[str, ...], said: bool) -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, EXITED)
+    plain = world.services
+    world.services = lambda: replace(plain(), logs=Lines(*lines))  # type: ignore[method-assign]
+    world.after(10)
+    assert world.it.warnings[0].endswith("The last lines of its log:\na\nb") == said

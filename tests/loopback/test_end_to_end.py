@@ -1,0 +1,302 @@
+"""The product and real servers on loopback, from a pushed item to its job: many dispatchers, long runs, and people's tools."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import sys
+import threading
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import requests
+from google.cloud.aiplatform_v1.types import CustomJob, JobState
+
+from local.machine.cloud import API_KEY
+from local.machine.images import REGISTRY
+from local.programs.chaos import KINDS, Account, Kind
+from local.programs.fills import Fill, Span, fills
+from local.standins.vertex import job_errors
+from tests.support.deployment import ENTITY, IMAGE, KEY, UNREACHABLE, Clock, Deployment, resource_args, run_spec
+from tests.support.processes import Command, Function, eventually
+from vertex_launch.job import labels
+
+# Many dispatchers at once
+
+
+@pytest.mark.parametrize(("count", "write_interval"), [(40, 0.05), (10, 1.0)])
+def test_eight_dispatchers_at_once(count: int, write_interval: float, tmp_path: Path) -> None:
+    with Deployment(tmp_path, write_interval=write_interval, queues=["cpu", "gpu"], max_jobs=5) as world:
+        items = [world.push(random.choice(["cpu", "gpu"])) for _ in range(count)]
+        ending = threading.Event()
+        answers: Counter[int] = Counter()
+        threads = [
+            threading.Thread(target=_keep_asking, args=(world.process(), ending, answers), name=f"asking-{number}")
+            for number in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            assert eventually(lambda: _all_claimed_and_ended(world), patience=60)
+        finally:
+            ending.set()
+            for thread in threads:
+                thread.join()
+        assert world.states() == dict.fromkeys(items, "CLAIMED")
+        assert [len(world.jobs_of(item)) for item in items] == [1] * count
+        assert world.most_active() == 5
+        assert set(answers) == {200, 409}
+
+
+def _keep_asking(process: Function, ending: threading.Event, answers: Counter[int]) -> None:
+    while not ending.wait(random.uniform(0, 0.1)):
+        process.post()
+        answers[process.answer()[0]] += 1
+
+
+def _all_claimed_and_ended(world: Deployment) -> bool:
+    """End some of the jobs, as time does."""
+    active = [job for job in world.jobs() if not job.ended]
+    world.end_jobs(*{job.item for job in active if random.random() < 0.3})
+    return not active and set(world.states().values()) == {"CLAIMED"}
+
+
+# Long runs
+
+
+def test_an_hour_of_ticks(tmp_path: Path) -> None:
+    """Items come, jobs run for some minutes and end in every way; what is asked and kept is bounded."""
+    chance = random.Random(4)
+    with Deployment(tmp_path, Clock(), queues=["cpu", "gpu"], max_jobs=8) as world:
+        good: list[str] = []
+        bad: list[str] = []
+        until: dict[str, float] = {}
+        ticks = 75
+        for minute in range(ticks):
+            if minute < 60:
+                good += [world.push(chance.choice(["cpu", "gpu"])) for _ in range(chance.choice([0, 1, 1, 2, 3]))]
+                bad += [world.push("gpu", UNREACHABLE) for _ in range(chance.random() < 0.1)]
+            before = len(world.wandb.store.operations)
+            report = world.tick()
+            assert report
+            asked = len(world.wandb.store.operations) - before
+            if minute:
+                begun, ended = bool(report.submitted or report.rejected), bool(report.settled)
+                assert asked <= 3 + 3 * begun + 3 * ended, "look, pop, warn; pop, fail, ack; items, runs, warn"
+            assert len(world.ledger.open) <= 8
+            assert len(world.ledger.dump()) < 600 + 500 * len(world.ledger.open) + 120 * len(world.ledger.settled)
+            assert len(world.ledger.settled) <= 8 * 11, "of the last ten minutes"
+            world.clock.sleep(60)
+            for job in world.jobs():
+                if (
+                    not job.ended
+                    and until.setdefault(job.name, world.clock() + 60 * chance.uniform(0, 7)) <= world.clock()
+                ):
+                    world.begin_run(job)
+                    state = chance.choice(ENDS)
+                    world.vertex.advance(job.name, state, job_errors.exited(1) if state is FAILED else None)
+        assert world.states() == {**dict.fromkeys(good, "CLAIMED"), **dict.fromkeys(bad, "FAILED")}
+        assert [len(world.jobs_of(item)) for item in good] == [1] * len(good)
+        assert world.most_active() == 8
+        assert report
+        assert report.slots == {"max_jobs": 8, "active": 0, "free": 8}
+        assert world.vertex.calls == {
+            "CreateCustomJob": len(good),
+            "GetCustomJob": len(good),  # each job once, when it has ended
+            "ListCustomJobs": ticks + 1,  # and once more where nothing is known yet
+        }
+        assert world.secrets.calls == {"AccessSecretVersion": 1}
+        assert world.storage.calls["storage.download"] == ticks
+        assert world.storage.calls["storage.insert"] <= 3 * ticks
+        assert len(world.ledger.dump()) < 500 + 120 * len(world.ledger.settled)
+
+
+FAILED = JobState.JOB_STATE_FAILED
+ENDS = (
+    JobState.JOB_STATE_SUCCEEDED,
+    FAILED,
+    JobState.JOB_STATE_CANCELLED,
+    JobState.JOB_STATE_EXPIRED,
+    JobState.JOB_STATE_PARTIALLY_SUCCEEDED,
+)
+
+
+def test_history_costs_nothing(tmp_path: Path) -> None:
+    """A pass in which a job has ended asks as much with 20,000 ended jobs of the deployment as with none."""
+    asked = []
+    for history in (0, 20_000):
+        folder = tmp_path / str(history)
+        folder.mkdir()
+        with Deployment(folder) as world:
+            item = world.push()
+            world.tick()
+            (job,) = world.vertex.jobs.values()
+            for _ in range(history):
+                name = world.vertex.store.add(job.name.rsplit("/customJobs/", 1)[0], CustomJob.pb(job)).name
+                world.vertex.store.move(name, {JobState.JOB_STATE_QUEUED}, JobState.JOB_STATE_SUCCEEDED)
+            world.begin_run(world.jobs_of(item)[0])
+            world.vertex.advance(job.name, FAILED, job_errors.exited(1))
+            world.requests.at(None)
+            report = world.tick()
+            assert report
+            assert [one["outcome"] for one in report.settled] == ["warned"]
+            asked.append(world.requests.asked.copy())
+    assert asked[0] == asked[1]
+    assert asked[0]["ListCustomJobs"] == asked[0]["GetCustomJob"] == 1
+
+
+def test_an_idle_pass_costs_little(tmp_path: Path) -> None:
+    with Deployment(tmp_path, queues=["cpu", "gpu"]) as world:
+        world.push()
+        world.tick()
+        for _ in range(3):
+            world.requests.at(None)
+            before = len(world.wandb.store.operations)
+            assert world.tick()
+            assert len(world.wandb.store.operations) - before <= 2
+            del world.requests.asked["project"], world.requests.asked["popFromRunQueue"]
+            assert world.requests.asked == {"storage.download": 1, "storage.insert": 2, "ListCustomJobs": 1}
+
+
+# People's tools
+
+
+def test_a_functions_disk_is_empty_after_its_jobs_were_looked_up(tmp_path: Path) -> None:
+    with Deployment(tmp_path) as world:
+        world.variables["TMPDIR"] = str(tmp_path / "tmp")
+        (tmp_path / "tmp").mkdir()
+        described = json.dumps({"source_type": "image", "source": {"image": IMAGE}}).encode()
+        world.wandb.store.create_artifact(ENTITY, "demo", "job", "train", {"wandb-job.json": described}, username="ada")
+        spec = {**run_spec(), "docker": {}, "job": f"{ENTITY}/demo/train:latest"}
+        item = world.push(docker={}, job=spec["job"])
+        process = world.process()
+        reports = []
+        for body in ({"dry_run": True, "run_spec": spec}, {}):
+            process.post(body)
+            status, report = process.answer()
+            assert (status, report["rejected"]) == (200, []), report
+            (folder,) = (tmp_path / "tmp").glob("vertex-launch-wandb-*")
+            assert list(folder.iterdir()) == []
+            reports.append(report)
+        shown, done = reports
+        assert shown["custom_job"]["job_spec"]["worker_pool_specs"][0]["container_spec"]["image_uri"] == IMAGE
+        assert [one["item"] for one in done["submitted"]] == [item]
+
+
+def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text(
+        "max_jobs: 1\nqueues: [gpu]\nenvironment: {type: gcp, region: us-central1}\nbuilder: {type: noop}\n"
+    )
+    with Deployment(tmp_path) as world:
+        item = world.push(name="theirs", resource_args=resource_args(staging_bucket="gs://staging"))
+        launch_agent = [
+            "-m",
+            "tests.support.official_agent",
+            world.vertex.address,
+            "launch-agent",
+            "--config",
+            str(config),
+        ]
+        variables = {"WANDB_BASE_URL": world.wandb.url, "WANDB_API_KEY": KEY, "WANDB_ENTITY": ENTITY}
+        with closing(Command([sys.executable, *launch_agent], tmp_path, variables)) as agent:
+            assert eventually(lambda: world.vertex.jobs), agent.output()
+        (job,) = world.vertex.jobs.values()
+        assert job.display_name == "theirs"
+        assert job.job_spec.worker_pool_specs[0].container_spec.image_uri == IMAGE
+        assert world.wandb.store.items[item].associated_run_id == job.labels[labels.OFFICIAL_RUN]
+        assert world.states() == {item: "CLAIMED"}
+        assert {"popFromRunQueue", "ackRunQueueItem", "createLaunchAgent"} <= set(world.wandb.store.asked())
+        report = world.tick()
+        assert report
+        assert (report.submitted, report.slots["active"]) == ([], 0), "the jobs of others are not ours"
+
+
+def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    with closing(Command([sys.executable, "-m", "local", "demo", "--plain"], tmp_path)) as demo:
+        assert demo.wait(300) == 0, demo.output()
+        assert "23 of 23 items ended as they should" in demo.output()
+        assert "were filled by the event of the job's end" in demo.output()
+        assert demo.left_behind() == []
+
+
+def test_the_account_after_chaos_finds_what_is_wrong() -> None:
+    quick, bad, preempted = (
+        next(kind for kind in KINDS if kind.name == name) for name in ("quick", "bad", "preempted")
+    )
+    said = "restart_job_on_worker_restart; attempt 3 of 5"
+
+    def wrong(kind: Kind, state: str, *jobs: tuple[int, str], words: str = said) -> int:
+        return len(Account("item", kind, state, words, jobs).problems())
+
+    assert wrong(quick, "CLAIMED", (1, "SUCCEEDED")) == 0
+    assert wrong(quick, "CLAIMED", (1, "CANCELLED"), (1, "SUCCEEDED")) == 0, "a twin that was cancelled"
+    assert wrong(bad, "FAILED") == 0
+    assert wrong(preempted, "CLAIMED", (1, "FAILED"), (2, "FAILED"), (3, "SUCCEEDED")) == 0
+    assert wrong(quick, "lost") == 3, "no state, no attempt, no end"
+    assert wrong(quick, "PENDING", (1, "SUCCEEDED")) == 1
+    assert wrong(quick, "CLAIMED", (1, "SUCCEEDED"), (1, "SUCCEEDED")) == 1
+    assert wrong(quick, "CLAIMED", (1, "RUNNING")) == 1
+    assert wrong(bad, "FAILED", words="no") == 1
+    assert wrong(preempted, "CLAIMED", (1, "FAILED"), (3, "SUCCEEDED")) == 1
+
+
+def test_who_filled_a_slot() -> None:
+    jobs = [Span(0, 100), Span(5, 40), Span(41, None), Span(101.5, None)]
+    found = fills(jobs, [Span(1, 41), Span(90, 101.5)], slots=2)
+    assert found == [Fill(40, 41), Fill(100, 101.5)]
+    assert [fill.by_event([39, 80]) for fill in found] == [False, True]
+    assert fills(jobs, [], slots=2) == [], "nothing waited"
+    assert fills(jobs, [Span(1, 41)], slots=3) == [], "a slot was free all the time"
+
+
+def test_a_cloud_that_stays_up_ends_with_ctrl_c_while_a_job_runs(tmp_path: Path) -> None:
+    with closing(Command([sys.executable, "-m", "local", "up", "--free-ports"], tmp_path)) as cloud:
+        up = cloud.says("STORAGE_EMULATOR_HOST", 60)
+        assert up, cloud.output()
+        control, dispatch_now, wandb = (_address(cloud, name) for name in ("control", "dispatch_now", "W&B"))
+        _ask(wandb, UPSERT_QUEUE, config=json.dumps({"resource_args": resource_args()}))
+        _ask(wandb, PUSH, spec=json.dumps(run_spec(image=f"{REGISTRY}/sleep:1")))
+        assert len(requests.post(dispatch_now, timeout=30).json()["submitted"]) == 1
+        assert eventually(lambda: requests.get(f"{control}/state", timeout=30).json()["jobs"][0]["state"] == RUNNING)
+        cloud.interrupt()
+        assert cloud.wait(20) == 130, cloud.output()
+        assert cloud.left_behind() == []
+        assert not list(tmp_path.glob("vertex-launch-*")), "its folder is gone"
+
+
+def test_what_a_command_leaves_behind_is_found(tmp_path: Path) -> None:
+    leave = (
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1, start_new_session=True)"
+    )
+    with closing(Command([sys.executable, "-c", f"{leave}; import os; os._exit(0)"], tmp_path)) as command:
+        assert command.wait(20) == 0
+        assert command.left_behind() == []
+    with closing(
+        Command([sys.executable, "-c", leave.replace("input()", "import time; time.sleep(60)")], tmp_path)
+    ) as command:
+        assert command.wait(20) == 0
+        assert len(command.left_behind(0.1)) == 1
+
+
+RUNNING = "JOB_STATE_RUNNING"
+UPSERT_QUEUE = """mutation($config: JSONString!) { upsertRunQueue(input: {entityName: "acme", projectName: "model-registry",
+    queueName: "vertex-cpu", resourceType: "gcp-vertex", resourceConfig: $config}) { success } }"""
+PUSH = """mutation($spec: JSONString!) { pushToRunQueueByName(input: {entityName: "acme", projectName: "model-registry",
+    queueName: "vertex-cpu", runSpec: $spec}) { runQueueItemId } }"""
+
+
+def _address(cloud: Command, name: str) -> str:
+    """Find an address in what the command says."""
+    found = re.search(rf"^  {name} +(http://\S+)", cloud.output(), re.MULTILINE)
+    assert found, cloud.output()
+    return found[1]
+
+
+def _ask(wandb: str, query: str, **variables: str) -> None:
+    body = {"query": query, "variables": variables}
+    answer = requests.post(f"{wandb}/graphql", json=body, auth=("api", API_KEY), timeout=30).json()
+    assert "errors" not in answer, answer

@@ -1,0 +1,929 @@
+"""The functions under functions-framework, against local servers: what comes in, what goes out, and what is logged."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import functions_framework
+import pytest
+import yaml
+from google.cloud.aiplatform_v1 import JobState
+from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
+from google.cloud.secretmanager_v1 import SecretVersion
+from werkzeug.test import TestResponse
+
+from local.machine.functions import ROOT, Function
+from local.standins.faults import Faults
+from local.standins.pubsub import PubSubServer
+from local.standins.secrets import SecretServer
+from local.standins.storage import StorageServer
+from local.standins.vertex.job_log import service_entry
+from local.standins.vertex.server import PROJECTS, VertexServer
+from local.standins.wandb import WandbServer
+from tests.support.fakes import image_spec
+from vertex_launch import functions as app
+from vertex_launch.adapters.vertex_jobs import VertexJobs
+from vertex_launch.dispatch import run as dispatcher
+from vertex_launch.dispatch import watch as job_watch
+from vertex_launch.job import custom_job
+from vertex_launch.log import LOGGER
+from vertex_launch.model import Item
+from vertex_launch.settings.config import Region, Settings
+
+# Google's client leaves the connection of a refused download to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+PROJECT, ENTITY, BUCKET = "demo-project", "acme", "demo-state"
+SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
+KEY, ITEM_KEY = "c0ffee42" * 5, "deadbeef" * 5
+SECRETS = [form for key in (KEY, ITEM_KEY) for form in (key, base64.b64encode(f"api:{key}".encode()).decode())]
+TICKS = f"projects/{PROJECT}/topics/ticks"
+TOPIC = f"//pubsub.googleapis.com/{TICKS}"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_connection_is_left_to_other_tests() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@dataclass
+class Cloud:
+    """W&B, Vertex AI, Secret Manager, Cloud Storage and Pub/Sub, and the configuration that leads to them."""
+
+    folder: Path
+    wandb: WandbServer = field(init=False)
+    vertex: VertexServer = field(init=False)
+    secrets: SecretServer = field(init=False)
+    storage: StorageServer = field(init=False)
+    pubsub: PubSubServer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.wandb = WandbServer(api_keys={KEY: "ada"}, teams={ENTITY: ["ada"]}, default_entities={"ada": ENTITY})
+        self.vertex = VertexServer()
+        self.secrets = SecretServer(projects=PROJECTS)
+        self.storage = StorageServer(buckets=[BUCKET], write_interval=0)
+        self.pubsub = PubSubServer()
+        self.secrets.add(SECRET, KEY)
+        for queue in ("cpu", "gpu"):
+            self.wandb.store.create_queue(ENTITY, queue)
+        for server in (*self.servers.values(), self.pubsub):
+            server.start()
+        self.write("launch-config.yaml", {"entity": ENTITY, "queues": ["cpu", "gpu"], "max_jobs": 4})
+        self.set_timeouts()
+
+    @property
+    def servers(self) -> dict[str, WandbServer | VertexServer | SecretServer | StorageServer]:
+        return {
+            "W&B": self.wandb,
+            "Vertex AI": self.vertex,
+            "Secret Manager": self.secrets,
+            "Cloud Storage": self.storage,
+        }
+
+    @property
+    def faults(self) -> dict[str, Faults]:
+        return {name: server.faults for name, server in self.servers.items()}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {
+            "LAUNCH_CONFIG": str(self.folder / "launch-config.yaml"),
+            "VERTEX_LAUNCH_CONFIG": str(self.folder / "vertex-launch.yaml"),
+            "WANDB_BASE_URL": self.wandb.url,
+            "WANDB_API_KEY_SECRET": f"{SECRET}/versions/latest",
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+            "STATE_BUCKET": f"gs://{BUCKET}/launch",
+            "AIPLATFORM_ENDPOINT": f"http://{self.vertex.address}",
+            "SECRETMANAGER_ENDPOINT": f"http://{self.secrets.address}",
+            "STORAGE_EMULATOR_HOST": self.storage.url,
+            "DISPATCH_TOPIC": TICKS,
+            "PUBSUB_EMULATOR_HOST": self.pubsub.address,
+        }
+
+    def set_timeouts(self, **seconds: float) -> None:
+        """Configure limits, before the first request."""
+        region = {"name": "us-central1", "staging_bucket": "gs://demo-staging"}
+        self.write("vertex-launch.yaml", {"project": PROJECT, "regions": [region], "timeouts": seconds})
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        (self.folder / name).write_text(yaml.safe_dump(dict(content)))
+
+    def stop(self) -> None:
+        for server in (*self.servers.values(), self.pubsub):
+            server.stop()
+
+    def push(self, queue: str = "cpu", count: int = 1, **spec: Any) -> list[str]:
+        return [self.wandb.store.push(ENTITY, queue, image_spec(**spec)) for _ in range(count)]
+
+    def state(self, item: str) -> str:
+        return self.wandb.store.state(item)
+
+    @property
+    def changes(self) -> int:
+        """Count everything that was ever changed in the cloud by somebody who asked for it."""
+        mutations = sum(count for name, count in self.wandb.store.asked().items() if name not in QUESTIONS)
+        calls = self.vertex.calls
+        return mutations + calls["CreateCustomJob"] + calls["CancelCustomJob"] + self.storage.calls["storage.insert"]
+
+
+QUESTIONS = ("viewer", "project", "launchAgent", "entity")
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    cloud = Cloud(tmp_path)
+    yield cloud
+    cloud.stop()
+
+
+class Functions:
+    """The functions in this process, with a look at everything that leaves it."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._clients = {
+            name: functions_framework.create_app(name, str(ROOT / "main.py"))
+            for name in ("dispatch", "dispatch_now", "job_state")
+        }
+        self.told: list[str] = []
+        """Everything that was answered or written."""
+        self._lines: list[str] = []
+
+    def now(
+        self, body: object = None, *, method: str = "POST", headers: Mapping[str, str] | None = None
+    ) -> TestResponse:
+        """Ask dispatch_now."""
+        data = body if isinstance(body, bytes | None) else json.dumps(body)
+        return self._call("dispatch_now", method, data, {**JSON, **(headers or {})})
+
+    def tick(self, data: bytes | str, headers: Mapping[str, str] = JSON) -> TestResponse:
+        """Post something to dispatch."""
+        return self._call("dispatch", "POST", data, headers)
+
+    def entry(self, data: bytes | str, headers: Mapping[str, str] = JSON) -> TestResponse:
+        """Post something to job_state."""
+        return self._call("job_state", "POST", data, headers)
+
+    def _call(self, name: str, method: str, data: Any, headers: Mapping[str, str]) -> TestResponse:
+        client = self._clients[name].test_client()
+        response: TestResponse = client.open("/", method=method, data=data, headers=dict(headers))
+        self.told.append(f"{response.headers}\n{response.get_data(as_text=True)}")
+        return response
+
+    def log(self) -> list[dict[str, Any]]:
+        """Give the log so far; every line has to be an entry for Cloud Logging."""
+        written = self._capsys.readouterr()
+        self.told += [written.out, written.err]
+        self._lines += written.out.splitlines()
+        entries = [json.loads(line) for line in self._lines]
+        assert all(entry["severity"] and entry["message"] and entry["time"] for entry in entries)
+        return entries
+
+    def messages(self, severity: str = "") -> list[str]:
+        return [entry["message"] for entry in self.log() if severity in ("", entry["severity"])]
+
+    def passes(self) -> int:
+        return sum(message.startswith("pass: ") for message in self.messages("INFO"))
+
+
+@pytest.fixture
+def functions(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Functions]:
+    for name, value in cloud.variables.items():
+        monkeypatch.setenv(name, value)
+    for name in ("WANDB_API_KEY", "WANDB_ENTITY", "WANDB_LAUNCH_MAX_JOBS", "GOOGLE_CLOUD_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    app.load.cache_clear()
+    functions = Functions(capsys)
+    yield functions
+    app.load.cache_clear()
+    functions.log()
+    for text in functions.told:
+        for secret in SECRETS:
+            assert secret not in text
+        assert "Traceback" not in text or "unexpected error" in text
+
+
+# Ticks
+
+
+def message(payload: object = None, *, published: float | None = None) -> dict[str, Any]:
+    when = datetime.fromtimestamp(published or time.time(), UTC).isoformat(timespec="milliseconds")
+    found: dict[str, Any] = {"messageId": "1234", "message_id": "1234", "publishTime": when, "publish_time": when}
+    if payload is not None:
+        found["data"] = base64.b64encode(
+            payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        ).decode()
+    return found
+
+
+def push_body(found: Mapping[str, Any]) -> str:
+    return json.dumps({"message": found, "subscription": f"projects/{PROJECT}/subscriptions/dispatch"})
+
+
+def binary(found: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """As Eventarc delivers it."""
+    headers = {
+        "ce-id": "1234",
+        "ce-source": TOPIC,
+        "ce-specversion": "1.0",
+        "ce-type": "google.cloud.pubsub.topic.v1.messagePublished",
+        "ce-time": found["publishTime"],
+    }
+    return push_body(found), {**JSON, **headers}
+
+
+def raw(found: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """As a push subscription of our own delivers it."""
+    return push_body(found), JSON
+
+
+def untyped(found: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    return push_body(found), {}
+
+
+def structured(found: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    event = {"specversion": "1.0", "id": "1", "source": TOPIC, "type": "t", "data": {"message": found}}
+    return json.dumps(event), {"Content-Type": "application/cloudevents+json"}
+
+
+Form = Callable[[Mapping[str, Any]], tuple[str, dict[str, str]]]
+FORMS = (binary, raw, untyped, structured)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("payload", [None, b"", {}, {"queues": ["cpu"]}])
+def test_a_tick_of_any_form_runs_a_pass(cloud: Cloud, functions: Functions, form: Form, payload: object) -> None:
+    (item,) = cloud.push()
+    answer = functions.tick(*form(message(payload)))
+    assert answer.status_code in (200, 204)
+    assert cloud.state(item) == "CLAIMED"
+    assert functions.passes() == 1
+    assert not functions.messages("ERROR")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_ticks_wishes_are_heard(cloud: Cloud, functions: Functions, form: Form) -> None:
+    there, here = cloud.push("cpu", 2), cloud.push("gpu", 2)
+    functions.tick(*form(message({"queues": ["gpu"], "limit": 1})))
+    assert [cloud.state(item) for item in there] == ["PENDING", "PENDING"]
+    assert [cloud.state(item) for item in here] == ["CLAIMED", "PENDING"]
+
+
+WELL_FORMED = binary(message())[1]
+MALFORMED = [
+    (b"", JSON),
+    (b"{", JSON),
+    (b"null", JSON),
+    (b"5", JSON),
+    (b'"text"', JSON),
+    (b"[1]", JSON),
+    (b"\xff\xfe", JSON),
+    (b"[" * 100_000, JSON),
+    (b"{}", JSON),
+    (b'{"limit": 1}', JSON),
+    (b'{"message": [1], "subscription": "s"}', JSON),
+    (b'{"message": {"data": 5, "messageId": "1"}, "subscription": "s"}', JSON),
+    (b'{"context": 1, "data": 2}', JSON),
+    (b"a=b", {"Content-Type": "application/x-www-form-urlencoded"}),
+    (b"{", {"Content-Type": "application/cloudevents+json"}),
+    (b"\xff", {"Content-Type": "application/cloudevents+json"}),
+    (b"[1]", {"Content-Type": "application/cloudevents+json"}),
+    (b'{"specversion": []}', {"Content-Type": "application/cloudevents+json"}),
+    (b'{"specversion": "1.0", "data": {}}', {"Content-Type": "application/cloudevents+json"}),
+    (b"", WELL_FORMED),
+    (b"{", WELL_FORMED),
+    (b"\xff\xfe", WELL_FORMED),
+    (b"[" * 100_000, WELL_FORMED),
+    (b'{"message": {"data": "%%%"}}', WELL_FORMED),
+    *((push_body(message(junk)).encode(), headers) for junk in (b"not json", [1]) for headers in (JSON, WELL_FORMED)),
+]
+
+
+@pytest.mark.parametrize(("data", "headers"), MALFORMED)
+def test_junk_is_logged_and_acknowledged(
+    cloud: Cloud, functions: Functions, data: bytes, headers: Mapping[str, str]
+) -> None:
+    cloud.push()
+    assert functions.tick(data, headers).status_code in (200, 204)
+    (logged,) = functions.messages("ERROR")
+    assert logged.startswith("dropped a malformed tick: ")
+    assert cloud.changes == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_dropped_tick_can_be_found_by_its_id(functions: Functions, form: Form) -> None:
+    functions.tick(*form(message([1])))
+    (logged,) = functions.messages("ERROR")
+    assert logged.endswith("(message '1234')")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tick_with_impossible_wishes_is_dropped_with_every_problem(
+    cloud: Cloud, functions: Functions, form: Form
+) -> None:
+    assert functions.tick(*form(message({"queues": ["tpu"], "limit": -1, "foo": 1}))).status_code in (200, 204)
+    (logged,) = functions.messages("ERROR")
+    for problem in ("tick: limit: found -1", "unknown key 'foo'", "queue 'tpu' is not configured"):
+        assert problem in logged
+    assert cloud.changes == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tick_that_meets_a_pass_is_delivered_again(cloud: Cloud, functions: Functions, form: Form) -> None:
+    hold(cloud, time.time() + 30)
+    answer = functions.tick(*form(message()))
+    assert answer.status_code == 429
+    assert 1 <= int(answer.headers["Retry-After"]) <= 5
+    assert not functions.messages("ERROR")
+    assert not functions.messages("WARNING")
+    assert any("pass somebody is running" in line for line in functions.messages("INFO"))
+
+
+def hold(cloud: Cloud, until: float) -> None:
+    content = json.dumps({"pass_id": "somebody", "expires": until}).encode()
+    cloud.storage.objects.insert(BUCKET, {"name": "launch/default/hold.json"}, content, {})
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("service", ["W&B", "Cloud Storage"])
+def test_a_tick_is_delivered_again_when_a_service_is_down(
+    cloud: Cloud, functions: Functions, form: Form, service: str
+) -> None:
+    cloud.set_timeouts(read=0.5, look=0.5)
+    cloud.faults[service].fail("*", 503, times=None)
+    answer = functions.tick(*form(message()))
+    assert answer.status_code == 503
+    assert service in answer.get_data(as_text=True).replace("&amp;", "&")
+    assert functions.messages("ERROR")[-1].startswith(f"no pass: {service}: ")
+
+
+def test_an_old_tick_is_dropped_for_a_younger_one_follows(cloud: Cloud, functions: Functions) -> None:
+    assert functions.tick(*binary(message(published=time.time() - 601))).status_code == 200
+    assert cloud.changes == 0
+
+
+def test_a_tick_that_a_pass_has_served_costs_nothing(cloud: Cloud, functions: Functions) -> None:
+    early = message(published=time.time() - 5)
+    functions.now()
+    before = cloud.changes
+    assert functions.tick(*binary(early)).status_code == 200
+    assert (cloud.changes, functions.passes()) == (before, 1)
+    assert "a pass has done what this tick asks for" in functions.messages("INFO")
+
+
+def test_a_hundred_ticks_at_once_cost_at_most_three_passes(cloud: Cloud, functions: Functions) -> None:
+    """All that are answered otherwise than with success are delivered again, as Pub/Sub does."""
+    items = cloud.push(count=3)
+    waiting = [binary(message()) for _ in range(100)]
+    rounds = 0
+    with ThreadPoolExecutor(16) as pool:
+        while waiting:
+            answers = list(pool.map(lambda tick: functions.tick(*tick).status_code, waiting))
+            assert set(answers) <= {200, 429}
+            waiting = [tick for tick, status in zip(waiting, answers, strict=True) if status != 200]
+            rounds += 1
+            assert rounds < 20
+    assert 1 <= functions.passes() <= 3
+    assert [cloud.state(item) for item in items] == ["CLAIMED"] * 3
+    assert len(cloud.vertex.jobs) == 3
+
+
+def test_what_nobody_expected_is_logged_and_the_tick_delivered_again(
+    functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def burst(*_: object) -> None:
+        app.load()._redact.add(KEY)
+        raise ZeroDivisionError(KEY)
+
+    monkeypatch.setattr(dispatcher.Dispatcher, "run", burst)
+    answer = functions.tick(*binary(message()))
+    assert answer.status_code == 500
+    assert "ZeroDivisionError" not in answer.get_data(as_text=True)
+    (logged,) = functions.messages("ERROR")
+    assert "Traceback" in logged
+    assert "ZeroDivisionError: <redacted>" in logged
+
+
+def test_other_methods_are_refused(functions: Functions) -> None:
+    assert functions._call("dispatch", "GET", None, {}).status_code == 405
+
+
+# Requests
+
+
+REPORTED = {
+    "pass_id",
+    "dry_run",
+    "slots",
+    "submitted",
+    "adopted",
+    "resubmitted",
+    "rejected",
+    "deferred",
+    "cancelled",
+    "settled",
+    "notices",
+    "took_ms",
+}
+
+
+def test_an_empty_request_runs_a_pass_and_reports_it(cloud: Cloud, functions: Functions) -> None:
+    first, second = cloud.push(count=2)
+    answer = functions.now()
+    report = answer.get_json()
+    assert (answer.status_code, answer.content_type) == (200, "application/json")
+    assert set(report) == REPORTED
+    assert {one["item"] for one in report["submitted"]} == {first, second}
+    assert set(report["submitted"][0]) == {"item", "queue", "run", "job", "region"}
+    assert report["slots"] == {"max_jobs": 4, "active": 2, "free": 2}
+    assert report["dry_run"] is False
+    others = ("adopted", "resubmitted", "rejected", "deferred", "cancelled", "settled")
+    assert [report[name] for name in others] == [[]] * len(others)
+    assert 0 < report["took_ms"] < 20_000
+    assert set(cloud.vertex.jobs) == {one["job"] for one in report["submitted"]}
+
+
+def test_every_line_of_a_pass_is_an_entry_with_its_trace(cloud: Cloud, functions: Functions) -> None:
+    (item,) = cloud.push()
+    bad = cloud.push(image_uri=None, docker={"docker_image": ""})
+    for header in ({"X-Cloud-Trace-Context": f"{TRACE}/1;o=1"}, {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}):
+        report = functions.now(headers=header).get_json()
+        lines = [entry for entry in functions.log() if entry.get("pass_id") == report["pass_id"]]
+        (summary,) = [entry for entry in lines if entry["message"].startswith("pass: ")]
+        assert summary["report"] == report
+        assert all(entry["logging.googleapis.com/trace"] == f"projects/{PROJECT}/traces/{TRACE}" for entry in lines)
+    (submitted,) = [entry for entry in functions.log() if entry["message"].startswith("submitted")]
+    assert submitted["item"] == item
+    assert submitted["queue"] == "cpu"
+    assert submitted["job"] in cloud.vertex.jobs
+    (rejected,) = [entry for entry in functions.log() if entry["message"].startswith("rejected")]
+    assert (rejected["item"], rejected["severity"]) == (bad[0], "WARNING")
+    functions.now()
+    assert "logging.googleapis.com/trace" not in functions.log()[-1]
+
+
+def test_wishes_of_a_request(cloud: Cloud, functions: Functions) -> None:
+    there, here = cloud.push("cpu", 2), cloud.push("gpu", 2)
+    report = functions.now({"queues": ["gpu"], "limit": 1}).get_json()
+    assert [one["item"] for one in report["submitted"]] == [here[0]]
+    assert [cloud.state(item) for item in there] == ["PENDING", "PENDING"]
+
+
+@pytest.mark.parametrize(
+    ("body", "problems"),
+    [
+        (b"{", ["body: not JSON ("]),
+        (b"\xff", ["body: not JSON ("]),
+        ([1], ["body: found a list, expected a JSON object. Send an object"]),
+        ("x", ["body: found a string, expected a JSON object"]),
+        (
+            {"queues": ["tpu", "cpu", "x\ny"], "limit": "3", "dryrun": True, "run_spec": {}},
+            [
+                "body: limit: found '3'. Give a whole number, 0 or more.",
+                "body: dryrun: unknown key 'dryrun'. Did you mean dry_run?",
+                "body: queues: queue 'tpu' is not configured. This deployment serves cpu, gpu; to serve more,",
+                "body: queues: queue 'x\\ny' is not configured.",
+                "body: run_spec: a run spec can be posted for a dry run only.",
+            ],
+        ),
+        (b" " * (1024 * 1024 + 1), ["body: it has 1048577 bytes, expected 1048576 at most."]),
+    ],
+)
+def test_a_request_that_cannot_be_used_is_told_every_problem(
+    cloud: Cloud, functions: Functions, body: object, problems: list[str]
+) -> None:
+    answer = functions.now(body)
+    told = answer.get_json()
+    assert (answer.status_code, told["error"]) == (400, "the request cannot be used")
+    assert len(told["problems"]) == len(problems)
+    for found, said in zip(told["problems"], problems, strict=True):
+        assert found.startswith(said)
+    assert cloud.changes == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_only_posts(cloud: Cloud, functions: Functions, method: str) -> None:
+    answer = functions.now(method=method)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
+    assert cloud.changes == 0
+
+
+def test_a_request_that_meets_a_pass_is_told_when_to_come_back(cloud: Cloud, functions: Functions) -> None:
+    hold(cloud, time.time() + 30)
+    answer = functions.now()
+    assert answer.status_code == 409
+    assert 1 <= int(answer.headers["Retry-After"]) <= 5
+    assert answer.get_json()["error"].startswith("pass somebody is running, for ")
+
+
+def test_of_two_requests_at_once_one_runs(cloud: Cloud, functions: Functions) -> None:
+    cloud.push(count=2)
+    functions.now({"dry_run": True})
+    start = threading.Barrier(2)
+
+    def ask(_: int) -> int:
+        start.wait()
+        return functions.now().status_code
+
+    cloud.wandb.faults.delay("project", 0.2)
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(ask, range(2))) == [200, 409]
+    assert len(cloud.vertex.jobs) == 2
+
+
+@pytest.mark.parametrize("service", ["W&B", "Vertex AI", "Secret Manager", "Cloud Storage"])
+@pytest.mark.parametrize("trouble", ["gone", "ill"])
+def test_a_service_that_is_down_is_named(cloud: Cloud, functions: Functions, service: str, trouble: str) -> None:
+    cloud.set_timeouts(read=0.5, look=1)
+    (item,) = cloud.push()
+    if trouble == "gone":
+        cloud.servers[service].stop()
+    else:
+        leak = KEY if service == "W&B" else "nothing"
+        cloud.faults[service].fail("*", 503, times=None, message=f"ill, and {leak} leaks")
+    answer = functions.now()
+    told = answer.get_json()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
+    assert told["service"] == service
+    assert told["error"].startswith(f"{service}: ")
+    assert "onnect" in told["error"] if trouble == "gone" else "ill, and " in told["error"]
+    assert functions.messages("ERROR")[-1] == f"no pass: {told['error']}"
+    assert cloud.state(item) == "PENDING"
+
+
+def test_a_pass_goes_on_where_the_one_before_failed(cloud: Cloud, functions: Functions) -> None:
+    """It has given its hold back, so that nobody waits."""
+    cloud.set_timeouts(look=0.5)
+    (item,) = cloud.push()
+    cloud.vertex.faults.fail("ListCustomJobs", "INTERNAL", times=None)
+    assert functions.now().status_code == 503
+    cloud.vertex.faults.clear()
+    assert functions.now().status_code == 200
+    assert cloud.state(item) == "CLAIMED"
+
+
+def test_a_key_that_w_and_b_refuses(cloud: Cloud, functions: Functions) -> None:
+    cloud.secrets.add(SECRET, "wrong" * 8)
+    told = functions.now().get_json()
+    assert told["service"] == "W&B"
+    assert "the API key is refused, HTTP 401" in told["error"]
+    cloud.secrets.set_state(cloud.secrets.add(SECRET, KEY), SecretVersion.State.ENABLED)
+    assert functions.now().status_code == 200
+
+
+def test_no_credentials(cloud: Cloud, functions: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SECRETMANAGER_ENDPOINT")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.folder / "none.json"))
+    answer = functions.now()
+    assert answer.status_code == 503
+    assert answer.get_json()["service"] == "Google credentials"
+    assert "run the function with a service account attached" in answer.get_json()["error"]
+
+
+def test_a_broken_configuration_is_told_with_every_problem(
+    cloud: Cloud, functions: Functions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud.write("launch-config.yaml", {"queue": ["cpu"], "max_jobs": "many"})
+    monkeypatch.setenv("STATE_BUCKET", "demo-state")
+    answer = functions.now()
+    told = answer.get_json()
+    assert (answer.status_code, told["error"]) == (500, "the configuration cannot be used")
+    assert len(told["problems"]) >= 3
+    for said in ("max_jobs", "queue", "STATE_BUCKET"):
+        assert any(said in problem for problem in told["problems"])
+    assert functions.tick(*binary(message())).status_code == 500
+    assert "the configuration cannot be used" in functions.told[-1]
+    logged = functions.messages("ERROR")
+    assert len(logged) == 2
+    assert all(problem in line for line in logged for problem in told["problems"])
+
+
+def test_what_nobody_expected_shows_no_traceback(functions: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(*_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(dispatcher.Dispatcher, "run", burst)
+    answer = functions.now()
+    assert answer.status_code == 500
+    assert answer.get_json() == {"error": "unexpected error; the function's log has the traceback"}
+    (logged,) = functions.messages("ERROR")
+    assert "ZeroDivisionError: oh" in logged
+
+
+# Dry runs
+
+
+def test_a_dry_run_shows_and_changes_nothing(cloud: Cloud, functions: Functions) -> None:
+    (running,) = cloud.push()
+    functions.now()
+    (job,) = cloud.vertex.jobs
+    cloud.vertex.advance(job, JobState.JOB_STATE_RUNNING)
+    waiting = cloud.push("gpu", 2)
+    before = cloud.changes
+    report = functions.now({"dry_run": True}).get_json()
+    assert cloud.changes == before
+    assert report["dry_run"] is True
+    assert report["slots"] == {"max_jobs": 4, "active": 1, "free": 3}
+    (active,) = report["active_jobs"]
+    assert (active["item"], active["job"], active["state"]) == (running, job, "JOB_STATE_RUNNING")
+    assert report["queued"]["gpu"] == {"pending": waiting, "complete": True}
+    assert report["submitted"] == []
+
+
+def test_a_dry_run_while_a_pass_runs(cloud: Cloud, functions: Functions) -> None:
+    hold(cloud, time.time() + 30)
+    assert functions.now({"dry_run": True}).status_code == 200
+
+
+def test_a_dry_run_shows_the_job_of_a_run_spec(cloud: Cloud, functions: Functions) -> None:
+    spec = image_spec(name="try", run_id="r1", _wandb_api_key=ITEM_KEY)
+    report = functions.now({"dry_run": True, "run_spec": spec}).get_json()
+    (pool,) = report["custom_job"]["job_spec"]["worker_pool_specs"]
+    assert report["custom_job"]["display_name"] == "try"
+    assert pool["container_spec"]["image_uri"] == spec["docker"]["docker_image"]
+    variables = {one["name"]: one["value"] for one in pool["container_spec"]["env"]}
+    assert (variables["WANDB_RUN_ID"], variables["WANDB_API_KEY"]) == ("r1", "<redacted>")
+    assert cloud.changes == 0
+
+
+def test_a_dry_run_says_why_a_run_spec_cannot_be_a_job(cloud: Cloud, functions: Functions) -> None:
+    spec = image_spec(resource_args={"gcp-vertex": {"spec": {"workerPoolSpecs": [], "note": ITEM_KEY}}})
+    spec["_wandb_api_key"] = ITEM_KEY
+    report = functions.now({"dry_run": True, "run_spec": spec}).get_json()
+    (rejected,) = report["rejected"]
+    assert "worker_pool_specs" in rejected["reason"]
+    assert "custom_job" not in report
+    assert cloud.changes == 0
+
+
+def test_a_dry_run_logs_nothing_of_a_posted_run_spec(cloud: Cloud, functions: Functions) -> None:
+    spec = image_spec(overrides={"args": ["--password=hunter2"]})
+    report = functions.now({"dry_run": True, "run_spec": spec}).get_json()
+    assert "hunter2" in json.dumps(report["custom_job"])
+    (logged,) = [entry for entry in functions.log() if entry["message"] == "dry run"]
+    assert logged["report"]["slots"] == report["slots"]
+    assert "hunter2" not in json.dumps(functions.log())
+
+
+# Resume
+
+
+def test_a_stopped_agent_pops_nothing_until_somebody_says_so(cloud: Cloud, functions: Functions) -> None:
+    functions.now()
+    (agent,) = cloud.wandb.store.agents.values()
+    agent.stop_polling = True
+    (item,) = cloud.push()
+    report = functions.now().get_json()
+    assert cloud.state(item) == "PENDING"
+    assert any('POST {"resume": true} to dispatch_now' in notice for notice in report["notices"])
+    assert functions.now({"resume": True}).status_code == 200
+    assert cloud.state(item) == "CLAIMED"
+    assert functions.now().get_json()["notices"] == []
+
+
+# Job states
+
+
+def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
+    """Let a job of ours be in a state, and give its name."""
+    regions = (Region(name="us-central1", staging_bucket="gs://demo-staging"),)
+    settings = Settings(
+        queues=("cpu",),
+        project=PROJECT,
+        regions=regions,
+        deployment=deployment,
+        key_secret=f"{SECRET}/versions/1",
+        state_bucket="gs://x1",
+    )
+    item = Item("Item1", "cpu", image_spec())
+    asked = custom_job.build(
+        item, custom_job.parse(item), settings, entity=ENTITY, api_key=ITEM_KEY, now=datetime.now(UTC)
+    )
+    vertex = VertexJobs(PROJECT, deployment, timeout=5, endpoint=f"http://{cloud.vertex.address}")
+    name = vertex.create(asked, 5)
+    cloud.vertex.advance(name, state)
+    return name
+
+
+def ended(name: str, **changes: Any) -> dict[str, Any]:
+    """Give the service's entry about the end of a job."""
+    return service_entry(PROJECT, name.rsplit("/", 1)[1], "Job failed.", time.time() - 3600) | changes
+
+
+def asked_for(cloud: Cloud) -> Callable[[], list[Any]]:
+    """Give a way to see the ticks that are published from now on, at least one."""
+    name = f"projects/{PROJECT}/subscriptions/all"
+    publisher, subscriber = PublisherClient(), SubscriberClient()
+    publisher.create_topic(name=TICKS)
+    publisher.transport.close()
+    subscriber.create_subscription(name=name, topic=TICKS)
+
+    def pull() -> list[Any]:
+        with subscriber:
+            received = subscriber.pull(subscription=name, max_messages=100).received_messages
+        return [json.loads(one.message.data) for one in received]
+
+    return pull
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_end_of_a_job_of_ours_asks_for_a_pass(cloud: Cloud, functions: Functions, form: Form) -> None:
+    """And nobody but Vertex AI and Pub/Sub is asked for anything."""
+    ticks = asked_for(cloud)
+    name = job(cloud, JobState.JOB_STATE_FAILED)
+    other = job(cloud, JobState.JOB_STATE_FAILED, "another")
+    for one in (name, other, f"{name}0"):
+        assert functions.entry(*form(message(ended(one)))).status_code in (200, 204)
+    assert functions.entry(*form(message({"job": name}))).status_code in (200, 204)
+    assert ticks() == [{"ended": name}] * 2
+    assert [entry.get("job") for entry in functions.log()] == [name] * 2
+    assert (cloud.wandb.store.asked(), cloud.secrets.calls, cloud.storage.calls) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_entry_that_comes_before_its_job_has_ended_comes_again(
+    cloud: Cloud, functions: Functions, form: Form
+) -> None:
+    name = job(cloud, JobState.JOB_STATE_RUNNING)
+    young, running = ended(name), ended(name, textPayload="Job is running.")
+    assert functions.entry(*form(message(young))).status_code == 429
+    assert functions.entry(*form(message(running))).status_code in (200, 204)
+    for published in (time.time() - 600, time.time() + 600):
+        assert functions.entry(*form(message(young, published=published))).status_code in (200, 204)
+    assert cloud.pubsub.calls["Publish"] == 0
+    assert not [line for line in functions.log() if line["severity"] != "INFO"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_time_that_the_framework_makes_up_does_not_keep_a_message_young(
+    cloud: Cloud, functions: Functions, form: Form
+) -> None:
+    name = job(cloud, JobState.JOB_STATE_RUNNING)
+    body, headers = form(message(ended(name)))
+    for key in ("publishTime", "publish_time"):
+        body = body.replace(key, f"no_{key}")
+    headers.pop("ce-time", None)
+    assert functions.entry(body, headers).status_code in (200, 204)
+
+
+@pytest.mark.parametrize(("data", "headers"), MALFORMED)
+def test_junk_of_an_entry_is_logged_and_acknowledged(
+    cloud: Cloud, functions: Functions, data: bytes, headers: Mapping[str, str]
+) -> None:
+    assert functions.entry(data, headers).status_code in (200, 204)
+    (logged,) = functions.messages("ERROR")
+    assert logged.startswith("dropped a malformed log entry: ")
+
+
+def test_a_name_that_cannot_be_ours_is_told(cloud: Cloud, functions: Functions) -> None:
+    job_name = "projects/another/locations/asia-east1/customJobs/1"
+    assert functions.entry(*binary(message({"job": job_name}))).status_code == 200
+    (logged,) = functions.messages("ERROR")
+    assert "project 'another' is not that of this deployment" in logged
+    assert "region 'asia-east1' is not configured" in logged
+    assert cloud.vertex.calls == {}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("service", ["Vertex AI", "Pub/Sub"])
+def test_an_entry_comes_again_when_a_service_is_down(
+    cloud: Cloud, functions: Functions, form: Form, service: str
+) -> None:
+    cloud.set_timeouts(look=0.5)
+    name = job(cloud, JobState.JOB_STATE_FAILED)
+    faults = cloud.vertex.faults if service == "Vertex AI" else cloud.pubsub.faults
+    faults.fail("*", 503, times=None, message="ill")
+    answer = functions.entry(*form(message(ended(name))))
+    assert answer.status_code == 503
+    assert service in answer.get_data(as_text=True)
+    assert functions.entry(*form(message(ended(name), published=time.time() - 601))).status_code in (200, 204)
+    assert len(functions.messages("WARNING")) == 2
+
+
+def test_without_a_topic_of_ticks(cloud: Cloud, functions: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPATCH_TOPIC")
+    answer = functions.entry(*binary(message(ended("customJobs/1"))))
+    assert answer.status_code == 500
+    assert "the configuration cannot be used" in answer.get_data(as_text=True)
+    (logged,) = functions.messages("ERROR")
+    assert "vertex-launch.yaml: tick_topic: is missing" in logged
+    assert "DISPATCH_TOPIC" in logged
+
+
+@pytest.mark.parametrize("lacking", ["AIPLATFORM_ENDPOINT", "PUBSUB_EMULATOR_HOST"])
+def test_without_credentials_an_entry_comes_again(
+    cloud: Cloud, functions: Functions, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    name = job(cloud, JobState.JOB_STATE_FAILED)
+    monkeypatch.delenv(lacking)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(cloud.folder / "none.json"))
+    assert functions.entry(*binary(message(ended(name)))).status_code == 503
+    assert functions.entry(*binary(message(ended(name), published=time.time() - 601))).status_code == 200
+    assert all("none.json" in line for line in functions.messages("WARNING"))
+
+
+def test_what_nobody_expected_of_an_entry_is_logged(functions: Functions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def burst(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(job_watch.JobWatch, "run", burst)
+    answer = functions.entry(*binary(message(ended("customJobs/1"))))
+    assert answer.status_code == 500
+    assert "ZeroDivisionError" not in answer.get_data(as_text=True)
+    assert "ZeroDivisionError" in functions.messages("ERROR")[0]
+
+
+# The key
+
+
+def test_no_key_leaves_the_process_when_everything_is_said_aloud(cloud: Cloud, functions: Functions) -> None:
+    """Items that repeat a key wherever they can, services that do, too: the fixture looks through all that was told."""
+    cloud.push(_wandb_api_key=ITEM_KEY)
+    cloud.push(_wandb_api_key=ITEM_KEY, docker={"docker_image": f"x.dkr.ecr.us-east-1.amazonaws.com/{ITEM_KEY}"})
+    cloud.push(_wandb_api_key=ITEM_KEY, overrides={"args": f"--key={ITEM_KEY}", "run_config": {"key": KEY}})
+    cloud.vertex.faults.fail("CreateCustomJob", "INVALID_ARGUMENT", message=f"key {ITEM_KEY} and {KEY}")
+    cloud.wandb.faults.refuse("failRunQueueItem", f"no {KEY}")
+    report = functions.now().get_json()
+    assert len(report["rejected"]) == 3
+    for form in (KEY, SECRETS[1]):
+        cloud.wandb.faults.fail("project", 400, message=f"rejected credentials {form}", times=None)
+        assert functions.now().status_code == 503
+        assert functions.tick(*binary(message())).status_code == 503
+        cloud.wandb.faults.clear()
+    errors = [item.error.message for item in cloud.wandb.store.items.values() if item.error]
+    assert len(errors) == 2, "one failure was not taken"
+    assert not [error for error in errors if ITEM_KEY in error or KEY in error]
+
+
+# The real thing
+
+
+def test_under_the_real_framework(cloud: Cloud, tmp_path: Path) -> None:
+    """In a process of its own, as it is deployed: both forms of a tick, one of them twice, and junk."""
+    (item,) = cloud.push()
+    function = Function("dispatch", "cloudevent", cloud.variables, tmp_path / "dispatch.log")
+    function.start()
+    try:
+        function.wait()
+        tick = message({})
+        statuses = [
+            post(function.url, *form(found))
+            for form, found in ((binary, tick), (raw, tick), (raw, message({})), (raw, {"messageId": "1"}))
+        ]
+        assert statuses == [200, 200, 200, 204]
+        assert post(function.url, b"junk".decode(), JSON) == 204
+    finally:
+        function.stop()
+    assert cloud.state(item) == "CLAIMED"
+    entries = [json.loads(line) for line in function.log.read_text().splitlines() if line.startswith("{")]
+    assert sum(entry["message"].startswith("pass: ") for entry in entries) == 2, "the first one served three ticks"
+    assert [entry["message"][:24] for entry in entries if entry["severity"] == "ERROR"] == ["dropped a malformed tick"]
+    assert not any(secret in function.log.read_text() for secret in SECRETS)
+
+
+def test_job_state_under_the_real_framework(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, with neither W&B nor its key, nor the record."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", cloud.pubsub.address)
+    ticks = asked_for(cloud)
+    name = job(cloud, JobState.JOB_STATE_SUCCEEDED)
+    for server in (cloud.wandb, cloud.secrets, cloud.storage):
+        server.stop()
+    function = Function("job_state", "cloudevent", cloud.variables, tmp_path / "job_state.log")
+    function.start()
+    try:
+        function.wait()
+        assert [post(function.url, *form(message(ended(name)))) for form in (binary, raw)] == [200, 200]
+        assert post(function.url, "junk", JSON) == 204
+    finally:
+        function.stop()
+    assert ticks() == [{"ended": name}] * 2
+    entries = [json.loads(line) for line in function.log.read_text().splitlines() if line.startswith("{")]
+    assert [entry["severity"] for entry in entries] == ["INFO", "INFO", "ERROR"]
+
+
+def post(url: str, body: str, headers: Mapping[str, str]) -> int:
+    request = Request(url, body.encode(), dict(headers), method="POST")
+    try:
+        with urlopen(request, timeout=20) as answer:
+            status: int = answer.status
+            return status
+    except HTTPError as error:
+        error.close()
+        return error.code

@@ -1,0 +1,480 @@
+"""The record in the local Cloud Storage, through Google's own client: who may run a pass, and what is open."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from google.cloud.storage import Client
+from requests.structures import CaseInsensitiveDict
+
+from local.standins import storage
+from local.standins.storage import StorageServer
+from tests.support.fakes import Clock
+from vertex_launch.adapters.bucket import BACKOFF, Bucket
+from vertex_launch.errors import PassBusy, PassLost, Unavailable
+from vertex_launch.model import Hold
+from vertex_launch.state.ledger import Ledger, Stored, Waiting
+from vertex_launch.state.record import Record
+
+BUCKET = "demo-state"
+QUICKLY = BACKOFF.with_delay(initial=0.001, maximum=0.002)
+# Google's client leaves the connection of a refused download to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+HOLD, LEDGER = "folder/test/hold.json", "folder/test/ledger.json"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def server(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorageServer]:
+    server = StorageServer(buckets=[BUCKET], clock=clock, write_interval=0)
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+    yield server
+    server.stop()
+
+
+Open = Callable[..., Record]
+
+
+@pytest.fixture
+def open_record(server: StorageServer) -> Iterator[Open]:
+    clients: list[Client] = []
+
+    def make(location: str = f"gs://{BUCKET}/folder", deployment: str = "test", timeout: float = 2.0) -> Record:
+        clients.append(Client(project="any"))
+        client, project = clients[-1], "demo-project"
+        return Record(Bucket(location, deployment, project=project, timeout=timeout, client=client, backoff=QUICKLY))
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_connection_is_left_to_other_tests() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def record(open_record: Open) -> Record:
+    return open_record()
+
+
+@dataclass
+class Passes:
+    """Takes holds for passes, at the time of the clock and for 60 seconds."""
+
+    record: Record
+    clock: Clock
+
+    def take(self, pass_id: str, free: int = 0) -> Hold:
+        return self.record.take_hold(pass_id, self.clock.now, self.clock.now + 60, free)
+
+
+@pytest.fixture
+def passes(record: Record, clock: Clock) -> Passes:
+    return Passes(record, clock)
+
+
+def names(server: StorageServer) -> list[str]:
+    return [found.name for found in server.objects.list(BUCKET)]
+
+
+def before(server: StorageServer, monkeypatch: pytest.MonkeyPatch, operation: str, act: Callable[[], None]) -> None:
+    """Do something just before the next operation on an object, as another process may."""
+    real, left = getattr(server.objects, operation), [act]
+
+    def hooked(*args: Any) -> Any:
+        if left:
+            left.pop()()
+        return real(*args)
+
+    monkeypatch.setattr(server.objects, operation, hooked)
+
+
+# The hold
+
+
+def test_a_free_hold_is_taken_in_one_write(server: StorageServer, record: Record) -> None:
+    hold = record.take_hold("one", 1000.0, 1060.0, 0)
+    stored = server.objects.get(BUCKET, HOLD, {})
+    assert hold == Hold("one", 1060.0, stored.generation)
+    assert json.loads(stored.data) == {"pass_id": "one", "expires": 1060.0}
+    assert (server.calls["storage.insert"], server.calls["storage.download"]) == (1, 0)
+
+
+def test_a_hold_that_was_given_back_is_replaced_in_one_write(server: StorageServer, passes: Passes) -> None:
+    first = passes.take("one")
+    server.calls.clear()
+    second = passes.take("two", free=first.generation)
+    assert second.generation > first.generation
+    assert not second.taken_over
+    assert server.calls == {"storage.insert": 1}
+
+
+def test_a_busy_hold_says_how_long_to_wait(passes: Passes, clock: Clock) -> None:
+    passes.take("one")
+    clock.now += 20
+    with pytest.raises(PassBusy) as error:
+        passes.take("two")
+    assert error.value.retry_after == pytest.approx(40)
+    assert str(error.value) == "pass one is running, for 40 s more at most"
+    with pytest.raises(PassBusy):
+        passes.take("two", free=12345)
+
+
+def test_an_expired_hold_is_taken_over(passes: Passes, clock: Clock) -> None:
+    first = passes.take("one")
+    clock.now += 60
+    second = passes.take("two")
+    assert second.taken_over
+    assert second.generation > first.generation
+    with pytest.raises(PassBusy, match="pass two is running"):
+        passes.take("one", free=first.generation)
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_a_hold_whose_answer_was_lost_is_ours(server: StorageServer, passes: Passes, clock: Clock, free: bool) -> None:
+    known = 0
+    if not free:
+        known = passes.take("zero").generation
+        clock.now += 61
+    server.faults.lose("storage.insert")
+    hold = passes.take("one", free=known)
+    assert hold.generation == server.objects.get(BUCKET, HOLD, {}).generation
+    assert hold.taken_over, "nobody knows what happened meanwhile, so the ledger is to be read again"
+
+
+def test_a_hold_deleted_in_between_is_taken(
+    server: StorageServer, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes.take("one")
+    before(server, monkeypatch, "get", lambda: server.objects.delete(BUCKET, HOLD, {}))
+    assert passes.take("two").pass_id == "two"
+
+
+def test_somebody_else_takes_an_expired_hold_first(
+    server: StorageServer, passes: Passes, open_record: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes.take("one")
+    clock.now += 61
+    other = Passes(open_record(), clock)
+    real, turns = server.objects.insert, iter([False, True])
+
+    def insert(bucket: str, wanted: Mapping[str, Any], data: bytes, query: Mapping[str, str]) -> Any:
+        if next(turns, False):
+            monkeypatch.setattr(server.objects, "insert", real)
+            other.take("three")
+        return real(bucket, wanted, data, query)
+
+    monkeypatch.setattr(server.objects, "insert", insert)
+    with pytest.raises(PassBusy, match="pass three is running"):
+        passes.take("two")
+
+
+@pytest.mark.parametrize("junk", [b"", b"{", b"[]", b"null", b'{"pass_id": "one"}', b'{"expires": "soon"}', b"\xff"])
+def test_a_hold_that_cannot_be_read_counts_as_expired(server: StorageServer, passes: Passes, junk: bytes) -> None:
+    server.objects.insert(BUCKET, {"name": HOLD}, junk, {})
+    assert passes.take("one").taken_over
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_of_many_at_once_exactly_one_wins(open_record: Open, passes: Passes, clock: Clock, expired: bool) -> None:
+    if expired:
+        passes.take("earlier")
+        clock.now += 61
+    contestants = [open_record() for _ in range(8)]
+    start = threading.Barrier(len(contestants))
+
+    def compete(number: int) -> bool:
+        start.wait()
+        try:
+            Passes(contestants[number], clock).take(f"pass{number}")
+        except PassBusy:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(contestants)) as pool:
+        assert sum(pool.map(compete, range(len(contestants)))) == 1
+
+
+# The ledger
+
+
+def ledger() -> Ledger:
+    return Ledger(entity="acme", waiting={"Item1": Waiting(since=1, seen=2, warned=["no quota"])})
+
+
+def test_a_ledger_comes_back_as_it_was_written(server: StorageServer, record: Record) -> None:
+    assert record.read() == Stored(None, 0)
+    generation = record.write(ledger(), "one", 0)
+    stored = record.read()
+    assert stored.generation == generation == server.objects.get(BUCKET, LEDGER, {}).generation
+    assert stored.ledger is not None
+    assert (stored.ledger.writer, stored.ledger.writes) == ("one", 1)
+    assert stored.ledger.waiting == ledger().waiting
+    assert server.calls == {"storage.download": 2, "storage.insert": 1}
+
+
+def test_a_damaged_ledger_is_lost_but_its_generation_counts(server: StorageServer, record: Record) -> None:
+    kept = server.objects.insert(BUCKET, {"name": LEDGER}, b"{", {})
+    stored = record.read()
+    assert stored == Stored(None, kept.generation)
+    assert record.write(ledger(), "one", stored.generation) > kept.generation
+
+
+def test_a_pass_that_somebody_overtook_writes_nothing(record: Record) -> None:
+    first = record.write(ledger(), "one", 0)
+    second = record.write(ledger(), "two", first)
+    for late in (0, first):
+        with pytest.raises(PassLost, match="another pass has taken over"):
+            record.write(ledger(), "one", late)
+    assert record.read().generation == second
+
+
+def test_a_ledger_deleted_meanwhile_is_a_lost_pass(server: StorageServer, record: Record) -> None:
+    generation = record.write(ledger(), "one", 0)
+    server.objects.delete(BUCKET, LEDGER, {})
+    with pytest.raises(PassLost):
+        record.write(ledger(), "one", generation)
+
+
+def test_a_write_whose_answer_was_lost_is_ours(server: StorageServer, record: Record) -> None:
+    one = ledger()
+    generation = record.write(one, "one", 0)
+    server.faults.lose("storage.insert")
+    written = record.write(one, "one", generation)
+    assert written == server.objects.get(BUCKET, LEDGER, {}).generation > generation
+    assert record.write(one, "one", written) > written
+
+
+def test_a_write_goes_on_from_one_whose_answer_never_came(
+    server: StorageServer, record: Record, open_record: Open
+) -> None:
+    """The first write took effect, but its answer was lost, and nobody could look whose write it was."""
+    one = ledger()
+    generation = record.write(one, "one", 0)
+    server.faults.lose("storage.insert")
+    server.faults.fail("storage.download", 503, times=None)
+    with pytest.raises(Unavailable):
+        open_record(timeout=0.6).write(one, "one", generation)
+    server.faults.clear()
+    one.turn = "gpu"
+    written = record.write(one, "one", generation)
+    stored = record.read()
+    assert stored.generation == written
+    assert stored.ledger is not None
+    assert stored.ledger.turn == "gpu"
+
+
+def test_a_pass_can_give_up_what_it_wrote_without_hearing_of_it(
+    server: StorageServer, record: Record, open_record: Open
+) -> None:
+    """What stands there is a write of the same pass and of the same number, but not the same write."""
+    generation = record.write(ledger(), "one", 0)
+    kept = record.read().ledger
+    assert kept is not None
+    lost = kept.model_copy(deep=True, update={"turn": "gpu"})
+    server.faults.lose("storage.insert")
+    server.faults.fail("storage.download", 503, times=None)
+    with pytest.raises(Unavailable):
+        open_record(timeout=0.6).write(lost, "one", generation)
+    server.faults.clear()
+    record.write(kept.model_copy(update={"free_hold": 7}), "one", generation)
+    stored = record.read().ledger
+    assert stored is not None
+    assert (stored.turn, stored.free_hold) == ("", 7)
+
+
+# The bucket
+
+
+def test_more_than_one_write_a_second_is_waited_out(
+    server: StorageServer, passes: Passes, record: Record, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.objects.write_interval = 1.0
+    refused = 0
+
+    def passing() -> float:
+        nonlocal refused
+        refused += 1
+        clock.now += 0.3
+        return clock.now
+
+    hold = passes.take("one")
+    generation = record.write(ledger(), "one", 0)
+    monkeypatch.setattr(server.objects, "_clock", passing)
+    assert passes.take("two", free=hold.generation).generation > hold.generation
+    assert record.write(ledger(), "two", generation) > generation
+    assert refused >= 4
+
+
+@pytest.mark.parametrize("fault", [408, 429, 500, 502, 503, 504, "lose"])
+def test_a_burst_of_trouble_is_waited_out(
+    server: StorageServer, passes: Passes, record: Record, fault: int | str
+) -> None:
+    for operation in ("storage.insert", "storage.download"):
+        if isinstance(fault, int):
+            server.faults.fail(operation, fault, times=3)
+        else:
+            server.faults.lose(operation, times=3)
+    hold = passes.take("one")
+    generation = record.write(ledger(), "one", 0)
+    assert record.read().generation == generation
+    assert hold.pass_id == "one"
+
+
+def unavailable(act: Callable[[], object]) -> str:
+    with pytest.raises(Unavailable) as error:
+        act()
+    assert error.value.service == "Cloud Storage"
+    return str(error.value)
+
+
+def test_trouble_that_goes_on_ends_in_time(server: StorageServer, open_record: Open, clock: Clock) -> None:
+    record = open_record(timeout=0.6)
+    server.faults.fail("*", 503, times=None, message="Backend Error")
+    told = unavailable(lambda: Passes(record, clock).take("one"))
+    assert told.startswith("Cloud Storage: cannot write gs://demo-state/folder/test/hold.json: ")
+    assert "Backend Error" in told
+    assert "cannot read gs://demo-state/folder/test/ledger.json" in unavailable(record.read)
+
+
+def test_nobody_listens(server: StorageServer, open_record: Open, clock: Clock) -> None:
+    record = open_record(timeout=0.05)
+    server.stop()
+    assert "Connection refused" in unavailable(lambda: Passes(record, clock).take("one"))
+    assert "Connection refused" in unavailable(record.read)
+
+
+def test_a_missing_bucket(open_record: Open, clock: Clock) -> None:
+    record = open_record("gs://none")
+    for act in (record.read, lambda: Passes(record, clock).take("one")):
+        assert unavailable(act) == (
+            "Cloud Storage: the bucket of gs://none/test does not exist; create it or correct STATE_BUCKET"
+        )
+
+
+def test_what_may_not_be_done(server: StorageServer, passes: Passes, record: Record) -> None:
+    server.faults.fail("storage.insert", 403, message="jobs@demo does not have storage.objects.create access")
+    told = unavailable(lambda: passes.take("one"))
+    assert (
+        "may not write gs://demo-state/folder/test/hold.json; grant it roles/storage.objectUser on that bucket" in told
+    )
+    assert "jobs@demo does not have storage.objects.create access" in told
+    server.faults.fail("storage.download", 403)
+    assert "may not read gs://demo-state/folder/test/ledger.json" in unavailable(record.read)
+
+
+def test_content_that_was_damaged_on_its_way_is_not_believed(
+    server: StorageServer, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.write(ledger(), "one", 0)
+    monkeypatch.setattr(storage.StoredObject, "crc32c", property(lambda _: "AAAAAA=="))
+    monkeypatch.setattr(storage.StoredObject, "md5", property(lambda _: "AAAAAAAAAAAAAAAAAAAAAA=="))
+    assert "cannot read gs://demo-state/folder/test/ledger.json: Checksum mismatch" in unavailable(record.read)
+
+
+@pytest.mark.parametrize(
+    ("location", "folder"),
+    [
+        (f"gs://{BUCKET}", "test"),
+        (f"gs://{BUCKET}/", "test"),
+        (f"gs://{BUCKET}/a/b/", "a/b/test"),
+        (f"gs://{BUCKET}/über raum", "über raum/test"),
+    ],
+)
+def test_where_the_record_lies(
+    server: StorageServer, open_record: Open, clock: Clock, location: str, folder: str
+) -> None:
+    record = open_record(location)
+    Passes(record, clock).take("one")
+    record.write(ledger(), "one", 0)
+    assert names(server) == [f"{folder}/hold.json", f"{folder}/ledger.json"]
+
+
+def test_deployments_do_not_meet(open_record: Open, clock: Clock) -> None:
+    for deployment in ("test", "test-2"):
+        record = open_record(deployment=deployment)
+        Passes(record, clock).take("one")
+        assert record.read() == Stored(None, 0)
+        record.write(ledger(), "one", 0)
+
+
+# A server that tells no generation with the content
+
+
+@pytest.fixture
+def silent(server: StorageServer, monkeypatch: pytest.MonkeyPatch) -> StorageServer:
+    real = storage._media
+
+    def media(found: storage.StoredObject) -> Any:
+        answer = real(found)
+        headers = CaseInsensitiveDict(answer.headers)
+        del headers["X-Goog-Generation"]
+        return storage._Answer(answer.status, answer.body, dict(headers))
+
+    monkeypatch.setattr(storage, "_media", media)
+    return server
+
+
+def test_the_generation_is_asked_for_where_it_does_not_come_along(
+    silent: StorageServer, record: Record, passes: Passes, clock: Clock
+) -> None:
+    generation = record.write(ledger(), "one", 0)
+    stored = record.read()
+    assert stored.generation == generation
+    assert stored.ledger is not None
+    assert silent.calls == {"storage.insert": 1, "storage.download": 2, "storage.get": 1}
+    passes.take("one")
+    with pytest.raises(PassBusy, match="pass one is running"):
+        passes.take("two")
+    clock.now += 61
+    assert passes.take("two").taken_over
+
+
+def test_content_and_generation_belong_together_whatever_happens_in_between(
+    silent: StorageServer, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = record.write(ledger(), "one", 0)
+    real, number = silent.objects.get, 0
+
+    def get(bucket: str, name: str, query: Mapping[str, str]) -> storage.StoredObject:
+        nonlocal generation, number
+        number += 1
+        if number == 3:  # the metadata were read, the content of that generation is about to be
+            other = Ledger(entity="other", writer="two", writes=1)
+            generation = silent.objects.insert(bucket, {"name": name}, other.dump(), {}).generation
+        return real(bucket, name, query)
+
+    monkeypatch.setattr(silent.objects, "get", get)
+    stored = record.read()
+    assert stored.generation == generation
+    assert stored.ledger is not None
+    assert stored.ledger.entity == "other"
+
+
+def test_an_object_that_changes_all_the_time_is_not_read(
+    silent: StorageServer, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record.write(ledger(), "one", 0)
+    real = silent.objects.get
+
+    def get(bucket: str, name: str, query: Mapping[str, str]) -> storage.StoredObject:
+        silent.objects.insert(bucket, {"name": name}, ledger().dump(), {})
+        return real(bucket, name, query)
+
+    monkeypatch.setattr(silent.objects, "get", get)
+    assert "changes too often to be read" in unavailable(record.read)

@@ -1,0 +1,383 @@
+"""The client of Vertex AI's CustomJobs, against the local Vertex AI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.api_core import exceptions
+from google.cloud.aiplatform_v1 import CustomJob, JobServiceClient, JobState
+
+from local.standins.vertex.server import Limits, VertexServer
+from tests.support.fakes import ENTITY, KEY, SETTINGS, Clock, image_spec
+from vertex_launch.adapters import vertex_jobs
+from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.adapters.vertex_jobs import VertexJobs
+from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, OutcomeUnknown, Unavailable
+from vertex_launch.job import custom_job, labels
+from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.model import Item, Kind, RunId
+from vertex_launch.settings.config import Region, Settings
+
+PROJECT, REGION, OTHER = "demo-project", "us-central1", "us-east4"
+PARENT = f"projects/{PROJECT}/locations/{REGION}"
+QUICKLY = BACKOFF.with_delay(initial=0.001, maximum=0.002)
+REGIONS = tuple(Region(name=name, staging_bucket="gs://staging") for name in (REGION, OTHER))
+SETTINGS_HERE = Settings(**SETTINGS | {"project": PROJECT, "regions": REGIONS})
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def server(clock: Clock) -> Iterator[VertexServer]:
+    limits = Limits(submissions_per_minute=1000, denied_accounts={"nobody@demo-project.iam.gserviceaccount.com"})
+    server = VertexServer(clock=clock, regions=(REGION, OTHER), limits=limits)
+    server.start()
+    yield server
+    server.stop()
+
+
+def jobs_at(server: VertexServer, deployment: str = "test", **options: Any) -> VertexJobs:
+    how: dict[str, Any] = {"timeout": 5.0, "endpoint": f"http://{server.address}", "backoff": QUICKLY}
+    return VertexJobs(options.pop("project", PROJECT), deployment, **how | options)
+
+
+@pytest.fixture
+def jobs(server: VertexServer) -> VertexJobs:
+    return jobs_at(server)
+
+
+def request(item: str = "Item1", deployment: str = "test", region: str = REGION, **spec: Any) -> JobRequest:
+    settings = SETTINGS_HERE.model_copy(update={"deployment": deployment})
+    asked = Item(item, "cpu", image_spec(**spec))
+    asked.spec["resource_args"]["gcp-vertex"]["spec"]["location"] = region
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    return custom_job.build(asked, custom_job.parse(asked), settings, entity=ENTITY, api_key=KEY, now=now)
+
+
+def raised(act: Callable[[], Any]) -> LaunchError:
+    with pytest.raises(LaunchError) as error:
+        act()
+    return error.value
+
+
+# Create, list, get, cancel
+
+
+def test_a_job_from_its_create_to_its_end(server: VertexServer, jobs: VertexJobs, clock: Clock) -> None:
+    asked = request()
+    name = jobs.create(asked, 5)
+    assert server.jobs[name].labels[labels.DEPLOYMENT] == "test"
+    (listed,) = jobs.active(REGION)
+    assert (listed.name, listed.region, listed.state, listed.ended) == (name, REGION, "JOB_STATE_QUEUED", False)
+    assert (listed.item, listed.queue, listed.attempt, listed.kind) == ("Item1", "cpu", 1, Kind.JOB)
+    assert listed.run == asked.run == RunId(ENTITY, "demo", listed.run.id)
+    assert listed.created == pytest.approx(clock.now, abs=1e-3)
+    assert jobs.get(name) == listed
+    jobs.cancel(name)
+    (cancelling,) = jobs.active(REGION)
+    assert cancelling.cancelling
+    server.advance(name, JobState.JOB_STATE_CANCELLED)
+    assert jobs.active(REGION) == []
+    (ended,) = jobs.recent(REGION, clock.now - 1)
+    assert (ended.name, ended.ended, ended.state) == (name, True, "JOB_STATE_CANCELLED")
+    assert jobs.get(name) == ended
+    assert server.calls["CreateCustomJob"] == 1
+
+
+@pytest.mark.parametrize("state", [state for state in JobState if state is not JobState.JOB_STATE_UNSPECIFIED])
+def test_active_are_all_states_but_the_ended_ones(server: VertexServer, jobs: VertexJobs, state: JobState) -> None:
+    name = jobs.create(request(), 5)
+    server.advance(name, state)
+    assert bool(jobs.active(REGION)) == (state.name not in labels.ENDED_STATES)
+    assert len(jobs.recent(REGION, 0)) == 1
+
+
+def test_recent_jobs_are_those_created_since(jobs: VertexJobs, clock: Clock) -> None:
+    jobs.create(request("Old"), 5)
+    clock.now += 100
+    jobs.create(request("New"), 5)
+    assert [job.item for job in jobs.recent(REGION, clock.now - 50)] == ["New"]
+    assert {job.item for job in jobs.recent(REGION, clock.now - 150)} == {"Old", "New"}
+
+
+def test_lists_have_pages(server: VertexServer, jobs: VertexJobs) -> None:
+    names = {jobs.create(request(f"Item{number}"), 5) for number in range(205)}
+    assert {job.name for job in jobs.active(REGION)} == names
+    assert server.calls["ListCustomJobs"] == 3
+
+
+def test_each_region_has_its_own_list(jobs: VertexJobs) -> None:
+    here, there = jobs.create(request("Here"), 5), jobs.create(request("There", region=OTHER), 5)
+    assert [job.name for job in jobs.active(REGION)] == [here]
+    (far,) = jobs.active(OTHER)
+    assert (far.name, far.region) == (there, OTHER)
+    assert jobs.get(there) == far
+
+
+def test_jobs_of_others_are_not_seen(server: VertexServer, jobs: VertexJobs) -> None:
+    jobs_at(server, "test-2").create(request(deployment="test-2"), 5)
+    stray = request().custom_job
+    stray.labels = {"team": "vision"}
+    forged = request("Forged").custom_job
+    forged.labels[labels.ITEM] = labels.item_value(SETTINGS_HERE.base_url, ENTITY, "Another")
+    client = JobServiceClient(
+        transport=JobServiceClient.get_transport_class("grpc")(channel=grpc.insecure_channel(server.address))
+    )
+    others = [client.create_custom_job(parent=PARENT, custom_job=job).name for job in (stray, forged)]
+    assert jobs.active(REGION) == jobs.recent(REGION, 0) == []
+    assert [jobs.get(name) for name in others] == [None, None]
+    client.transport.close()
+
+
+def test_a_list_that_lags(server: VertexServer, jobs: VertexJobs, clock: Clock) -> None:
+    server.limits.list_lag = 30
+    name = jobs.create(request(), 5)
+    assert jobs.active(REGION) == []
+    assert jobs.get(name) is not None, "a get does not lag"
+    clock.now += 30
+    assert [job.name for job in jobs.active(REGION)] == [name]
+
+
+def test_a_job_that_is_not_there(jobs: VertexJobs) -> None:
+    assert jobs.get(f"{PARENT}/customJobs/12345") is None
+    jobs.cancel(f"{PARENT}/customJobs/12345")
+
+
+def test_cancelling_twice_or_too_late_is_no_error(server: VertexServer, jobs: VertexJobs) -> None:
+    name = jobs.create(request(), 5)
+    jobs.cancel(name)
+    jobs.cancel(name)
+    server.advance(name, JobState.JOB_STATE_SUCCEEDED)
+    jobs.cancel(name)
+    assert server.jobs[name].state == JobState.JOB_STATE_SUCCEEDED
+
+
+# Errors of a create
+
+
+DENIED = "Permission 'aiplatform.customJobs.create' denied on resource '//aiplatform.googleapis.com/x'."
+ACT_AS = "You do not have permission to act as service_account: {}. (or it may not exist)."
+
+
+def test_a_service_account_that_may_not_be_used(jobs: VertexJobs) -> None:
+    account = "nobody@demo-project.iam.gserviceaccount.com"
+    asked = request()
+    asked.custom_job.job_spec.service_account = account
+    error = raised(lambda: jobs.create(asked, 5))
+    assert type(error) is ItemRejected
+    assert str(error).startswith(f"Vertex AI refused the job: {ACT_AS.format(account)} Grant ")
+    assert "roles/iam.serviceAccountUser" in str(error)
+
+
+def test_a_project_in_which_jobs_may_not_be_made(server: VertexServer) -> None:
+    error = raised(lambda: jobs_at(server, project="other-project").create(request(), 5))
+    assert type(error) is ItemRejected
+    assert "Permission 'aiplatform.customJobs.create' denied on resource" in str(error)
+    assert "Grant the function's service account aiplatform.customJobs.create in the project" in str(error)
+
+
+def test_what_vertex_finds_wrong_is_told_in_one_line(jobs: VertexJobs) -> None:
+    asked = request()
+    asked.custom_job.job_spec.worker_pool_specs[0].machine_spec.machine_type = ""
+    error = raised(lambda: jobs.create(asked, 5))
+    assert type(error) is ItemRejected
+    assert str(error) == (
+        "Vertex AI refused the job: List of found errors: 1.Field: "
+        "job_spec.worker_pool_specs[0].machine_spec.machine_type; Message: The machine type is required."
+    )
+
+
+def test_an_accelerator_without_quota(server: VertexServer, jobs: VertexJobs) -> None:
+    server.capacity.accelerators = {"NVIDIA_TESLA_T4": 0}
+    asked = request()
+    machine = asked.custom_job.job_spec.worker_pool_specs[0].machine_spec
+    machine.accelerator_type, machine.accelerator_count = "NVIDIA_TESLA_T4", 1
+    error = raised(lambda: jobs.create(asked, 5))
+    assert type(error) is ItemDeferred
+    assert error.tell
+    assert "no quota for it now in us-central1: The following quota metrics exceed quota limits: aiplatform" in str(
+        error
+    )
+    assert "raise the quota of the project" in str(error)
+
+
+def test_more_submissions_than_a_minute_has(server: VertexServer, jobs: VertexJobs, clock: Clock) -> None:
+    server.limits.submissions_per_minute = 1
+    jobs.create(request("One"), 5)
+    assert type(raised(lambda: jobs.create(request("Two"), 5))) is ItemDeferred
+    clock.now += 61
+    jobs.create(request("Two"), 5)
+
+
+MEANINGS: list[tuple[str, type[LaunchError]]] = [
+    ("INVALID_ARGUMENT", ItemRejected),
+    ("FAILED_PRECONDITION", ItemRejected),
+    ("OUT_OF_RANGE", ItemRejected),
+    ("PERMISSION_DENIED", ItemRejected),
+    ("NOT_FOUND", ItemRejected),
+    ("UNIMPLEMENTED", ItemRejected),
+    ("RESOURCE_EXHAUSTED", ItemDeferred),
+    ("UNAUTHENTICATED", ItemDeferred),
+    ("ABORTED", ItemDeferred),
+    ("ALREADY_EXISTS", ItemDeferred),
+    ("CANCELLED", OutcomeUnknown),
+    ("UNKNOWN", OutcomeUnknown),
+    ("DEADLINE_EXCEEDED", OutcomeUnknown),
+    ("INTERNAL", OutcomeUnknown),
+    ("UNAVAILABLE", OutcomeUnknown),
+    ("DATA_LOSS", OutcomeUnknown),
+]
+
+
+def test_every_code_has_a_meaning() -> None:
+    assert {code for code, _ in MEANINGS} == {code.name for code in grpc.StatusCode} - {"OK"}
+
+
+@pytest.mark.parametrize(("code", "meaning"), MEANINGS)
+def test_what_a_code_means_for_an_item(
+    server: VertexServer, jobs: VertexJobs, code: str, meaning: type[LaunchError]
+) -> None:
+    server.faults.fail("CreateCustomJob", code, message="In Vertex's words", times=None)
+    error = raised(lambda: jobs.create(request(), 5))
+    assert type(error) is meaning
+    assert "In Vertex's words." in str(error)
+    assert server.calls["CreateCustomJob"] == 1, "a create is never repeated"
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"),
+    [
+        (400, ItemRejected),
+        (401, ItemDeferred),
+        (403, ItemRejected),
+        (404, ItemRejected),
+        (409, ItemDeferred),
+        (429, ItemDeferred),
+        (499, OutcomeUnknown),
+        (500, OutcomeUnknown),
+        (501, ItemRejected),
+        (502, OutcomeUnknown),
+        (503, OutcomeUnknown),
+        (504, OutcomeUnknown),
+        (599, OutcomeUnknown),
+    ],
+)
+def test_the_rest_transports_errors_mean_the_same(
+    jobs: VertexJobs, monkeypatch: pytest.MonkeyPatch, status: int, meaning: type[LaunchError]
+) -> None:
+    """REST raises the parents of what gRPC raises."""
+
+    def refuse(*_: Any, **__: Any) -> CustomJob:
+        raise exceptions.from_http_status(status, "In Vertex's words")
+
+    monkeypatch.setattr(JobServiceClient, "create_custom_job", refuse)
+    error = raised(lambda: jobs.create(request(), 5))
+    assert type(error) is meaning
+    assert "In Vertex's words." in str(error)
+
+
+def test_a_create_beyond_its_deadline_may_have_taken_effect(server: VertexServer, jobs: VertexJobs) -> None:
+    server.faults.delay("CreateCustomJob", 0.3)
+    error = raised(lambda: jobs.create(request(), 0.1))
+    assert type(error) is OutcomeUnknown
+    assert str(error) == (
+        "Vertex AI did not say whether it took the job: Deadline Exceeded. The job is looked for before anything else is tried."
+    )
+    with server.store.changed:
+        server.store.changed.wait_for(lambda: server.jobs, timeout=5)
+    assert [job.item for job in jobs.active(REGION)] == ["Item1"]
+
+
+def test_a_create_whose_answer_is_lost(server: VertexServer, jobs: VertexJobs) -> None:
+    server.faults.lose("CreateCustomJob")
+    assert type(raised(lambda: jobs.create(request(), 5))) is OutcomeUnknown
+    assert [job.item for job in jobs.active(REGION)] == ["Item1"]
+    assert server.calls["CreateCustomJob"] == 1
+
+
+# Vertex AI is down
+
+
+@pytest.fixture
+def nobody(clock: Clock) -> str:
+    """An address where nobody listens."""
+    gone = VertexServer(clock=clock)
+    gone.start()
+    gone.stop()
+    return f"http://{gone.address}"
+
+
+def test_nobody_listens(nobody: str) -> None:
+    """A create cannot be told from one whose answer was lost, so its outcome counts as unknown."""
+    jobs = VertexJobs(PROJECT, "test", timeout=0.4, endpoint=nobody, backoff=QUICKLY)
+    assert type(raised(lambda: jobs.create(request(), 0.2))) is OutcomeUnknown
+    for act, text in (
+        (lambda: jobs.active(REGION), f"Vertex AI: cannot list the jobs in {PARENT}: "),
+        (lambda: jobs.recent(REGION, 0), f"Vertex AI: cannot list the jobs in {PARENT}: "),
+        (lambda: jobs.get(f"{PARENT}/customJobs/1"), f"Vertex AI: cannot get {PARENT}/customJobs/1: "),
+        (lambda: jobs.cancel(f"{PARENT}/customJobs/1"), f"Vertex AI: cannot cancel {PARENT}/customJobs/1: "),
+    ):
+        error = raised(act)
+        assert type(error) is Unavailable
+        assert str(error).startswith(text)
+        assert "onnect" in str(error) or "Deadline" in str(error), error  # on a busy machine nobody hears that in time
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "INTERNAL", "RESOURCE_EXHAUSTED"])
+def test_what_changes_nothing_is_asked_again(server: VertexServer, jobs: VertexJobs, code: str) -> None:
+    name = jobs.create(request(), 5)
+    for operation in ("ListCustomJobs", "GetCustomJob", "CancelCustomJob"):
+        server.faults.fail(operation, code, times=3)
+    assert len(jobs.active(REGION)) == 1
+    assert jobs.get(name) is not None
+    jobs.cancel(name)
+    assert server.jobs[name].state == JobState.JOB_STATE_CANCELLING
+
+
+def test_trouble_that_goes_on_is_told_in_vertexs_words(server: VertexServer) -> None:
+    server.faults.fail("ListCustomJobs", "UNAVAILABLE", times=None, message="The service is currently unavailable")
+    errors = [raised(lambda: jobs_at(server, timeout=1).active(REGION)) for _ in range(3)]
+    assert {type(error) for error in errors} == {Unavailable}
+    said = f"Vertex AI: cannot list the jobs in {PARENT}: The service is currently unavailable."
+    assert said in map(str, errors), errors  # on a busy machine the last attempt may run out of time
+
+
+def test_a_list_that_may_not_be_made(server: VertexServer) -> None:
+    error = raised(lambda: jobs_at(server, project="other-project").active(REGION))
+    assert type(error) is Unavailable
+    assert "Grant the function's service account aiplatform.customJobs.list in the project" in str(error)
+
+
+# Endpoints and credentials
+
+
+def test_the_host_is_the_regions_own_or_the_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With TLS and credentials; nothing is sent."""
+    credentials = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
+    (tmp_path / "adc.json").write_text(json.dumps(credentials))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "adc.json"))
+    for endpoint, host in (
+        (None, "europe-west4-aiplatform.googleapis.com:443"),
+        ("aiplatform.example.com", "aiplatform.example.com:443"),
+        ("127.0.0.1:8443", "127.0.0.1:8443"),
+    ):
+        client = vertex_jobs._client("europe-west4", endpoint)
+        assert client.transport._host == host
+        client.transport.close()
+
+
+def test_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "missing.json"))
+    jobs = VertexJobs(PROJECT, "test", timeout=1)
+    error = raised(lambda: jobs.active(REGION))
+    assert type(error) is Unavailable
+    assert "missing.json was not found" in str(error)

@@ -1,0 +1,274 @@
+"""infra/deploy.sh and infra/destroy.sh with the real gcloud against a stand-in for Google's APIs.
+
+A run asks gcloud a hundred times, at most of a second each. So there is one story, told once in a test session whichever
+process needs it first, and the tests read the record of it: a deployment, the same again, one that finds changes, the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.google_apis import PROJECT, GoogleApis, Snapshot
+from tests.support.processes import ROOT
+
+needs_gcloud = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
+
+NAME, REGION, REGIONS = "vertex-launch", "us-central1", ("us-central1", "us-east4")
+TEAM, QUEUE = "ada-and-friends", "vertex-cpu"
+"""The W&B team and the queue of the checkout that is deployed."""
+INVOKERS = ("user:ada@example.com", f"serviceAccount:ci@{PROJECT}.iam.gserviceaccount.com")
+OPTIONS = (f"--project={PROJECT}", f"--region={REGION}", f"--job-regions={','.join(REGIONS)}")
+DEPLOY = (*OPTIONS, "--wandb-base-url", "https://wandb.example.com", *(f"--invoker={one}" for one in INVOKERS))
+TOKENS = (f"projects/{PROJECT}/secrets/github-token", "projects/another-project/secrets/gitlab-token")
+"""Secrets that its jobs read, besides the key."""
+SETTINGS = f"""
+api_key_delivery: secret
+git_token_secrets:
+  # github.com: projects/{PROJECT}/secrets/other-wandb-api-key/versions/1
+  github.com: {TOKENS[0]}/versions/latest
+  gitlab.com: "{TOKENS[1]}/versions/3"
+"""
+PATIENCE = 400.0
+"""Seconds for one script."""
+
+DEPLOYED = (
+    ".gcloudignore",
+    ".gitignore",
+    "Makefile",
+    "cloudbuild.yaml",
+    "infra",
+    "launch-config.yaml",
+    "main.py",
+    "requirements.txt",
+    "vertex-launch.yaml",
+    "vertex_launch",
+)
+SECRETS = (".env", "key.json", "vertex_launch/__pycache__/old.pyc", ".venv/lib/site.py", "wandb/debug.log")
+"""What lies around in a checkout and must not get into a function."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A script that has ended: what it said, how long it took in seconds, what it left, what it asked for."""
+
+    status: int
+    output: str
+    seconds: float
+    after: Snapshot
+
+    def commands(self) -> list[str]:
+        """Give the commands that it has shown."""
+        return [line.removeprefix("+ ") for line in self.output.splitlines() if line.startswith("+ ")]
+
+    def changes(self) -> list[str]:
+        """Give method and path of the requests that were there to change something."""
+        return [f"{call.method} {call.path}" for call in self.after.calls if call.changes]
+
+
+@dataclass(frozen=True)
+class Story:
+    """The runs in their order; ``uploads`` is a folder with the zips of the functions from ``checkout``."""
+
+    deploy: Run
+    repeat: Run
+    change: Run
+    destroy: Run
+    destroy_data: Run
+    unknown: list[str]
+    uploads: Path
+    checkout: Path
+
+    def runs(self) -> tuple[Run, ...]:
+        """Give all of them."""
+        return (self.deploy, self.repeat, self.change, self.destroy, self.destroy_data)
+
+
+def checkout(folder: Path) -> Path:
+    """Copy what is deployed, as a user has it: with a team and secrets in the configuration, and things lying around."""
+    for name in DEPLOYED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(".terraform*", "__pycache__"))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    for name in SECRETS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("secret")
+    with (folder / "vertex-launch.yaml").open("a") as settings:
+        settings.write(SETTINGS)
+    config = folder / "launch-config.yaml"
+    config.write_text(f"entity: {TEAM}\nqueues: [{QUEUE}]\nmax_jobs: 1\n")
+    return folder
+
+
+def run(script: Sequence[str], folder: Path, apis: GoogleApis, settings: Path) -> Run:
+    """Run a script of the checkout in ``folder``; gcloud's own settings lie in ``settings``."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(settings), "DEPLOY_PAUSE": "0", **apis.variables(settings)}
+    apis.snapshot()
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash", *script],
+        cwd=folder.parent,  # from anywhere
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return Run(done.returncode, done.stdout, time.monotonic() - began, apis.snapshot())
+
+
+def story(factory: pytest.TempPathFactory) -> Story:
+    """Give the record of the story, which the first process of the session that asks for it makes."""
+    folder = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "deployment"
+    folder.mkdir(exist_ok=True)
+    record = folder / "record.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not record.exists():
+            record.write_text(json.dumps(_tell(folder)))
+    told = json.loads(record.read_text())
+    runs = {name: Run(**{**one, "after": Snapshot.parse(one["after"])}) for name, one in told["runs"].items()}
+    return Story(**runs, unknown=told["unknown"], uploads=folder / "uploads", checkout=folder / "checkout")
+
+
+def _tell(folder: Path) -> dict[str, Any]:
+    """Run everything; a script that fails ends the story, and the tests show what it said."""
+    apis = GoogleApis()
+    apis.start()
+    place = checkout(folder / "checkout")
+    deploy = [str(place / "infra/deploy.sh"), *DEPLOY]
+    destroy = [str(place / "infra/destroy.sh"), *OPTIONS, "--yes"]
+    chapters: tuple[tuple[str, Callable[[], object], list[str]], ...] = (
+        ("deploy", lambda: strangers(apis), deploy),
+        ("repeat", lambda: None, deploy),
+        ("change", lambda: disturb(apis, place), deploy),
+        ("destroy", lambda: forget(apis), destroy),
+        ("destroy_data", lambda: None, [*destroy, "--with-data"]),
+    )
+    runs = {}
+    try:
+        for name, before, script in chapters:
+            before()
+            done = run(script, place, apis, folder / "gcloud")
+            runs[name] = {**vars(done), "after": done.after.dump()}
+    finally:
+        apis.stop()
+    (folder / "uploads").mkdir()
+    for name, content in apis.uploads.items():
+        (folder / "uploads" / name).write_bytes(content)
+    return {"runs": runs, "unknown": apis.unknown}
+
+
+# What is there before: things of others, some with names like ours, one with a name of ours.
+
+STRANGER = f"serviceAccount:{NAME}-other@{PROJECT}.iam.gserviceaccount.com"
+TAKEN = f"artifactregistry/projects/{PROJECT}/locations/{REGION}/repositories/{NAME}-images"
+"""A repository with the name of ours that somebody has made before."""
+STRANGERS: dict[str, dict[str, Any]] = {
+    f"pubsub/projects/{PROJECT}/topics/{NAME}-ticks2": {"name": f"projects/{PROJECT}/topics/{NAME}-ticks2"},
+    f"pubsub/projects/{PROJECT}/topics/other-ticks": {
+        "name": f"projects/{PROJECT}/topics/other-ticks",
+        "labels": {"deploy_sh": "other"},
+    },
+    f"storage/b/{PROJECT}-{NAME}-data": {"name": f"{PROJECT}-{NAME}-data", "id": f"{PROJECT}-{NAME}-data"},
+    f"storage/b/{PROJECT}-{NAME}-data/o/model": {
+        "name": "model",
+        "bucket": f"{PROJECT}-{NAME}-data",
+        "generation": "1",
+    },
+    f"secretmanager/projects/{PROJECT}/secrets/other-wandb-api-key": {
+        "name": f"projects/{PROJECT}/secrets/other-wandb-api-key"
+    },
+    **{f"secretmanager/{name}": {"name": name} for name in TOKENS},
+    f"monitoring/projects/{PROJECT}/alertPolicies/other": {
+        "name": f"projects/{PROJECT}/alertPolicies/other",
+        "displayName": "other: passes fail",
+        "userLabels": {"deploy_sh": "other"},
+    },
+    f"logging/projects/{PROJECT}/metrics/{NAME}%2Fmine": {"name": f"{NAME}/mine", "filter": "severity>=ERROR"},
+    f"iam/projects/{PROJECT}/roles/vertex_launch_mine": {
+        "name": f"projects/{PROJECT}/roles/vertex_launch_mine",
+        "title": "mine",
+        "includedPermissions": ["storage.objects.get"],
+    },
+    TAKEN: {"name": TAKEN.partition("/")[2], "format": "DOCKER"},
+    **{
+        f"iam/projects/{PROJECT}/serviceAccounts/{email}": {
+            "name": f"projects/{PROJECT}/serviceAccounts/{email}",
+            "email": email,
+        }
+        for email in (STRANGER.partition(":")[2], INVOKERS[1].partition(":")[2])
+    },
+}
+THEIR_RIGHTS: list[dict[str, Any]] = [
+    {"role": "roles/viewer", "members": [STRANGER]},
+    {"role": "roles/editor", "members": [STRANGER], "condition": {"title": "soon", "expression": "request.time < x"}},
+]
+
+
+def strangers(apis: GoogleApis) -> None:
+    """Put things of others there; one of our accounts will be slow to be known everywhere."""
+    apis.resources.update(json.loads(json.dumps(STRANGERS)))
+    apis.bindings[f"cloudresourcemanager/projects/{PROJECT}"] = json.loads(json.dumps(THEIR_RIGHTS))
+    apis.late.add(f"{NAME}-push@{PROJECT}.iam.gserviceaccount.com")
+
+
+# What happens to a deployment as time goes by
+
+SUBSCRIPTION = f"pubsub/projects/{PROJECT}/subscriptions/{NAME}-ticks"
+SCHEDULE = f"cloudscheduler/projects/{PROJECT}/locations/{REGION}/jobs/{NAME}-tick"
+SINK = f"logging/projects/{PROJECT}/sinks/{NAME}-job-ends"
+WIDENED, DELETED = (f"iam/projects/{PROJECT}/roles/vertex_launch_{name}" for name in ("job_state", "record"))
+CHANNEL = f"projects/{PROJECT}/notificationChannels/1"
+KEPT_FILES = ("passes.yaml", "no-pass.yaml")
+"""The metric and the alert that the change is about; the others are out of the way, to save time."""
+
+
+def disturb(apis: GoogleApis, place: Path) -> None:
+    """Change what was deployed by hand, and the checkout; give the secret its key."""
+    apis.resources[SUBSCRIPTION]["ackDeadlineSeconds"] = 10
+    apis.resources[SCHEDULE]["schedule"] = "0 0 * * *"
+    apis.resources[SINK]["filter"] = "severity>=ERROR"
+    apis.resources[WIDENED]["includedPermissions"].append("aiplatform.customJobs.delete")
+    apis.resources[DELETED]["deleted"] = True
+    secret = f"projects/{PROJECT}/secrets/{NAME}-wandb-api-key/versions/1"
+    apis.resources[f"secretmanager/{secret}"] = {"name": secret, "state": "ENABLED"}
+    settings = place / "vertex-launch.yaml"
+    settings.write_text(settings.read_text().replace("\napi_key_delivery: secret\n", "\napi_key_delivery: env\n"))
+    for name, policy in apis.resources.items():
+        if name.startswith("monitoring/") and policy["displayName"] == f"{NAME}: no pass for ten minutes":
+            policy["notificationChannels"] = [CHANNEL]
+    for file in [*place.glob("infra/monitoring/metrics/*"), *place.glob("infra/monitoring/alerts/*")]:
+        if file.name in KEPT_FILES:
+            file.write_text(f"# changed\n{file.read_text()}")
+        else:
+            file.unlink()
+    with (place / "main.py").open("a") as main:
+        main.write("# changed\n")
+
+
+def forget(apis: GoogleApis) -> None:
+    """Take away the metrics and alerts that the change was not about, to save time."""
+    kept = (f"{NAME}/passes", f"{NAME}: no pass for ten minutes")
+    for name, value in list(apis.resources.items()):
+        watches = name not in STRANGERS and name.split("/")[-2] in ("metrics", "alertPolicies")
+        if watches and value.get("displayName", value["name"]) not in kept:
+            del apis.resources[name]

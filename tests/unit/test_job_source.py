@@ -1,0 +1,390 @@
+"""W&B jobs: what their artifacts mean, which image runs them, and how the bootstrap and the key get into the CustomJob."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from google.cloud.aiplatform_v1.types import CustomJob
+
+from tests.support.specs import IMAGE, KEY, SETTINGS, item, pool, run_spec
+from vertex_launch.errors import ItemRejected
+from vertex_launch.job import custom_job, environment, job_source
+from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job.job_source import JobSource, SourceType
+from vertex_launch.model import SCHEDULER_URI, JobArtifact
+from vertex_launch.settings.config import Settings
+
+NAME = "acme/demo/train:v3"
+SECRET = "projects/demo-project/secrets/github/versions/latest"
+CODE = {
+    "_version": "v0",
+    "source_type": "artifact",
+    "source": {"artifact": "wandb-artifact://_id/QXJ0", "entrypoint": ["python", "train.py"], "notebook": False},
+    "runtime": "3.12.1",
+}
+REPO = {
+    "source_type": "repo",
+    "source": {
+        "git": {"remote": "https://github.com/acme/train.git", "commit": "0123abc"},
+        "entrypoint": ["python", "src/train.py"],
+        "notebook": False,
+    },
+    "runtime": "3.11",
+}
+PICTURE = {"source_type": "image", "source": {"image": IMAGE}, "runtime": "3.10"}
+KEPT_OUT = SETTINGS.model_copy(update={"api_key_delivery": "secret"})
+ACCOUNT = {"service_account": "jobs@demo-project.iam.gserviceaccount.com"}
+
+
+def source(description: dict[str, Any], **changes: Any) -> JobSource:
+    said = description | {"source": description["source"] | changes}
+    return job_source.read(JobArtifact(NAME, said))
+
+
+def request_of(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> JobRequest:
+    asked = item(run_spec(**{"docker": {}, "job": NAME, **spec} if found else spec))
+    parsed = custom_job.parse(asked)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return custom_job.build(asked, parsed, settings, entity="acme", api_key=KEY, now=now, source=found)
+
+
+def built(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> CustomJob:
+    return request_of(found, settings, **spec).custom_job
+
+
+def refused(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> str:
+    with pytest.raises(ItemRejected) as error:
+        built(found, settings, **spec)
+    return str(error.value)
+
+
+def container(job: CustomJob) -> Any:
+    return job.job_spec.worker_pool_specs[0].container_spec
+
+
+def variables(job: CustomJob) -> dict[str, str]:
+    return environment.read(container(job).env)
+
+
+def plan(job: CustomJob) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(variables(job)["VERTEX_LAUNCH_PLAN"])
+    return said
+
+
+# What an artifact says
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [
+        ({}, "its source_type is nothing; known are image, artifact, repo"),
+        ({"source_type": "conda", "source": {}}, "its source_type is 'conda'"),
+        ({"source_type": "image"}, "source is nothing, not a JSON object"),
+        ({"source_type": "image", "source": {}}, "it is a job of type image and does not say its image"),
+        ({"source_type": "repo", "source": {"git": {}}}, "does not say its remote and commit"),
+        ({"source_type": "artifact", "source": {"entrypoint": ["a"]}}, "does not say its artifact"),
+        ({"source_type": "image", "source": {"image": 5}}, "its image is 5, not a text"),
+        ({"source_type": "image", "source": {"image": "i", "entrypoint": "python"}}, "not a list of texts"),
+    ],
+)
+def test_a_description_that_is_none_is_refused_with_its_flaw(description: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ItemRejected) as error:
+        job_source.read(JobArtifact(NAME, description))
+    assert expected in str(error.value)
+    assert NAME in str(error.value)
+
+
+@pytest.mark.parametrize("description", [CODE, REPO])
+def test_a_job_with_a_dockerfile_names_the_two_ways_out(description: dict[str, Any]) -> None:
+    said = refused(source(description, dockerfile="Dockerfile.gpu"))
+    for words in ("'Dockerfile.gpu'", "nothing here builds images", "wandb job create image", "without a Dockerfile"):
+        assert words in said
+    assert "nothing here builds images" in refused(source(description), overrides={"dockerfile": "Dockerfile"})
+
+
+def test_an_image_job_runs_its_image() -> None:
+    job = built(source(PICTURE, entrypoint=["python", "train.py"]), overrides={"args": ["--epochs", "3"]})
+    assert container(job).image_uri == IMAGE
+    assert list(container(job).command) == ["python", "train.py", "--epochs", "3"]
+    assert variables(job)["WANDB_DOCKER"] == IMAGE
+    assert json.loads(variables(job)["WANDB_ARTIFACTS"]) == {"_wandb_job": NAME}
+    assert "VERTEX_LAUNCH_PLAN" not in variables(job)
+
+
+def test_the_items_entry_point_comes_before_the_jobs() -> None:
+    job = built(source(PICTURE, entrypoint=["python", "train.py"]), overrides={"entry_point": ["bash", "x.sh"]})
+    assert list(container(job).command) == ["bash", "x.sh"]
+
+
+def test_what_the_client_writes_oddly_is_understood() -> None:
+    odd = source(CODE | {"runtime": "CPython 3.11.7"}, entrypoint=["pythonCPython 3.11", "train.py"])
+    assert odd.entry_point == ("python3.11", "train.py")
+    spec = custom_job.parse(item(run_spec(docker={}, job=NAME)))
+    assert job_source.image_of(odd, spec, SETTINGS) == "python:3.11-slim"
+
+
+def test_a_schedulers_arguments_lose_the_quotes_that_were_for_a_shell() -> None:
+    overrides = {"entry_point": ["wandb", "scheduler", "s1"], "args": ["--queue", "'vertex'", "--author", '"o\'b"']}
+    job = built(None, uri=SCHEDULER_URI, run_id="s1", overrides=overrides)
+    assert list(container(job).command) == ["wandb", "scheduler", "s1", "--queue", "vertex", "--author", "o'b"]
+
+
+# Code
+
+
+@pytest.mark.parametrize(
+    ("base", "builder", "settings", "image"),
+    [
+        ("mine:1", {"base_image": "queue:1"}, "default:1", "mine:1"),
+        ("", {"base_image": "queue:1", "accelerator": {"base_image": "gpu:1"}}, "default:1", "queue:1"),
+        ("", {"accelerator": {"base_image": "gpu:1"}, "cuda": {"base_image": "old:1"}}, "default:1", "gpu:1"),
+        ("", {"cuda": {"base_image": "old:1"}}, None, "old:1"),
+        ("", {}, "default:1", "default:1"),
+        ("", {}, None, "python:3.12-slim"),
+    ],
+)
+def test_the_image_for_code_is_the_nearest_that_is_named(
+    base: str, builder: dict[str, Any], settings: str | None, image: str
+) -> None:
+    asked = run_spec(docker={}, job=NAME)
+    asked["resource_args"]["vertex"]["builder"] = builder
+    spec = custom_job.parse(item(asked))
+    with_default = SETTINGS.model_copy(update={"base_image": settings})
+    assert job_source.image_of(source(CODE, base_image=base), spec, with_default) == image
+
+
+def test_a_base_image_that_is_none_is_refused_where_it_stands() -> None:
+    asked = run_spec(docker={}, job=NAME)
+    asked["resource_args"]["vertex"]["builder"] = {"accelerator": {"base_image": "two words"}}
+    with pytest.raises(
+        ItemRejected, match=r"resource_args\.vertex\.builder\.accelerator\.base_image: 'two words' is not"
+    ):
+        job_source.image_of(source(CODE), custom_job.parse(item(asked)), SETTINGS)
+
+
+def test_code_runs_through_the_bootstrap() -> None:
+    job = built(source(CODE), overrides={"args": ["--to", "$(HOME)"], "working_dir": "src"})
+    assert container(job).image_uri == "python:3.12-slim"
+    assert list(container(job).command[:2]) == ["python3", "-c"]
+    assert environment.unescape(container(job).command[2]) == job_source.bootstrap()
+    assert list(container(job).args) == ["python", "train.py", "--to", "$$(HOME)"]
+    assert plan(job) == {
+        "source": "artifact",
+        "job": NAME,
+        "artifact": "wandb-artifact://_id/QXJ0",
+        "notebook": False,
+        "working_dir": "src",
+    }
+    assert "WANDB_DOCKER" not in variables(job)
+    assert variables(job)["WANDB_API_KEY"] == KEY
+
+
+@pytest.mark.parametrize(
+    ("context", "working_dir", "folder"),
+    [("", "", None), ("sub", "", "sub"), ("", "src", "src"), ("sub/", "./src", "sub/src"), (".", "", None)],
+)
+def test_a_program_starts_in_the_folder_that_its_paths_are_relative_to(
+    context: str, working_dir: str, folder: str | None
+) -> None:
+    overrides = {"working_dir": working_dir} if working_dir else {}
+    assert plan(built(source(CODE, build_context=context), overrides=overrides))["working_dir"] == folder
+
+
+@pytest.mark.parametrize(
+    ("context", "working_dir", "place"),
+    [("", "../..", "overrides.working_dir"), ("a", "/srv", "overrides.working_dir"), ("../a", "", "build context of")],
+)
+def test_a_folder_outside_of_the_code_is_refused(context: str, working_dir: str, place: str) -> None:
+    overrides = {"working_dir": working_dir} if working_dir else {}
+    said = refused(source(CODE, build_context=context), overrides=overrides)
+    assert place in said
+    assert "Name a folder inside of it" in said
+
+
+def test_a_space_too_many_in_an_entry_point_is_no_argument() -> None:
+    assert list(container(built(source(CODE, entrypoint=["python", "", "train.py", ""]))).args) == [
+        "python",
+        "train.py",
+    ]
+
+
+def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
+    private = SETTINGS.model_copy(update={"git_token_secrets": {"github.com": SECRET}})
+    job = built(source(REPO), private, run=ACCOUNT)
+    assert plan(job) == {
+        "source": "repo",
+        "job": NAME,
+        "remote": "https://github.com/acme/train.git",
+        "ssh": False,
+        "commit": "0123abc",
+        "token_secret": SECRET,
+        "secretmanager": "https://secretmanager.googleapis.com",
+        "notebook": False,
+        "working_dir": None,
+    }
+    elsewhere = source(REPO, git={"remote": "https://github.com.evil.example/x.git", "commit": "1"})
+    assert plan(built(elsewhere, private))["token_secret"] is None
+    assert "git_token_secrets" in refused(source(REPO), private)
+
+
+@pytest.mark.parametrize(
+    ("remote", "url", "has_token"),
+    [
+        ("https://github.com/a/b", "https://github.com/a/b", True),
+        (" https://GitHub.com/a/b.git\n", "https://GitHub.com/a/b.git", True),
+        (f"https://user:{KEY}@github.com/a/b.git", "https://user@github.com/a/b.git", True),
+        (f"https://user:{KEY}@gitlab.com/a/b.git", f"https://user:{KEY}@gitlab.com/a/b.git", False),
+        ("https://github.com:8443/a", "https://github.com:8443/a", True),
+        ("git@github.com:a/b.git", "https://github.com/a/b.git", True),
+        ("git@github.com:/a/b.git", "https://github.com/a/b.git", True),
+        ("github.com:a/b.git", "https://github.com/a/b.git", True),
+        ("ssh://git@github.com:22/a/b", "https://github.com/a/b", True),
+        ("https://github.com@evil.example/a", "https://github.com@evil.example/a", False),
+        ("https://github.com.evil.example/a", "https://github.com.evil.example/a", False),
+        ("git@10.0.0.5:a/b.git", "https://10.0.0.5/a/b.git", True),
+        ("git@gitlab:a/b.git", "https://gitlab/a/b.git", True),
+        ("file:///srv/git/b", "file:///srv/git/b", False),
+    ],
+)
+def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
+    remote: str, url: str, has_token: bool
+) -> None:
+    private = SETTINGS.model_copy(
+        update={"git_token_secrets": dict.fromkeys(("github.com", "10.0.0.5", "gitlab"), SECRET)}
+    )
+    said = plan(built(source(REPO, git={"remote": remote, "commit": "1"}), private, run=ACCOUNT))
+    assert (said["remote"], said["token_secret"]) == (url, SECRET if has_token else None)
+    assert said["ssh"] == ("://" not in remote or remote.startswith("ssh"))
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "https://evil.example#@github.com/a/b",
+        "https://evil.example?x@github.com/a/b",
+        "https://evil.example/?@github.com/a/b",
+        "https://evil.example\\@github.com/a/b",
+        "https://a@evil.example@github.com/a/b",
+        f"https://u:{KEY}@[x/a/b",
+        "https://github.com/a b",
+        "https:///a/b",
+        "git://github.com/a/b",
+        "ext::sh -c true",
+        "/srv/repository",
+        "-oProxyCommand=true:a",
+    ],
+)
+def test_what_two_programs_could_read_in_two_ways_is_no_address(remote: str) -> None:
+    with pytest.raises(ItemRejected, match=r"its remote is .* not https://HOST/PATH or git@HOST:PATH") as error:
+        source(REPO, git={"remote": remote, "commit": "1"})
+    assert KEY not in str(error.value)
+
+
+def test_what_git_would_take_for_an_option_is_no_commit() -> None:
+    with pytest.raises(ItemRejected, match="its commit is '--upload-pack=true'"):
+        source(REPO, git={"remote": "https://github.com/a/b", "commit": "--upload-pack=true"})
+
+
+def test_code_without_an_entry_point_is_refused() -> None:
+    assert "has no entry point" in refused(source(CODE, entrypoint=[]))
+    assert list(container(built(source(CODE, entrypoint=[]), overrides={"entry_point": ["python", "x.py"]})).args) == [
+        "python",
+        "x.py",
+    ]
+
+
+# The key
+
+
+@pytest.mark.parametrize("description", [CODE, REPO, None])
+def test_a_key_that_is_kept_out_is_nowhere_in_the_job(description: dict[str, Any] | None) -> None:
+    found = source(description) if description else None
+    job = built(found, KEPT_OUT, run=ACCOUNT, overrides={"entry_point": ["python", "train.py"]})
+    assert KEY not in str(job)
+    assert plan(job)["api_key_secret"] == SETTINGS.key_secret
+    assert list(container(job).args) == ["python", "train.py"]
+
+
+def test_a_command_of_the_queues_own_is_wrapped_as_it_stands() -> None:
+    own = pool(command=["bash", "-c"], args=["echo $(HOME)"])
+    job = built(None, KEPT_OUT, spec={"worker_pool_specs": [own]}, run=ACCOUNT)
+    assert list(container(job).args) == ["bash", "-c", "echo $(HOME)"]
+
+
+def other(**task: Any) -> dict[str, Any]:
+    """Give a pool with an image of its own."""
+    given = pool(**task)
+    return given | {"container_spec": given["container_spec"] | {"image_uri": f"{IMAGE}0"}}
+
+
+@pytest.mark.parametrize("description", [CODE, None])
+def test_every_container_reads_the_key_and_only_the_items_own_fetches_code(description: dict[str, Any] | None) -> None:
+    pools = [pool(command=["a"]), other(command=["serve"], args=["--port", "1"])]
+    found = source(description) if description else None
+    job = built(found, KEPT_OUT, spec={"worker_pool_specs": pools}, run=ACCOUNT)
+    second = job.job_spec.worker_pool_specs[1].container_spec
+    said = json.loads(environment.read(second.env)["VERTEX_LAUNCH_PLAN"])
+    assert (said["source"], said["api_key_secret"]) == ("image", SETTINGS.key_secret)
+    assert plan(job)["source"] == ("artifact" if found else "image")
+    assert environment.unescape(second.command[2]) == job_source.bootstrap()
+    assert list(second.args) == ["serve", "--port", "1"]
+
+
+def test_a_container_of_another_image_is_left_alone_where_it_has_the_key() -> None:
+    job = built(source(CODE), spec={"worker_pool_specs": [pool(), other(command=["serve"])]})
+    second = job.job_spec.worker_pool_specs[1].container_spec
+    assert list(second.command) == ["serve"]
+    assert "VERTEX_LAUNCH_PLAN" not in environment.read(second.env)
+    assert environment.read(second.env)["WANDB_API_KEY"] == KEY
+
+
+@pytest.mark.parametrize("pools", [[other()], [pool(command=["a"]), other()]])
+def test_a_container_that_cannot_read_the_key_is_refused(pools: list[dict[str, Any]]) -> None:
+    said = refused(None, KEPT_OUT, spec={"worker_pool_specs": pools}, run=ACCOUNT)
+    assert (
+        f"worker_pool_specs[{len(pools) - 1}].container_spec: the image runs a command that only the image knows"
+        in said
+    )
+
+
+def test_a_repository_whose_address_holds_a_password_is_warned_about() -> None:
+    git = {"remote": f"https://ann:{KEY}@github.com/a/b", "commit": "1"}
+    private = SETTINGS.model_copy(update={"git_token_secrets": {"github.com": SECRET}})
+    (said,) = request_of(source(REPO, git=git)).warnings
+    assert "holds a password, which stands in the job's spec" in said
+    assert KEY not in said
+    assert request_of(source(REPO, git=git), private, run=ACCOUNT).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"run": ACCOUNT}, "nothing can be put before that"),
+        ({"overrides": {"entry_point": ["a"]}}, "roles/secretmanager.secretAccessor"),
+        ({"run": ACCOUNT, "overrides": {"entry_point": ["a"]}, "_wandb_api_key": "k" * 40}, "a key of its own"),
+    ],
+)
+def test_what_cannot_be_kept_out_is_refused(spec: dict[str, Any], expected: str) -> None:
+    assert expected in refused(None, KEPT_OUT, **spec)
+
+
+def test_a_further_attempt_brings_no_key_to_a_job_that_has_none() -> None:
+    asked = item(run_spec(run=ACCOUNT, overrides={"entry_point": ["a"]}))
+    request = custom_job.build(
+        asked, custom_job.parse(asked), KEPT_OUT, entity="acme", api_key=KEY, now=datetime(2026, 1, 1, tzinfo=UTC)
+    )
+    again = custom_job.next_attempt(request, attempt=2, region=request.region, settings=KEPT_OUT, api_key=KEY)
+    assert KEY not in str(again.custom_job)
+    assert variables(again.custom_job)["WANDB_RESUME"] == "allow"
+
+
+def test_the_plan_is_not_the_users_to_give() -> None:
+    own = pool(env=[{"name": "VERTEX_LAUNCH_PLAN", "value": "{}"}])
+    assert "VERTEX_LAUNCH_PLAN" not in variables(built(None, spec={"worker_pool_specs": [own]}))
+
+
+def test_types_are_those_of_the_official_client() -> None:
+    assert list(SourceType) == ["image", "artifact", "repo"]

@@ -1,0 +1,90 @@
+"""Labels are legal for any input, and tell apart what has to be told apart."""
+
+from __future__ import annotations
+
+import re
+
+from google.cloud.aiplatform_v1.types import JobState
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vertex_launch.job import labels
+from vertex_launch.model import Kind
+
+anything = st.text(st.characters()) | st.text("aB_-.é", max_size=70)
+"""Any text that a str can hold, halves of surrogate pairs among it."""
+
+
+@given(anything)
+def test_a_value_is_legal_whatever_the_text(text: str) -> None:
+    assert re.fullmatch(r"[a-z0-9_-]{0,63}", labels.value(text))
+
+
+@given(st.text("abc0_-", max_size=63))
+def test_text_that_is_legal_stays_as_it_is(text: str) -> None:
+    assert labels.value(text) == text
+
+
+@given(anything, anything)
+def test_two_texts_never_share_a_value(one: str, other: str) -> None:
+    assert (labels.value(one) == labels.value(other)) == (one == other)
+
+
+def test_texts_that_differ_in_case_or_in_their_end_only_are_told_apart() -> None:
+    assert labels.value("Team") != labels.value("team")
+    assert labels.value("x" * 63 + "1") != labels.value("x" * 63 + "2")
+    assert labels.value("Team").startswith("team-")
+
+
+@given(anything, anything, anything, anything, st.integers(1, 99), st.sampled_from(Kind), st.booleans())
+def test_all_labels_of_a_job_are_legal(
+    deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind, own_key: bool
+) -> None:
+    made = labels.job_labels(
+        deployment=deployment,
+        item=labels.item_value("https://api.wandb.ai", run, item),
+        run=run,
+        queue=queue,
+        attempt=attempt,
+        kind=kind,
+        own_key=own_key,
+    )
+    assert set(made) == labels.OWN_KEYS - (set() if own_key else {labels.KEY})
+    for key, value in made.items():
+        assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key)
+        assert re.fullmatch(r"[a-z0-9_-]{0,63}", value)
+
+
+@given(anything, anything, anything, anything)
+def test_a_derived_run_id_is_stable_and_one_that_wandb_takes(
+    base: str, entity: str, item: str, deployment: str
+) -> None:
+    run = labels.run_id(base, entity, item, deployment)
+    assert re.fullmatch(r"vl[0-9a-z]{12}", run)
+    assert run == labels.run_id(base, entity, item, deployment)
+
+
+def test_identity_holds_every_part_that_tells_two_items_apart() -> None:
+    base, other = ("https://a", "acme", "Item1"), ("https://b", "acne", "item1")
+    seen = {labels.item_value(*base)}
+    for index in range(3):
+        parts = [*base]
+        parts[index] = other[index]
+        seen.add(labels.item_value(*parts))
+    assert len(seen) == 4
+    assert labels.run_id(*base, "blue") != labels.run_id(*base, "green")
+    assert labels.item_value("a", "b", "c") != labels.item_value("a", "bc", "")
+
+
+def test_a_slash_behind_the_servers_address_makes_no_difference() -> None:
+    assert labels.item_value("https://a/", "e", "i") == labels.item_value("https://a", "e", "i")
+    assert labels.run_id("https://a/", "e", "i", "d") == labels.run_id("https://a", "e", "i", "d")
+
+
+def test_the_filter_names_the_deployment_and_leaves_out_what_has_ended() -> None:
+    everything = labels.list_filter("My Team", active=False)
+    assert everything == f"labels.vertex_launch={labels.value('My Team')}"
+    active = labels.list_filter("My Team", active=True)
+    left_out = re.findall(r'state!="(\w+)"', active)
+    assert active.startswith(f"{everything} AND ")
+    assert {JobState[name].value for name in left_out} == {4, 5, 7, 9, 11}

@@ -1,0 +1,60 @@
+"""A dry run: what a pass would see, and the CustomJob that a posted run spec would become. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from vertex_launch.dispatch.look import Looker, Seen
+from vertex_launch.dispatch.ports import Services
+from vertex_launch.dispatch.prepare import Preparer
+from vertex_launch.errors import ItemDeferred, ItemRejected
+from vertex_launch.job import custom_job
+from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest
+from vertex_launch.settings.config import Settings
+from vertex_launch.state.ledger import Ledger, Stage
+
+
+def preview(settings: Settings, services: Services, request: PassRequest) -> PassReport:
+    """Look, and report what was seen. Raises Unavailable."""
+    started = services.clock()
+    report = PassReport(pass_id=services.new_pass_id(), dry_run=True)
+    ledger = services.record.read().ledger or Ledger()
+    ledger.open = {entry.item: entry for entry in ledger.at(Stage.INTENDED)}  # of the others the lists tell
+    looker = Looker(settings, services, ledger, lambda sentence: report.notices.append(services.redact(sentence)))
+    seen = looker.look(request.queues or settings.queues, started)
+    active = [job for job in seen.jobs if not job.ended]
+    report.count_slots(settings.max_jobs, ledger.slots_used(active)[Kind.JOB])
+    report.shown.update(active_jobs=_jobs(active), queued=_queued(seen))
+    if request.run_spec is not None:
+        item = Item("dry-run", (request.queues or settings.queues)[0], request.run_spec)
+        _show_custom_job(settings, services, item, seen.entity, report)
+    report.took_ms = round(1000 * (services.clock() - started))
+    return report
+
+
+def _jobs(active: Sequence[ManagedJob]) -> list[dict[str, str]]:
+    return [
+        {"item": job.item, "queue": job.queue, "run": str(job.run), "job": job.name, "state": job.state}
+        for job in active
+    ]
+
+
+def _queued(seen: Seen) -> dict[str, Any]:
+    return {name: {"pending": list(one.pending), "complete": one.complete} for name, one in seen.wandb.queued.items()}
+
+
+def _show_custom_job(settings: Settings, services: Services, item: Item, entity: str, report: PassReport) -> None:
+    """Add the CustomJob of the item, or the reason against it; the API key is not in it."""
+    services.redact.add(custom_job.own_key(item))
+    now = datetime.fromtimestamp(services.clock(), UTC)
+    preparer = Preparer(settings, services, entity)
+    preparer.look([item])
+    try:
+        _, request = preparer.build(item, api_key=services.redact.MARK, now=now)
+    except (ItemRejected, ItemDeferred) as error:
+        reason = services.redact(str(error))
+        report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
+    else:
+        report.shown["custom_job"] = custom_job.shown(request)

@@ -1,0 +1,1 @@
+"""`python -m vertex_launch check`: checks a deployment before it runs."""

@@ -1,0 +1,1 @@
+"""The configuration: two files and the environment."""

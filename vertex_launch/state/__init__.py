@@ -1,0 +1,1 @@
+"""What one pass keeps for the next: the lock and the ledger."""
