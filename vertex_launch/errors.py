@@ -21,25 +21,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vertex_launch.codes import Code
+
 
 class LaunchError(Exception):
     """Base of everything that this package raises on purpose."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing wrong in a configuration or a request.
+class Message:
+    """A text for a person, and the code under which ``docs/troubleshooting.md`` explains it."""
 
-    ``place`` is where (``launch-config.yaml: max_jobs``), ``found`` what is wrong there, ``remedy`` how to mend it.
+    code: Code
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.code is Code.NONE else f"{self.text} [{self.code}]"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a configuration, a request or a run spec.
+
+    ``place`` is where (``launch-config.yaml: max_jobs``), ``found`` what is wrong there, ``remedy`` what to do.
     """
 
     place: str
     found: str
     remedy: str
+    code: Code = Code.NONE
 
     def __str__(self) -> str:
         end = "" if self.remedy.endswith((".", "?")) else "."
-        return f"{self.place}: {self.found}. {self.remedy}{end}"
+        return str(Message(self.code, f"{self.place}: {self.found}. {self.remedy}{end}"))
 
 
 class ProblemsError(LaunchError):
@@ -58,23 +72,31 @@ class RequestError(ProblemsError):
     """A tick or an HTTP request cannot be used; ``problems`` has every reason."""
 
 
-class ItemRejected(LaunchError):
+class CodedError(LaunchError):
+    """An error with one code; ``message`` is what a person reads."""
+
+    def __init__(self, message: str, *, code: Code = Code.NONE) -> None:
+        self.message = Message(code, message)
+        super().__init__(str(self.message))
+
+
+class ItemRejected(CodedError):
     """The item can never start as it is; the message is shown to its author in W&B."""
 
 
-class ItemDeferred(LaunchError):
+class ItemDeferred(CodedError):
     """The item cannot start now (quota, a limit, a busy service) but may later; ``tell`` whether its author is warned.
 
     With ``patient`` it waits for something that surely ends, as another job does, and for however long that takes.
     """
 
-    def __init__(self, message: str, *, tell: bool = True, patient: bool = False) -> None:
+    def __init__(self, message: str, *, code: Code = Code.NONE, tell: bool = True, patient: bool = False) -> None:
         self.tell = tell
         self.patient = patient
-        super().__init__(message)
+        super().__init__(message, code=code)
 
 
-class OutcomeUnknown(LaunchError):
+class OutcomeUnknown(CodedError):
     """A create was sent and its answer was lost: the job may exist or may still come to exist."""
 
     tell = True
@@ -93,13 +115,13 @@ class PassLost(LaunchError):
     """This pass outlived its hold and another one took over; nothing more may be changed."""
 
 
-class Unavailable(LaunchError):
+class Unavailable(CodedError):
     """A service that a pass needs did not answer as it should; ``service`` names it for people."""
 
-    def __init__(self, service: str, reason: str) -> None:
+    def __init__(self, service: str, reason: str, *, code: Code = Code.NONE) -> None:
         self.service = service
         self.reason = reason
-        super().__init__(f"{service}: {reason}")
+        super().__init__(f"{service}: {reason}", code=code)
 
 
 class KeyRefused(Unavailable):

@@ -16,8 +16,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from vertex_launch.errors import Message
+
 LOGGER = logging.getLogger("vertex_launch")
-FIELDS = ("event", "pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "refill_s", "report")
+FIELDS = ("event", "code", "pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "refill_s", "report")
 """Names that may be given in ``extra`` of a log call. ``event`` is what metrics and alerts go by, see ``Event``."""
 
 
@@ -90,6 +92,16 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.json(inner) for inner in value]
         return value
+
+
+def warning(message: Message, **fields: object) -> None:
+    """Log a warning with its code; ``fields`` are some of ``FIELDS``."""
+    LOGGER.warning("%s", message, extra={"code": str(message.code), **fields})
+
+
+def error(message: Message, **fields: object) -> None:
+    """Log an error with its code; ``fields`` are some of ``FIELDS``."""
+    LOGGER.error("%s", message, extra={"code": str(message.code), **fields})
 
 
 class JsonFormatter(logging.Formatter):
