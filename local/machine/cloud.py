@@ -18,7 +18,7 @@ import yaml
 from google.cloud import pubsub_v1
 
 from local.machine.containers import Containers
-from local.machine.functions import ROOT, Function
+from local.machine.functions import CONFIG, Function
 from local.machine.repositories import Repositories
 from local.machine.scheduler import Scheduler
 from local.machine.shim import PushShim
@@ -64,7 +64,7 @@ class Options:
     ports: Mapping[str, int] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What this cloud's vertex-launch.yaml has beside, or instead of, what stands in the repository's."""
+    """What this cloud's vertex-launch.yaml has in addition to, or instead of, the one in local/config."""
     api_keys: Mapping[str, str] = field(default_factory=lambda: {API_KEY: USER})
     """Whose each W&B key is; all of them are members of ``ENTITY``."""
     secret_readers: Mapping[str, Collection[str]] | None = None
@@ -155,7 +155,7 @@ class Cloud:
     def function_variables(self) -> dict[str, str]:
         """Give the environment by which the functions find this cloud."""
         return {
-            "LAUNCH_CONFIG": str(ROOT / "launch-config.yaml"),
+            "LAUNCH_CONFIG": str(CONFIG / "launch-config.yaml"),
             "VERTEX_LAUNCH_CONFIG": str(self._settings()),
             "WANDB_BASE_URL": self.wandb.url,
             "WANDB_API_KEY_SECRET": f"{SECRET}/versions/latest",
@@ -197,8 +197,8 @@ class Cloud:
         return {"wandb": self.wandb.store.snapshot(), "jobs": jobs}
 
     def _settings(self) -> Path:
-        """Give the path of the functions' vertex-launch.yaml: the repository's, or one made of it with other values."""
-        path = ROOT / "vertex-launch.yaml"
+        """Give the path of the functions' vertex-launch.yaml: the one in local/config, or a copy with other values."""
+        path = CONFIG / "vertex-launch.yaml"
         if not self.options.settings:
             return path
         ours = self.folder / path.name
@@ -209,7 +209,7 @@ class Cloud:
         """Give the options' table, or the one that the settings need."""
         if self.options.secret_readers is not None:
             return self.options.secret_readers
-        settings = {**yaml.safe_load((ROOT / "vertex-launch.yaml").read_text()), **self.options.settings}
+        settings = {**yaml.safe_load((CONFIG / "vertex-launch.yaml").read_text()), **self.options.settings}
         wanted = [SECRET] if settings.get("api_key_delivery") == "secret" else []
         wanted += [version.partition("/versions/")[0] for version in (settings.get("git_token_secrets") or {}).values()]
         return {secret: [JOB_ACCOUNT] for secret in wanted}

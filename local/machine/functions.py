@@ -15,6 +15,8 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "local" / "config"
+"""The two configuration files of the local cloud. Those at the root are the user's."""
 _PATIENCE = 30.0
 """Seconds that a function may take to answer for the first time."""
 

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from local.machine.cloud import API_KEY, ENTITY, Cloud, Options
 from local.machine.containers import Fate, Script
-from local.machine.functions import ROOT
+from local.machine.functions import CONFIG
 from local.machine.images import REGISTRY
 from local.programs.demo_items import pool
 from local.standins.faults import Fault
@@ -162,7 +162,7 @@ class Chaos:
         self._seed = seed
         options = Options(tick_every=TICK, lease=LEASE, settings=SETTINGS)
         self._cloud = Cloud(options)
-        self._slots = int(yaml.safe_load((ROOT / "launch-config.yaml").read_text())["max_jobs"])
+        self._slots = int(yaml.safe_load((CONFIG / "launch-config.yaml").read_text())["max_jobs"])
         self._over = threading.Event()
         self._kinds: dict[str, Kind] = {}
         self._stopped: set[str] = set()

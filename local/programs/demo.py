@@ -29,7 +29,7 @@ from rich.live import Live
 from rich.table import Table
 
 from local.machine.cloud import ENTITY, PROJECT, TICKS, Cloud, Options
-from local.machine.functions import ROOT
+from local.machine.functions import CONFIG
 from local.machine.images import FOLDERS
 from local.programs.demo_items import PUSHES, QUEUES, SCRIPTS, SWEEP, Push
 from local.programs.fills import Fill, Span, fills
@@ -95,7 +95,7 @@ class Demo:
         self._plain = plain or not self._console.is_terminal
         self._cloud = Cloud(replace(options, pending=PENDING, settings={**SETTINGS, **options.settings}))
         self._cloud.containers.scripts += [replace(script) for script in SCRIPTS]
-        self._slots = int(yaml.safe_load((ROOT / "launch-config.yaml").read_text())["max_jobs"])
+        self._slots = int(yaml.safe_load((CONFIG / "launch-config.yaml").read_text())["max_jobs"])
         self._rows = [Row(push) for push in PUSHES if shutil.which("git") or "git" not in push.made]
         self._most_active = 0
         self._failures: list[str] = []
