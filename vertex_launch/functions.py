@@ -11,14 +11,12 @@ import os
 import re
 import threading
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import flask
 from cloudevents.http import CloudEvent
 from flask import Request, Response, jsonify
-from google.auth.exceptions import GoogleAuthError
 from werkzeug.exceptions import (
     BadRequest,
     HTTPException,
@@ -29,27 +27,18 @@ from werkzeug.exceptions import (
 )
 
 from vertex_launch import events, log
-from vertex_launch.adapters.bucket import Bucket
-from vertex_launch.adapters.job_artifacts import JobArtifacts
-from vertex_launch.adapters.job_logs import JobLogs
-from vertex_launch.adapters.secrets import SecretKey
-from vertex_launch.adapters.vertex_jobs import VertexJobs
-from vertex_launch.adapters.wandb_queue import WandbQueue
+from vertex_launch.clients import Clients
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.preview import preview
 from vertex_launch.dispatch.run import Dispatcher
 from vertex_launch.dispatch.watch import JobWatch
-from vertex_launch.errors import ConfigError, PassBusy, PassLost, Problem, ProblemsError, RequestError, Unavailable
+from vertex_launch.errors import ConfigError, PassBusy, PassLost, ProblemsError, RequestError, Unavailable
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import PassReport, PassRequest
 from vertex_launch.settings import config
-from vertex_launch.state.record import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder of main.py, where the configuration lies unless the environment says otherwise."""
-
-LOG_PATIENCE = 5.0
-"""Seconds for the last lines of a job's log: they are welcome, and nothing waits for them."""
 
 USUAL_PASS = 5
 """Seconds that a pass takes at most when all is well."""
@@ -70,6 +59,7 @@ class App:
         self._settings = settings
         self._redact = redact
         self._lock = threading.Lock()
+        self._clients = Clients(settings, redact)
         self._services = services
         self._watch = watch
         for warning in settings.warnings:
@@ -103,7 +93,9 @@ class App:
             if hint is None:
                 LOGGER.debug("a log entry about something else than a job")
                 return
-            done = self._job_watch().run(hint)
+            clients = self._clients
+            watch = self._watch or JobWatch(self._settings, clients.vertex, clients.ticks)
+            done = watch.run(hint)
         except RequestError as error:
             message = events.message_id(event)
             LOGGER.error("dropped a malformed log entry: %s (message %s)", error, message, extra=_DROPPED)
@@ -131,7 +123,7 @@ class App:
 
     def _run(self, request: PassRequest) -> PassReport | None:
         with self._lock:
-            self._services = self._services or self._assemble()
+            self._services = self._services or self._clients.services
         try:
             if not request.dry_run:
                 return Dispatcher(self._settings, self._services).run(request)
@@ -142,68 +134,6 @@ class App:
         shown = {name: value for name, value in report.body().items() if name not in ("custom_job", "rejected")}
         LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(shown)})
         return report
-
-    def _assemble(self) -> Services:
-        """Make the clients. Raises Unavailable where there are no credentials."""
-        settings, timeouts = self._settings, self._settings.timeouts
-        try:
-            key = SecretKey(
-                settings.key_secret,
-                self._redact,
-                ttl=settings.key_ttl,
-                timeout=timeouts.look,
-                endpoint=settings.secretmanager_endpoint,
-            )
-            bucket = Bucket(settings.state_bucket, settings.deployment, project=settings.project, timeout=timeouts.look)
-        except GoogleAuthError as error:
-            remedy = "run the function with a service account attached, or `gcloud auth application-default login`"
-            raise Unavailable("Google credentials", f"{error}; {remedy}") from error
-        return Services(
-            queue=WandbQueue(settings.base_url, key, timeouts, settings.batches, version=version()),
-            vertex=self._vertex(),
-            record=Record(bucket),
-            key=key,
-            redact=self._redact,
-            jobs=JobArtifacts(settings.base_url, key, timeout=timeouts.read),
-            logs=self._logs(),
-        )
-
-    def _logs(self) -> JobLogs | None:
-        """Give the client for the output of jobs, where the deployment wants their last lines."""
-        settings = self._settings
-        if not settings.log_lines:
-            return None
-        return JobLogs(
-            settings.project,
-            settings.log_lines,
-            self._redact,
-            timeout=LOG_PATIENCE,
-            endpoint=settings.logging_endpoint,
-        )
-
-    def _job_watch(self) -> JobWatch:
-        """Make the two clients of ``job_state``, once. Raises ConfigError."""
-        settings = self._settings
-        if settings.tick_topic is None:
-            found = "is missing, and job_state asks for passes there"
-            remedy = "Set it, or the environment variable DISPATCH_TOPIC, to the topic of ticks: projects/P/topics/T"
-            raise ConfigError([Problem("vertex-launch.yaml: tick_topic", found, remedy)])
-        with self._lock:
-            if self._watch is None:
-                from vertex_launch.adapters.ticks import Ticks  # of no use to the other functions
-
-                ticks = Ticks(settings.tick_topic, timeout=settings.timeouts.look)
-                self._watch = JobWatch(settings, self._vertex(), ticks)
-            return self._watch
-
-    def _vertex(self) -> VertexJobs:
-        settings = self._settings
-        return VertexJobs(
-            settings.project,
-            settings.deployment,
-            timeout=settings.timeouts.look,
-            endpoint=settings.aiplatform_endpoint,
-        )
 
     def _answer(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
         response = jsonify(self._redact.json(body))
@@ -287,14 +217,6 @@ def _on_unread(error: Exception) -> Response | HTTPException:
     except HTTPException as refusal:
         return refusal
     return Response(status=204)
-
-
-def version() -> str:
-    """Give the installed version; a function is deployed from its folder, not installed."""
-    try:
-        return metadata.version("vertex-launch")
-    except metadata.PackageNotFoundError:
-        return "0.1.0"
 
 
 def _wait(error: PassBusy | PassLost) -> int:

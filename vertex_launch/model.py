@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 VERTEX_RESOURCES = ("vertex", "gcp-vertex")
 """The resource names that mean Vertex AI: the runner's own, and the one that queues are made with."""
@@ -82,6 +83,32 @@ class RunId:
 
     def __str__(self) -> str:
         return f"{self.entity}/{self.project}/{self.id}"
+
+
+@dataclass(frozen=True)
+class JobName:
+    """The resource name of a CustomJob, ``projects/P/locations/R/customJobs/N``; ``project`` may be an ID or a number."""
+
+    PATTERN: ClassVar = r"projects/([^/\s]{1,100})/locations/([a-z0-9-]{1,40})/customJobs/([0-9]{1,20})"
+
+    project: str
+    region: str
+    number: str
+
+    @classmethod
+    def parse(cls, text: str) -> JobName:
+        """Parse a resource name. Raises ValueError."""
+        found = re.fullmatch(cls.PATTERN, text)
+        if found is None:
+            raise ValueError(f"{text[:100]!r} is not the name of a CustomJob")
+        return cls(*found.groups())
+
+    def __str__(self) -> str:
+        return f"projects/{self.project}/locations/{self.region}/customJobs/{self.number}"
+
+    def names(self, other: JobName) -> bool:
+        """Return whether both name the same job: one may hold the project's ID and the other its number."""
+        return (self.region, self.number) == (other.region, other.number)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ from google.auth.credentials import AnonymousCredentials, Credentials
 from google.cloud.storage import Client
 from google.pubsub_v1 import PublisherClient
 
+from vertex_launch import __version__
 from vertex_launch.adapters.grpc_endpoint import is_plaintext
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.errors import ConfigError, Unavailable
-from vertex_launch.functions import ROOT, version
+from vertex_launch.functions import ROOT
 from vertex_launch.log import LOGGER, Redactor
 from vertex_launch.preflight import credentials
 from vertex_launch.preflight.checks import Asked, Function, Line, Outside, Preflight, Verdict, fail, ok, skip, warn
@@ -204,7 +205,7 @@ class _Services:
     def _queues(self, key: SecretKey) -> WandbQueue:
         settings = self._settings
         timeouts = settings.timeouts.model_copy(update={"read": min(settings.timeouts.read, PATIENCE)})
-        return WandbQueue(settings.base_url, key, timeouts, settings.batches, version=version())
+        return WandbQueue(settings.base_url, key, timeouts, settings.batches, version=__version__)
 
     def _jobs(self, given: Credentials | None) -> VertexJobs:
         settings = self._settings

@@ -1,0 +1,177 @@
+"""Every client of an outside service, made once and when it is first needed; the functions and the preflight share them.
+
+A client library is imported by the property that needs it, so that ``job_state`` loads only the two that it uses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from google.auth.exceptions import GoogleAuthError
+
+from vertex_launch import __version__
+from vertex_launch.errors import ConfigError, Problem, Unavailable
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+    from google.cloud import storage
+    from google.pubsub_v1 import PublisherClient
+
+    from vertex_launch.adapters.job_artifacts import JobArtifacts
+    from vertex_launch.adapters.job_logs import JobLogs
+    from vertex_launch.adapters.secrets import SecretKey
+    from vertex_launch.adapters.ticks import Ticks
+    from vertex_launch.adapters.vertex_jobs import VertexJobs
+    from vertex_launch.adapters.wandb_queue import WandbQueue
+    from vertex_launch.dispatch.ports import Services
+    from vertex_launch.log import Redactor
+    from vertex_launch.settings.config import Settings
+    from vertex_launch.state.record import Record
+
+LOG_TIMEOUT = 5.0
+"""Seconds that a pass waits for the last lines of a job's log; its message goes out without them after that."""
+
+
+class Clients:
+    """The clients of one deployment, with its settings and timeouts.
+
+    ``credentials`` default to the application default credentials. Each property raises Unavailable if it needs credentials
+    and there are none; ``vertex`` and ``ticks`` look for them at the first call.
+    """
+
+    def __init__(self, settings: Settings, redact: Redactor, credentials: Credentials | None = None) -> None:
+        self._settings = settings
+        self._redact = redact
+        self._credentials = credentials
+
+    @cached_property
+    def key(self) -> SecretKey:
+        """The W&B API key in Secret Manager."""
+        from vertex_launch.adapters.secrets import SecretKey
+
+        settings = self._settings
+        with _credentials():
+            return SecretKey(
+                settings.key_secret,
+                self._redact,
+                ttl=settings.key_ttl,
+                timeout=settings.timeouts.look,
+                endpoint=settings.secretmanager_endpoint,
+                credentials=self._credentials,
+            )
+
+    @cached_property
+    def queue(self) -> WandbQueue:
+        """W&B's queues, runs and agents."""
+        from vertex_launch.adapters.wandb_queue import WandbQueue
+
+        settings = self._settings
+        return WandbQueue(settings.base_url, self.key, settings.timeouts, settings.batches, version=__version__)
+
+    @cached_property
+    def artifacts(self) -> JobArtifacts:
+        """W&B's job artifacts; the SDK is loaded when the first one is looked up."""
+        from vertex_launch.adapters.job_artifacts import JobArtifacts
+
+        return JobArtifacts(self._settings.base_url, self.key, timeout=self._settings.timeouts.read)
+
+    @cached_property
+    def vertex(self) -> VertexJobs:
+        """The CustomJobs of Vertex AI."""
+        from vertex_launch.adapters.vertex_jobs import VertexJobs
+
+        settings = self._settings
+        return VertexJobs(
+            settings.project,
+            settings.deployment,
+            timeout=settings.timeouts.look,
+            endpoint=settings.aiplatform_endpoint,
+            credentials=self._credentials,
+        )
+
+    @cached_property
+    def logs(self) -> JobLogs | None:
+        """The output of jobs in Cloud Logging; None if ``log_lines`` is 0."""
+        from vertex_launch.adapters.job_logs import JobLogs
+
+        settings = self._settings
+        if not settings.log_lines:
+            return None
+        return JobLogs(
+            settings.project,
+            settings.log_lines,
+            self._redact,
+            timeout=LOG_TIMEOUT,
+            endpoint=settings.logging_endpoint,
+        )
+
+    @cached_property
+    def storage(self) -> storage.Client:
+        """Cloud Storage."""
+        from google.cloud.storage import Client
+
+        emulated = "STORAGE_EMULATOR_HOST" in os.environ
+        with _credentials():
+            return Client(project=self._settings.project, credentials=None if emulated else self._credentials)
+
+    @cached_property
+    def record(self) -> Record:
+        """The lock and the ledger in Cloud Storage."""
+        from vertex_launch.adapters.bucket import Bucket
+        from vertex_launch.state.record import Record
+
+        settings = self._settings
+        timeout = settings.timeouts.look
+        bucket = Bucket(
+            settings.state_bucket, settings.deployment, project=settings.project, timeout=timeout, client=self.storage
+        )
+        return Record(bucket)
+
+    @cached_property
+    def publisher(self) -> PublisherClient:
+        """Pub/Sub, at PUBSUB_EMULATOR_HOST if that is set."""
+        from google.pubsub_v1 import PublisherClient
+
+        with _credentials():
+            return PublisherClient(credentials=self._credentials)
+
+    @cached_property
+    def ticks(self) -> Ticks:
+        """The topic of ticks. Raises ConfigError if the deployment has none."""
+        from vertex_launch.adapters.ticks import Ticks
+
+        settings = self._settings
+        if settings.tick_topic is None:
+            found = "is missing, and job_state asks for passes there"
+            remedy = "Set it, or the environment variable DISPATCH_TOPIC, to the topic of ticks: projects/P/topics/T"
+            raise ConfigError([Problem("vertex-launch.yaml: tick_topic", found, remedy)])
+        return Ticks(settings.tick_topic, timeout=settings.timeouts.look)
+
+    @cached_property
+    def services(self) -> Services:
+        """Everything that a pass needs."""
+        from vertex_launch.dispatch.ports import Services
+
+        return Services(
+            queue=self.queue,
+            vertex=self.vertex,
+            record=self.record,
+            key=self.key,
+            redact=self._redact,
+            jobs=self.artifacts,
+            logs=self.logs,
+        )
+
+
+@contextmanager
+def _credentials() -> Iterator[None]:
+    """Raise Unavailable if the client inside needs Google credentials and there are none."""
+    try:
+        yield
+    except GoogleAuthError as error:
+        remedy = "run the function with a service account attached, or `gcloud auth application-default login`"
+        raise Unavailable("Google credentials", f"{error}; {remedy}") from error
