@@ -8,12 +8,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias, get_args
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from vertex_launch.codes import Code
 from vertex_launch.errors import Problem
 
 Location: TypeAlias = tuple[int | str, ...]
@@ -24,6 +26,9 @@ API_KEY = re.compile(r"wandb_v1_\w+|(?:\b[A-Za-z]\w*-)?[0-9a-fA-F]{40,}")
 
 LONGEST_SHOWN = 80
 """Characters of a value that a problem repeats."""
+
+LONGEST_SCANNED = 1000
+"""Characters of a value that are searched for API keys; a problem gives only the length of a longer one."""
 
 _EXPECTED = {
     "string_type": ("text", "text, in quotes where it looks like a number or a date"),
@@ -41,18 +46,48 @@ def redact(text: str) -> str:
     return API_KEY.sub("<redacted>", text)
 
 
-def problem(place: str, found: str, remedy: str) -> Problem:
-    """Make a problem that holds no API key, wherever in the input one was."""
-    return Problem(redact(place), redact(found), redact(remedy))
+class Codes(NamedTuple):
+    """The codes for input that has an unknown key, lacks one, or has a wrong value."""
+
+    unknown: Code = Code.NONE
+    missing: Code = Code.NONE
+    value: Code = Code.NONE
 
 
-def wrong(found: str, remedy: str) -> PydanticCustomError:
-    """Make the error with which a validator says both halves of a problem itself."""
-    return PydanticCustomError("wrong", "{found}", {"found": found, "remedy": remedy})
+NO_CODES = Codes()
+
+
+def problem(place: str, found: str, remedy: str, *, code: Code = Code.NONE) -> Problem:
+    """Return a problem without any API key that the input may hold."""
+    return Problem(redact(place), redact(found), redact(remedy), code)
+
+
+def wrong(found: str, remedy: str, *, code: Code | None = None) -> PydanticCustomError:
+    """Return the error for a validator that words the problem itself; without ``code`` it has that of a wrong value."""
+    return PydanticCustomError("wrong", "{found}", {"found": found, "remedy": remedy, "code": code})
+
+
+def kind(value: object) -> str:
+    """Return what sort of JSON or YAML value it is, without the value."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case Mapping():
+            return "a mapping"
+        case list() | tuple() | set() | frozenset():
+            return "a list"
+        case _:
+            return f"a {type(value).__name__}"
 
 
 def shown(value: object) -> str:
-    """Give a value as a problem repeats it: short, on one line, without keys."""
+    """Return a value as a problem repeats it: short, on one line, without API keys."""
     match value:
         case None:
             return "nothing"
@@ -60,28 +95,30 @@ def shown(value: object) -> str:
             return str(value).lower()
         case int() if abs(value) >= 10**LONGEST_SHOWN:
             return "a huge number"  # Python itself refuses to write out the hugest.
-        case Mapping():
-            return "a mapping"
-        case list() | tuple() | set() | frozenset():
-            return "a list"
+        case str() if len(value) > LONGEST_SCANNED:
+            return f"a text of {len(value)} characters"
         case str() | int() | float():
             # Keys go first: half a key at the cut would no longer look like one.
             text = redact(repr(value))
             return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
         case _:
-            return f"a {type(value).__name__}"
+            return kind(value)
 
 
 def dotted(location: Location) -> str:
-    """Give a location as people write it: ``regions[1].staging_bucket``."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location if part != "[key]")
+    """Return a location as people write it: ``regions[1].staging_bucket``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_name(part)}" for part in location if part != "[key]")
     return text.removeprefix(".")
 
 
+def _name(key: str) -> str:
+    return key if key.isprintable() and len(key) <= LONGEST_SHOWN else shown(key)
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Give the remedy for an unknown key: the known one that may be meant, else all there are."""
+    """Return the remedy for an unknown key: the known one that may be meant, else all there are."""
     names = sorted(known)
-    close = difflib.get_close_matches(key.lower(), names, n=1)
+    close = difflib.get_close_matches(key[:LONGEST_SHOWN].lower(), names, n=1)
     return f"Did you mean {close[0]}?" if close else f"Remove it; known here are {', '.join(names)}"
 
 
@@ -95,16 +132,18 @@ def translate(
     model: type[BaseModel],
     place: Callable[[Location], str],
     *,
+    codes: Codes = NO_CODES,
+    most: int | None = None,
     not_missing: Collection[str] = (),
     elsewhere: Mapping[str, str] | None = None,
 ) -> list[Problem]:
-    """Give the problems of input that ``model`` refused.
+    """Return the problems, at most ``most``, of input that ``model`` refused.
 
     ``place`` names a location to the reader; top-level fields in ``not_missing`` may be absent; ``elsewhere`` maps keys that
     are unknown at the top level here to the place where they belong.
     """
     problems = []
-    for detail in error.errors(include_url=False):
+    for detail in islice(error.errors(include_url=False), most):
         location = detail["loc"]
         if detail["type"] == "missing" and len(location) == 1 and location[0] in not_missing:
             continue
@@ -114,8 +153,19 @@ def translate(
             found, remedy = "does not belong here", f"Move it to {(elsewhere or {})[str(location[0])]}"
         else:
             found, remedy = _sentences(detail, model)
-        problems.append(problem(place(location), found, remedy))
+        code = detail.get("ctx", {}).get("code") or _code(detail["type"], codes)
+        problems.append(problem(place(location), found, remedy, code=code))
     return problems
+
+
+def _code(kind: str, codes: Codes) -> Code:
+    match kind:
+        case "extra_forbidden" | "invalid_key":
+            return codes.unknown
+        case "missing" | "too_short":
+            return codes.missing
+        case _:
+            return codes.value
 
 
 def _sentences(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
