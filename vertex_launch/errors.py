@@ -36,7 +36,8 @@ class Message:
     text: str
 
     def __str__(self) -> str:
-        return self.text if self.code is Code.NONE else f"{self.text} [{self.code}]"
+        head, newline, rest = self.text.partition("\n")
+        return self.text if self.code is Code.NONE else f"{head} [{self.code}]{newline}{rest}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,14 @@ class Problem:
     remedy: str
     code: Code = Code.NONE
 
-    def __str__(self) -> str:
+    @property
+    def message(self) -> Message:
+        """The problem as a text with its code."""
         end = "" if self.remedy.endswith((".", "?")) else "."
-        return str(Message(self.code, f"{self.place}: {self.found}. {self.remedy}{end}"))
+        return Message(self.code, f"{self.place}: {self.found}. {self.remedy}{end}")
+
+    def __str__(self) -> str:
+        return str(self.message)
 
 
 class ProblemsError(LaunchError):

@@ -10,6 +10,7 @@ import pytest
 from tests.support.fakes import KEY, World, image_spec
 from tests.support.specs import pool, run_spec
 from tests.unit.test_job_source import CODE, PICTURE
+from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 from vertex_launch.job.environment import LONGEST
 from vertex_launch.model import SCHEDULER_URI, JobArtifact, RunId
@@ -59,7 +60,7 @@ def test_a_job_that_cannot_be_looked_up_just_now_waits() -> None:
     one.job_artifacts.artifacts[JOB] = JobArtifact(JOB, PICTURE)
     one.clock.sleep(120)
     assert [done["item"] for done in one.run().submitted] == [item]
-    assert "just now" in one.queue.contents[item].warnings[0]
+    assert Code.ARTIFACT_UNAVAILABLE in one.queue.contents[item].warnings[0]
 
 
 def test_an_image_beside_a_job_is_what_runs() -> None:
@@ -90,7 +91,7 @@ def test_runs_of_a_sweep_that_is_over_fail(state: str) -> None:
     one.queue.sweep_states["s1"] = state
     item = one.queue.push("cpu", image_spec(sweep_id="s1"))
     assert [bad["item"] for bad in one.run().rejected] == [item]
-    assert (f"is {state}" if state else "there is no sweep") in one.queue.contents[item].message
+    assert (Code.SWEEP_ENDED if state else Code.SWEEP_MISSING) in one.queue.contents[item].message
 
 
 @pytest.mark.parametrize("state", ["PENDING", None])
@@ -172,5 +173,5 @@ def test_a_key_that_a_spec_says_itself_is_kept_out_of_jobs_where_keys_are(place:
         assert [done["item"] for done in report.submitted] == [item]
     else:
         assert [bad["item"] for bad in report.rejected] == [item]
-        assert "A W&B API key stands in the run spec" in one.queue.contents[item].message
+        assert Code.SPEC_KEY in one.queue.contents[item].message
         assert KEY not in one.queue.contents[item].message

@@ -30,6 +30,7 @@ from tests.local_cloud.test_local_wandb import KEYS, TEAMS, Client
 from tests.support.fakes import KEY, FakeKey, World, image_spec
 from vertex_launch.adapters import job_artifacts
 from vertex_launch.adapters.job_artifacts import DESCRIPTION, JobArtifacts
+from vertex_launch.codes import Code
 from vertex_launch.dispatch.run import Dispatcher
 from vertex_launch.errors import ItemRejected, Unavailable
 from vertex_launch.job import job_source
@@ -651,7 +652,7 @@ def test_a_w_and_b_in_trouble_puts_items_off_and_does_not_eat_the_pass(
     took = time.monotonic() - begun
     assert done.report.rejected == []
     assert {one["item"] for one in done.report.deferred} == set(done.items)
-    assert "W&B does not show job acme/demo/job1:latest just now" in done.report.deferred[0]["reason"]
+    assert Code.ARTIFACT_UNAVAILABLE in done.report.deferred[0]["reason"]
     assert took < 5, "a second for those that are asked for at once, a tenth of it for those behind them"
 
 

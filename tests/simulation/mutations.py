@@ -12,6 +12,7 @@ import pytest
 
 from vertex_launch.dispatch import run as dispatcher
 from vertex_launch.dispatch import settle as settling
+from vertex_launch.dispatch.prepare import build_request, prepare
 from vertex_launch.dispatch.reconcile import Reconciler
 from vertex_launch.dispatch.run import _Pass
 from vertex_launch.dispatch.settle import Do, Unknown
@@ -74,10 +75,11 @@ def ack_before_create(patch: Patch) -> None:
 def no_adoption(patch: Patch) -> None:
     """An item that comes back after its lease is taken for a new one."""
 
-    def adopt(self: _Pass, item: Item) -> None:
-        self._preparer.look([item])
+    def check(real: Any, self: _Pass, item: Item, prepared: Any, starts: Any) -> Any:
+        return real(self, item, prepare(self._settings, self._services, self._seen.entity, [item]), starts)
 
-    patch.setattr(_Pass, "_adopt", adopt)
+    patch.setattr(_Pass, "_adopt", lambda self, item: None)
+    _wrap(patch, _Pass, "_check", check)
 
 
 @_breaks("I3")
@@ -238,8 +240,8 @@ def a_new_policy_fails_what_trains(patch: Patch) -> None:
     """An item that comes back is checked before its job is adopted."""
 
     def adopt(real: Any, self: _Pass, item: Any) -> Any:
-        self._preparer.look([item])
-        self._preparer.build(item, api_key="k" * 40, now=datetime.now(UTC))
+        prepared, redact = prepare(self._settings, self._services, self._seen.entity, [item]), self._services.redact
+        build_request(item, prepared, self._settings, api_key="k" * 40, now=datetime.now(UTC), redact=redact)
         return real(self, item)
 
     _wrap(patch, _Pass, "_adopt", adopt)

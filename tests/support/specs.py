@@ -41,6 +41,16 @@ def pool(**task: Any) -> dict[str, Any]:
     }
 
 
+PACKAGE = {
+    "machine_spec": {"machine_type": "n1-standard-4"},
+    "python_package_spec": {
+        "executor_image_uri": "us-docker.pkg.dev/vertex-ai/training/tf:1",
+        "python_module": "train",
+    },
+}
+"""A worker pool that runs a Python package."""
+
+
 def run_spec(
     *pools: dict[str, Any],
     spec: dict[str, Any] | None = None,

@@ -60,6 +60,10 @@ def env(spec: Any, index: int = 0) -> dict[str, str]:
     return values
 
 
+def warned(spec: Any) -> tuple[str, ...]:
+    return tuple(map(str, made(spec).warnings))
+
+
 def rejected(spec: Any, settings: Settings = SETTINGS) -> str:
     with pytest.raises(ItemRejected) as caught:
         made(spec, settings)
@@ -200,7 +204,7 @@ def test_an_entry_point_for_a_python_package_is_an_error() -> None:
 
 def test_overrides_that_would_reach_nothing_are_an_error_and_an_image_that_runs_nowhere_is_odd() -> None:
     spec = run_spec(pool(image_uri="gcr.io/x/y"))
-    assert made(spec).warnings == (
+    assert warned(spec) == (
         f"resource_args.vertex.spec.worker_pool_specs: no worker pool runs the item's image '{IMAGE}'. Write ${{image_uri}} as "
         "the image_uri of the pools that are to run it.",
     )
@@ -286,7 +290,7 @@ def test_how_a_run_is_shown_and_resumed_is_the_users_choice(name: str) -> None:
 def test_who_a_run_is_cannot_be_overridden(name: str) -> None:
     spec = run_spec(pool(env=[{"name": name, "value": "mine"}, {"name": "WANDB_CONFIG_DIR", "value": "/c"}]))
     assert env(spec) == {"WANDB_CONFIG_DIR": "/c", **env(run_spec())}
-    assert made(spec).warnings == (
+    assert warned(spec) == (
         f"resource_args.vertex.spec.worker_pool_specs[0].container_spec.env: {name} says which run this is and is set for "
         "you; the value given here is not used.",
     )
@@ -295,7 +299,7 @@ def test_who_a_run_is_cannot_be_overridden(name: str) -> None:
 def test_of_a_variable_given_twice_the_last_one_counts() -> None:
     spec = run_spec(pool(env=[{"name": "A", "value": "1"}, {"name": "B"}, {"name": "A", "value": "2"}]))
     assert list(env(spec).items())[:2] == [("B", ""), ("A", "2")]
-    assert made(spec).warnings == (
+    assert warned(spec) == (
         "resource_args.vertex.spec.worker_pool_specs[0].container_spec.env: A is given more than once; the last value counts.",
     )
 
@@ -593,7 +597,7 @@ def test_all_problems_of_an_item_are_reported_together() -> None:
         project="",
     )
     said = rejected(spec).splitlines()
-    assert said[0] == "The run spec has 6 problems:"
+    assert said[0].startswith("The run spec has 6 problems:")
     assert [line.split(": ")[0] for line in said[1:]] == [
         "- project",
         "- overrides.args",
@@ -618,8 +622,7 @@ def test_what_only_a_macros_value_makes_wrong_is_found_too() -> None:
 
 
 def test_a_template_variable_in_the_programs_own_text_is_passed_on() -> None:
-    request = made(run_spec(pool(args=["--prompt", "{{name}}"])))
-    assert request.warnings == (
+    assert warned(run_spec(pool(args=["--prompt", "{{name}}"]))) == (
         f"{POOL}.container_spec.args[1]: the template variable {{{{name}}}} was not filled in, and is passed on as it is.",
     )
 

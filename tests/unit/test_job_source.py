@@ -353,7 +353,7 @@ def test_a_container_that_cannot_read_the_key_is_refused(pools: list[dict[str, A
 def test_a_repository_whose_address_holds_a_password_is_warned_about() -> None:
     git = {"remote": f"https://ann:{KEY}@github.com/a/b", "commit": "1"}
     private = SETTINGS.model_copy(update={"git_token_secrets": {"github.com": SECRET}})
-    (said,) = request_of(source(REPO, git=git)).warnings
+    (said,) = map(str, request_of(source(REPO, git=git)).warnings)
     assert "holds a password, which stands in the job's spec" in said
     assert KEY not in said
     assert request_of(source(REPO, git=git), private, run=ACCOUNT).warnings == ()

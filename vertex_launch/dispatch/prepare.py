@@ -1,149 +1,163 @@
-"""Step 7 of a pass: what an item needs to be known before its CustomJob can be made, and the CustomJob.
+"""What W&B knows about the items of a round: their job artifacts and their sweeps; and the request for an item's CustomJob.
 
-What W&B has to be asked for (job artifacts, sweeps) is asked for all items of a round at once. Called by ``dispatcher`` and
-``preview``.
+W&B is asked for all items of a round at once. Called by ``run`` and ``preview``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 from google.cloud.aiplatform_v1.types import CustomJob
 
+from vertex_launch import log
+from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
-from vertex_launch.job import custom_job, environment, job_source, policy
+from vertex_launch.errors import ItemDeferred, ItemRejected, Message, Unavailable
+from vertex_launch.job import custom_job, environment, job_source
 from vertex_launch.job.custom_job import JobRequest
 from vertex_launch.job.job_source import JobSource
-from vertex_launch.log import LOGGER
+from vertex_launch.log import Redactor
 from vertex_launch.model import Item, Kind, RunId, RunSpec
 from vertex_launch.settings.config import Settings
 
 AT_ONCE = 8
-"""Job artifacts looked up side by side."""
-GOING_ON = ("RUNNING", "PAUSED")
+"""Job artifacts that are looked up in parallel."""
+ACTIVE_SWEEP = ("RUNNING", "PAUSED")
 """States of a sweep in which its runs start, as in the official agent."""
 
 
-class Preparer:
-    """Makes CustomJobs of the items of ``entity``'s queues; ``look`` at items first."""
+@dataclass(frozen=True)
+class Prepared:
+    """What is known about a round of items from the queues of ``entity``.
 
-    def __init__(self, settings: Settings, services: Services, entity: str) -> None:
-        self._settings = settings
-        self._services = services
-        self._entity = entity
-        self._specs: dict[str, RunSpec | ItemRejected] = {}
-        self._sources: dict[str, JobSource | ItemRejected | ItemDeferred] = {}
-        self._sweeps: dict[RunId, str] = {}
+    ``specs`` are by item id, ``sources`` by the job artifact's full name. ``sweeps`` are states, the empty text if a sweep does
+    not exist; a sweep that W&B does not show is missing.
+    """
 
-    def look(self, items: Sequence[Item]) -> None:
-        """Read run specs, and ask W&B about the job artifacts and the sweeps that they name."""
-        for item in items:
-            try:
-                self._specs[item.id] = custom_job.parse(item)
-            except ItemRejected as error:
-                self._specs[item.id] = error
-        specs = [spec for item in items if isinstance(spec := self._specs[item.id], RunSpec)]
-        names = {self._job(spec) for spec in specs if _is_described(spec)} - self._sources.keys()
-        found = self._services.together([partial(self._find, name) for name in sorted(names)], AT_ONCE)
-        self._sources.update(zip(sorted(names), found, strict=True))
-        sweeps = {self._sweep(spec) for spec in specs if _is_of_sweep(spec)} - self._sweeps.keys()
-        self._sweeps.update(self._ask_for_sweeps(sorted(sweeps, key=str)))
-
-    def build(self, item: Item, *, api_key: str, now: datetime) -> tuple[RunSpec, JobRequest]:
-        """Make the CustomJob of an item and hold it against the policy. Raises ItemRejected, ItemDeferred."""
-        spec = self._specs[item.id]
-        if isinstance(spec, ItemRejected):
-            raise spec
-        if _is_of_sweep(spec):
-            self._check_sweep(self._sweep(spec))
-        source = self._sources[self._job(spec)] if _is_described(spec) else None
-        if isinstance(source, ItemRejected | ItemDeferred):
-            raise source
-        request = build_job(item, spec, self._settings, entity=self._entity, api_key=api_key, now=now, source=source)
-        if self._settings.api_key_delivery == "secret" and self._shows_key(item, request):
-            raise ItemRejected(
-                "A W&B API key stands in the run spec or in the queue's config, from where it would come into the job's spec, "
-                "and this deployment keeps keys out of it (vertex-launch.yaml: api_key_delivery). Take it out: the job is "
-                f"given {environment.API_KEY} without it."
-            )
-        return spec, request
-
-    def _shows_key(self, item: Item, request: JobRequest) -> bool:
-        """Tell whether a key stands in what was asked for, where values are whole, or in the job, where macros are filled."""
-        spec = json.loads(item.spec) if isinstance(item.spec, str) else item.spec
-        texts = [spec, CustomJob.to_dict(request.custom_job)]
-        return bool(self._services.redact.json(texts) != texts)
-
-    # Job artifacts
-
-    def _job(self, spec: RunSpec) -> str:
-        """Give the full name of an item's job: without them it is the entity's and the project's that the run belongs to."""
-        parts = spec.job.split("/")
-        owner = [spec.entity or self._entity, spec.project]
-        name = "/".join([*owner[: max(0, 3 - len(parts))], *parts])
-        return name if ":" in parts[-1] else f"{name}:latest"
-
-    def _find(self, name: str) -> JobSource | ItemRejected | ItemDeferred:
-        try:
-            return job_source.read(self._services.jobs.find(name))
-        except ItemRejected as error:
-            return error
-        except Unavailable as error:
-            LOGGER.warning("cannot look up job %s: %s", name, error)
-            return ItemDeferred(f"W&B does not show job {name} just now; it is asked again")
-
-    # Sweeps
-
-    def _sweep(self, spec: RunSpec) -> RunId:
-        return RunId(spec.entity or self._entity, spec.project, spec.sweep_id)
-
-    def _ask_for_sweeps(self, sweeps: Sequence[RunId]) -> dict[RunId, str]:
-        try:
-            return dict(self._services.queue.sweeps(sweeps)) if sweeps else {}
-        except Unavailable as error:
-            LOGGER.warning("cannot look up %d sweeps: %s", len(sweeps), error)
-            return {}
-
-    def _check_sweep(self, sweep: RunId) -> None:
-        state = self._sweeps.get(sweep)
-        if state is None:
-            raise ItemDeferred(f"W&B does not show sweep {sweep} just now; it is asked again")
-        if state == "PENDING":
-            raise ItemDeferred(f"sweep {sweep} has not begun; its runs start when its scheduler runs")
-        if not state:
-            raise ItemRejected(f"sweep_id: there is no sweep {sweep}. Launch the run without it, or the sweep anew.")
-        if state not in GOING_ON:
-            raise ItemRejected(
-                f"sweep_id: sweep {sweep} is {state}, and its runs start only while it is {' or '.join(GOING_ON)}. Resume the "
-                "sweep, and launch the run again if it is still wanted."
-            )
+    entity: str
+    specs: Mapping[str, RunSpec | ItemRejected]
+    sources: Mapping[str, JobSource | ItemRejected | ItemDeferred]
+    sweeps: Mapping[RunId, str]
 
 
-def build_job(
-    item: Item,
-    spec: RunSpec,
-    settings: Settings,
-    *,
-    entity: str,
-    api_key: str,
-    now: datetime,
-    source: JobSource | None = None,
-) -> JobRequest:
-    """Make the CustomJob of an item from a queue of ``entity`` and hold it against the policy. Raises ItemRejected."""
-    request = custom_job.build(item, spec, settings, entity=entity, api_key=api_key, now=now, source=source)
-    if broken := policy.violations(request.custom_job, spec, settings):
-        raise ItemRejected(" ".join(broken))
-    return request
+def prepare(settings: Settings, services: Services, entity: str, items: Sequence[Item]) -> Prepared:
+    """Parse the run specs of items, and ask W&B for the job artifacts and sweeps that they name."""
+    parsed = {item.id: _parsed(item) for item in items}
+    specs = [spec for spec in parsed.values() if isinstance(spec, RunSpec)]
+    names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
+    found = services.together([partial(_find, services, name) for name in names], AT_ONCE)
+    sweeps = sorted({_sweep(spec, entity) for spec in specs if _is_of_sweep(spec)}, key=str)
+    return Prepared(entity, parsed, dict(zip(names, found, strict=True)), _sweep_states(services, sweeps))
 
 
-def _is_described(spec: RunSpec) -> bool:
-    """Tell whether a job artifact describes what runs; of an item that names both, the image counts."""
+def build_request(
+    item: Item, prepared: Prepared, settings: Settings, *, api_key: str, now: datetime, redact: Redactor
+) -> tuple[RunSpec, JobRequest]:
+    """Build the request for a prepared item's CustomJob. Raises ItemRejected, ItemDeferred.
+
+    ``redact`` knows the keys that must not be in the job's spec if ``api_key_delivery`` is ``secret``.
+    """
+    spec = prepared.specs[item.id]
+    if isinstance(spec, ItemRejected):
+        raise spec
+    if _is_of_sweep(spec):
+        _check_sweep(_sweep(spec, prepared.entity), prepared.sweeps)
+    source = prepared.sources[_job(spec, prepared.entity)] if _needs_source(spec) else None
+    if isinstance(source, ItemRejected | ItemDeferred):
+        raise source
+    request = custom_job.build(item, spec, settings, entity=prepared.entity, api_key=api_key, now=now, source=source)
+    if settings.api_key_delivery == "secret" and _shows_key(item, request, redact):
+        raise ItemRejected(
+            "The run spec or the queue's config contains a W&B API key, but this deployment keeps keys out of job specs "
+            "(vertex-launch.yaml: api_key_delivery). Remove it: "
+            f"the job gets {environment.API_KEY} without it.",
+            code=Code.SPEC_KEY,
+        )
+    return spec, request
+
+
+def _parsed(item: Item) -> RunSpec | ItemRejected:
+    try:
+        return custom_job.parse(item)
+    except ItemRejected as error:
+        return error
+
+
+def _shows_key(item: Item, request: JobRequest, redact: Redactor) -> bool:
+    """Return whether a key is in what was asked for (values are whole) or in the job (macros are filled)."""
+    spec = json.loads(item.spec) if isinstance(item.spec, str) else item.spec
+    texts = [spec, CustomJob.to_dict(request.custom_job)]
+    return bool(redact.json(texts) != texts)
+
+
+# Job artifacts
+
+
+def _needs_source(spec: RunSpec) -> bool:
+    """Return whether a job artifact describes what runs. If an item names both, its image counts."""
     return bool(spec.job) and not spec.image
+
+
+def _job(spec: RunSpec, entity: str) -> str:
+    """Return the job's full name, defaulting to the run's entity and project and to the version ``latest``."""
+    parts = spec.job.split("/")
+    owner = [spec.entity or entity, spec.project]
+    name = "/".join([*owner[: max(0, 3 - len(parts))], *parts])
+    return name if ":" in parts[-1] else f"{name}:latest"
+
+
+def _find(services: Services, name: str) -> JobSource | ItemRejected | ItemDeferred:
+    try:
+        return job_source.read(services.jobs.find(name))
+    except ItemRejected as error:
+        return error
+    except Unavailable as error:
+        log.warning(Message(Code.ARTIFACT_UNAVAILABLE, f"Cannot look up job {name}: {error}"))
+        return ItemDeferred(
+            f"W&B cannot show job {name} at the moment. The next pass asks again", code=Code.ARTIFACT_UNAVAILABLE
+        )
+
+
+# Sweeps
 
 
 def _is_of_sweep(spec: RunSpec) -> bool:
     return bool(spec.sweep_id) and spec.kind is Kind.JOB
+
+
+def _sweep(spec: RunSpec, entity: str) -> RunId:
+    return RunId(spec.entity or entity, spec.project, spec.sweep_id)
+
+
+def _sweep_states(services: Services, sweeps: Sequence[RunId]) -> Mapping[RunId, str]:
+    try:
+        return services.queue.sweeps(sweeps) if sweeps else {}
+    except Unavailable as error:
+        log.warning(Message(Code.SWEEP_UNAVAILABLE, f"Cannot look up {len(sweeps)} sweeps: {error}"))
+        return {}
+
+
+def _check_sweep(sweep: RunId, states: Mapping[RunId, str]) -> None:
+    """Raise ItemDeferred or ItemRejected unless the sweep's runs may start."""
+    state = states.get(sweep)
+    if state is None:
+        raise ItemDeferred(
+            f"W&B cannot show sweep {sweep} at the moment. The next pass asks again", code=Code.SWEEP_UNAVAILABLE
+        )
+    if state == "PENDING":
+        raise ItemDeferred(f"Sweep {sweep} is pending. Its runs start once its scheduler runs", code=Code.SWEEP_PENDING)
+    if not state:
+        raise ItemRejected(
+            f"sweep_id: sweep {sweep} does not exist. Launch the run without it, or start the sweep again.",
+            code=Code.SWEEP_MISSING,
+        )
+    if state not in ACTIVE_SWEEP:
+        raise ItemRejected(
+            f"sweep_id: sweep {sweep} is {state}, and runs start only while their sweep is {' or '.join(ACTIVE_SWEEP)}. "
+            "Resume the sweep, then launch the run again if it is still wanted.",
+            code=Code.SWEEP_ENDED,
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from vertex_launch.dispatch.look import Looker, Seen
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.dispatch.prepare import Preparer
+from vertex_launch.dispatch.prepare import build_request, prepare
 from vertex_launch.errors import ItemDeferred, ItemRejected
 from vertex_launch.job import custom_job
 from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest
@@ -49,10 +49,9 @@ def _show_custom_job(settings: Settings, services: Services, item: Item, entity:
     """Add the CustomJob of the item, or the reason against it; the API key is not in it."""
     services.redact.add(custom_job.own_key(item))
     now = datetime.fromtimestamp(services.clock(), UTC)
-    preparer = Preparer(settings, services, entity)
-    preparer.look([item])
+    prepared, redact = prepare(settings, services, entity, [item]), services.redact
     try:
-        _, request = preparer.build(item, api_key=services.redact.MARK, now=now)
+        _, request = build_request(item, prepared, settings, api_key=redact.MARK, now=now, redact=redact)
     except (ItemRejected, ItemDeferred) as error:
         reason = services.redact(str(error))
         report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+from vertex_launch.codes import Code
 from vertex_launch.dispatch import settle as settling
 from vertex_launch.dispatch.look import Looker, Seen
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.dispatch.prepare import Preparer
+from vertex_launch.dispatch.prepare import Prepared, build_request, prepare
 from vertex_launch.dispatch.reconcile import Reconciler
-from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassLost, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemRejected, Message, OutcomeUnknown, PassLost, Unavailable
 from vertex_launch.job import custom_job, labels
 from vertex_launch.job.custom_job import JobRequest
 from vertex_launch.log import LOGGER, Event
@@ -187,7 +188,6 @@ class _Pass:
         looker = Looker(self._settings, self._services, self._ledger, self._notice)
         seen = looker.look(self._request.queues or self._settings.queues, self._started)
         self._queues = list(seen.queues)
-        self._preparer = Preparer(self._settings, self._services, seen.entity)
         return seen
 
     # 3. Reconcile
@@ -297,7 +297,7 @@ class _Pass:
             return []
         attempt = entry.attempt + 1
         again = custom_job.next_attempt(request, attempt=attempt, region=region, settings=self._settings, api_key=key)
-        said = settling.another_attempt(entry, attempt, region, self._settings)
+        said = Message(Code.NONE, settling.another_attempt(entry, attempt, region, self._settings))
         return [_Start(Item(entry.item, entry.queue, None), entry.kind, replace(again, warnings=(said,)), attempt)]
 
     def _not_resubmitted(self, start: _Start, error: ItemRejected | ItemDeferred | OutcomeUnknown) -> None:
@@ -391,7 +391,8 @@ class _Pass:
         items = [answer.item for answer in popped if answer.item]
         for item in items:
             self._services.redact.add(custom_job.own_key(item))
-        self._preparer.look([item for item in items if item.id not in self._ledger.open and not _is_foreign(item)])
+        new = [item for item in items if item.id not in self._ledger.open and not _is_foreign(item)]
+        prepared = prepare(self._settings, self._services, self._seen.entity, new)
         for item in items:
             try:
                 self._check_resource(item)
@@ -399,7 +400,7 @@ class _Pass:
                 if claim:
                     claims.append(claim)
                 else:
-                    starts.append(self._check(item, starts))
+                    starts.append(self._check(item, prepared, starts))
             except ItemRejected as error:
                 rejected.append((item, str(error)))
             except ItemDeferred as error:
@@ -430,7 +431,7 @@ class _Pass:
             raise ItemDeferred("Vertex AI has not shown yet whether it took the job of an earlier attempt", tell=False)
         return _Claim(item.id, item.queue, entry.run, entry.job)
 
-    def _check(self, item: Item, starts: Sequence[_Start]) -> _Start:
+    def _check(self, item: Item, prepared: Prepared, starts: Sequence[_Start]) -> _Start:
         """Build an item's job, as far as limits and policy allow it. Raises ItemRejected, ItemDeferred."""
         waiting = self._ledger.waiting.get(item.id)
         if waiting and self._clock() - waiting.since > self._settings.give_up_after:
@@ -442,7 +443,8 @@ class _Pass:
         key, now = self._services.key.get(), datetime.fromtimestamp(self._clock(), UTC)
         now += timedelta(milliseconds=self._built)  # which names the job's output directory: no two jobs share one
         self._built += 1
-        spec, request = self._preparer.build(item, api_key=key, now=now)
+        redact = self._services.redact
+        spec, request = build_request(item, prepared, self._settings, api_key=key, now=now, redact=redact)
         holder = self._ledger.holder(request.run, item.id)
         if holder or any(start.request.run == request.run for start in starts):
             other = f" of item {holder.item}" if holder else ""
@@ -581,7 +583,7 @@ class _Pass:
         LOGGER.info("submitted item %s as %s", item.id, job, extra=extra)
         if start.attempt > 1:
             self.report.resubmitted.append({**where, "attempt": str(start.attempt)})
-        self._warnings += [(item.id, self._services.redact(text), Phase.RUN) for text in start.request.warnings]
+        self._warnings += [(item.id, self._services.redact(str(one)), Phase.RUN) for one in start.request.warnings]
         return _Claim(item.id, item.queue, run.id, job, created=True)
 
     # 9. Ack

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vertex_launch.job import labels
-from vertex_launch.job.proto_reader import Findings, Shapes, kind, printable
+from vertex_launch.job.findings import Findings
+from vertex_launch.job.proto_reader import Shapes, kind, printable
 from vertex_launch.problems import nearest, shown
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from google.cloud.aiplatform_v1.types import CustomJob, CustomJobSpec, Schedulin
 from google.protobuf.duration_pb2 import Duration
 
 from vertex_launch import problems
-from vertex_launch.errors import ItemRejected
-from vertex_launch.job import environment, job_source, labels, outcome, run_spec
+from vertex_launch.errors import ItemRejected, Message
+from vertex_launch.job import environment, job_source, labels, outcome, policy, run_spec
 from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS, Given, JobArguments
+from vertex_launch.job.findings import Findings
 from vertex_launch.job.job_source import JobSource, SourceType
-from vertex_launch.job.proto_reader import Findings
 from vertex_launch.job.run_spec import own_key
 from vertex_launch.log import Redactor
 from vertex_launch.model import Item, Kind, ManagedJob, RunId, RunSpec
@@ -73,7 +73,7 @@ class JobRequest:
     custom_job: CustomJob = field(repr=False)
     create_timeout: float | None
     run: RunId
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Message, ...] = ()
 
 
 def parse(item: Item) -> RunSpec:
@@ -143,6 +143,8 @@ def build(
     job = _message(given, pools, output)
     job.display_name = (given["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
     job.labels = {**(given["labels"] or {}), **own_labels}
+    policy.check(job, given, spec, settings, findings)
+    findings.check()
     return JobRequest(region, job, given["create_request_timeout"], run, tuple(findings.warnings))
 
 

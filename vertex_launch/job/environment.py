@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vertex_launch.job.proto_reader import Findings
+from vertex_launch.job.findings import Findings
 from vertex_launch.model import Item, RunId, RunSpec
 
 LONGEST = 32_670

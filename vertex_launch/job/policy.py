@@ -1,95 +1,93 @@
-"""What a run spec may ask for, as the deployment's settings allow it. Pure; called by ``dispatcher`` for each new item.
+"""What a run spec may ask for under the deployment's settings. Pure; called by ``build``.
 
-It is held against the finished CustomJob, so that no macro and no second place for an argument leads around it.
+The finished CustomJob is checked, so neither macros nor alternative argument locations can bypass the policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vertex_launch.job.arguments import IMAGE_FIELDS
-from vertex_launch.model import RunSpec
-from vertex_launch.settings.config import Settings
+from vertex_launch.codes import Code
+from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1.types import CustomJob
 
+    from vertex_launch.job.arguments import Given
+    from vertex_launch.job.findings import Findings
+    from vertex_launch.model import RunSpec
+    from vertex_launch.settings.config import Settings
 
-def violations(job: CustomJob, spec: RunSpec, settings: Settings) -> list[str]:
-    """Give a sentence for everything that the job asks for and is not allowed; none when it may run.
-
-    Each says what was asked for, what is allowed, and where that is configured.
-    """
-    found = list(_entry_point(spec, settings))
-    policy, wanted = settings.policy, job.job_spec
-    found += _account(wanted.service_account, policy.service_accounts)
-    for network in (wanted.network, wanted.psc_interface_config.network_attachment):
-        if network:
-            found += _listed("The job asks for network", network, policy.networks, "networks")
-    pools = [(index, pool) for index, pool in enumerate(wanted.worker_pool_specs) if _image(pool)]
-    for index, pool in pools:
-        who = f"Worker pool {index} asks for"
-        found += _listed(f"{who} image", _image(pool), policy.images, "images")
-        machine = pool.machine_spec
-        found += _listed(f"{who} machine type", machine.machine_type, policy.machine_types, "machine_types")
-        if machine.accelerator_type or machine.accelerator_count:
-            found += _accelerator(who, machine, settings)
-    # A pool whose count is not set gets one replica.
-    replicas = sum(max(1, pool.replica_count) for _, pool in pools)
-    if policy.max_replicas is not None and replicas > policy.max_replicas:
-        found.append(
-            f"The job asks for {replicas} replicas in all; allowed are {policy.max_replicas} {_where('max_replicas')}."
-        )
-    return found
+_CODES = {
+    "images": Code.POLICY_IMAGE,
+    "service_accounts": Code.POLICY_SERVICE_ACCOUNT,
+    "machine_types": Code.POLICY_MACHINE_TYPE,
+    "networks": Code.POLICY_NETWORK,
+}
 
 
-def _entry_point(spec: RunSpec, settings: Settings) -> Iterator[str]:
+def check(job: CustomJob, given: Given, spec: RunSpec, settings: Settings, findings: Findings) -> None:
+    """Report everything that the job asks for but the policy does not allow; ``given`` knows where it was asked for."""
     if settings.secure_mode and spec.entry_point:
-        yield (
-            "The item overrides the entry point (overrides.entry_point), and this deployment allows the image's own only "
-            "(launch-config.yaml: secure_mode)."
+        findings.wrong(
+            "overrides.entry_point",
+            "the item overrides the entry point, but this deployment allows only the image's own",
+            "Launch it without an entry point, or have secure_mode in launch-config.yaml changed",
+            Code.POLICY_ENTRY_POINT,
+        )
+    policy, pools = (
+        settings.policy,
+        [(index, pool) for index, pool in enumerate(job.job_spec.worker_pool_specs) if pool],
+    )
+    for place, noun, value, key in _named(job, given):
+        allowed = getattr(policy, key)
+        if allowed is not None and not _matches(value, allowed):
+            found = f"{noun} {value} is not allowed" if value else f"it is missing, but only some {noun}s are allowed"
+            findings.wrong(place, found, _remedy(allowed, key), _CODES[key])
+    for index, pool in pools:
+        kind, count = pool.machine_spec.accelerator_type.name, pool.machine_spec.accelerator_count
+        most = policy.accelerators
+        asked = pool.machine_spec.accelerator_type or count
+        if most is not None and asked and (kind not in most or count > most[kind]):
+            findings.wrong(
+                f"{given.place('worker_pool_specs')}[{index}].machine_spec.accelerator_count",
+                f"{count} {kind} per replica are not allowed",
+                _remedy([f"up to {limit} {name}" for name, limit in most.items()], "accelerators"),
+                Code.POLICY_ACCELERATOR,
+            )
+    replicas = sum(max(1, pool.replica_count) for _, pool in pools)  # Vertex AI takes an unset count as 1.
+    if policy.max_replicas is not None and replicas > policy.max_replicas:
+        findings.wrong(
+            given.place("worker_pool_specs"),
+            f"the job asks for {replicas} replicas in all, which is not allowed",
+            _remedy([f"at most {policy.max_replicas}"], "max_replicas"),
+            Code.POLICY_REPLICAS,
         )
 
 
-def _account(account: str, allowed: Sequence[str] | None) -> Iterator[str]:
-    if account or allowed is None:
-        yield from _listed("The job asks to run as service account", account, allowed, "service_accounts")
-    elif not _matches("", allowed):
-        yield (
-            "The job names no service account and would run as Vertex AI's own agent; "
-            f"allowed as service_account are {_names(allowed)} {_where('service_accounts')}."
-        )
-
-
-def _accelerator(who: str, machine: Any, settings: Settings) -> Iterator[str]:
-    allowed = settings.policy.accelerators
-    if allowed is None:
-        return
-    name = machine.accelerator_type.name
-    if machine.accelerator_count > allowed.get(name, 0) or name not in allowed:
-        listed = _names([f"up to {count} {one}" for one, count in allowed.items()])
-        yield f"{who} {machine.accelerator_count} {name} per replica; allowed are {listed} {_where('accelerators')}."
-
-
-def _listed(asks: str, value: str, allowed: Sequence[str] | None, key: str) -> Iterator[str]:
-    if allowed is not None and not _matches(value, allowed):
-        yield f"{asks} {value or '(none named)'}; allowed are {_names(allowed)} {_where(key)}."
+def _named(job: CustomJob, given: Given) -> Iterator[tuple[str, str, str, str]]:
+    """Return the place, noun and value of everything that the policy restricts by name, and the setting that does."""
+    wanted, pools = job.job_spec, given.place("worker_pool_specs")
+    attachment, network = f"{given.place('psc_interface_config')}.network_attachment", given.place("network")
+    yield given.place("service_account"), "service account", wanted.service_account, "service_accounts"
+    if wanted.network:
+        yield network, "network", wanted.network, "networks"
+    if wanted.psc_interface_config.network_attachment:
+        yield attachment, "network", wanted.psc_interface_config.network_attachment, "networks"
+    for index, pool in enumerate(wanted.worker_pool_specs):
+        for task in [name for name in TASKS if getattr(pool, name)]:
+            field, machine = IMAGE_FIELDS[task], f"{pools}[{index}].machine_spec.machine_type"
+            yield f"{pools}[{index}].{task}.{field}", "image", getattr(getattr(pool, task), field), "images"
+            yield machine, "machine type", pool.machine_spec.machine_type, "machine_types"
 
 
 def _matches(value: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a pattern fits the whole value; ``*`` and ``?`` are special, a bracket is not."""
+    """Return whether a pattern fits the whole value; ``*`` and ``?`` are special, a bracket is not."""
     return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
 
 
-def _image(pool: Any) -> str:
-    return next((image for task, name in IMAGE_FIELDS.items() if (image := getattr(getattr(pool, task), name))), "")
-
-
-def _names(allowed: Sequence[str]) -> str:
-    return ", ".join(allowed) or "none"
-
-
-def _where(key: str) -> str:
-    return f"(vertex-launch.yaml: policy.{key})"
+def _remedy(allowed: Sequence[str], key: str) -> str:
+    use = f"Use {' or '.join(allowed)}" if allowed else "Remove it"
+    return f"{use}, or have policy.{key} in vertex-launch.yaml changed"

@@ -9,11 +9,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vertex_launch.errors import ItemRejected, Problem
-from vertex_launch.problems import nearest, problem, shown
+from vertex_launch.job.findings import Findings
+from vertex_launch.problems import nearest, shown
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -24,39 +23,6 @@ BLANK = "<REQUIRED>"
 _TEMPLATE = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 _FREE_TEXT = re.compile(r"\.(command|args)\[\d+\]$|\.env\[\d+\]\.value$")
 """Places whose text belongs to the user's program, which may have a use of its own for braces."""
-
-MOST_TOLD = 20
-"""Problems of one run spec that its author is told at once."""
-
-
-@dataclass
-class Findings:
-    """What is wrong with a run spec, and what is odd but does no harm."""
-
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def wrong(self, place: str, found: str, remedy: str) -> None:
-        """Note a problem: ``found`` and ``remedy`` are sentences without their full stop."""
-        self.problems.append(problem(place, found, remedy))
-
-    def odd(self, sentence: str) -> None:
-        """Note something that the item's author may want to know, once."""
-        if sentence not in self.warnings:
-            self.warnings.append(sentence)
-
-    def about(self, *places: str) -> bool:
-        """Tell whether a problem of exactly one of these places is known already."""
-        return any(one.place in places for one in self.problems)
-
-    def check(self) -> None:
-        """Raise ItemRejected with every problem there is."""
-        if len(self.problems) > 1:
-            told = [f"- {one}" for one in self.problems[:MOST_TOLD]]
-            more = [f"- and {len(self.problems) - MOST_TOLD} more"] if len(self.problems) > MOST_TOLD else []
-            raise ItemRejected("\n".join([f"The run spec has {len(self.problems)} problems:", *told, *more]))
-        if self.problems:
-            raise ItemRejected(str(self.problems[0]))
 
 
 def kind(value: Any) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job.proto_reader import Findings, Shapes, printable
+from vertex_launch.job.findings import Findings
+from vertex_launch.job.proto_reader import Shapes, printable
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, RunSpec
 from vertex_launch.problems import shown
 

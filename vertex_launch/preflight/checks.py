@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from vertex_launch.dispatch.ports import Key, side_by_side
-from vertex_launch.dispatch.prepare import build_job
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
 from vertex_launch.job import custom_job
 from vertex_launch.job.custom_job import JobRequest
@@ -289,14 +288,14 @@ class Preflight:
         if values := ", ".join(f"{variable} = {value}" for variable, value in config.likely_values().items()):
             found += f", where {values}"
         if request.warnings:
-            return warn(what, f"{found}, but: {' '.join(request.warnings)}")
+            return warn(what, f"{found}, but: {' '.join(map(str, request.warnings))}")
         return ok(what, found)
 
     def _request(self, queue: str, entity: str, run_spec: Mapping[str, Any]) -> JobRequest:
         """Build the job of an item and hold it against the policy. Raises ItemRejected."""
         item, now = Item("preflight", queue, run_spec), datetime.now(UTC)
         spec, settings = custom_job.parse(item), self._lenient()
-        return build_job(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
+        return custom_job.build(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
 
     def _with_entry_point(self, queue: str, entity: str, plainest: Mapping[str, Any]) -> JobRequest | None:
         """Build the job of an item that has an entry point, too, where only the way of the key may ask for that."""

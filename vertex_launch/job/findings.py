@@ -1,0 +1,46 @@
+"""Everything that is wrong or odd about one run spec, so that its author learns of all of it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vertex_launch.codes import Code
+from vertex_launch.errors import ItemRejected, Message, Problem
+from vertex_launch.problems import problem
+
+MOST_SHOWN = 20
+"""Problems of one run spec that are listed."""
+
+
+@dataclass
+class Findings:
+    """Problems, which reject the item, and warnings, which do not."""
+
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[Message] = field(default_factory=list)
+
+    def wrong(self, place: str, found: str, remedy: str, code: Code = Code.NONE) -> None:
+        """Add a problem: ``found`` and ``remedy`` are sentences without their full stop."""
+        self.problems.append(problem(place, found, remedy, code=code))
+
+    def odd(self, sentence: str, code: Code = Code.NONE) -> None:
+        """Add a warning, once."""
+        message = Message(code, sentence)
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    def about(self, *places: str) -> bool:
+        """Return whether there is a problem with exactly one of these places."""
+        return any(one.place in places for one in self.problems)
+
+    def check(self) -> None:
+        """Raise ItemRejected with every problem, if there is any."""
+        if len(self.problems) == 1:
+            message = self.problems[0].message
+            raise ItemRejected(message.text, code=message.code)
+        if self.problems:
+            lines = [f"- {one}" for one in self.problems[:MOST_SHOWN]]
+            if len(self.problems) > MOST_SHOWN:
+                lines.append(f"- and {len(self.problems) - MOST_SHOWN} more")
+            head = f"The run spec has {len(self.problems)} problems:"
+            raise ItemRejected("\n".join([head, *lines]), code=Code.SPEC_PROBLEMS)
