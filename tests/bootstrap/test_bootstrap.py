@@ -41,10 +41,11 @@ from tests.support.bootstrap_world import (
     wheel,
     write,
 )
+from tests.support.numbers import BOOTSTRAP_PYTHONS, FULL
 from vertex_launch.job import bootstrap
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
-VERSIONS = ("3.8", "3.11", "3.12", "3.13")
+VERSIONS = BOOTSTRAP_PYTHONS if FULL else (THIS,)
 GIT_SECRET = "projects/acme/secrets/git/versions/2"
 TOKEN = "glpat-a-token-for-git"
 SUBMODULE_TOOLS = ("basename", "sed", "uname")  # that command of git is a script
@@ -1124,7 +1125,7 @@ def test_a_user_with_packages_at_home(nobody: Container) -> None:
 
 
 def test_packages_go_to_the_python_that_runs_the_program(spoilt: Container) -> None:
-    other = next((version for version in VERSIONS if python(version) and version != THIS), None)
+    other = next((version for version in BOOTSTRAP_PYTHONS if python(version) and version != THIS), None)
     if other is None:
         pytest.skip("one Python on this machine")
     program = virtual_environment(other, spoilt.folder / "program")

@@ -22,6 +22,7 @@ from wandb.sdk.launch.api import LaunchApi
 from local.standins.wandb import WandbServer
 from local.standins.web import Handler, WebServer
 from tests.support.fakes import Clock
+from tests.support.numbers import examples
 from vertex_launch.adapters.graphql import BACKOFF, GraphQL
 from vertex_launch.adapters.wandb_queue import LONGEST_MESSAGE, WandbQueue
 from vertex_launch.errors import KeyRefused, Unavailable
@@ -1119,7 +1120,7 @@ def test_the_agents_question_is_that_of_the_official_client(
     assert {"runQueues.id", "runQueues.name"} <= project.selected & official["project"].selected
 
 
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=examples(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(min_size=1), max_size=4, unique=True), st.text(), st.integers(0, 3))
 def test_names_go_as_variables_never_as_text(
     monkeypatch: pytest.MonkeyPatch, names: Sequence[str], entity: str, peek: int

@@ -30,6 +30,7 @@ from wandb.sdk.launch.runner.vertex_runner import VertexRunner
 from wandb.sdk.launch.utils import MACRO_REGEX, MAX_ENV_LENGTHS, PROJECT_SYNCHRONOUS, load_wandb_config
 from wandb.sdk.wandb_settings import Settings as SdkSettings
 
+from tests.support.numbers import examples
 from tests.support.specs import (
     ENTITY,
     FULL,
@@ -409,7 +410,7 @@ specs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(specs)
 def test_generated_specs(wire: Wire, spec: dict[str, Any]) -> None:
     compare(wire, spec)
@@ -464,7 +465,7 @@ def test_it_ignores_keys_that_it_does_not_know_and_we_name_the_right_one(wire: W
 # The other side of the environment: the SDK in the container.
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(specs)
 def test_the_sdk_reads_back_from_the_environment_what_the_run_spec_says(spec: dict[str, Any]) -> None:
     for one in spec["resource_args"].values():

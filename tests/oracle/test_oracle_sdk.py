@@ -15,6 +15,7 @@ from google.cloud.aiplatform_v1.types import CustomJob, CustomJobSpec, Schedulin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.numbers import examples
 from tests.support.specs import ENTITY, IMAGE, KEY, SETTINGS, item, run_spec
 from tests.support.wire import NOW, Wire, captured
 from vertex_launch.job import labels
@@ -166,7 +167,7 @@ reports = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(specs, runs, reports)
 def test_the_same_arguments_make_the_same_message(
     wire: Wire, spec: dict[str, Any], run: dict[str, Any], report: dict[str, str]
@@ -177,7 +178,7 @@ def test_the_same_arguments_make_the_same_message(
     assert wire.request.parent.endswith(f"/locations/{spec.get('location', 'us-central1')}")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(runs)
 def test_an_argument_may_stand_in_spec_as_well_as_in_run(wire: Wire, run: dict[str, Any]) -> None:
     spec = {"worker_pool_specs": [{"container_spec": {"image_uri": IMAGE}}], "staging_bucket": "gs://demo-staging"}

@@ -6,15 +6,13 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.world import simulate
+from tests.support.numbers import SEEDS
 
-SEEDS = int(os.environ.get("SEEDS", "2000"))
-CHUNK = max(50, SEEDS // 500)
+CHUNK = max(25, SEEDS // 500)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))

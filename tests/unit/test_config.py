@@ -16,6 +16,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.numbers import examples
 from vertex_launch.errors import ConfigError, Problem
 from vertex_launch.settings import config
 from vertex_launch.settings.config import AgentSettings, DeploymentSettings, Region, Settings
@@ -32,7 +33,7 @@ VERTEX: dict[str, str] = {
 }
 OLD_KEY, LOCAL_KEY, NEW_KEY = "0123456789abcdef" * 2 + "01234567", "local-" + "f0" * 20, "wandb_v1_" + "AbC9_" * 15
 KEYS = (OLD_KEY, LOCAL_KEY, NEW_KEY)
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def vertex(**changes: str | None) -> str:

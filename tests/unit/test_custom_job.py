@@ -15,6 +15,7 @@ from google.cloud.aiplatform_v1.types import CustomJob, JobState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.numbers import examples
 from tests.support.specs import (
     ENTITY,
     FULL,
@@ -667,7 +668,7 @@ hostile = st.one_of(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 @given(st.sampled_from(list(places(WIDE))), hostile, st.sampled_from(list(places(WIDE))), hostile)
 def test_whatever_comes_is_a_job_or_rejected(at: str, value: Any, then_at: str, then: Any) -> None:
     spec = put(WIDE, at, value)
