@@ -19,6 +19,19 @@ class Code(StrEnum):
     """For messages that have no code yet."""
 
     # Settings (settings/)
+    CONFIG_FILE = auto()
+    CONFIG_YAML = auto()
+    CONFIG_PLACEHOLDER = auto()
+    CONFIG_MISSING = auto()
+    CONFIG_UNKNOWN = auto()
+    CONFIG_VALUE = auto()
+    CONFIG_CONFLICT = auto()
+    CONFIG_API_KEY = auto()
+    CONFIG_MACRO = auto()
+    CONFIG_IGNORED = auto()
+    CONFIG_NO_JOBS = auto()
+    CONFIG_PLAIN_HTTP = auto()
+    CONFIG_TIMEOUT = auto()
 
     # Requests and events
 

@@ -44,7 +44,7 @@ class Message:
 class Problem:
     """One thing wrong in a configuration, a request or a run spec.
 
-    ``place`` is where (``launch-config.yaml: max_jobs``), ``found`` what is wrong there, ``remedy`` what to do.
+    ``place`` is where (``max_jobs in launch-config.yaml``), ``found`` what is wrong there, ``remedy`` what to do.
     """
 
     place: str

@@ -63,7 +63,7 @@ class App:
         self._services = services
         self._watch = watch
         for warning in settings.warnings:
-            LOGGER.warning("%s", warning)
+            log.warning(warning)
 
     def dispatch(self, event: CloudEvent) -> None:
         """Run a pass for a tick. Returning acknowledges the message; an HTTP error makes Pub/Sub deliver it again."""

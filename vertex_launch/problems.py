@@ -62,9 +62,12 @@ def problem(place: str, found: str, remedy: str, *, code: Code = Code.NONE) -> P
     return Problem(redact(place), redact(found), redact(remedy), code)
 
 
-def wrong(found: str, remedy: str, *, code: Code | None = None) -> PydanticCustomError:
-    """Return the error for a validator that words the problem itself; without ``code`` it has that of a wrong value."""
-    return PydanticCustomError("wrong", "{found}", {"found": found, "remedy": remedy, "code": code})
+def wrong(found: str, remedy: str, *, code: Code | None = None, about: bool = False) -> PydanticCustomError:
+    """Return the error for a validator that words the problem itself; without ``code`` it has that of a wrong value.
+
+    With ``about``, the field's example and description follow the remedy.
+    """
+    return PydanticCustomError("wrong", "{found}", {"found": found, "remedy": remedy, "code": code, "about": about})
 
 
 def kind(value: object) -> str:
@@ -172,7 +175,7 @@ def _sentences(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
     """Give what was found and the remedy."""
     kind, value, location, context = detail["type"], detail["input"], detail["loc"], detail.get("ctx", {})
     if kind == "wrong":
-        return context["found"], context["remedy"]
+        return context["found"], context["remedy"] + (_about(model, location) if context["about"] else "")
     if kind == "extra_forbidden":
         return "is no setting", nearest(str(location[-1]), _fields(model, location[:-1]))
     if kind == "invalid_key" or location[-1:] == ("[key]",):
@@ -199,15 +202,15 @@ def _expected(kind: str, context: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _about(model: type[BaseModel], location: Location) -> str:
-    """Give an example and the description of the innermost field on the way to a location."""
+    """Return an example and the description's first sentence, of the innermost field at a location."""
     field, example = None, ""
     for end, part in enumerate(location):
         if isinstance(part, int):
             continue
         inner = _fields(model, location[:end]).get(part)
         field = inner or field
-        example = f", as {inner.examples[0]}" if inner and inner.examples else ""
-    return f"{example} ({field.description})" if field and field.description else example
+        example = f", such as {inner.examples[0]}" if inner and inner.examples else ""
+    return f"{example} ({field.description.partition('. ')[0]})" if field and field.description else example
 
 
 def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:

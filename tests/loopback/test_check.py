@@ -436,8 +436,8 @@ WARNING: Mapping[str, tuple[Break, str]] = {
         r"entry point.*\. Items that say what to run, as W&B jobs made of code or of git do, are built\.",
     ),
     "an unknown key in the configuration": (
-        lambda world: world.launch.update(builder={"type": "noop", "colour": "red"}),
-        r"warn  configuration: .*builder\.colour: is ignored",
+        lambda world: world.launch.update(environment={"type": "gcp", "colour": "red"}),
+        r"warn  configuration: environment\.colour in .*\[VL-CONFIG-IGNORED\]",
     ),
 }
 
@@ -519,7 +519,7 @@ def test_broken_yaml(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     broken.write_text("queues: [cpu\nmax_jobs: 3")
     status, output = run(LAUNCH_CONFIG=str(broken))
     assert status == 1
-    assert re.match(r"FAIL  configuration: .*broken\.yaml, line 2, column \d+: is no valid YAML: ", output)
+    assert re.match(r"FAIL  configuration: .*broken\.yaml, line 2, column \d+: .*\[VL-CONFIG-YAML\]", output)
     assert verdicts(output) == ["FAIL", "ok", "skip"]
     assert "\nskip  everything else: needs the configuration.\n" in output
 
@@ -529,7 +529,7 @@ def test_every_problem_of_the_configuration(world: World, run: Run) -> None:
     status, output = run(IAM_ENDPOINT="127.0.0.1:80")
     assert (status, verdicts(output)) == (1, ["FAIL"] * 4 + ["skip"])
     for place in ("state_bucket", "project", "colour", "environment variable IAM_ENDPOINT"):
-        assert re.search(rf"^FAIL  configuration: .*{place}: ", output, re.MULTILINE)
+        assert re.search(rf"^FAIL  configuration: .*{place}( in .*)?: ", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def _check(account: str | None, function: Function | None, redact: Redactor) -> 
         regions = ", ".join(region.name for region in settings.regions)
         found = f"it can be used: deployment {settings.deployment}, project {settings.project}, jobs in {regions}"
         yield ok(CONFIGURATION, found)
-        yield from (warn(CONFIGURATION, warning) for warning in settings.warnings)
+        yield from (warn(CONFIGURATION, str(warning)) for warning in settings.warnings)
     try:
         endpoints = Endpoints.of(environ)
     except ConfigError as error:

@@ -1,6 +1,7 @@
-"""Settings: launch-config.yaml, vertex-launch.yaml and the environment, checked once, every problem in one error.
+"""Settings: launch-config.yaml, vertex-launch.yaml and the environment, checked once, with every problem in one error.
 
-Called by ``app`` when a function starts. Nothing below the settings reads the environment.
+Called by ``functions`` when a function starts. Nothing below the settings reads the environment. A field's description goes
+into ``docs/configuration.md`` (see ``reference``), its first sentence also into error messages.
 """
 
 from __future__ import annotations
@@ -13,11 +14,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from vertex_launch.errors import ConfigError, Problem
-from vertex_launch.problems import dotted, nearest, problem, shown, translate, written_names, wrong
-from vertex_launch.settings import field_types as forms
+from vertex_launch.codes import Code
+from vertex_launch.errors import ConfigError, Message, Problem
+from vertex_launch.problems import Codes, dotted, nearest, problem, translate, written_names, wrong
 from vertex_launch.settings.field_types import (
     BaseUrl,
     Bucket,
@@ -30,140 +39,126 @@ from vertex_launch.settings.field_types import (
     Name,
     Names,
     ProjectId,
+    RegionName,
     Seconds,
     SecretVersion,
     Topic,
     distinct,
 )
-from vertex_launch.settings.sources import Sources
-from vertex_launch.settings.yaml_file import SettingsFile
+from vertex_launch.settings.sources import LAUNCH_FILE, VERTEX_FILE, Origins, SettingsFile, Sources
+
+CODES = Codes(unknown=Code.CONFIG_UNKNOWN, missing=Code.CONFIG_MISSING, value=Code.CONFIG_VALUE)
 
 
-class Strict(BaseModel):
+def _longer(value: float, least: float, remedy: str) -> float:
+    """Return the value of a setting that must be longer than timeouts.create and timeouts.margin, ``least`` together."""
+    if value <= least:
+        found = f"{value:g} s is not longer than timeouts.create and timeouts.margin together ({least:g} s)"
+        raise wrong(found, remedy, code=Code.CONFIG_CONFLICT)
+    return value
+
+
+class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Tolerant(BaseModel):
-    """Base of the official agent's sections: unknown keys are kept, to be warned about."""
+class Environment(Section):
+    """Where the official agent runs jobs. Unknown keys are ignored with a warning, as they may be its own."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
-
-class Environment(Tolerant):
-    """Where the official agent runs jobs; only its region matters here."""
-
-    type: str | None = Field(None, description="gcp")
-    region: str | None = Field(None, description="Google Cloud region, where nothing else names one")
-
-    @field_validator("type")
-    @classmethod
-    def _only_gcp(cls, value: str | None) -> str | None:
-        if value not in ("gcp", None):
-            remedy = (
-                "Write gcp: this deployment submits to Vertex AI; keep other clouds in the official agent's own file"
-            )
-            raise wrong(f"{shown(value)} is not gcp", remedy)
-        return value
+    type: Literal["gcp"] | None = Field(
+        None, description="cloud that jobs run in; this deployment submits to Vertex AI"
+    )
+    region: str | None = Field(None, description="Google Cloud region, used if nothing else names regions")
 
 
-class Registry(Tolerant):
-    """Where the official agent keeps the images that it builds. Accepted, and without effect."""
-
-    type: Literal["ecr", "acr", "gcr"] | None = None
-    uri: str | None = None
-    account_id: Any = None
-    region: Any = None
-    repository: Any = None
-    image_name: Any = Field(None, alias="image-name")
-    project: Any = None
-
-
-class Builder(Tolerant):
-    """How the official agent builds images. Accepted, and without effect."""
-
-    type: Literal["docker", "kaniko", "noop"] | None = None
-    destination: str | None = None
-    platform: Literal["linux/amd64", "linux/arm64"] | None = None
-    build_context_store: str | None = Field(None, alias="build-context-store")
-    build_job_name: str | None = Field(None, alias="build-job-name")
-    secret_name: str | None = Field(None, alias="secret-name")
-    secret_key: str | None = Field(None, alias="secret-key")
-    kaniko_image: str | None = Field(None, alias="kaniko-image")
-    kaniko_config: Any = Field(None, alias="kaniko-config")
-
-
-class Region(Strict):
+class Region(Section):
     """A place where jobs may run."""
 
-    name: forms.Region = Field(description="Google Cloud region", examples=["us-central1"])
+    name: RegionName = Field(description="Google Cloud region", examples=["us-central1"])
     staging_bucket: Bucket | None = Field(
-        None, description="where jobs write if their spec names no bucket", examples=["gs://my-bucket/staging"]
+        None,
+        description="path that jobs write to if their run spec names no bucket",
+        examples=["gs://my-bucket/staging"],
     )
 
 
-class Timeouts(Strict):
+class Timeouts(Section):
     """Limits in seconds."""
 
     connect: Seconds = Field(5, gt=0, description="seconds to open a connection to W&B")
-    read: Seconds = Field(20, gt=0, description="seconds for an answer of W&B")
-    look: Seconds = Field(20, gt=0, description="seconds to list or get jobs, to read the secret or the record")
-    create: Seconds = Field(20, gt=0, description="seconds for one create at Vertex AI; far below the lease")
-    pass_budget: Seconds = Field(45, gt=0, description="seconds after which a pass begins nothing new")
+    read: Seconds = Field(20, gt=0, description="seconds to wait for an answer from W&B")
+    look: Seconds = Field(20, gt=0, description="seconds to list or get jobs, or to read the secret or the state")
+    create: Seconds = Field(20, gt=0, description="seconds to create one job in Vertex AI")
+    pass_budget: Seconds = Field(45, gt=0, description="seconds after which a pass starts nothing new")
     margin: Seconds = Field(
-        10, gt=0, description="seconds by which the hold outlives, and the last ack precedes, what they guard"
+        10, gt=0, description="seconds left between the last ack and the end of its lease, and before the lock ends"
     )
     intent_grace: Seconds = Field(
         120,
         gt=0,
         validate_default=True,
-        description="seconds after which a create that no list shows did not take effect",
+        description="seconds after which a create without a visible job counts as failed. "
+        "Must be longer than `create` and `margin` together.",
     )
     settle_grace: Seconds = Field(
-        90, ge=0, description="seconds after a job's end within which its error or its run may still show up"
+        90, ge=0, description="seconds to wait after a job's end for its error or its run to appear"
     )
 
     @field_validator("intent_grace")
     @classmethod
     def _outlives_a_create(cls, value: float, info: ValidationInfo) -> float:
         least = info.data.get("create", 0) + info.data.get("margin", 0)
-        if value <= least:
-            found = f"{value:g} s is not longer than create and margin together, {least:g} s"
-            raise wrong(
-                found, "Lengthen intent_grace, or shorten create: a create still under way must not be given up"
-            )
-        return value
+        return _longer(
+            value, least, "Lengthen intent_grace or shorten create, so that a running create is not given up"
+        )
 
 
-class Batches(Strict):
+class Batches(Section):
     """How many operations go into one request to W&B."""
 
-    pops: Count = Field(64, ge=1, description="queue items asked for in one request, the agent's status counted in")
+    pops: Count = Field(64, ge=1, description="operations in a request for queue items: pops and the agent's status")
     updates: Count = Field(50, ge=1, description="acks, failures or warnings in one request")
     lookups: Count = Field(50, ge=1, description="items or runs looked up in one request")
 
 
-class Policy(Strict):
-    """What a run spec may ask for. Every list is optional: absent allows everything, empty allows nothing.
+class Policy(Section):
+    """What a run spec may ask for. Every list is optional: absent allows everything, empty allows nothing."""
 
-    Entries of ``images``, ``service_accounts``, ``machine_types`` and ``networks`` may hold ``*`` and ``?``.
-    """
-
-    images: tuple[Name, ...] | None = Field(None, description="container and executor images")
-    service_accounts: tuple[Name, ...] | None = Field(None, description="accounts that jobs may run as")
-    machine_types: tuple[Name, ...] | None = Field(None, description="machine types", examples=["[n1-standard-*]"])
-    accelerators: Mapping[str, Annotated[Count, Field(ge=0)]] | None = Field(
+    images: tuple[Name, ...] | None = Field(
         None,
-        description="accelerator type to its greatest count per replica",
-        examples=["{NVIDIA_TESLA_T4: 2}"],
+        description="container and executor images that jobs may use. `*` and `?` are wildcards.",
+        examples=["[us-central1-docker.pkg.dev/my-project/*]"],
+    )
+    service_accounts: tuple[Name, ...] | None = Field(
+        None,
+        description="service accounts that jobs may run as. `*` and `?` are wildcards.",
+        examples=["[jobs@my-project.iam.gserviceaccount.com]"],
+    )
+    machine_types: tuple[Name, ...] | None = Field(
+        None,
+        description="machine types that jobs may use. `*` and `?` are wildcards.",
+        examples=["[n1-standard-*]"],
+    )
+    accelerators: Mapping[str, Annotated[Count, Field(ge=0)]] | None = Field(
+        None, description="largest count per replica of each accelerator type", examples=["{NVIDIA_TESLA_T4: 2}"]
     )
     max_replicas: Count | None = Field(
-        None, ge=1, description="greatest number of replicas of a job, all pools together"
+        None, ge=1, description="largest number of replicas of a job, all worker pools together", examples=["4"]
     )
-    networks: tuple[Name, ...] | None = Field(None, description="networks and network attachments that a job may join")
+    networks: tuple[Name, ...] | None = Field(
+        None,
+        description="networks and network attachments that jobs may join. `*` and `?` are wildcards.",
+        examples=["[projects/123456789/global/networks/training]"],
+    )
     environment_macros: tuple[Macro, ...] = Field(
-        (), description="environment variables that ${NAME} may insert", examples=["[TEAM_BUCKET]"]
+        (),
+        description="environment variables of the function that `${NAME}` in a run spec may insert. "
+        "Everyone who can see a job can read them.",
+        examples=["[TEAM_BUCKET]"],
     )
 
     @field_validator("*", mode="before")
@@ -171,109 +166,162 @@ class Policy(Strict):
     def _meant(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse a list in a file whose entries are all commented out: it would allow everything."""
         if value is None and info.context is not None:
-            remedy = "Remove the line to allow everything, or write what is allowed; [] and {} allow nothing"
+            remedy = "Remove the line to allow everything, or list what is allowed; [] and {} allow nothing"
             raise wrong("has no value", remedy)
         return value
 
 
-class FileSettings(Strict):
-    """Base of what stands at the top level of a file."""
+class AgentSettings(Section):
+    """The settings of launch-config.yaml, which the official agent also reads."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_value_is_absent(cls, values: Any) -> Any:
-        """Take ``entity:`` without a value for no entity at all, as the official agent does."""
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
-
-
-class AgentSettings(FileSettings):
-    """What launch-config.yaml may say, as the official agent reads it."""
-
-    entity: Name | None = Field(None, description="owner of the queues; default: the key's own; WANDB_ENTITY wins")
+    entity: Name | None = Field(
+        None,
+        description="W&B team or user that owns the queues. Default: the default entity of the API key.",
+        examples=["my-team"],
+    )
     queues: Names = Field(min_length=1, description="names of the queues, served in turn", examples=["[my-queue]"])
     max_jobs: Count = Field(
         1,
         ge=-1,
-        description="jobs that may be active at once, -1 is no limit; WANDB_LAUNCH_MAX_JOBS wins",
+        description="number of jobs that may be active at once. Includes jobs that wait in Vertex AI. "
+        "-1 means no limit, 0 starts no jobs.",
         examples=["5"],
     )
     max_schedulers: Count = Field(
-        1, ge=-1, description="sweep schedulers active at once, -1 is no limit", examples=["1"]
+        1,
+        ge=-1,
+        description="number of sweep schedulers that may be active at once. -1 means no limit.",
+        examples=["1"],
     )
-    secure_mode: Flag = Field(False, description="refuse items that override the entry point")
-    stopped_run_timeout: Seconds = Field(60, ge=0, description="seconds that a stopped run gets to end by itself")
-    verbosity: Count = Field(0, ge=0, description="1 and more: debug lines in the log")
-    environment: Environment | None = Field(None, description="the official agent's", examples=["{type: gcp}"])
-    registry: Registry | None = Field(None, description="the official agent's, without effect here")
-    builder: Builder | None = Field(None, description="the official agent's, without effect here")
+    secure_mode: Flag = Field(False, description="whether to refuse items that override the entry point of their job")
+    stopped_run_timeout: Seconds = Field(
+        60, ge=0, description="seconds that a run stopped in W&B has to end before its job is cancelled"
+    )
+    verbosity: Count = Field(0, ge=0, description="1 or more writes debug lines to the log")
+    environment: Environment | None = Field(
+        None,
+        description="the official agent's cloud environment. Its `region` is used if neither `regions` in "
+        "vertex-launch.yaml nor GOOGLE_CLOUD_REGION is set.",
+        examples=["{type: gcp, region: us-central1}"],
+    )
+    registry: dict[str, Any] | None = Field(
+        None, description="the official agent's image registry. Accepted without effect.", examples=["{type: gcr}"]
+    )
+    builder: dict[str, Any] | None = Field(
+        None, description="the official agent's image builder. Accepted without effect.", examples=["{type: noop}"]
+    )
 
 
-class DeploymentSettings(FileSettings):
-    """What vertex-launch.yaml may say."""
+class DeploymentSettings(Section):
+    """The settings of vertex-launch.yaml."""
 
     deployment: Deployment = Field(
-        "default", description="name of this deployment; jobs are labelled with it; VERTEX_LAUNCH_DEPLOYMENT wins"
+        "default",
+        description="name of this deployment. Jobs are labelled with it, and the agent in W&B is called "
+        "`vertex-launch/NAME`. Two deployments never touch each other's jobs.",
+        examples=["team-a"],
     )
-    project: ProjectId = Field(
-        description="project in which jobs run; GOOGLE_CLOUD_PROJECT wins", examples=["my-project-123"]
-    )
+    project: ProjectId = Field(description="id of the project in which jobs run", examples=["my-project-123"])
     regions: tuple[Region, ...] = Field(
         min_length=1,
-        description="where jobs may run, the first is the default; GOOGLE_CLOUD_REGION wins",
+        description="regions in which jobs may run. The first is the default.",
         examples=["[{name: us-central1, staging_bucket: gs://my-bucket}]"],
     )
-    base_url: BaseUrl = Field("https://api.wandb.ai", description="the W&B server; WANDB_BASE_URL wins")
     key_secret: SecretVersion = Field(
-        description="the secret version that holds the W&B API key; WANDB_API_KEY_SECRET wins",
+        description="secret version that holds the W&B API key",
         examples=["projects/my-project/secrets/wandb-api-key/versions/latest"],
     )
-    key_ttl: Seconds = Field(300, ge=0, description="seconds for which the key is kept in memory")
-    state_bucket: Bucket = Field(description="where the record is kept; STATE_BUCKET wins", examples=["gs://my-bucket"])
+    key_ttl: Seconds = Field(
+        300,
+        ge=0,
+        description="seconds for which the key is kept in memory. It is also read again after W&B refuses it.",
+    )
+    state_bucket: Bucket = Field(
+        description="Cloud Storage path for the lock and the ledger", examples=["gs://my-bucket/vertex-launch"]
+    )
     tick_topic: Topic | None = Field(
-        None, description="the topic of the ticks; DISPATCH_TOPIC wins", examples=["projects/my-project/topics/ticks"]
+        None,
+        description="Pub/Sub topic whose messages start passes. `job_state` publishes there.",
+        examples=["projects/my-project/topics/ticks"],
     )
-    timeouts: Timeouts = Field(Timeouts(), description="limits in seconds", examples=["{create: 20}"])
-    batches: Batches = Field(Batches(), description="operations in one request to W&B", examples=["{pops: 64}"])
-    submissions_per_minute: Count = Field(
-        60, ge=1, description="creates and deletes a minute and region, Vertex AI's quota"
-    )
-    parallel_creates: Count = Field(50, ge=1, description="creates under way at once")
-    lease: Seconds = Field(
-        60, gt=0, validate_default=True, description="seconds after which W&B puts a popped, un-acked item back"
-    )
-    give_up_after: Seconds = Field(86400, gt=0, description="seconds of deferrals after which an item fails")
+    base_url: BaseUrl = Field("https://api.wandb.ai", description="URL of the W&B server")
     start_timeout: Seconds = Field(
-        1800, ge=0, description="seconds that a job may be PENDING, 0 is no limit; WANDB_LAUNCH_START_TIMEOUT wins"
+        1800,
+        ge=0,
+        description="seconds that a job may be PENDING before it is cancelled and its item fails. "
+        "Waiting for quota does not count. 0 means no limit.",
     )
     queue_timeout: Seconds = Field(
-        0, ge=0, description="seconds that a job may be QUEUED for quota before it is cancelled, 0 is no limit"
+        0,
+        ge=0,
+        description="seconds that a job may be QUEUED, waiting for quota, before it is cancelled and its item fails. "
+        "0 means no limit.",
     )
     max_attempts: Count = Field(
-        5, ge=1, description="jobs for one item when Vertex AI preempts them, has no machine or breaks; 1: never again"
+        5,
+        ge=1,
+        description="number of jobs for one item if Vertex AI preempts them, has no machine or fails. "
+        "Each continues the same run. 1 means no retries.",
     )
     resubmit_after: Seconds = Field(
-        30, ge=0, description="seconds before the second attempt; doubled before each later one, up to 15 minutes"
+        30, ge=0, description="seconds before the second attempt. Doubled for each later one, up to 15 minutes."
+    )
+    give_up_after: Seconds = Field(
+        86400,
+        gt=0,
+        description="seconds after which an item fails that Vertex AI has no room for. "
+        "Waiting for another of your jobs to end has no limit.",
     )
     log_lines: Count = Field(
-        0, ge=0, le=100, description="last lines of a failed job's own log in its item's message; needs logging.viewer"
+        0,
+        ge=0,
+        le=100,
+        description="number of last lines of a failed job's log to show on its item. "
+        "The function's account needs `roles/logging.viewer`.",
     )
     base_image: str | None = Field(
         None,
         min_length=1,
-        description="image with Python in which code and git jobs run that name none; default: the official Python image",
+        description="image for code and git jobs that name none. It needs Python and pip. Default: the official Python "
+        "image of the job's version.",
         examples=["us-central1-docker.pkg.dev/my-project/images/python-gpu:3.11"],
     )
     api_key_delivery: Literal["env", "secret"] = Field(
-        "env", description="how jobs get the W&B key: env, in their spec, or secret, read in the job by its own account"
+        "env",
+        description="how jobs get the W&B API key. `env`: in the environment of the job's spec, which everyone who can "
+        "see the job can read. `secret`: the job reads the secret as its own service account, which needs "
+        "`roles/secretmanager.secretAccessor`; its image needs Python, and the job a command and a `service_account`.",
     )
     git_token_secrets: dict[Host, SecretVersion] = Field(
         {},
-        description="by host, the secret version that holds a token for private repositories there",
+        description="secret versions with tokens for private git repositories, by host. Jobs read them as their own "
+        "service account.",
         examples=["{github.com: projects/my-project/secrets/github-token/versions/latest}"],
     )
-    policy: Policy = Field(Policy(), description="what a run spec may ask for", examples=["{max_replicas: 4}"])
+    policy: Policy = Field(
+        Policy(),
+        description="what a run spec may ask for. An item that asks for more fails. By default everything is allowed, "
+        "except macros from the environment.",
+        examples=["{max_replicas: 4}"],
+    )
+    submissions_per_minute: Count = Field(
+        60, ge=1, description="creates and deletes per minute and region. Vertex AI has a quota for them."
+    )
+    parallel_creates: Count = Field(50, ge=1, description="creates that may run in parallel")
+    timeouts: Timeouts = Field(
+        Timeouts(),
+        description="limits in seconds. `pass_budget`, `create` and `margin` together must be shorter than the "
+        "function's timeout.",
+        examples=["{create: 20}"],
+    )
+    lease: Seconds = Field(
+        60,
+        gt=0,
+        validate_default=True,
+        description="seconds after which W&B returns a popped item without an ack to its queue. A property of the W&B "
+        "server. Must be longer than `timeouts.create` and `timeouts.margin` together.",
+    )
+    batches: Batches = Field(Batches(), description="operations in one request to W&B", examples=["{pops: 64}"])
 
     @field_validator("regions")
     @classmethod
@@ -285,23 +333,30 @@ class DeploymentSettings(FileSettings):
     @classmethod
     def _outlives_a_create(cls, value: float, info: ValidationInfo) -> float:
         timeouts: Timeouts | None = info.data.get("timeouts")
-        if timeouts and value <= timeouts.create + timeouts.margin:
-            least = timeouts.create + timeouts.margin
-            found = f"{value:g} s is not longer than timeouts.create and timeouts.margin together, {least:g} s"
-            raise wrong(found, "Shorten timeouts.create: an item must be acked before W&B gives it to somebody else")
-        return value
+        least = timeouts.create + timeouts.margin if timeouts else 0
+        return _longer(value, least, "Shorten timeouts.create, so that an item is acked before its lease expires")
+
+
+FILES = {
+    file: tuple(section.model_fields)
+    for file, section in ((LAUNCH_FILE, AgentSettings), (VERTEX_FILE, DeploymentSettings))
+}
+"""The settings of each file."""
 
 
 class Settings(AgentSettings, DeploymentSettings):
-    """Everything that a pass needs to know beforehand."""
+    """Everything that a pass needs to know in advance."""
 
-    aiplatform_endpoint: Endpoint | None = Field(None, description="another host than Vertex AI's own")
-    secretmanager_endpoint: Endpoint | None = Field(None, description="another host than Secret Manager's own")
-    logging_endpoint: Endpoint | None = Field(None, description="another host than Cloud Logging's own")
+    aiplatform_endpoint: Endpoint | None = Field(None, description="host to use instead of Vertex AI's own")
+    secretmanager_endpoint: Endpoint | None = Field(None, description="host to use instead of Secret Manager's own")
+    logging_endpoint: Endpoint | None = Field(None, description="host to use instead of Cloud Logging's own")
     macro_values: Mapping[str, str] = Field(default_factory=dict, repr=False)
-    """Values of ``policy.environment_macros`` as the environment had them at load."""
-    warnings: tuple[str, ...] = ()
+    """Values of ``policy.environment_macros`` in the environment at load."""
+    warnings: tuple[Message, ...] = ()
     """What is odd but tolerated, to be logged once."""
+    _origins: Origins = PrivateAttr(
+        Origins({setting: file for file, settings in FILES.items() for setting in settings})
+    )
 
     @property
     def job_limit(self) -> float:
@@ -315,23 +370,29 @@ class Settings(AgentSettings, DeploymentSettings):
 
     @property
     def hold_seconds(self) -> float:
-        """How long a pass may hold the record: its budget, one create begun at its end, and a margin."""
+        """How long a pass may hold the lock: its budget, one create started at its end, and a margin."""
         return self.timeouts.pass_budget + self.timeouts.create + self.timeouts.margin
 
     def region(self, name: str) -> Region | None:
-        """Give the configured region of that name, or None."""
+        """Return the configured region of that name, or None."""
         return next((region for region in self.regions if region.name == name), None)
+
+    def where(self, *location: str | int) -> str:
+        """Return where a setting comes from, or can be set, in words that fit into "Add it to …".
+
+        ``where("regions")`` is "regions in vertex-launch.yaml" or "the environment variable GOOGLE_CLOUD_REGION", and
+        ``where("regions", 0, "staging_bucket")`` the place of that region's bucket.
+        """
+        return self._origins.where(location)
 
 
 def load(environ: Mapping[str, str], root: Path) -> Settings:
-    """Read both files, those beside main.py in ``root`` unless the environment names others, and what overrides them.
+    """Read both files, and the variables that override them. Raises ConfigError with every problem.
 
-    Variables that are empty count as unset. Raises ConfigError with every problem.
+    The files are in ``root``, beside main.py, unless the environment names others. Empty variables count as unset.
     """
-    sources = Sources(environ, root, AgentSettings.model_fields, DeploymentSettings.model_fields)
+    sources = Sources(environ, root, FILES[LAUNCH_FILE], FILES[VERTEX_FILE])
     problems = [
-        *sources.launch.problems,
-        *sources.vertex.problems,
         *sources.problems,
         *_file_problems(sources.launch, AgentSettings, sources.environ, other=sources.vertex),
         *_file_problems(sources.vertex, DeploymentSettings, sources.environ, other=sources.launch),
@@ -340,64 +401,67 @@ def load(environ: Mapping[str, str], root: Path) -> Settings:
     try:
         settings = Settings.model_validate(sources.values, context=sources.environ)
     except ValidationError as error:
-        problems += translate(error, Settings, sources.place, not_missing=sources.unread())
+        problems += translate(error, Settings, sources.origins.where, codes=CODES, not_missing=sources.unread())
     if settings is None or problems:
-        # Raised outside the handler: pydantic's error, which repeats what it was given, must not get into a traceback.
-        raise ConfigError(_one_a_place(problems))
+        # Raised outside the handler: pydantic's error repeats its input and must not get into a traceback.
+        raise ConfigError(_one_per_place(problems))
     macros = {name: sources.environ[name] for name in settings.policy.environment_macros}
-    warnings = tuple(str(odd) for odd in _warnings(settings, sources))
+    settings._origins = sources.origins
+    warnings = tuple(odd.message for odd in _warnings(settings, sources.environ))
     return settings.model_copy(update={"macro_values": macros, "warnings": warnings})
 
 
 def _file_problems(
-    file: SettingsFile, section: type[FileSettings], environ: Mapping[str, str], other: SettingsFile
+    file: SettingsFile, section: type[Section], environ: Mapping[str, str], other: SettingsFile
 ) -> list[Problem]:
-    """Check a file for itself, also what the environment overrides today; nothing has to be in it."""
+    """Check a file alone, including what the environment overrides. Nothing is required, placeholders may be overridden."""
     try:
         section.model_validate(file.values or {}, context=environ)
     except ValidationError as error:
-        return translate(
+        problems = translate(
             error,
             section,
-            lambda location: f"{file.name}: {dotted(location)}",
+            lambda location: f"{dotted(location)} in {file.name}",
+            codes=CODES,
             not_missing=file.fields,
             elsewhere=dict.fromkeys(other.fields, other.name),
         )
+        return [found for found in problems if found.code is not Code.CONFIG_PLACEHOLDER]
     return []
 
 
-def _one_a_place(problems: Iterable[Problem]) -> list[Problem]:
-    """Keep the first problem of each place: what is wrong with a file's text explains what is wrong with its values."""
+def _one_per_place(problems: Iterable[Problem]) -> list[Problem]:
+    """Keep the first problem of each place: a problem of a file's text explains the problems of its values."""
     first: dict[str, Problem] = {}
     for found in problems:
         first.setdefault(found.place, found)
     return list(first.values())
 
 
-def _warnings(settings: Settings, sources: Sources) -> Iterator[Problem]:
-    for name, section in (
-        ("environment", settings.environment),
-        ("registry", settings.registry),
-        ("builder", settings.builder),
-    ):
-        if section is None:
-            continue
-        for key in section.model_extra or {}:
-            found = "is ignored, for neither the official agent nor this one knows it"
-            yield problem(sources.place((name, key)), found, nearest(key, written_names(type(section))))
-    if "WANDB_API_KEY" in sources.environ:
-        remedy = "Remove it; the key is read from Secret Manager, as key_secret or WANDB_API_KEY_SECRET says"
-        yield problem("environment variable WANDB_API_KEY", "is ignored", remedy)
+def _warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Problem]:
+    if settings.max_jobs == 0:
+        remedy = "Set it to the number of jobs that may be active at once"
+        yield problem(settings.where("max_jobs"), "is 0, so no job ever starts", remedy, code=Code.CONFIG_NO_JOBS)
+    for key in (settings.environment and settings.environment.model_extra) or ():
+        remedy = nearest(key, written_names(Environment))
+        place = settings.where("environment", key)
+        yield problem(place, "is ignored, because it is not a known setting", remedy, code=Code.CONFIG_IGNORED)
+    if "WANDB_API_KEY" in environ:
+        remedy = f"Remove it; the key is read from the secret version in {settings.where('key_secret')}"
+        place = "the environment variable WANDB_API_KEY"
+        yield problem(place, "is ignored", remedy, code=Code.CONFIG_IGNORED)
     for field in ("base_url", "aiplatform_endpoint", "secretmanager_endpoint"):
         url = urlsplit(getattr(settings, field) or "")
         if url.scheme == "http" and not _is_loopback(url.hostname or ""):
-            remedy = "Write https:// unless the network between is your own"
-            yield problem(sources.place((field,)), f"the W&B API key goes to {url.hostname} in clear text", remedy)
-    limit = sources.environ.get("CLOUD_RUN_TIMEOUT_SECONDS", "")
+            found = f"the W&B API key is sent to {url.hostname} unencrypted"
+            remedy = "Use https:// unless you trust the network in between"
+            yield problem(settings.where(field), found, remedy, code=Code.CONFIG_PLAIN_HTTP)
+    limit = environ.get("CLOUD_RUN_TIMEOUT_SECONDS", "")
     if re.fullmatch(r"[1-9]\d{0,5}", limit, re.ASCII) and int(limit) < settings.hold_seconds:
-        found = f"the function is stopped after {limit} s, a pass may take {settings.hold_seconds:g} s"
+        place = "the function's timeout (CLOUD_RUN_TIMEOUT_SECONDS)"
+        found = f"the function is stopped after {limit} s, but a pass may take {settings.hold_seconds:g} s"
         remedy = f"Deploy with --timeout={math.ceil(settings.hold_seconds)}s, or shorten timeouts.pass_budget"
-        yield problem("environment variable CLOUD_RUN_TIMEOUT_SECONDS", found, remedy)
+        yield problem(place, found, remedy, code=Code.CONFIG_TIMEOUT)
 
 
 def _is_loopback(host: str) -> bool:

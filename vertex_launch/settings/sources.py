@@ -1,17 +1,21 @@
-"""Where settings come from: the two files and the environment, put together but not yet checked.
+"""Where settings come from: two YAML files and the environment, merged but not yet checked.
 
-Called by ``config``, which says what each file may hold.
+Called by ``config``, which knows what each setting may hold. PyYAML leaves some care to its callers, which is taken here:
+keys that are set twice, API keys in a file, and values that cannot be built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from vertex_launch.codes import Code
 from vertex_launch.errors import Problem
-from vertex_launch.problems import Location, dotted
-from vertex_launch.settings.yaml_file import SettingsFile, read
+from vertex_launch.problems import API_KEY, Location, dotted, problem, shown
 
 LAUNCH_FILE, VERTEX_FILE = "launch-config.yaml", "vertex-launch.yaml"
 
@@ -33,85 +37,118 @@ VARIABLES = {
 }
 """Environment variables and the settings that they override."""
 
+KEY_NAMES = frozenset({"api_key", "apikey", "wandb_api_key", "_wandb_api_key", "wandb_key"})
+"""Settings in which people try to write the API key itself."""
+
+_MERGE = "tag:yaml.org,2002:merge"
+_BINARY = "tag:yaml.org,2002:binary"
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """The content of a file, and what is wrong with it as a file.
+
+    ``name`` is the file as the user knows it, ``fields`` the settings that it may hold. ``values`` is None if the file
+    cannot be read. Known settings without a value are left out, as the official agent does.
+    """
+
+    name: str
+    fields: Collection[str]
+    values: dict[Any, Any] | None
+    problems: Sequence[Problem] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the known settings."""
+        return {key: value for key, value in (self.values or {}).items() if key in self.fields}
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where each value comes from. ``files`` names the file of a setting, ``others`` has what is not a file's own."""
+
+    files: Mapping[str, str]
+    others: dict[Location, str] = field(default_factory=dict)
+
+    def where(self, location: Location) -> str:
+        """Return the place of a value in words that fit into a sentence; for a missing value, where it can be set."""
+        for end in range(len(location), 0, -1):
+            if location[:end] in self.others:
+                return self.others[location[:end]]
+        return f"{dotted(location)} in {self.files[str(location[0])]}"
+
 
 class Sources:
     """What the operator wrote.
 
-    ``environ`` holds the variables that are not empty. ``values`` is what counts for each setting: the environment's, else
-    the file's. ``place`` says where it stands. ``problems`` are those of the environment alone.
+    ``environ`` holds the variables that are not empty. ``values`` has the value in effect of each setting: the
+    environment's, else the file's. ``origins`` says where it comes from.
     """
 
     def __init__(
         self, environ: Mapping[str, str], root: Path, launch_fields: Collection[str], vertex_fields: Collection[str]
     ) -> None:
         self.environ = {variable: value for variable, value in environ.items() if value}
-        self.launch = self._launch_file(root, launch_fields)
-        self.vertex = self._vertex_file(root, vertex_fields)
+        self.launch = _read(
+            root,
+            self.environ.get("LAUNCH_CONFIG", LAUNCH_FILE),
+            launch_fields,
+            "Create it with at least `queues: [my-queue]`, or set LAUNCH_CONFIG to the path of your file",
+        )
+        named = self.environ.get("VERTEX_LAUNCH_CONFIG", "")
+        self.vertex = SettingsFile(VERTEX_FILE, vertex_fields, {})
+        if named or (root / VERTEX_FILE).exists():
+            remedy = "Create it, or unset VERTEX_LAUNCH_CONFIG: this file is optional"
+            self.vertex = _read(root, named or VERTEX_FILE, vertex_fields, remedy)
         self.values = self.launch.settings() | self.vertex.settings()
-        self.problems: list[Problem] = []
-        self._origins: dict[Location, str] = {}
+        self.problems = [*self.launch.problems, *self.vertex.problems]
+        files = (self.launch, self.vertex)
+        self.origins = Origins({setting: file.name for file in files for setting in file.fields})
         self._override()
 
-    def place(self, location: Location) -> str:
-        """Name the place of a value to the operator, and that of a missing one: the file that it belongs in."""
-        for end in range(len(location), 0, -1):
-            if location[:end] in self._origins:
-                return self._origins[location[:end]]
-        file = self.launch if location[0] in self.launch.fields else self.vertex
-        return f"{file.name}: {dotted(location)}"
-
     def unread(self) -> list[str]:
-        """Give the settings that nobody can say are missing, since their file could not be read."""
+        """Return the settings that must not be reported as missing because their file could not be read."""
         launch = [*self.launch.fields, "regions"] if self.launch.values is None else []
         return launch + list(self.vertex.fields if self.vertex.values is None else ())
 
-    def _launch_file(self, root: Path, fields: Collection[str]) -> SettingsFile:
-        name = self.environ.get("LAUNCH_CONFIG", LAUNCH_FILE)
-        remedy = "Put the official agent's file there or set LAUNCH_CONFIG to its path; one line, `queues: [my-queue]`, will do"
-        return read(root / name, name, fields, if_missing=remedy)
-
-    def _vertex_file(self, root: Path, fields: Collection[str]) -> SettingsFile:
-        name = self.environ.get("VERTEX_LAUNCH_CONFIG", VERTEX_FILE)
-        if "VERTEX_LAUNCH_CONFIG" not in self.environ and not (root / name).exists():
-            return SettingsFile(name, fields, {})
-        return read(
-            root / name, name, fields, if_missing="Put it there or unset VERTEX_LAUNCH_CONFIG: the file is optional"
-        )
-
     def _override(self) -> None:
+        others, files = self.origins.others, self.origins.files
         environment = self.values.get("environment")
-        if "regions" not in self.values and isinstance(environment, dict) and environment.get("region"):
-            self.values["regions"] = [{"name": environment["region"]}]
-            self._origins["regions",] = f"{self.launch.name}: environment.region"
-        for variable, field in VARIABLES.items():
+        official = environment.get("region") if isinstance(environment, dict) else None
+        for variable, setting in VARIABLES.items():
             if variable in self.environ:
+                others[setting,] = f"the environment variable {variable}"
                 value = self.environ[variable]
-                self._origins[field,] = f"environment variable {variable}"
-                self.values[field] = self._regions(value) if variable == REGIONS else value
+                self.values[setting] = self._regions(value) if variable == REGIONS else value
+            elif setting not in self.values:
+                in_file = f"{setting} in {files[setting]} or " if setting in files else ""
+                others[setting,] = f"{in_file}the environment variable {variable}"
+        if "regions" not in self.values and official:
+            self.values["regions"] = [{"name": official}]
+            others["regions", 0, "name"] = f"environment.region in {self.launch.name}"
         if STAGING in self.environ:
             self._stage(self.environ[STAGING].split(","))
 
     def _stage(self, buckets: Sequence[str]) -> None:
-        """Give each region its staging bucket as the environment names them; an empty entry is a region without one."""
+        """Set the regions' staging buckets from the environment; an empty entry is a region without one."""
         regions = self.values.get("regions")
         if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
-            return  # which is told as a problem of the regions
+            return  # reported as a problem of the regions
         if len(buckets) != len(regions):
             found = f"names {len(buckets)} buckets for {len(regions)} regions"
-            remedy = (
-                f"Write a comma list as long as that of the regions and in its order, as in {STAGING}=gs://one,gs://two"
-            )
-            self.problems.append(Problem(f"environment variable {STAGING}", found, remedy))
+            remedy = f"List one bucket for each region, in the same order: {STAGING}=gs://one,gs://two"
+            place = f"the environment variable {STAGING}"
+            self.problems.append(problem(place, found, remedy, code=Code.CONFIG_CONFLICT))
             return
         self.values["regions"] = [
             {**region, "staging_bucket": bucket.strip() or None}
             for region, bucket in zip(regions, buckets, strict=True)
         ]
         for index in range(len(buckets)):
-            self._origins["regions", index, "staging_bucket"] = f"environment variable {STAGING}, entry {index + 1}"
+            here = f"the environment variable {STAGING}, entry {index + 1}"
+            self.origins.others["regions", index, "staging_bucket"] = here
 
     def _regions(self, names: str) -> list[dict[str, Any]]:
-        """Give the regions that the variable names, each with its staging bucket from the file."""
+        """Return the regions that the variable names, each with its staging bucket from the file."""
         listed = self.values.get("regions")
         buckets = {
             region["name"]: (index, region.get("staging_bucket"))
@@ -121,9 +158,106 @@ class Sources:
         regions: list[dict[str, Any]] = []
         for name in filter(None, map(str.strip, names.split(","))):
             here: Location = ("regions", len(regions))
-            self._origins[here] = f"environment variable {REGIONS}, entry {len(regions) + 1}"
+            self.origins.others[here] = f"the environment variable {REGIONS}, entry {len(regions) + 1}"
             index, bucket = buckets.get(name, (None, None))
-            if index is not None:
-                self._origins[*here, "staging_bucket"] = f"{self.vertex.name}: regions[{index}].staging_bucket"
+            in_file = f"regions[{index}].staging_bucket in {self.vertex.name}"
+            variable = f"the environment variable {STAGING}"
+            self.origins.others[*here, "staging_bucket"] = variable if index is None else in_file
             regions.append({"name": name, "staging_bucket": bucket})
         return regions
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader whose every refusal is a YAMLError that knows its line."""
+
+    # Without binary data, because its text cannot be searched for keys.
+    yaml_constructors = {  # noqa: RUF012 - PyYAML's own name and shape
+        tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag != _BINARY
+    }
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            # PyYAML raises these for a date such as 2024-13-45, for `!!bool maybe`, or for a number of 5,000 digits.
+            reason = f"{shown(node.value)} cannot be read; put it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from error
+
+
+def _read(root: Path, name: str, fields: Collection[str], if_missing: str) -> SettingsFile:
+    """Read a file. Nothing is raised: ``problems`` has what is wrong. ``if_missing`` is the remedy if there is no file."""
+    try:
+        return _parse((root / name).read_bytes(), name, fields)
+    except FileNotFoundError:
+        wrong = problem(name, f"there is no file {root / name}", if_missing, code=Code.CONFIG_FILE)
+    except OSError as error:
+        found = f"cannot be read: {error.strerror}"
+        wrong = problem(name, found, "Make it a file that this process can read", code=Code.CONFIG_FILE)
+    except yaml.YAMLError as error:
+        wrong = _syntax_problem(error, name)
+    except RecursionError:
+        wrong = problem(name, "is nested too deeply", "Keep only known settings in the file", code=Code.CONFIG_YAML)
+    return SettingsFile(name, fields, None, (wrong,))
+
+
+def _parse(text: bytes, name: str, fields: Collection[str]) -> SettingsFile:
+    """Parse a file's text. Raises YAMLError, RecursionError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        problems = [] if node is None else list(_problems(node, name, (), set()))
+        values = None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        found = f"holds {shown(values)} instead of settings"
+        problems.append(problem(name, found, "Write one setting per line, such as max_jobs: 5", code=Code.CONFIG_YAML))
+        return SettingsFile(name, fields, None, problems)
+    given = {key: value for key, value in values.items() if value is not None or key not in fields}
+    return SettingsFile(name, fields, given, problems)
+
+
+def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        place = f"{name}, line {mark.line + 1}, column {mark.column + 1}"
+        remedy = "Indent with spaces, put a space after each colon, and close all brackets and quotes"
+        return problem(place, f"is not valid YAML: {error.problem}", remedy, code=Code.CONFIG_YAML)
+    reason = getattr(error, "reason", "it cannot be parsed")
+    found = f"is not text that YAML allows: {reason}"
+    return problem(name, found, "Save the file as UTF-8 text", code=Code.CONFIG_YAML)
+
+
+def _problems(node: yaml.Node, name: str, location: Location, seen: set[int]) -> Iterator[Problem]:
+    """Find what is lost, or must not be repeated, once nodes have become values. Anchored nodes are visited once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.ScalarNode) and API_KEY.fullmatch(node.value.strip()):
+        yield _key_problem(name, location)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, inner in enumerate(node.value):
+            yield from _problems(inner, name, (*location, index), seen)
+    elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, inner in node.value:
+            text = key.value if isinstance(key, yaml.ScalarNode) else shown(key.value)
+            here, line = (*location, text), key.start_mark.line + 1
+            if text in lines and key.tag != _MERGE:
+                found = f"is set twice, in lines {lines[text]} and {line}"
+                yield problem(f"{dotted(here)} in {name}", found, "Remove one of the two", code=Code.CONFIG_YAML)
+            lines[text] = line
+            if text.lower().replace("-", "_") in KEY_NAMES or API_KEY.fullmatch(text):
+                yield _key_problem(name, here)
+            yield from _problems(inner, name, here, seen)
+
+
+def _key_problem(name: str, location: Location) -> Problem:
+    return problem(
+        f"{dotted(location)} in {name}" if location else name,
+        "looks like a W&B API key, which must not be in a file",
+        "Remove it, store the key in Secret Manager, and set key_secret; create a new key if the file was shared",
+        code=Code.CONFIG_API_KEY,
+    )
