@@ -68,8 +68,8 @@ format: $(VENV)/tests.done ## format the code and fix what the linter can fix
 lock: $(VENV)/tests.done   ## compile the exact versions from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	$(LOCK) --output-file requirements.txt
-	$(LOCK) --constraint requirements.txt --extra local --output-file local/requirements.txt
-	$(LOCK) --constraint local/requirements.txt --extra local --extra test --output-file tests/requirements.txt
+	$(LOCK) --constraint requirements.txt --extra local --extra preflight --output-file local/requirements.txt
+	$(LOCK) --constraint local/requirements.txt --extra local --extra preflight --extra test --output-file tests/requirements.txt
 
 # Call with a Python: stop unless it is one of the supported versions.
 supported = @$(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || { \

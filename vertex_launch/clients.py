@@ -9,16 +9,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.auth.exceptions import GoogleAuthError
 
 from vertex_launch import __version__
+from vertex_launch.adapters.grpc_endpoint import insecure_channel, is_plaintext
 from vertex_launch.errors import ConfigError, Problem, Unavailable
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
     from google.cloud import storage
+    from google.cloud.iam_admin_v1 import IAMClient
+    from google.cloud.resourcemanager_v3 import ProjectsClient
     from google.pubsub_v1 import PublisherClient
 
     from vertex_launch.adapters.job_artifacts import JobArtifacts
@@ -150,6 +153,26 @@ class Clients:
             remedy = "Set it, or the environment variable DISPATCH_TOPIC, to the topic of ticks: projects/P/topics/T"
             raise ConfigError([Problem("vertex-launch.yaml: tick_topic", found, remedy)])
         return Ticks(settings.tick_topic, timeout=settings.timeouts.look)
+
+    def projects(self, endpoint: str) -> ProjectsClient:
+        """Return a client for Resource Manager at ``endpoint``, for the preflight."""
+        from google.cloud.resourcemanager_v3 import ProjectsClient
+
+        client: ProjectsClient = self._google(ProjectsClient, endpoint)
+        return client
+
+    def accounts(self, endpoint: str) -> IAMClient:
+        """Return a client for IAM at ``endpoint``, for the preflight."""
+        from google.cloud.iam_admin_v1 import IAMClient
+
+        client: IAMClient = self._google(IAMClient, endpoint)
+        return client
+
+    def _google(self, client: Any, endpoint: str) -> Any:
+        if is_plaintext(endpoint):
+            return client(transport=client.get_transport_class("grpc")(channel=insecure_channel(endpoint)))
+        options = {"api_endpoint": endpoint.removeprefix("https://")}
+        return client(credentials=self._credentials, client_options=options)
 
     @cached_property
     def services(self) -> Services:

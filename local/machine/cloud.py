@@ -174,8 +174,8 @@ class Cloud:
         """Give the environment by which ``python -m vertex_launch check`` finds this cloud: it asks more than functions do."""
         return {
             **self.function_variables(),
-            "CLOUDRESOURCEMANAGER_ENDPOINT": self.iam.url,
-            "IAM_ENDPOINT": self.iam.url,
+            "CLOUDRESOURCEMANAGER_ENDPOINT": self.iam.endpoint,
+            "IAM_ENDPOINT": self.iam.endpoint,
         }
 
     def person_variables(self) -> dict[str, str]:

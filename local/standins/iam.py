@@ -1,8 +1,8 @@
-"""Who is who and who may do what, on loopback: the few REST methods of Google's that only the preflight asks.
+"""Identities and permissions on loopback: the methods of Google's that only the preflight calls.
 
-Served are ``testIamPermissions`` of projects (Resource Manager) and of service accounts (IAM), ``generateAccessToken``
-(IAM Credentials), the token endpoint that a key file names, and ``userinfo`` (OpenID Connect). One server plays all of these
-hosts, in plaintext or with a certificate; a caller is known by the bearer token that he got here.
+Over gRPC: ``TestIamPermissions`` of projects (Resource Manager) and of service accounts (IAM). Over HTTP:
+``generateAccessToken`` (IAM Credentials), the token endpoint that a key file names, and ``userinfo`` (OpenID Connect).
+Both are plaintext or use TLS. A caller is identified by the bearer token.
 """
 
 from __future__ import annotations
@@ -15,38 +15,35 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+import grpc
+from google.iam.v1.iam_policy_pb2 import (  # type: ignore[import-untyped]
+    TestIamPermissionsRequest,
+    TestIamPermissionsResponse,
+)
+
+from local.standins.faults import Faults
+from local.standins.rpc import Refused, RpcServer, bearer, http_status
 from local.standins.web import Handler, WebServer
 
 TOKEN_PATH = "/token"
-"""Where a service account's key file has to say that tokens are."""
+"""The path that a service account's key file must name as its token URI."""
 
 _TOKEN = "local-token-of-"
-_TEST = "testIamPermissions"
-_ACCOUNTS = r"/v1/projects/([^/]+)/serviceAccounts/([^/:]+)"
-_PROJECT = re.compile(rf"/v3/projects/([^/:]+):{_TEST}")
-_ACCOUNT = re.compile(rf"{_ACCOUNTS}:{_TEST}")
-_GENERATE = re.compile(rf"{_ACCOUNTS}:generateAccessToken")
-
-
-class _Refused(Exception):
-    """The request is answered with this status in Google's JSON form of an error."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        self.status = status
-        self.body = {"error": {"code": status, "message": message, "status": code}}
-        super().__init__(message)
+_GENERATE = re.compile(r"/v1/projects/[^/]+/serviceAccounts/([^/:]+):generateAccessToken")
+_CODE = grpc.StatusCode
 
 
 class IamServer:
-    """A local IAM: ``start`` and ``stop`` it; every overridden endpoint is its ``url``.
+    """A local IAM: ``start`` and ``stop`` it. gRPC clients use ``endpoint``, HTTP clients ``url``.
 
-    ``accounts`` are the service accounts that exist. ``denied`` are pairs of a caller, empty for one without a token, and
-    a permission that he has not; every other one he has. ``disabled`` are methods that answer as an API does that nobody
-    enabled. ``calls`` counts requests by method and caller. ``certificate`` is a PEM file with a key, for TLS.
+    ``accounts`` are the service accounts that exist. ``denied`` holds pairs of a caller, empty for one without a token, and
+    a permission that the caller lacks; every other permission is granted. ``disabled`` holds methods that answer like an API
+    that is not enabled. ``calls`` counts requests by method and caller. ``certificate`` is a PEM file with a key, for TLS.
     """
 
     def __init__(
@@ -58,7 +55,17 @@ class IamServer:
         self.calls: Counter[tuple[str, str]] = Counter()
         self._projects = frozenset(projects)
         self._lock = threading.Lock()
-        self._web = WebServer(type("IamHandler", (_Handler,), {"iam": self}), port)
+        pem = certificate.read_bytes() if certificate else b""
+        self._rpc = RpcServer(
+            {
+                f"/google.{service}/TestIamPermissions": (TestIamPermissionsRequest, partial(self._test, kind))
+                for kind, service in (("project", "cloud.resourcemanager.v3.Projects"), ("account", "iam.admin.v1.IAM"))
+            },
+            faults=Faults(),
+            port=port,
+            certificate=(pem, pem) if pem else None,
+        )
+        self._web = WebServer(type("IamHandler", (_Handler,), {"iam": self}))
         self._scheme = "http"
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -68,84 +75,96 @@ class IamServer:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The address of the HTTP server."""
         return self._web.url.replace("http", self._scheme, 1)
+
+    @property
+    def endpoint(self) -> str:
+        """The address of the gRPC server, with the scheme that clients use to choose between plaintext and TLS."""
+        return f"{self._scheme}://{self._rpc.address}"
 
     def start(self) -> None:
         """Begin to answer."""
+        self._rpc.start()
         self._web.start()
 
     def stop(self) -> None:
         """End at once."""
         self._web.stop()
+        self._rpc.stop()
 
-    def answer(self, method: str, path: str, caller: str, body: bytes) -> Mapping[str, Any]:
-        """Do what a request asks for. Raises _Refused."""
+    def answer(self, method: str, path: str, token: str, body: bytes) -> Mapping[str, Any]:
+        """Answer a request over HTTP. Raises Refused."""
         if path == TOKEN_PATH:
             return self._token(body)
+        caller = _caller(token)
         if path == "/v1/userinfo":
             self._count("userinfo", caller)
             return {"sub": "1", "email": caller} if caller else {}
-        if method == "POST" and (found := _PROJECT.fullmatch(path)):
-            return self._test(caller, json.loads(body), "project", known=found[1] in self._projects)
-        if method == "POST" and (found := _ACCOUNT.fullmatch(path)):
-            return self._test(caller, json.loads(body), "account", known=unquote(found[2]) in self.accounts)
         if method == "POST" and (found := _GENERATE.fullmatch(path)):
-            return self._generate(caller, unquote(found[2]))
-        raise _Refused(501, "UNIMPLEMENTED", f"{method} {path} is no part of this local IAM.")
+            return self._generate(caller, unquote(found[1]))
+        raise Refused(_CODE.UNIMPLEMENTED, f"{method} {path} is not part of this local IAM.")
 
     def _count(self, method: str, caller: str) -> None:
         with self._lock:
             self.calls[method, caller] += 1
         if method in self.disabled:
-            raise _Refused(
-                403, "PERMISSION_DENIED", "The API has not been used in this project before or it is disabled."
-            )
+            message = "The API has not been used in this project before or it is disabled."
+            raise Refused(_CODE.PERMISSION_DENIED, message)
 
-    def _test(self, caller: str, body: Mapping[str, Any], kind: str, *, known: bool) -> Mapping[str, Any]:
+    def _test(self, kind: str, request: Any) -> Any:
+        caller, known = _caller(bearer.get()), self.accounts if kind == "account" else self._projects
         self._count(kind, caller)
-        if not known and kind == "account":
-            raise _Refused(404, "NOT_FOUND", "Unknown service account.")
-        if not known:
-            raise _Refused(
-                403, "PERMISSION_DENIED", "The caller does not have permission, or the project does not exist."
-            )
-        granted = [one for one in body["permissions"] if (caller, one) not in self.denied]
-        return {"permissions": granted} if granted else {}
+        if request.resource.rpartition("/")[2] not in known:
+            if kind == "account":
+                raise Refused(_CODE.NOT_FOUND, "Unknown service account.")
+            message = "The caller does not have permission, or the project does not exist."
+            raise Refused(_CODE.PERMISSION_DENIED, message)
+        granted = [one for one in request.permissions if (caller, one) not in self.denied]
+        return TestIamPermissionsResponse(permissions=granted)
 
     def _generate(self, caller: str, account: str) -> Mapping[str, Any]:
         self._count("generateAccessToken", caller)
         if account not in self.accounts:
-            raise _Refused(404, "NOT_FOUND", f"Not found; Gaia id not found for email {account}")
+            raise Refused(_CODE.NOT_FOUND, f"Not found; Gaia id not found for email {account}")
         if (caller, "iam.serviceAccounts.getAccessToken") in self.denied or not caller:
-            raise _Refused(
-                403, "PERMISSION_DENIED", "Permission 'iam.serviceAccounts.getAccessToken' denied on resource."
-            )
+            message = "Permission 'iam.serviceAccounts.getAccessToken' denied on resource."
+            raise Refused(_CODE.PERMISSION_DENIED, message)
         end = datetime.now(UTC) + timedelta(hours=1)
         return {"accessToken": f"{_TOKEN}{account}", "expireTime": end.strftime("%Y-%m-%dT%H:%M:%SZ")}
 
     def _token(self, body: bytes) -> Mapping[str, Any]:
-        """Give a token for what a service account has signed, unchecked, or for a refresh token: a person's address."""
+        """Issue a token for a service account's signed assertion, unchecked, or for a refresh token: a person's address."""
         form = parse_qs(body.decode())
-        if "refresh_token" in form:
-            account = form["refresh_token"][0]
-        else:
-            claims = form["assertion"][0].split(".")[1]
-            account = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["iss"]
+        account = form["refresh_token"][0] if "refresh_token" in form else _issuer(form["assertion"][0])
         self._count("token", account)
         return {"access_token": f"{_TOKEN}{account}", "token_type": "Bearer", "expires_in": 3600}
 
 
+def _caller(token: str) -> str:
+    """Return whose token it is: one of ours, or a JWT that a service account signed itself."""
+    return token.removeprefix(_TOKEN) if not token or token.startswith(_TOKEN) else _issuer(token)
+
+
+def _issuer(jwt: str) -> str:
+    """Return the issuer of a JWT, whose signature is not checked."""
+    claims = jwt.split(".")[1]
+    return str(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["iss"])
+
+
 class _Handler(Handler):
-    """Turns requests into answers."""
+    """Turns HTTP requests into answers."""
 
     iam: IamServer
 
     def serve(self) -> None:
         """Answer one request."""
         body = self.body()
-        caller = self.headers.get("Authorization", "").removeprefix("Bearer ").removeprefix(_TOKEN)
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
-            self.answer_json(200, self.iam.answer(self.command, self.path, caller, body))
-        except _Refused as refused:
-            self.answer_json(refused.status, refused.body)
+            self.answer_json(200, self.iam.answer(self.command, self.path, token, body))
+        except Refused as refused:
+            status = http_status(refused.code)
+            self.answer_json(
+                status, {"error": {"code": status, "message": refused.message, "status": refused.code.name}}
+            )

@@ -10,6 +10,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -20,6 +21,10 @@ from local.standins.faults import AnswerLost, FaultError, Faults
 
 Method = tuple[type[Any], Callable[[Any], Any]]
 """The request's type (proto-plus or plain) and the function that answers it."""
+
+
+bearer: ContextVar[str] = ContextVar("bearer", default="")
+"""The access token of the call being answered; empty without one, as in plaintext."""
 
 
 class Refused(Exception):
@@ -39,9 +44,18 @@ class RpcServer:
     """Serves ``table`` ({"/package.Service/Method": (request type, function)}) on 127.0.0.1.
 
     ``calls`` counts by method name without its package. ``faults`` meets the same names. ``port`` 0 takes a free one.
+    ``certificate`` is a key and a certificate in PEM, for TLS.
     """
 
-    def __init__(self, table: Mapping[str, Method], *, faults: Faults, port: int = 0, workers: int = 64) -> None:
+    def __init__(
+        self,
+        table: Mapping[str, Method],
+        *,
+        faults: Faults,
+        port: int = 0,
+        workers: int = 64,
+        certificate: tuple[bytes, bytes] | None = None,
+    ) -> None:
         self.calls: Counter[str] = Counter()
         self._faults = faults
         self._lock = threading.Lock()
@@ -54,7 +68,12 @@ class RpcServer:
             services[service][operation] = self._handler(operation, request_type, function)
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self.port: int = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        self.port: int = (
+            self._server.add_secure_port(address, grpc.ssl_server_credentials([certificate]))
+            if certificate
+            else self._server.add_insecure_port(address)
+        )
 
     @property
     def address(self) -> str:
@@ -78,6 +97,7 @@ class RpcServer:
     def _handler(self, operation: str, request_type: type[Any], function: Callable[[Any], Any]) -> Any:
         def answer(request: Any, context: Any) -> Any:
             self.count(operation)
+            bearer.set(dict(context.invocation_metadata()).get("authorization", "").removeprefix("Bearer "))
             try:
                 self._faults.before(operation)
                 response = function(request)

@@ -4,41 +4,89 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import google.auth
+import requests
 from google.auth import impersonated_credentials
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
-from google.auth.transport.requests import Request
+from google.auth.transport.requests import AuthorizedSession, Request
 
-from vertex_launch.errors import LaunchError, Unavailable
-from vertex_launch.preflight.rest import Endpoints, Rest
+from vertex_launch.adapters.grpc_endpoint import is_plaintext
+from vertex_launch.codes import Code
+from vertex_launch.errors import ConfigError, Problem, Unavailable
 
 SERVICE = "Google credentials"
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/userinfo.email")
 
 LOG_IN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 
+_ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
+_LOOPBACK = re.compile(r"http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The addresses of the APIs that only the preflight uses.
+
+    The environment variable of a field is its name in capitals and ``_ENDPOINT``, as IAM_ENDPOINT. With ``http://`` the first
+    two are used without credentials. The others handle credentials, so they may be plaintext on this machine only.
+    """
+
+    cloudresourcemanager: str = "https://cloudresourcemanager.googleapis.com"
+    iam: str = "https://iam.googleapis.com"
+    iamcredentials: str = "https://iamcredentials.googleapis.com"
+    openidconnect: str = "https://openidconnect.googleapis.com"
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Endpoints:
+        """Read them from the environment; an empty variable counts as unset. Raises ConfigError."""
+        variables = {one.name: f"{one.name.upper()}_ENDPOINT" for one in fields(cls)}
+        given = {name: environ[variable].rstrip("/") for name, variable in variables.items() if environ.get(variable)}
+        problems = [
+            Problem(
+                f"environment variable {variables[name]}",
+                found,
+                f"Write {getattr(cls, name)}, or unset it",
+                Code.CHECK_ENDPOINT,
+            )
+            for name, address in given.items()
+            if (found := _wrong(name, address))
+        ]
+        if problems:
+            raise ConfigError(problems)
+        return cls(**given)
+
+
+def _wrong(name: str, address: str) -> str:
+    """Return what is wrong with an address; empty text if it can be used."""
+    if not _ADDRESS.fullmatch(address):
+        return f"{address!r} is not an http or https address without a path"
+    if name in ("iamcredentials", "openidconnect") and is_plaintext(address) and not _LOOPBACK.fullmatch(address):
+        return f"credentials would go to {address} in clear text"
+    return ""
+
 
 @dataclass(frozen=True)
 class Identity:
-    """Credentials that work, and the account that they are for; empty text where nobody tells."""
+    """Credentials that work, and the account that they belong to; empty text if that is unknown."""
 
     credentials: Credentials
     account: str
 
 
 def find(impersonate: str | None, endpoints: Endpoints, *, timeout: float) -> Identity:
-    """Get the application default credentials, or with them those of another service account. Raises Unavailable."""
+    """Return the application default credentials, or use them to impersonate a service account. Raises Unavailable."""
     request = functools.partial(Request(), timeout=timeout)
     try:
         own, _ = google.auth.default(scopes=SCOPES, request=request)
         own.refresh(request)
     except GoogleAuthError as error:
-        raise Unavailable(SERVICE, f"{_said(error)}; {LOG_IN}") from error
+        raise Unavailable(SERVICE, f"{_said(error)}; {LOG_IN}", code=Code.CHECK_CREDENTIALS) from error
     if impersonate is None:
         return Identity(own, _account(own, endpoints, timeout))
     return Identity(_impersonated(own, impersonate, endpoints, request, timeout), impersonate)
@@ -47,7 +95,7 @@ def find(impersonate: str | None, endpoints: Endpoints, *, timeout: float) -> Id
 def _impersonated(
     own: Credentials, target: str, endpoints: Endpoints, request: Callable[..., Any], timeout: float
 ) -> Credentials:
-    """Get the credentials of the account ``target``. Raises Unavailable."""
+    """Return credentials of the account ``target``. Raises Unavailable."""
     address = f"{endpoints.iamcredentials}/v1/projects/-/serviceAccounts/{target}:generateAccessToken"
     theirs = impersonated_credentials.Credentials(
         source_credentials=own, target_principal=target, target_scopes=SCOPES, iam_endpoint_override=address
@@ -60,28 +108,30 @@ def _impersonated(
             SERVICE,
             f"{who} cannot impersonate {target}: {_said(error)}; correct --as, or grant {who} "
             f"roles/iam.serviceAccountTokenCreator on {target}",
+            code=Code.CHECK_CREDENTIALS,
         ) from error
     return theirs
 
 
 def _account(credentials: Credentials, endpoints: Endpoints, timeout: float) -> str:
-    """Tell whose credentials they are, as far as somebody knows."""
+    """Return the account that the credentials belong to; empty text if neither they nor OpenID Connect reveal it."""
     for name in ("service_account_email", "account"):
         if account := getattr(credentials, name, None):
             return str(account)
     try:
-        told = Rest("OpenID Connect", endpoints.openidconnect, credentials, timeout=timeout).ask("GET", "/v1/userinfo")
-    except LaunchError:  # credentials without the scope for it are good for all the rest
-        return ""
-    return str(told.get("email") or "")
+        session = AuthorizedSession(credentials)
+        answer = session.get(f"{endpoints.openidconnect}/v1/userinfo", timeout=timeout, allow_redirects=False)
+        return str(answer.json().get("email") or "")
+    except (requests.RequestException, GoogleAuthError, ValueError, AttributeError):
+        return ""  # the account is only shown; the credentials may still be good for everything else
 
 
 def _said(error: GoogleAuthError) -> str:
-    """Give Google's own words, those of the JSON that came with the error where there is one."""
+    """Return Google's own words, those of the JSON that came with the error if there is one."""
     words = str(error.args[0] if error.args else error)
     for detail in error.args[1:]:
         try:
             words += f" ({json.loads(detail)['error']['message']})"
         except (TypeError, ValueError, LookupError):
-            continue  # no JSON, or none in Google's form
+            continue  # not JSON, or not in Google's form
     return words.rstrip(".")

@@ -1,0 +1,146 @@
+"""The checks of W&B: the entity, each queue, and the job that a queue's config leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from vertex_launch.codes import Code
+from vertex_launch.errors import ItemRejected, Unavailable
+from vertex_launch.job import custom_job
+from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job.queue_config import IMAGE, QueueConfig
+from vertex_launch.log import Redactor
+from vertex_launch.model import VERTEX_RESOURCES, Item
+from vertex_launch.preflight.lines import Line, fail, no_answer, ok, skip, warn
+from vertex_launch.preflight.services import Wandb
+from vertex_launch.settings.config import Settings
+
+
+class Queues:
+    """The queues and their configs. ``built`` holds the jobs that they lead to; of the queues ``unknown`` that is not known."""
+
+    def __init__(self, settings: Settings, wandb: Wandb | None, wrong_regions: Collection[str]) -> None:
+        self._settings = settings
+        self._wandb = wandb
+        self._wrong_regions = wrong_regions
+        self.built: list[JobRequest] = []
+        self.unknown = list(settings.queues)
+
+    def lines(self) -> list[Line]:
+        """Check the key's owner, the entity and each queue."""
+        what, settings, wandb = "W&B", self._settings, self._wandb
+        if wandb is None:
+            return [skip(what, "needs Google credentials")]
+        try:
+            user, default = wandb.viewer()
+        except Unavailable as error:
+            line = no_answer(what, error)
+            if line.code is Code.CHECK_CONNECTION:
+                address = f"{settings.base_url} ({settings.where('base_url')})"
+                line = replace(line, remedy=f"Check the network, the proxy and the address {address}")
+            return [line, skip("queues and their configs", "need W&B")]
+        user, entity = user or "an unnamed user", settings.entity or default
+        if not entity:
+            found = f"the API key of {user} has no default entity"
+            line = fail(Code.CHECK_ENTITY, what, found, "Set entity in launch-config.yaml, or WANDB_ENTITY")
+            return [line, skip("queues and their configs", "need an entity")]
+        whose = settings.where("entity") if settings.entity else "the key's default entity"
+        found = f"{settings.base_url} accepts the key of {user}; the queues belong to {entity} ({whose})"
+        return [ok(what, found), *self._queues(wandb, entity, whose)]
+
+    def _queues(self, wandb: Wandb, entity: str, whose: str) -> Iterator[Line]:
+        try:
+            names = wandb.queue_names(entity)
+            there = [name for name in self._settings.queues if name in names]
+            configs = wandb.queue_configs(entity, there)
+        except Unavailable as error:
+            remedy = f"Check {whose}" if self._settings.entity else "Set entity in launch-config.yaml, or WANDB_ENTITY"
+            yield replace(no_answer("queues", error), remedy=remedy)
+            return
+        for name in self._settings.queues:
+            what = f"queue {name}"
+            if name not in there:
+                found = f"entity {entity} has no queue with this name (it has: {', '.join(sorted(names)) or 'none'})"
+                remedy = f"Create it in the W&B app with the resource gcp-vertex, or correct {self._settings.where('queues')}"
+                yield fail(Code.CHECK_QUEUE, what, found, remedy)
+            elif name not in configs:
+                found = "it exists, but W&B does not show its config, so its jobs could not be checked"
+                yield warn(Code.CHECK_CONFIG, what, found, "Give the key's owner access to the queue")
+            else:
+                yield from self._queue(name, entity, configs[name])
+
+    def _queue(self, name: str, entity: str, config: QueueConfig | None) -> Iterator[Line]:
+        what = f"queue {name}"
+        if config is None:
+            found = "it exists but has no config, so each item must bring its own resource and resource args"
+            yield warn(Code.CHECK_CONFIG, what, found, "Set the queue's resource to gcp-vertex in the W&B app")
+        elif config.resource not in VERTEX_RESOURCES:
+            found = f"its resource is {config.resource or 'not named'}, and only Vertex AI queues are served"
+            remedy = f"Use a queue with the resource gcp-vertex, or remove it from {self._settings.where('queues')}"
+            yield fail(Code.CHECK_QUEUE, what, found, remedy)
+        else:
+            yield ok(what, f"it exists and is a Vertex AI queue ({config.resource})")
+            yield self._config(name, entity, config)
+
+    def _config(self, name: str, entity: str, config: QueueConfig) -> Line:
+        """Build the job of an item that brings only an image, and check it against the policy."""
+        what = f"config of queue {name}"
+        if config.is_empty:
+            return warn(Code.CHECK_CONFIG, what, "it is empty, so each item must bring all of its resource args")
+        plainest = config.item()
+        try:
+            request = self._request(name, entity, plainest)
+        except ItemRejected as error:
+            return self._rejected(what, name, entity, config, error)
+        self._known(name, request)
+        account = request.custom_job.job_spec.service_account or "Vertex AI's own agent"
+        found = f"it builds a CustomJob that the policy allows, in {request.region} as {account}"
+        if values := ", ".join(f"{variable} = {value}" for variable, value in config.likely_values().items()):
+            found += f", with {values}"
+        if request.warnings:
+            return warn(Code.CHECK_ITEM, what, f"{found}, but: {' '.join(map(str, request.warnings))}")
+        return ok(what, found)
+
+    def _rejected(self, what: str, name: str, entity: str, config: QueueConfig, error: ItemRejected) -> Line:
+        if self._wrong_regions:
+            return skip(what, f"needs a region that exists, which {', '.join(self._wrong_regions)} does not")
+        found = f"an item that brings only an image would fail: {error.message.text}"
+        if open_ones := ", ".join(config.open_variables()):
+            remedy = "Give them a default or an enum to have them tested, or check what items write there"
+            return warn(Code.CHECK_ITEM, what, f"{found} (template variables without a value: {open_ones})", remedy)
+        started = self._with_entry_point(name, entity, config.item())
+        if started is None:
+            return fail(error.message.code, what, found, "Correct the queue's config in the W&B app, or the policy")
+        self._known(name, started)
+        return warn(Code.CHECK_ITEM, what, found, "Items with an entry point, such as code and git jobs, can be built")
+
+    def _request(self, queue: str, entity: str, run_spec: Mapping[str, Any]) -> JobRequest:
+        """Build the job of an item and check it against the policy. Raises ItemRejected."""
+        item, now = Item("preflight", queue, run_spec), datetime.now(UTC)
+        spec, settings = custom_job.parse(item), self._lenient()
+        return custom_job.build(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
+
+    def _with_entry_point(self, queue: str, entity: str, plainest: Mapping[str, Any]) -> JobRequest | None:
+        """Build the job again with an entry point, if only ``api_key_delivery: secret`` requires one."""
+        if self._settings.api_key_delivery != "secret":
+            return None
+        try:
+            return self._request(queue, entity, {**plainest, "overrides": {"entry_point": ["python", "train.py"]}})
+        except ItemRejected:
+            return None  # for the reason that is reported already
+
+    def _known(self, queue: str, request: JobRequest) -> None:
+        self.built.append(request)
+        self.unknown.remove(queue)
+
+    def _lenient(self) -> Settings:
+        """Return the settings with a policy that allows the placeholder for the items' own images."""
+        policy = self._settings.policy
+        if not policy.images:
+            return self._settings
+        return self._settings.model_copy(
+            update={"policy": policy.model_copy(update={"images": (*policy.images, IMAGE)})}
+        )
