@@ -1,0 +1,116 @@
+"""Every sentence that the product can print, read from its source: ``make messages`` writes them to ``SNAPSHOT``."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SNAPSHOT = ROOT / "tests/snapshots/messages.txt"
+FOLDERS = ("dispatch", "state", "job", "settings", "adapters", "preflight")
+"""Parts of the package, in reading order; its own modules come first."""
+
+HEAD = """\
+Every sentence that the product can print, in the order of its source. {…} stands for a value. `make messages` writes this file.
+"""
+OTHER = re.compile(r"\s*(import|query|mutation|fragment|\.\.\. on) |.*(\(\?:|\[\^|\\[sdwb]|\{ [\w{]|\(\w+\|)", re.DOTALL)
+"""What GraphQL and regular expressions look like."""
+
+
+def render() -> str:
+    """Return the content of the snapshot."""
+    package = ROOT / "vertex_launch"
+    modules = [
+        *sorted(package.glob("*.py")),
+        *(path for folder in FOLDERS for path in sorted(package.glob(f"{folder}/*.py"))),
+    ]
+    assert set(modules) == set(package.rglob("*.py")), "FOLDERS lists every folder of the package"
+    parts = [HEAD]
+    for module in modules:
+        lines = list(dict.fromkeys(_Sentences(ast.parse(module.read_text())).lines()))
+        if lines:
+            parts.append("\n".join([f"== {module.relative_to(ROOT)}", *lines, ""]))
+    return "\n".join(parts)
+
+
+class _Sentences:
+    """The sentences of one module."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._tree = tree
+        self._parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+    def lines(self) -> Iterator[str]:
+        """Return each sentence with its code in front, in the order of the source."""
+        found = {}
+        for node in ast.walk(self._tree):
+            parent = self._parents.get(node)
+            if isinstance(parent, ast.Expr | ast.JoinedStr) or _is_sum(parent):
+                continue
+            text = _text(node)
+            if isinstance(node, ast.expr) and text is not None and _is_sentence(text) and not self._is_part(node):
+                found[node.lineno, node.col_offset] = f"{self._code(node):<24}{' '.join(text.split())}"
+        return (found[place] for place in sorted(found))
+
+    def _is_part(self, node: ast.AST) -> bool:
+        """Return whether a text is part of an expression in an f-string, which shows it."""
+        while not isinstance(node, ast.stmt | ast.FormattedValue):
+            node = self._parents[node]
+        return isinstance(node, ast.FormattedValue)
+
+    def _code(self, node: ast.AST) -> str:
+        """Return the code of the innermost call that a text is an argument of, or that its variable is an argument of."""
+        names: set[str] = set()
+        while not isinstance(node, ast.FunctionDef | ast.Module):
+            if isinstance(node, ast.Assign):
+                names = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            elif isinstance(node, ast.Call) and (code := _codes(node)):
+                return "/".join(sorted(code))
+            node = self._parents[node]
+        codes: dict[str, set[str]] = defaultdict(set)
+        for call in ast.walk(node):
+            if isinstance(call, ast.Call):
+                for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
+                    if isinstance(argument, ast.Name):
+                        codes[argument.id] |= _codes(call)
+        return "/".join(sorted(set().union(*(codes[name] for name in names))))
+
+
+def _is_sentence(text: str) -> bool:
+    bare = re.sub(r"\{[^{}]*\}", "{}", text).strip()
+    return " " in bare and len(re.findall(r"[^\W\d_]{2,}", bare)) > 1 and not OTHER.match(text)
+
+
+def _codes(call: ast.Call) -> set[str]:
+    """Return the codes among a call's own arguments."""
+    arguments = (*call.args, *(keyword.value for keyword in call.keywords))
+    return {
+        f"VL-{argument.attr.replace('_', '-')}"
+        for argument in arguments
+        if isinstance(argument, ast.Attribute) and isinstance(argument.value, ast.Name) and argument.value.id == "Code"
+    }
+
+
+def _is_sum(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and _text(node) is not None
+
+
+def _text(node: ast.AST | None) -> str | None:
+    """Return the text of a literal, an f-string or a sum of them, with expressions in braces; None for anything else."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(_text(value) or "" for value in values)
+        case ast.FormattedValue(value=value):
+            return f"{{{ast.unparse(value)}}}"
+        case ast.BinOp(left=left, op=ast.Add(), right=right) if (first := _text(left)) and (second := _text(right)):
+            return first + second
+    return None
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(render())
