@@ -16,7 +16,9 @@ FOLDERS = ("dispatch", "state", "job", "settings", "adapters", "preflight")
 HEAD = """\
 Every sentence that the product can print, in the order of its source. {…} stands for a value. `make messages` writes this file.
 """
-OTHER = re.compile(r"\s*(import|query|mutation|fragment|\.\.\. on) |.*(\(\?:|\[\^|\\[sdwb]|\{ [\w{]|\(\w+\|)", re.DOTALL)
+OTHER = re.compile(
+    r"\s*(import|query|mutation|fragment|\.\.\. on) |.*(\(\?:|\[\^|\\[sdwb]|\{ [\w{]|\(\w+\|)", re.DOTALL
+)
 """What GraphQL and regular expressions look like."""
 
 
