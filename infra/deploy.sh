@@ -70,8 +70,8 @@ done
 for file in main.py requirements.txt launch-config.yaml; do
   [ -f "$file" ] || fail "$PWD has no $file: this is no whole checkout of vertex-launch."
 done
-! grep -Eq '^entity: *acme *(#|$)' launch-config.yaml ||
-  echo "NOTE: launch-config.yaml still has the example's entity, acme. Unless that is your W&B team, write yours there, and your queues." >&2
+! sed 's/#.*//' launch-config.yaml | grep -q YOUR- ||
+  fail "launch-config.yaml still has a placeholder such as YOUR-TEAM. Write your W&B team and your queues there."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

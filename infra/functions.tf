@@ -97,6 +97,10 @@ resource "google_storage_bucket_object" "source" {
 
   lifecycle {
     create_before_destroy = true # the functions name the old one until they are deployed again
+    precondition {
+      condition     = !strcontains(jsonencode(local.launch), "YOUR-")
+      error_message = "${local.launch_config} still has a placeholder such as YOUR-TEAM. Write your W&B team and your queues there."
+    }
   }
 }
 
@@ -161,12 +165,4 @@ resource "google_cloudfunctions2_function" "this" {
     google_storage_bucket_iam_member.build_reads_source,
     google_artifact_registry_repository_iam_member.build_writes_images,
   ]
-}
-
-# A warning, for somebody's team may have that name.
-check "launch_config_is_yours" {
-  assert {
-    condition     = var.source_object != null || try(local.launch.entity, null) != "acme"
-    error_message = "${local.launch_config} still has the example's entity, acme. Write your W&B team there, and your queues."
-  }
 }

@@ -123,12 +123,12 @@ run "code_from_a_bucket" {
   }
 }
 
-run "an_example_that_nobody_edited" {
+run "a_configuration_with_placeholders" {
   command = plan
   variables {
-    launch_config = "../launch-config.yaml"
+    launch_config = "tests/placeholders.yaml"
   }
-  expect_failures = [check.launch_config_is_yours]
+  expect_failures = [google_storage_bucket_object.source]
 }
 
 run "passes_longer_than_the_function_may_take" {

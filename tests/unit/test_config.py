@@ -263,6 +263,7 @@ def test_no_warnings(load: Load, launch: str, environ: dict[str, str]) -> None:
 
 BAD, MISSING, UNKNOWN = Code.CONFIG_VALUE, Code.CONFIG_MISSING, Code.CONFIG_UNKNOWN
 YAML, KEY, MACRO, CONFLICT = Code.CONFIG_YAML, Code.CONFIG_API_KEY, Code.CONFIG_MACRO, Code.CONFIG_CONFLICT
+PLACEHOLDER = Code.CONFIG_PLACEHOLDER
 
 # The whole of launch-config.yaml, place, code, what the text mentions
 IN_FILE = [
@@ -291,7 +292,7 @@ IN_FILE = [
     ("queues: [a, ' b']", f"queues[1] in {L}", BAD, "' b'"),
     ("queues: [7]", f"queues[0] in {L}", BAD, "7"),
     ("queues: [2024-01-01]", f"queues[0] in {L}", BAD, "a date"),
-    ("queues: [YOUR-QUEUE]", f"queues[0] in {L}", Code.CONFIG_PLACEHOLDER, "YOUR-QUEUE"),
+    ("queues: [YOUR-QUEUE]", f"queues[0] in {L}", PLACEHOLDER, "YOUR-QUEUE"),
 ]
 
 # A line of launch-config.yaml, setting, code, what the text mentions
@@ -299,7 +300,7 @@ IN_LAUNCH = [
     (f"entity: {OLD_KEY}", "entity", KEY, "key_secret"),
     ("wandb_api_key: hunter2", "wandb_api_key", KEY, "key_secret"),
     ("builder: {api-key: hunter2}", "builder.api-key", KEY, ""),
-    ("entity: YOUR-TEAM", "entity", Code.CONFIG_PLACEHOLDER, "my-team"),
+    ("entity: YOUR-TEAM", "entity", PLACEHOLDER, "my-team"),
     ("entity: 0x" + "1" * 5000, "entity", BAD, "a huge number"),
     ("entity: ''", "entity", BAD, "''"),
     ("max_jobs: five", "max_jobs", BAD, "'five'"),
@@ -336,7 +337,7 @@ IN_VERTEX = [
     ("deployment", "z" * 41, "", BAD, "40"),
     ("deployment", "12", "", BAD, "12"),
     ("project", "My Project", "", BAD, "'My Project'"),
-    ("project", "YOUR-PROJECT", "", Code.CONFIG_PLACEHOLDER, "my-project-123"),
+    ("project", "YOUR-PROJECT", "", PLACEHOLDER, "GOOGLE_CLOUD_PROJECT"),
     ("regions", "[]", "", MISSING, "us-central1"),
     ("regions", "us-central1", "", BAD, "'us-central1'"),
     ("regions", "{us-central1: gs://a}", "", BAD, "a mapping"),
@@ -351,8 +352,8 @@ IN_VERTEX = [
         "regions",
         "[{name: us-east4, staging_bucket: gs://YOUR-BUCKET}]",
         "[0].staging_bucket",
-        Code.CONFIG_PLACEHOLDER,
-        "",
+        PLACEHOLDER,
+        "STAGING_BUCKETS",
     ),
     ("base_url", "wandb.ai", "", BAD, "'wandb.ai'"),
     ("base_url", "https://[", "", BAD, "https://api.wandb.ai"),
@@ -363,7 +364,7 @@ IN_VERTEX = [
     ("base_url", "'https://a b'", "", BAD, "'https://a b'"),
     ("key_secret", "wandb-key", "", BAD, "projects/my-project/secrets/"),
     ("key_secret", "projects/p/secrets/s", "", BAD, "projects/p/secrets/s/versions/latest"),
-    ("key_secret", "projects/YOUR-PROJECT/secrets/s/versions/1", "", Code.CONFIG_PLACEHOLDER, "projects/my-project/"),
+    ("key_secret", "projects/YOUR-PROJECT/secrets/s/versions/1", "", PLACEHOLDER, "projects/my-project/"),
     ("key_ttl", "-1", "", BAD, "0 or more"),
     ("state_bucket", "state", "", BAD, "'state'"),
     ("state_bucket", "gs://State", "", BAD, "'gs://State'"),
@@ -418,7 +419,7 @@ IN_VERTEX = [
 IN_ENVIRONMENT = [
     ("WANDB_API_KEY_SECRET", OLD_KEY, "", BAD, "versions/latest"),
     ("WANDB_ENTITY", NEW_KEY, "", KEY, "key_secret"),
-    ("WANDB_ENTITY", "YOUR-TEAM", "", Code.CONFIG_PLACEHOLDER, "YOUR-TEAM"),
+    ("WANDB_ENTITY", "YOUR-TEAM", "", PLACEHOLDER, "YOUR-TEAM"),
     ("WANDB_ENTITY", " me", "", BAD, "' me'"),
     ("WANDB_LAUNCH_MAX_JOBS", "five", "", BAD, "'five'"),
     ("WANDB_LAUNCH_START_TIMEOUT", "-5", "", BAD, "0 or more"),
@@ -734,44 +735,74 @@ def test_where_we_are_stricter_on_purpose(load: Load, official: Any, tmp_path: P
     assert official(tmp_path / LAUNCH_FILE) is not None
 
 
-# The examples
+# The files at the root
+
+REPLACED = {
+    "YOUR-TEAM": "me",
+    "YOUR-QUEUE": "q",
+    "YOUR-PROJECT": "my-project",
+    "YOUR-REGION": "us-east4",
+    "YOUR-BUCKET": "b-1",
+}
 
 
-def uncommented(name: str) -> str:
-    """Give an example with its optional settings switched on: lines that begin with ``#`` and no space behind it."""
-    lines = (ROOT / name).read_text().splitlines()
-    return "\n".join(re.sub(r"^#(?=\w|  \w)", "", line) for line in lines)
+@pytest.fixture
+def shipped() -> tuple[str, str]:
+    """Return the two files at the root, if they are as shipped: a user's own are not tested."""
+    files = (ROOT / L).read_text(), (ROOT / V).read_text()
+    if "YOUR-QUEUE" not in files[0]:
+        pytest.skip(f"{L} at the root is a user's own")
+    return files
 
 
-def test_the_examples_load_as_they_are() -> None:
-    loaded = config.load({}, ROOT)
-    assert loaded.warnings == ()
-    assert (loaded.entity, loaded.queues, loaded.max_jobs) == ("acme", ("vertex-cpu", "vertex-gpu"), 5)
-    assert loaded.project == "demo-project"
-    assert loaded.regions == (
-        Region(name="us-central1", staging_bucket="gs://demo-staging"),
-        Region(name="us-east4", staging_bucket="gs://demo-staging-east"),
+def replaced(text: str) -> str:
+    return re.sub("YOUR-[A-Z]+", lambda found: REPLACED[found[0]], text)
+
+
+def uncommented(text: str) -> str:
+    """Switch the optional settings on: lines that begin with ``#`` and a setting, or with ``#  `` in a section."""
+    return re.sub(r"^#(?=\w|  \w)", "", replaced(text), flags=re.MULTILINE)
+
+
+def test_each_placeholder_is_refused_by_name(load: Load, shipped: tuple[str, str]) -> None:
+    found = problems(load, *shipped)
+    assert {problem.code for problem in found} == {Code.CONFIG_PLACEHOLDER}
+    needed = ["project", "regions[0].name", "regions[0].staging_bucket", "key_secret", "state_bucket", "tick_topic"]
+    assert sorted(problem.place for problem in found) == sorted(
+        [f"entity in {L}", f"queues[0] in {L}", *(f"{name} in {V}" for name in needed)]
     )
-    assert loaded.key_secret == "projects/demo-project/secrets/wandb-api-key/versions/latest"
-    assert (loaded.state_bucket, loaded.tick_topic) == (
-        "gs://demo-state/vertex-launch",
-        "projects/demo-project/topics/ticks",
-    )
+    deployed = {
+        "GOOGLE_CLOUD_PROJECT": "p-1",
+        "GOOGLE_CLOUD_REGION": "us-east4",
+        "STAGING_BUCKETS": "gs://staging",
+        "STATE_BUCKET": "gs://state",
+        "DISPATCH_TOPIC": "projects/p/topics/t",
+        "WANDB_API_KEY_SECRET": SECRET,
+    }
+    assert [problem.place for problem in problems(load, *shipped, **deployed)] == [
+        f"entity in {L}",
+        f"queues[0] in {L}",
+    ]
+    assert load("queues: [q]", shipped[1], **deployed).warnings == ()
 
 
-def test_the_official_agent_reads_the_example(official: Any) -> None:
-    assert official(ROOT / LAUNCH_FILE)["limits"] == [5, 1]
+def test_without_placeholders_the_files_load(load: Load, shipped: tuple[str, str]) -> None:
+    loaded = load(*map(replaced, shipped))
+    assert (loaded.entity, loaded.queues, loaded.warnings) == ("me", ("q",), ())
+    assert loaded.regions == (Region(name="us-east4", staging_bucket="gs://b-1"),)
 
 
-def test_the_examples_show_every_setting_with_its_default(load: Load) -> None:
-    launch, own = uncommented(LAUNCH_FILE), uncommented(VERTEX_FILE)
-    assert yaml.safe_load(launch).keys() == AgentSettings.model_fields.keys()
+def test_the_files_show_every_setting_with_its_default(load: Load, official: Any, shipped: tuple[str, str]) -> None:
+    launch, own = map(uncommented, shipped)
     shown = yaml.safe_load(own)
+    assert yaml.safe_load(launch).keys() == AgentSettings.model_fields.keys()
     assert shown.keys() == DeploymentSettings.model_fields.keys()
-    for section, model in (("timeouts", config.Timeouts), ("batches", config.Batches), ("policy", config.Policy)):
-        assert shown[section].keys() == model.model_fields.keys()
+    for section in ("timeouts", "batches", "policy"):
+        assert shown[section].keys() == getattr(config, section.title()).model_fields.keys()
     loaded = load(launch, own, TEAM_BUCKET="gs://team")
     assert loaded.warnings == ()
-    as_they_are = config.load({}, ROOT)
-    told_only = {"policy", "macro_values", "registry", "builder", "base_image", "git_token_secrets"}
-    assert loaded.model_dump(exclude=told_only) == as_they_are.model_dump(exclude=told_only)
+    assert official(ROOT / L)["limits"] == [1, 1]
+    required = yaml.safe_load(replaced(shipped[0])).keys() | yaml.safe_load(replaced(shipped[1])).keys()
+    for name, field in (AgentSettings.model_fields | DeploymentSettings.model_fields).items():
+        if name not in required and field.default not in (None, {}, config.Policy()):
+            assert getattr(loaded, name) == field.default, name

@@ -16,9 +16,16 @@ from pydantic_core import PydanticKnownError
 
 from vertex_launch.codes import Code
 from vertex_launch.problems import API_KEY, shown, wrong
+from vertex_launch.settings.sources import REGIONS, STAGING, VARIABLES
 
 PLACEHOLDER = re.compile(r"\bYOUR-[A-Z]+(?:-[A-Z]+)*\b")
 """What the shipped files hold in place of the user's own names."""
+
+_OVERRIDES = {setting: variable for variable, setting in VARIABLES.items()} | {
+    "name": REGIONS,
+    "staging_bucket": STAGING,
+}
+"""The variables that override a field, the fields of a region included."""
 
 _CREDENTIAL = re.compile(r"(^|_)KEY$|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
@@ -37,9 +44,10 @@ def _no_text(value: Any) -> Any:
     return value
 
 
-def _own(value: str) -> str:
+def _own(value: str, info: ValidationInfo) -> str:
     if found := PLACEHOLDER.search(value):
-        remedy = "Replace it with your own value"
+        variable = _OVERRIDES.get(info.field_name or "")
+        remedy = f"Set {variable}, or replace it" if variable else "Replace it"
         raise wrong(f"{found[0]} is a placeholder", remedy, code=Code.CONFIG_PLACEHOLDER, about=True)
     return value
 
