@@ -1,30 +1,26 @@
-"""The entry points of the functions; `vertex_launch.functions` does the rest."""
+"""The entry points of the functions. Every function takes HTTP, also what Pub/Sub and Eventarc push."""
 
 from __future__ import annotations
 
 import flask
 import functions_framework
-from cloudevents.http import CloudEvent
 
 from vertex_launch import functions
 
 
-@functions_framework.cloud_event  # type: ignore[untyped-decorator]
-def dispatch(event: CloudEvent) -> None:
+@functions_framework.http  # type: ignore[untyped-decorator]
+def dispatch(request: flask.Request) -> flask.Response:
     """Run a pass for a message of the tick topic."""
-    functions.on_event("dispatch", event, flask.request.headers)
-
-
-@functions_framework.cloud_event  # type: ignore[untyped-decorator]
-def job_state(event: CloudEvent) -> None:
-    """Publish a tick when the job of a log entry is ours and has ended."""
-    functions.on_event("job_state", event, flask.request.headers)
+    return functions.dispatch(request, pushed=True)
 
 
 @functions_framework.http  # type: ignore[untyped-decorator]
 def dispatch_now(request: flask.Request) -> flask.Response:
-    """Run a pass at once for a person: POST, with a JSON object or nothing."""
-    return functions.on_request(request)
+    """Run a pass for a person: POST with a JSON object or an empty body."""
+    return functions.dispatch(request, pushed=False)
 
 
-functions.accept_any_body("dispatch", "job_state")
+@functions_framework.http  # type: ignore[untyped-decorator]
+def job_state(request: flask.Request) -> flask.Response:
+    """Publish a tick if the job of a log entry is ours and has ended."""
+    return functions.job_state(request)

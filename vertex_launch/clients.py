@@ -15,6 +15,7 @@ from google.auth.exceptions import GoogleAuthError
 
 from vertex_launch import __version__
 from vertex_launch.adapters.grpc_endpoint import insecure_channel, is_plaintext
+from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Problem, Unavailable
 
 if TYPE_CHECKING:
@@ -149,9 +150,9 @@ class Clients:
 
         settings = self._settings
         if settings.tick_topic is None:
-            found = "is missing, and job_state asks for passes there"
-            remedy = "Set it, or the environment variable DISPATCH_TOPIC, to the topic of ticks: projects/P/topics/T"
-            raise ConfigError([Problem("vertex-launch.yaml: tick_topic", found, remedy)])
+            found = "is not set, and job_state publishes ticks there"
+            remedy = "Set it, or the environment variable DISPATCH_TOPIC, to projects/P/topics/T"
+            raise ConfigError([Problem("tick_topic in vertex-launch.yaml", found, remedy, Code.CONFIG_TICK_TOPIC)])
         return Ticks(settings.tick_topic, timeout=settings.timeouts.look)
 
     def projects(self, endpoint: str) -> ProjectsClient:
@@ -189,6 +190,15 @@ class Clients:
             logs=self.logs,
         )
 
+    @contextmanager
+    def pass_services(self) -> Iterator[Services]:
+        """Lend the services to one pass, and empty their caches on disk afterwards, because the disk is memory."""
+        services = self.services
+        try:
+            yield services
+        finally:
+            services.jobs.forget()
+
 
 @contextmanager
 def _credentials() -> Iterator[None]:
@@ -196,5 +206,5 @@ def _credentials() -> Iterator[None]:
     try:
         yield
     except GoogleAuthError as error:
-        remedy = "run the function with a service account attached, or `gcloud auth application-default login`"
-        raise Unavailable("Google credentials", f"{error}; {remedy}") from error
+        remedy = "Attach a service account to the function, or run gcloud auth application-default login"
+        raise Unavailable("Google credentials", f"{error}. {remedy}", code=Code.CREDENTIALS_MISSING) from error

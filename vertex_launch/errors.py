@@ -3,17 +3,19 @@
 ::
 
     LaunchError
-    ├── ConfigError        the operator mends the configuration; no pass
-    ├── RequestError       the caller of the function mends the request; HTTP 400
-    ├── ItemRejected       can never work: fail the item in W&B with this sentence
-    ├── ItemDeferred       cannot start now: leave the item un-acked, its lease brings it back
+    ├── ConfigError        the operator has to fix the configuration: no pass; HTTP 500
+    ├── RequestError       the sender has to fix the request: HTTP 400, and a Pub/Sub message is dropped
+    ├── ItemRejected       the item can never start: fail it in W&B with this message
+    ├── ItemDeferred       the item cannot start now: do not ack it, so that its lease brings it back
     ├── OutcomeUnknown     a create may have taken effect: its intent keeps the slot
-    ├── PassBusy           another pass is running: come back later; HTTP 409
-    ├── PassLost           somebody else took the pass over: stop, write nothing more
-    └── Unavailable        W&B, Vertex AI, Secret Manager or the bucket is down: no pass; HTTP 503
+    ├── PassBusy           another pass is running: try again later; HTTP 409
+    ├── PassLost           another pass took the lock over: stop and write nothing more; HTTP 409
+    ├── JobNotEnded        a job that should have ended still runs: Pub/Sub delivers the message again
+    └── Unavailable        W&B, Vertex AI, Secret Manager or the bucket does not work: no pass; HTTP 503
         └── KeyRefused     W&B refuses the API key: read it again once, then give up
 
-Every message is a sentence for a person: what was found, what was expected, where, and what to do. None holds an API key.
+Every message has a code and at most two sentences: what is wrong and where, what is expected, what to do. No message holds
+an API key.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from vertex_launch.codes import Code
 
 
 class LaunchError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of every error that this package raises on purpose."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A text for a person, and the code under which ``docs/troubleshooting.md`` explains it."""
+    """A text for a person and its code, which ``docs/troubleshooting.md`` explains."""
 
     code: Code
     text: str
@@ -42,9 +44,9 @@ class Message:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a configuration, a request or a run spec.
+    """One mistake in a configuration, a request or a run spec.
 
-    ``place`` is where (``max_jobs in launch-config.yaml``), ``found`` what is wrong there, ``remedy`` what to do.
+    ``place`` is where it is (``max_jobs in launch-config.yaml``), ``found`` what is wrong there, ``remedy`` what to do.
     """
 
     place: str
@@ -71,11 +73,11 @@ class ProblemsError(LaunchError):
 
 
 class ConfigError(ProblemsError):
-    """The configuration cannot be used; ``problems`` has every reason."""
+    """The configuration is invalid; ``problems`` has every reason."""
 
 
 class RequestError(ProblemsError):
-    """A tick or an HTTP request cannot be used; ``problems`` has every reason."""
+    """A Pub/Sub message or an HTTP request is invalid; ``problems`` has every reason."""
 
 
 class CodedError(LaunchError):
@@ -109,20 +111,30 @@ class OutcomeUnknown(CodedError):
     patient = False
 
 
-class PassBusy(LaunchError):
-    """Another pass is running; ``retry_after`` is a good number of seconds to wait."""
+class PassBusy(CodedError):
+    """Another pass is running; trying again in ``retry_after`` seconds may succeed."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         self.retry_after = retry_after
-        super().__init__(message)
+        super().__init__(message, code=Code.PASS_BUSY)
 
 
-class PassLost(LaunchError):
-    """This pass outlived its hold and another one took over; nothing more may be changed."""
+class PassLost(CodedError):
+    """This pass outlived its lock and another pass took over; nothing more may be changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=Code.PASS_LOST)
+
+
+class JobNotEnded(CodedError):
+    """A log entry reports the end of a job that Vertex AI still runs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=Code.JOB_NOT_ENDED)
 
 
 class Unavailable(CodedError):
-    """A service that a pass needs did not answer as it should; ``service`` names it for people."""
+    """A service that a pass needs failed or refused; ``service`` is its name for people."""
 
     def __init__(self, service: str, reason: str, *, code: Code = Code.NONE) -> None:
         self.service = service
@@ -131,4 +143,4 @@ class Unavailable(CodedError):
 
 
 class KeyRefused(Unavailable):
-    """W&B answered 401: the API key is wrong, revoked, or of another server."""
+    """W&B answered 401: the API key is wrong, revoked or for another server."""

@@ -1,6 +1,7 @@
-"""What reaches the functions, as a ``PassRequest`` or a ``JobHint``: Pub/Sub messages in both forms, and HTTP bodies.
+"""Parse what reaches the functions: a tick or an HTTP body into a ``PassRequest``, a log entry into a ``JobHint``.
 
-Pure parsing, shared by the entry points; the only module besides ``app`` and ``main`` that knows how an event looks.
+Ticks and log entries are Pub/Sub messages. They arrive as a push of Pub/Sub, as a CloudEvent of Eventarc in binary or
+structured mode, or as an event of a first-generation function; the body holds the message each time.
 """
 
 from __future__ import annotations
@@ -9,118 +10,148 @@ import base64
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
-from itertools import chain, islice
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any, TypeVar
 
-from cloudevents.http import CloudEvent
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
-from vertex_launch.dispatch.watch import JobHint
-from vertex_launch.errors import Problem, RequestError
+from vertex_launch.codes import Code
+from vertex_launch.errors import RequestError
 from vertex_launch.job import labels
-from vertex_launch.model import PassRequest
-from vertex_launch.problems import shown
+from vertex_launch.model import JobHint, JobName, PassRequest
+from vertex_launch.problems import Codes, dotted, kind, problem, shown, translate, wrong
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MOST_BODY = 1024 * 1024
-"""Bytes that the JSON of a body or a message may have; a run spec is far smaller."""
+"""Bytes of JSON in a body or a message; a run spec is far smaller."""
 
 MOST_DEPTH = 100
-"""Lists and objects in each other that it may have; Python's own limit is met at some ten times as many."""
+"""Nested lists and objects in it; Python's own limit is about ten times as many."""
 
 MOST_PROBLEMS = 20
-"""Problems of one request that are told."""
+"""Problems that are reported for one request."""
 
-MOST_SHOWN = 1000
-"""Characters of a text that a problem still repeats a part of; in more of it nobody looks for keys."""
+BODY = "request body"
 
-_JOB_NAME = re.compile(r"projects/([^/\s]{1,100})/locations/([a-z0-9-]{1,40})/customJobs/([0-9]{1,20})")
+CODES = Codes(Code.REQUEST_KEY, Code.REQUEST_VALUE, Code.REQUEST_VALUE)
+
 _JOB_NUMBER = re.compile("[0-9]{1,20}")
 _END = re.compile("Job (completed successfully|failed|cancelled|canceled)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STATE = "ml.googleapis.com/job_state"
 
 
+def _served(names: list[str], info: ValidationInfo) -> list[str]:
+    """Check that the deployment serves these queues."""
+    served: Sequence[str] | None = info.context
+    other = [shown(name) for name in dict.fromkeys(names) if served is not None and name not in served]
+    if other:
+        queues = f"queue {other[0]} is" if len(other) == 1 else f"queues {', '.join(other[:MOST_PROBLEMS])} are"
+        remedy = f"This deployment serves {', '.join(served or ())}; add a queue to queues in launch-config.yaml"
+        raise wrong(f"{queues} not configured", remedy, code=Code.REQUEST_QUEUE)
+    return names
+
+
+def _for_a_dry_run(run_spec: dict[str, Any] | None, info: ValidationInfo) -> dict[str, Any] | None:
+    """Check that a run spec comes with ``dry_run``, if that one is valid."""
+    if run_spec is not None and info.data.get("dry_run") is False:
+        remedy = 'Add "dry_run": true to see its CustomJob, or start it with wandb launch'
+        raise wrong("a run spec is accepted only for a dry run", remedy, code=Code.REQUEST_RUN_SPEC)
+    return run_spec
+
+
+def _job_name(text: str) -> str:
+    try:
+        return str(JobName.parse(text))
+    except ValueError:
+        remedy = "Write its full name, for example projects/P/locations/us-central1/customJobs/1"
+        raise wrong(f"{shown(text)} is not the name of a job", remedy, code=Code.REQUEST_JOB) from None
+
+
 class Body(BaseModel):
-    """What a tick or a request may say."""
+    """What a tick or an HTTP request may ask for."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    queues: list[str] = Field(default_factory=list, fail_fast=True, description='a list of queue names, as ["gpu"]')
-    limit: StrictInt | None = Field(None, ge=0, description="a whole number, 0 or more")
-    dry_run: StrictBool = Field(False, description="true or false")
-    resume: StrictBool = Field(False, description="true or false")
-    run_spec: dict[str, Any] | None = Field(None, description="a W&B run spec, as a JSON object")
-    ended: str | None = Field(
-        None, pattern=f"^{_JOB_NAME.pattern}$", description="a job's name, as projects/P/locations/R/customJobs/1"
+    queues: Annotated[list[str], AfterValidator(_served)] = Field(
+        default_factory=list, fail_fast=True, examples=['["gpu"]'], description="the queues to serve"
     )
+    limit: int | None = Field(None, ge=0, examples=[5], description="the most jobs to start")
+    dry_run: bool = Field(False, description="whether to show the state and change nothing")
+    resume: bool = Field(False, description="whether to replace an agent that was stopped in W&B")
+    run_spec: Annotated[dict[str, Any] | None, AfterValidator(_for_a_dry_run)] = Field(
+        None, description="the W&B run spec whose CustomJob a dry run shows"
+    )
+    ended: Annotated[str, AfterValidator(_job_name)] | None = Field(None, description="the job that has ended")
 
 
-def tick(event: CloudEvent, served: Sequence[str] | None = None) -> PassRequest:
-    """Read a tick, see ``request``. Raises RequestError; a message without data asks for a full pass."""
-    remedy = 'Publish an empty message, or a JSON object such as {"limit": 5}, to the tick topic'
-    message = _message(event.get_data(), "tick", remedy)
-    return request(_payload(message, "tick", remedy), served, place="tick", published=_published(message, event))
+class _Named(BaseModel):
+    """A message of a person who names a job instead of a log entry."""
+
+    model_config = ConfigDict(strict=True)
+
+    job: Annotated[str, AfterValidator(_job_name)] = Field(description="the job that has ended")
 
 
-def job_hint(event: CloudEvent, arrived: float = math.inf) -> JobHint | None:
-    """Read a log entry, or ``{"job": "projects/P/locations/R/customJobs/N"}`` of a person; None for one about something else.
+@dataclass(frozen=True)
+class _Message:
+    """A Pub/Sub message: its JSON, when it was published if that is known, and its place in problems."""
 
-    ``arrived`` is when the request came (Unix seconds); a time later than that counts as none. Raises RequestError.
+    place: str
+    payload: Any
+    published: Any
+
+
+def tick(raw: bytes, served: Sequence[str] | None = None) -> PassRequest:
+    """Parse a tick. A message without data asks for a full pass. Raises RequestError."""
+    message = _message(raw, "tick", 'Publish an empty message or a JSON object, for example {"limit": 5}')
+    return _request(message.payload, served, message.place, _seconds(message.published))
+
+
+def request(raw: bytes, served: Sequence[str] | None = None) -> PassRequest:
+    """Parse an HTTP body for a deployment that serves these queues, None for any. Raises RequestError."""
+    remedy = "Send a JSON object or an empty body"
+    if len(raw) > MOST_BODY:
+        remedy = "Send a smaller body; large inputs of a job belong in artifacts"
+    return _request(_json(raw, BODY, remedy, MOST_BODY), served, BODY, None)
+
+
+def job_hint(raw: bytes) -> JobHint | None:
+    """Parse a log entry or a person's ``{"job": "projects/P/locations/R/customJobs/N"}``. Raises RequestError.
+
+    Return None for an entry about something else.
     """
-    place, remedy = "log entry", 'Let the log sink publish to this topic, or a person {"job": a job\'s name}'
-    message = _message(event.get_data(), place, remedy)
-    entry = _payload(message, place, remedy)
+    remedy = 'Publish log entries of Vertex AI to this topic, or {"job": "projects/P/locations/R/customJobs/N"}'
+    message = _message(raw, "log entry", remedy)
+    entry, place = message.payload, message.place
     if not isinstance(entry, dict):
-        raise RequestError([Problem(place, f"found {_kind(entry)}, expected a JSON object", remedy)])
-    published = _published(message, event, entry.get("timestamp"))
-    published = published if published is not None and published <= arrived else None
+        raise _error(place, f"is {kind(entry)}, not a JSON object", remedy, Code.REQUEST_FORMAT)
+    published = _seconds(message.published or entry.get("timestamp"))
     if "job" in entry and "resource" not in entry:
-        return _named(entry["job"], published)
+        name = JobName.parse(_valid(_Named, entry, None, place).job)
+        return JobHint(name.number, name, published=published)
     resource = entry.get("resource")
     if not isinstance(resource, dict):
-        found = f"found {_kind(resource)} as its resource, expected a JSON object"
-        raise RequestError([Problem(place, found, remedy)])
+        raise _error(f"resource in {place}", f"is {kind(resource)}, not a JSON object", remedy, Code.REQUEST_FORMAT)
     about = _object(resource.get("labels"))
     number = about.get("job_id")
     if resource.get("type") != "ml_job" or about.get("task_name") != "service":
         return None
     if not isinstance(number, str) or not _JOB_NUMBER.fullmatch(number):
-        return None  # as of AI Platform's jobs of old, which have names
+        return None  # a job of the former AI Platform, which has a name instead
     return JobHint(number, ended=_is_end(entry), published=published)
 
 
-def message_id(event: CloudEvent) -> str:
-    """Give the id of the event's message for a log line, as far as it has one."""
-    try:
-        message = _message(event.get_data(), "", "")
-    except RequestError:
-        message = {}
-    return _shown(message.get("messageId") or message.get("message_id") or event.get("id"))
-
-
-def request(
-    body: Any, served: Sequence[str] | None = None, *, place: str = "body", published: float | None = None
-) -> PassRequest:
-    """Read the JSON value of a tick or of an HTTP body to a deployment that serves these queues, None for any.
-
-    Raises RequestError with every problem.
-    """
-    if body is None:
-        body = {}
+def _request(body: Any, served: Sequence[str] | None, place: str, published: float | None) -> PassRequest:
+    body = {} if body is None else body
     if not isinstance(body, dict):
-        found = f"found {_kind(body)}, expected a JSON object"
-        raise RequestError([Problem(place, found, 'Send an object such as {"limit": 5}, or nothing at all')])
-    errors: Sequence[Any] = ()
-    try:
-        parsed = Body.model_validate(body)
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-    problems = chain((_problem(place, one) for one in errors), _unserved(body, served, place), _misplaced(body, place))
-    if told := list(islice(problems, MOST_PROBLEMS)):
-        raise RequestError(told)
+        remedy = 'Send an object, for example {"limit": 5}, or nothing'
+        raise _error(place, f"is {kind(body)}, not a JSON object", remedy, Code.REQUEST_FORMAT)
+    parsed = _valid(Body, body, served, place)
     return PassRequest(
         queues=tuple(dict.fromkeys(parsed.queues)),
         limit=parsed.limit,
@@ -132,46 +163,24 @@ def request(
     )
 
 
-def http_body(raw: bytes) -> Any:
-    """Decode an HTTP body; empty means no wishes. Raises RequestError."""
-    if len(raw) > MOST_BODY:
-        found = f"it has {len(raw)} bytes, expected {MOST_BODY} at most"
-        raise RequestError([Problem("body", found, "Send a smaller one; big inputs of a job belong in artifacts")])
+def _valid(model: type[Model], body: Mapping[str, Any], context: Any, place: str) -> Model:
+    """Return the body as a model. Raises RequestError."""
     try:
-        return _json(raw) if raw.strip() else None
-    except ValueError as error:
-        raise RequestError([Problem("body", str(error), "Send a JSON object or nothing at all")]) from error
+        return model.model_validate(body, context=context)
+    except ValidationError as error:
+        problems = translate(
+            error, model, lambda location: f"{dotted(location)} in {place}", codes=CODES, most=MOST_PROBLEMS
+        )
+    # Raised outside the handler, because pydantic's error repeats its input in a traceback.
+    raise RequestError(problems)
 
 
-def _unserved(body: Mapping[str, Any], served: Sequence[str] | None, place: str) -> Iterator[Problem]:
-    """Find queues that this deployment does not serve."""
-    names = body.get("queues")
-    if served is None or not isinstance(names, list):
-        return
-    remedy = f"This deployment serves {', '.join(served)}; to serve more, add them to queues in launch-config.yaml"
-    for name in dict.fromkeys(one for one in names if isinstance(one, str) and one not in served):
-        yield Problem(f"{place}: queues", f"queue {_shown(name)} is not configured", remedy)
-
-
-def _misplaced(body: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    """Find a run spec outside of a dry run."""
-    if body.get("run_spec") is not None and body.get("dry_run", False) is False:
-        remedy = 'Add "dry_run": true to see its CustomJob; to start it, put it on a queue with `wandb launch`'
-        yield Problem(f"{place}: run_spec", "a run spec can be posted for a dry run only", remedy)
-
-
-def _named(name: Any, published: float | None) -> JobHint:
-    """Read the name of a job that a person gave."""
-    found = _JOB_NAME.fullmatch(name) if isinstance(name, str) else None
-    if found is None:
-        remedy = "Give a job's name, as projects/P/locations/R/customJobs/1"
-        raise RequestError([Problem("log entry: job", f"found {_shown(name)}", remedy)])
-    project, region, number = found.groups()
-    return JobHint(number, project, region, published=published)
+def _error(place: str, found: str, remedy: str, code: Code) -> RequestError:
+    return RequestError([problem(place, found, remedy, code=code)])
 
 
 def _is_end(entry: Mapping[str, Any]) -> bool:
-    """Tell whether an entry of Vertex AI's service says that its job has ended."""
+    """Return whether Vertex AI says in an entry that the job has ended."""
     state = _object(entry.get("labels")).get(_STATE)
     name = state.upper().removeprefix("JOB_STATE_").replace("CANCELED", "CANCELLED") if isinstance(state, str) else ""
     if f"JOB_STATE_{name}" in labels.ENDED_STATES:
@@ -184,102 +193,82 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _message(data: Any, place: str, remedy: str) -> Mapping[str, Any]:
-    """Find the Pub/Sub message in an event, whichever way it was delivered."""
-    if isinstance(data, bytes | str):
-        try:
-            data = _json(data)
-        except ValueError as error:
-            raise RequestError([Problem(place, f"the event's data is {error}", remedy)]) from error
-    message = data.get("message") if isinstance(data, dict) else data
+def _message(raw: bytes, noun: str, remedy: str) -> _Message:
+    """Find the message in a request, whichever way it was delivered, and decode its data. Raises RequestError."""
+    event = _object(_json(raw, noun, remedy))
+    if "data_base64" in event:
+        event = {**event, "data": _json(_decoded(event["data_base64"], noun, remedy), noun, remedy)}
+    context, data = _object(event.get("context")), _object(event.get("data"))
+    message = event.get("message", data.get("message", data if context else None))
     if not isinstance(message, dict):
-        found = f"found {_kind(message)} where a Pub/Sub message was expected"
-        raise RequestError([Problem(place, found, remedy)])
-    return message
+        raise _error(noun, "is not a Pub/Sub message", remedy, Code.REQUEST_FORMAT)
+    known = _first(message.get("messageId"), message.get("message_id"), context.get("eventId"))
+    published = _first(message.get("publishTime"), message.get("publish_time"), context.get("timestamp"))
+    place = f"{noun} {shown(known)}" if known else noun
+    content = _decoded(message.get("data") or "", place, remedy)
+    return _Message(place, _json(content, place, remedy, MOST_BODY), published)
 
 
-def _payload(message: Mapping[str, Any], place: str, remedy: str) -> Any:
-    """Decode a message's data: base64 of nothing or of JSON."""
-    data = message.get("data")
-    if not data:
-        return None
+def _first(*values: Any) -> Any:
+    return next(filter(None, values), None)
+
+
+def _decoded(text: Any, place: str, remedy: str) -> bytes:
     try:
-        text = base64.b64decode(data, validate=True)
-    except (ValueError, TypeError) as error:
-        raise RequestError([Problem(place, "the message's data is not JSON in base64", remedy)]) from error
-    try:
-        if len(text) > MOST_BODY:
-            raise ValueError(f"too long: it has {len(text)} bytes, expected {MOST_BODY} at most")
-        return _json(text) if text.strip() else None
-    except ValueError as error:
-        raise RequestError([Problem(place, f"the message's data is {error}", remedy)]) from error
+        return base64.b64decode(text, validate=True)
+    except (ValueError, TypeError):
+        raise _error(f"data in {place}", "is not base64", remedy, Code.REQUEST_JSON) from None
 
 
-def _json(raw: bytes | str) -> Any:
-    """Decode JSON that the rest of the program can take. Raises ValueError, which says what it is instead."""
+def _json(raw: bytes, place: str, remedy: str, most: float = math.inf) -> Any:
+    """Decode JSON that the rest of the program can process; None if there is nothing. Raises RequestError."""
+    if len(raw) > most:
+        found = f"has {len(raw)} bytes, and at most {most} are accepted"
+        raise _error(place, found, remedy, Code.REQUEST_SIZE)
     try:
-        value = json.loads(raw, parse_constant=_no_number)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, _NoNumberError) as error:
-        raise ValueError(f"not JSON ({error})") from error
-    except ValueError as error:
-        raise ValueError("not usable: a number in it is longer than Python reads, some 4000 digits") from error
+        value = json.loads(raw, parse_constant=_no_number) if raw.strip() else None
+        _check(value)
+    except (RecursionError, ValueError) as error:
+        found = f"is not JSON: {_reason(error)}"
+    else:
+        return value
+    raise _error(place, found, remedy, Code.REQUEST_JSON)
+
+
+def _check(value: Any) -> None:
+    """Raise ValueError for text that is not Unicode, RecursionError for a value that is nested too deeply."""
     level = [value]
     for _ in range(MOST_DEPTH + 1):
         if any(_SURROGATE.search(text) for text in level if isinstance(text, str)):
-            raise ValueError("not usable: text in it is not Unicode")
+            raise _JsonError("text in it is not Unicode")
         inside = [one for one in level if isinstance(one, dict | list)]
         if not inside:
-            return value
+            return
         level = [inner for one in inside for inner in (one if isinstance(one, list) else chain(one, one.values()))]
-    raise ValueError("nested too deeply")
+    raise RecursionError
 
 
-class _NoNumberError(ValueError):
-    """JSON does not have it, though Python's reader does."""
+class _JsonError(ValueError):
+    """Python accepts it, JSON does not."""
 
 
 def _no_number(name: str) -> Any:
-    raise _NoNumberError(f"{name} is no number there")
+    raise _JsonError(f"{name} is not a number in JSON")
 
 
-def _published(message: Mapping[str, Any], event: CloudEvent, otherwise: Any = None) -> float | None:
-    """Give when a message was published (Unix seconds), None where that cannot be read."""
-    text = message.get("publishTime") or message.get("publish_time") or event.get("time") or otherwise
+def _reason(error: Exception) -> str:
+    match error:
+        case RecursionError():
+            return "it is nested too deeply"
+        case json.JSONDecodeError() | UnicodeDecodeError() | _JsonError():
+            return str(error)
+        case _:
+            return "a number in it has more than 4000 digits"  # Python's own sentence recommends a change of its limit
+
+
+def _seconds(text: Any) -> float | None:
+    """Return a time in Unix seconds, None if it cannot be read."""
     try:
         return datetime.fromisoformat(text).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def _problem(place: str, error: Any) -> Problem:
-    key, *inner = map(str, error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = list(Body.model_fields)
-        near = get_close_matches(key[:MOST_SHOWN], known, 1)
-        remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}"
-        said = _shown(key)
-        where = said.strip("'")
-        return Problem(f"{place}: {where}", f"unknown key {said}", remedy)
-    remedy = f"Give {Body.model_fields[key].description}"
-    return Problem(f"{place}: {'.'.join([key, *inner])}", f"found {_shown(error['input'])}", remedy)
-
-
-def _shown(value: Any) -> str:
-    """Give a value as a problem repeats it: short, on one line, without keys."""
-    if isinstance(value, str) and len(value) > MOST_SHOWN:
-        return f"a text of {len(value)} characters"
-    return shown(value)
-
-
-def _kind(value: Any) -> str:
-    names = {
-        list: "a list",
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        type(None): "nothing",
-    }
-    return names.get(type(value), type(value).__name__)

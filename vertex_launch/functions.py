@@ -1,235 +1,192 @@
-"""The one place where everything is put together, and what the entry points do with what comes out.
+"""What the three functions do with a request: parse it, run a pass or follow a hint, and answer.
 
-Google's clients are made when they are first needed: ``job_state`` never makes one for W&B, the key or the record.
+Errors become answers in one place, the table ``ANSWERS``.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import logging
 import os
 import re
-import threading
-import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
-import flask
-from cloudevents.http import CloudEvent
 from flask import Request, Response, jsonify
-from werkzeug.exceptions import (
-    BadRequest,
-    HTTPException,
-    InternalServerError,
-    ServiceUnavailable,
-    TooManyRequests,
-    UnsupportedMediaType,
-)
+from werkzeug.exceptions import MethodNotAllowed
 
 from vertex_launch import events, log
 from vertex_launch.clients import Clients
-from vertex_launch.dispatch.ports import Services
+from vertex_launch.codes import Code
 from vertex_launch.dispatch.preview import preview
-from vertex_launch.dispatch.run import Dispatcher
-from vertex_launch.dispatch.watch import JobWatch
-from vertex_launch.errors import ConfigError, PassBusy, PassLost, ProblemsError, RequestError, Unavailable
+from vertex_launch.dispatch.run import STALE_TICK, Dispatcher, is_stale
+from vertex_launch.dispatch.watch import follow
+from vertex_launch.errors import (
+    CodedError,
+    ConfigError,
+    JobNotEnded,
+    Message,
+    PassBusy,
+    PassLost,
+    ProblemsError,
+    RequestError,
+    Unavailable,
+)
 from vertex_launch.log import LOGGER, Event
-from vertex_launch.model import PassReport, PassRequest
+from vertex_launch.model import PassReport
 from vertex_launch.settings import config
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The folder of main.py, where the configuration lies unless the environment says otherwise."""
+"""The folder of main.py, where the configuration is unless the environment names another place."""
 
-USUAL_PASS = 5
-"""Seconds that a pass takes at most when all is well."""
-
-_BUSY, _DROPPED, _FAILED = ({"event": event} for event in (Event.BUSY, Event.DROPPED, Event.FAILED))
+REDACT = log.Redactor()
+"""Removes API keys from everything that this process logs and answers."""
 
 
-class App:
-    """A deployment: its settings, its clients, and its answers to events and requests."""
+class _Row(NamedTuple):
+    """How an error is answered and logged.
 
-    def __init__(
-        self,
-        settings: config.Settings,
-        redact: log.Redactor,
-        services: Services | None = None,
-        watch: JobWatch | None = None,
-    ) -> None:
-        self._settings = settings
-        self._redact = redact
-        self._lock = threading.Lock()
-        self._clients = Clients(settings, redact)
-        self._services = services
-        self._watch = watch
-        for warning in settings.warnings:
-            log.warning(warning)
+    ``request`` is the HTTP status for a person, ``pushed`` the one for Pub/Sub, which delivers the message again unless it
+    is 2xx. ``retry_after`` is the most seconds to wait. ``code`` and ``text`` are those of an error without its own.
+    """
 
-    def dispatch(self, event: CloudEvent) -> None:
-        """Run a pass for a tick. Returning acknowledges the message; an HTTP error makes Pub/Sub deliver it again."""
-        try:
-            request = events.tick(event, self._settings.queues)
-        except RequestError as error:
-            LOGGER.error("dropped a malformed tick: %s (message %s)", error, events.message_id(event), extra=_DROPPED)
-            return
-        try:
-            report = self._run(request)
-        except PassBusy as error:
-            LOGGER.info("%s; Pub/Sub delivers this tick again", error, extra=_BUSY)
-            raise TooManyRequests("another pass is running", retry_after=_wait(error)) from error
-        except PassLost as error:
-            LOGGER.warning("%s", error)
-            raise TooManyRequests(str(error)) from error
-        except Unavailable as error:
-            LOGGER.error("no pass: %s", error, extra=_FAILED)
-            raise ServiceUnavailable(self._redact(str(error))) from error
-        if report is None:
-            LOGGER.info("a pass has done what this tick asks for")
+    error: type[Exception]
+    request: int
+    pushed: int
+    level: int
+    event: Event | None = None
+    retry_after: int = 0
+    code: Code = Code.UNEXPECTED
+    text: str = "Unexpected error; the traceback is in the log of the function"
 
-    def job_state(self, event: CloudEvent) -> None:
-        """Publish a tick when the job of a log entry is ours and has ended; acknowledges as ``dispatch`` does."""
-        try:
-            hint = events.job_hint(event, flask.g.get("arrived", math.inf))
-            if hint is None:
-                LOGGER.debug("a log entry about something else than a job")
-                return
-            clients = self._clients
-            watch = self._watch or JobWatch(self._settings, clients.vertex, clients.ticks)
-            done = watch.run(hint)
-        except RequestError as error:
-            message = events.message_id(event)
-            LOGGER.error("dropped a malformed log entry: %s (message %s)", error, message, extra=_DROPPED)
-            return
-        except Unavailable as error:
-            raise ServiceUnavailable(self._redact(str(error))) from error
-        if not done:
-            raise TooManyRequests("the job has not ended yet", retry_after=USUAL_PASS)
 
-    def dispatch_now(self, request: Request) -> Response:
-        """Run a pass at once for a person, and answer with its report."""
-        if request.method != "POST":
-            return self._answer(405, {"error": f"{request.method} is not supported; use POST"}, {"Allow": "POST"})
-        try:
-            wanted = events.request(events.http_body(request.get_data()), self._settings.queues)
-            report = self._run(wanted)
-        except RequestError as error:
-            return self._answer(400, {"error": "the request cannot be used", "problems": _lines(error)})
-        except (PassBusy, PassLost) as error:
-            return self._answer(409, {"error": str(error)}, {"Retry-After": str(_wait(error))})
-        except Unavailable as error:
-            LOGGER.error("no pass: %s", error, extra=_FAILED)
-            return self._answer(503, {"error": str(error), "service": error.service}, {"Retry-After": "10"})
-        return self._answer(200, report.body() if report else {})
+ANSWERS = (
+    _Row(MethodNotAllowed, 405, 405, logging.NOTSET, None, 0, Code.REQUEST_METHOD, "The method must be POST"),
+    _Row(RequestError, 400, 200, logging.ERROR, Event.DROPPED, 0, Code.REQUEST_INVALID, "The request is invalid"),
+    _Row(JobNotEnded, 409, 429, logging.INFO, None, 5),
+    _Row(PassBusy, 409, 429, logging.INFO, Event.BUSY, 5),
+    _Row(PassLost, 409, 429, logging.WARNING, None, 1),
+    _Row(Unavailable, 503, 503, logging.ERROR, Event.FAILED, 10),
+    _Row(ConfigError, 500, 500, logging.ERROR, Event.FAILED, 0, Code.CONFIG_INVALID, "The configuration is invalid"),
+    _Row(Exception, 500, 500, logging.ERROR, Event.FAILED),
+)
+"""The answer to each error: the first row that fits. A person's own errors (4xx) are answered and not logged."""
 
-    def _run(self, request: PassRequest) -> PassReport | None:
-        with self._lock:
-            self._services = self._services or self._clients.services
-        try:
-            if not request.dry_run:
-                return Dispatcher(self._settings, self._services).run(request)
-            report = preview(self._settings, self._services, request)
-        finally:
-            self._services.jobs.forget()
-        # A posted run spec may hold what only its author has to see: so may its CustomJob, and what is wrong with it.
-        shown = {name: value for name, value in report.body().items() if name not in ("custom_job", "rejected")}
-        LOGGER.info("dry run", extra={"pass_id": report.pass_id, "report": self._redact.json(shown)})
-        return report
 
-    def _answer(self, status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-        response = jsonify(self._redact.json(body))
-        response.status_code = status
-        response.headers.update(headers or {})
-        return response
+@dataclass(frozen=True)
+class Deployment:
+    """What the functions of this process work with."""
+
+    settings: config.Settings
+    clients: Clients
 
 
 @functools.cache
-def load() -> App:
-    """Give the app of this process, made once. Raises ConfigError."""
-    redact = log.Redactor()
-    log.configure(redact)
+def load() -> Deployment:
+    """Load the configuration, once. Raises ConfigError."""
+    log.configure(REDACT)
     settings = config.load(os.environ, ROOT)
-    log.configure(redact, project=settings.project, debug=settings.verbosity > 0)
-    return App(settings, redact)
+    log.configure(REDACT, project=settings.project, debug=settings.verbosity > 0)
+    for warning in settings.warnings:
+        log.warning(warning)
+    return Deployment(settings, Clients(settings, REDACT))
 
 
-def on_event(function: str, event: CloudEvent, headers: Any) -> None:
-    """Handle an event in the process's app. Whatever goes wrong is logged here, and the message delivered again."""
-    _set_trace(headers)
-    try:
-        app = load()
-        {"dispatch": app.dispatch, "job_state": app.job_state}[function](event)
-    except HTTPException:
-        raise
-    except ConfigError as error:
-        LOGGER.error("the configuration cannot be used:\n%s", error, extra=_FAILED)
-        raise InternalServerError("the configuration cannot be used; the function's log says why") from error
-    except Exception as error:
-        LOGGER.exception("unexpected error", extra=_FAILED)
-        raise InternalServerError("unexpected error; the function's log has the traceback") from error
+def dispatch(request: Request, *, pushed: bool) -> Response:
+    """Run a pass for a tick that Pub/Sub has pushed, or for a person."""
+    with _Answer(request, pushed=pushed) as answer:
+        settings, clients = (here := load()).settings, here.clients
+        raw = _posted(request)
+        wanted = events.tick(raw, settings.queues) if pushed else events.request(raw, settings.queues)
+        with clients.pass_services() as services:
+            if wanted.dry_run:
+                answer.send(200, _logged(preview(settings, services, wanted)))
+            elif (report := Dispatcher(settings, services).run(wanted)) is not None:
+                answer.send(200, report.body())
+            else:
+                _log_skipped(stale=is_stale(wanted, services.clock()))
+    return answer.response
 
 
-def on_request(request: Request) -> Response:
-    """Handle an HTTP request in the process's app; never answers with a traceback."""
-    _set_trace(request.headers)
-    try:
-        return load().dispatch_now(request)
-    except ConfigError as error:
-        LOGGER.error("the configuration cannot be used:\n%s", error, extra=_FAILED)
-        response = jsonify({"error": "the configuration cannot be used", "problems": _lines(error)})
-    except HTTPException:
-        raise
-    except Exception:  # noqa: BLE001 - a person gets JSON, the log the traceback
-        LOGGER.exception("unexpected error", extra=_FAILED)
-        response = jsonify({"error": "unexpected error; the function's log has the traceback"})
-    response.status_code = 500
-    return response
+def job_state(request: Request) -> Response:
+    """Publish a tick if the job of a log entry is ours and has ended."""
+    with _Answer(request, pushed=True) as answer:
+        settings, clients = (here := load()).settings, here.clients
+        hint = events.job_hint(_posted(request))
+        if hint is None:
+            LOGGER.debug("The log entry is not about a job")
+        else:
+            follow(hint, settings, clients.vertex, clients.ticks)
+    return answer.response
 
 
-def accept_any_body(*functions: str) -> None:
-    """Let these functions decide about what functions-framework cannot read as an event, instead of refusing it.
+class _Answer:
+    """The answer to a request: what the block sends, or what ``ANSWERS`` has for its error. API keys are redacted."""
 
-    A pushed Pub/Sub message without data is such a thing, and is a tick like any other. The rest is logged and acknowledged:
-    no number of deliveries makes it better, and Pub/Sub would repeat it for ever.
-    """
-    if flask.has_app_context() and flask.current_app.name in functions:
-        flask.current_app.before_request(_note_arrival)
-        flask.current_app.register_error_handler(Exception, _on_unread)
+    def __init__(self, request: Request, *, pushed: bool) -> None:
+        self._pushed = pushed
+        self.response = Response(status=200)
+        # Cloud Logging groups the lines of one request by its trace.
+        found = re.match(r"([0-9a-f]{32})", request.headers.get("X-Cloud-Trace-Context", ""))
+        found = found or re.match(r"00-([0-9a-f]{32})-", request.headers.get("traceparent", ""))
+        log.trace.set(found[1] if found else "")
+
+    def __enter__(self) -> _Answer:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        row = next(row for row in ANSWERS if isinstance(error, row.error))
+        status = row.pushed if self._pushed else row.request
+        message = error.message if isinstance(error, CodedError) else Message(row.code, row.text)
+        problems = [str(problem) for problem in error.problems] if isinstance(error, ProblemsError) else []
+        body = {"error": str(message), "code": str(message.code)}
+        service = {"service": error.service} if isinstance(error, Unavailable) else {}
+        self.send(status, {**body, **service, **({"problems": problems} if problems else {})})
+        if row.retry_after:
+            wait = round(getattr(error, "retry_after", row.retry_after))
+            self.response.headers["Retry-After"] = str(max(1, min(wait, row.retry_after)))
+        if isinstance(error, MethodNotAllowed):
+            self.response.headers["Allow"] = "POST"
+        if self._pushed:
+            outcome = "The message is dropped" if status < 300 else "Pub/Sub delivers the message again"
+            message = replace(message, text=f"{message.text.rstrip('.')}. {outcome}")
+        if row.level and (self._pushed or status >= 500):
+            text = "\n".join([message.text, *problems])
+            cause = error if row.error is Exception else None
+            log.write(row.level, Message(message.code, text), error=cause, event=row.event)
+        return True
+
+    def send(self, status: int, body: dict[str, Any]) -> None:
+        """Answer with this status and this JSON."""
+        self.response = jsonify(REDACT.json(body))
+        self.response.status_code = status
 
 
-def _note_arrival() -> None:
-    """Note when a request came: the framework makes up the time of a message without one, and anew at each delivery."""
-    flask.g.arrived = time.time()
+def _posted(request: Request) -> bytes:
+    """Return the body. Raises MethodNotAllowed for another method than POST."""
+    if request.method != "POST":
+        raise MethodNotAllowed
+    return request.get_data()
 
 
-def _on_unread(error: Exception) -> Response | HTTPException:
-    """Answer a request of which functions-framework made no event, for whatever reason."""
-    if isinstance(error, HTTPException) and not isinstance(error, BadRequest | UnsupportedMediaType):
-        return error  # our own answer, or about the request's method
-    headers = flask.request.headers
-    attributes = {
-        "type": "google.cloud.pubsub.topic.v1.messagePublished",
-        "source": "//pubsub.googleapis.com/",
-        "id": headers.get("ce-id", "unknown"),
-        "time": headers.get("ce-time", ""),
-    }
-    try:
-        on_event(flask.current_app.name, CloudEvent(attributes, flask.request.get_data()), headers)
-    except HTTPException as refusal:
-        return refusal
-    return Response(status=204)
+def _logged(report: PassReport) -> dict[str, Any]:
+    """Log the report of a dry run and return its JSON."""
+    body = report.body()
+    # Only the author of a posted run spec may see its CustomJob, or what is wrong with it.
+    public = {name: value for name, value in body.items() if name not in ("custom_job", "rejected")}
+    LOGGER.info("Dry run", extra={"pass_id": report.pass_id, "report": public})
+    return body
 
 
-def _wait(error: PassBusy | PassLost) -> int:
-    """Give the seconds to wait for another pass: mostly it takes a few, even where its hold lasts longer."""
-    return max(1, min(USUAL_PASS, round(error.retry_after))) if isinstance(error, PassBusy) else 1
-
-
-def _lines(error: ProblemsError) -> list[str]:
-    return [str(problem) for problem in error.problems]
-
-
-def _set_trace(headers: Any) -> None:
-    """Join the log lines of one request, as Cloud Logging groups them."""
-    found = re.match(r"([0-9a-f]{32})", headers.get("X-Cloud-Trace-Context", ""))
-    found = found or re.match(r"00-([0-9a-f]{32})-", headers.get("traceparent", ""))
-    log.trace.set(found[1] if found else "")
+def _log_skipped(*, stale: bool) -> None:
+    if stale:
+        message = Message(
+            Code.TICK_STALE, f"The tick is older than {STALE_TICK:g} s and is dropped: a younger one follows"
+        )
+    else:
+        message = Message(Code.TICK_SERVED, "A pass that began after this tick was published has served it")
+    log.write(logging.INFO, message)

@@ -1,7 +1,7 @@
-"""Structured logs for Cloud Logging (one JSON object a line), and the redaction of keys from all that leaves the process.
+"""Structured logs for Cloud Logging, one JSON object a line, and the redaction of API keys.
 
-Cloud Logging reads ``severity``, ``message`` and ``logging.googleapis.com/trace`` from a JSON line; the other fields of
-``FIELDS`` become ``jsonPayload`` and can be searched for (https://cloud.google.com/logging/docs/structured-logging).
+Cloud Logging reads ``severity``, ``message`` and ``logging.googleapis.com/trace`` from a line. The other fields, see
+``FIELDS``, become ``jsonPayload`` (https://cloud.google.com/logging/docs/structured-logging).
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from vertex_launch.errors import Message
 
 LOGGER = logging.getLogger("vertex_launch")
 FIELDS = ("event", "code", "pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "refill_s", "report")
-"""Names that may be given in ``extra`` of a log call. ``event`` is what metrics and alerts go by, see ``Event``."""
+"""Names allowed in ``extra`` of a log call. Metrics and alerts filter on ``event``, see ``Event``."""
 
 
 class Event(StrEnum):
-    """What a log line is about, for those that are counted."""
+    """What a log line is about, for lines that metrics count."""
 
-    PASS = "pass"  # noqa: S105 - no password
-    """A pass has come to its end; ``report`` is what it saw and did."""
+    PASS = "pass"  # noqa: S105 - not a password
+    """A pass has finished; ``report`` is what it saw and did."""
     BUSY = "busy"
     """Another pass is running."""
     FAILED = "failed"
-    """A request came to nothing: the configuration, a service that is down, an error of ours."""
+    """A request failed: the configuration, a service, or a bug."""
     DROPPED = "dropped"
-    """A message was dropped that nobody can read."""
+    """An invalid message was dropped."""
     SUBMITTED = "submitted"
-    """A job was created; ``refill_s`` where it took a slot that another one's end had freed, seconds after that end."""
+    """A job was created. ``refill_s`` is how many seconds its slot was free since another job's end."""
     REJECTED = "rejected"
     """An item can never start and has failed."""
     DEFERRED = "deferred"
     """An item cannot start now."""
     SETTLED = "settled"
-    """How a job ended is told, or there is nothing to tell: ``outcome`` is failed, warned or done."""
+    """A job's end was reported, or there is nothing to report: ``outcome`` is failed, warned or done."""
     NOTICE = "notice"
-    """Something keeps a pass from all of its work, and concerns no single item: a queue is missing, the agent was stopped."""
+    """Something other than a single item keeps a pass from all of its work: a missing queue, a stopped agent."""
     JOB_ENDED = "job_ended"
-    """``job_state`` has asked for a pass."""
+    """``job_state`` has published a tick."""
 
 
 trace: ContextVar[str] = ContextVar("trace", default="")
-"""Trace id of the request being handled, 32 hexadecimal digits."""
+"""Trace ID of the current request, 32 hexadecimal digits."""
 
 
 class Redactor:
-    """Replaces every key it has been told of in any text or JSON value.
+    """Replaces every known API key in texts and JSON values. It knows the last ``MOST`` keys that were added.
 
-    Keys of a W&B server are 40 characters and longer; texts under ``SHORTEST`` are not taken for keys, since replacing
-    them would garble everything else. It remembers the last ``MOST`` keys.
+    Keys of a W&B server have 40 characters or more. Texts shorter than ``SHORTEST`` are not accepted as keys, because
+    replacing them would garble everything else.
     """
 
     SHORTEST = 8
@@ -67,7 +67,7 @@ class Redactor:
         self._keys: OrderedDict[str, None] = OrderedDict()
 
     def add(self, key: str) -> None:
-        """Never let this key out, nor its form in base64 or in a basic-auth header."""
+        """Redact this key from now on, also in base64 and in a basic-auth header."""
         if len(key) < self.SHORTEST:
             return
         for form in (key, *(base64.b64encode(text.encode()).decode() for text in (key, f"api:{key}"))):
@@ -77,35 +77,42 @@ class Redactor:
             self._keys.popitem(last=False)
 
     def __call__(self, text: str) -> str:
-        """Give the text without keys."""
+        """Return the text without keys."""
         for key in list(self._keys):
             if key in text:
                 text = text.replace(key, self.MARK)
         return text
 
     def json(self, value: Any) -> Any:
-        """Give a JSON value without keys in any of its strings."""
-        if isinstance(value, str):
-            return self(value)
-        if isinstance(value, dict):
-            return {self(str(key)): self.json(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.json(inner) for inner in value]
-        return value
+        """Return a JSON value without keys in any of its texts; what is not JSON becomes a text."""
+        match value:
+            case None | bool() | int() | float():
+                return value
+            case dict():
+                return {self(str(key)): self.json(inner) for key, inner in value.items()}
+            case list() | tuple():
+                return [self.json(inner) for inner in value]
+            case _:
+                return self(str(value))
 
 
-def warning(message: Message, **fields: object) -> None:
-    """Log a warning with its code; ``fields`` are some of ``FIELDS``."""
-    LOGGER.warning("%s", message, extra={"code": str(message.code), **fields})
+def write(level: int, message: Message, *, error: BaseException | None = None, **fields: Any) -> None:
+    """Log a message with its code, the traceback of ``error``, and some of ``FIELDS``."""
+    LOGGER.log(level, "%s", message, exc_info=error, extra={"code": str(message.code), **fields})
 
 
-def error(message: Message, **fields: object) -> None:
-    """Log an error with its code; ``fields`` are some of ``FIELDS``."""
-    LOGGER.error("%s", message, extra={"code": str(message.code), **fields})
+def warning(message: Message, **fields: Any) -> None:
+    """Log a warning with its code and some of ``FIELDS``."""
+    write(logging.WARNING, message, **fields)
+
+
+def error(message: Message, **fields: Any) -> None:
+    """Log an error with its code and some of ``FIELDS``."""
+    write(logging.ERROR, message, **fields)
 
 
 class JsonFormatter(logging.Formatter):
-    """One log record as one line of JSON, redacted."""
+    """Formats a log record as one line of JSON without API keys."""
 
     def __init__(self, redact: Redactor, project: str) -> None:
         super().__init__()
@@ -113,7 +120,7 @@ class JsonFormatter(logging.Formatter):
         self._project = project
 
     def format(self, record: logging.LogRecord) -> str:
-        """Give the line; a traceback, where there is one, follows the message as Error Reporting expects it."""
+        """Return the line. A traceback follows the message, where Error Reporting looks for it."""
         message = record.getMessage()
         if record.exc_info:
             message = f"{message}\n{self.formatException(record.exc_info)}"
@@ -125,12 +132,12 @@ class JsonFormatter(logging.Formatter):
         if self._project and (current := trace.get()):
             entry["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{current}"
         entry.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
-        line = json.dumps(self._redact.json(entry), ensure_ascii=False, default=str)
-        return line.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be written
+        line = json.dumps(self._redact.json(entry), ensure_ascii=False)
+        return line.encode(errors="backslashreplace").decode()  # UTF-8 cannot encode half of a surrogate pair
 
 
 def configure(redact: Redactor, *, project: str = "", debug: bool = False) -> None:
-    """Send this package's records, and only them, to standard output as JSON lines; ``project`` is where traces are."""
+    """Write the records of this package, and only those, to standard output; ``project`` is where traces are."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter(redact, project))
     LOGGER.handlers[:] = [handler]

@@ -112,6 +112,20 @@ class JobName:
 
 
 @dataclass(frozen=True)
+class JobHint:
+    """A sign that something happened to the CustomJob with this number; not proof that it did.
+
+    ``name`` is known only if a person named the job. ``ended`` means that the sign is about the job's end. ``published`` is
+    when Pub/Sub got the message (Unix seconds), None if unknown.
+    """
+
+    number: str
+    name: JobName | None = None
+    ended: bool = True
+    published: float | None = None
+
+
+@dataclass(frozen=True)
 class ManagedJob:
     """A CustomJob with this deployment's labels, as Vertex AI described it last.
 

@@ -35,7 +35,7 @@ _EXPECTED = {
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), ("a whole number",) * 2),
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), ("a finite number",) * 2),
     **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "true or false, without quotes")),
-    "tuple_type": ("a list", "a list"),
+    **dict.fromkeys(("tuple_type", "list_type"), ("a list", "a list")),
     **dict.fromkeys(("model_type", "dict_type"), ("a mapping", "a mapping, key: value")),
 }
 """Type of pydantic's error -> what the value is not, and what to write."""

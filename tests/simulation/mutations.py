@@ -12,11 +12,11 @@ import pytest
 
 from vertex_launch.dispatch import run as dispatcher
 from vertex_launch.dispatch import settle as settling
+from vertex_launch.dispatch import watch
 from vertex_launch.dispatch.prepare import build_request, prepare
 from vertex_launch.dispatch.reconcile import Reconciler
 from vertex_launch.dispatch.run import _Pass
 from vertex_launch.dispatch.settle import Do, Unknown
-from vertex_launch.dispatch.watch import JobWatch
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy
 from vertex_launch.job import custom_job, labels, outcome
 from vertex_launch.log import Redactor
@@ -473,9 +473,9 @@ def the_text_of_an_entry_is_trusted(patch: Patch) -> None:
     """A log entry that says so is enough for an end."""
     _wrap(
         patch,
-        JobWatch,
-        "_find",
-        lambda real, self, hint: (job := real(self, hint)) and replace(job, ended=job.ended or hint.ended),
+        watch,
+        "find",
+        lambda real, hint, *args: (job := real(hint, *args)) and replace(job, ended=job.ended or hint.ended),
     )
 
 
@@ -498,7 +498,7 @@ def only_events_settle(patch: Patch) -> None:
 @_breaks("I4: job_state")
 def job_state_is_deaf(patch: Patch) -> None:
     """Log entries ask for nothing."""
-    patch.setattr(JobWatch, "_find", lambda self, hint: None)
+    patch.setattr(watch, "find", lambda *args: None)
 
 
 @_breaks("I1", "I4")

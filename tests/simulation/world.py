@@ -18,10 +18,10 @@ from tests.simulation.scheduler import KINDS, START, Broken, Fault, Outside, Pro
 from tests.support.fakes import ENTITY, SETTINGS, image_spec
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.run import Dispatcher
-from vertex_launch.dispatch.watch import JobHint, JobWatch
-from vertex_launch.errors import PassBusy, PassLost, Unavailable
+from vertex_launch.dispatch.watch import follow
+from vertex_launch.errors import JobNotEnded, PassBusy, PassLost, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import SCHEDULER_URI, Kind, PassRequest, RunId
+from vertex_launch.model import SCHEDULER_URI, JobHint, Kind, PassRequest, RunId
 from vertex_launch.settings.config import Policy, Region, Settings
 from vertex_launch.state.record import Record
 
@@ -298,16 +298,11 @@ class World:
 
         def main(program: Program) -> None:
             done, vertex, ticks = False, Outside(program, self.vertex), Outside(program, _Topic(self, owner))
-            watch = JobWatch(
-                self.deployments[owner].settings,
-                cast(Any, vertex),
-                cast(Any, ticks),
-                self.scheduler.clock,
-                program.together,
-            )
+            settings = self.deployments[owner].settings
             try:
-                done = watch.run(hint)
-            except Unavailable as error:
+                follow(hint, settings, cast(Any, vertex), cast(Any, ticks), self.scheduler.clock, program.together)
+                done = True
+            except (JobNotEnded, Unavailable) as error:
                 self.scheduler.tell(program.name, "ends: %s", error)
             finally:
                 if not done:

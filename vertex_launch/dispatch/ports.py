@@ -125,6 +125,13 @@ class Key(Protocol):
         """Give the key. Raises Unavailable."""
 
 
+class Ticks(Protocol):
+    """What ``job_state`` needs of the topic of ticks; ``adapters.ticks`` implements it."""
+
+    def publish(self, body: Mapping[str, str]) -> None:
+        """Publish a tick. Raises Unavailable."""
+
+
 class Logs(Protocol):
     """Where the output of jobs is found; ``adapters.job_logs`` says more."""
 

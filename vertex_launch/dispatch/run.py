@@ -45,6 +45,11 @@ STALE_TICK = 600.0
 """Seconds after which a tick is dropped, for a younger one follows."""
 
 
+def is_stale(request: PassRequest, now: float) -> bool:
+    """Return whether the request is a tick that is too old to be worth a pass."""
+    return request.published is not None and now - request.published > STALE_TICK
+
+
 class Dispatcher:
     """Runs passes, one at a time among all instances of this deployment."""
 
@@ -58,8 +63,7 @@ class Dispatcher:
         Raises PassBusy, PassLost, Unavailable.
         """
         started = self._services.clock()
-        if request.published is not None and started - request.published > STALE_TICK:
-            LOGGER.info("dropped a tick older than %.0f s", STALE_TICK)
+        if is_stale(request, started):
             return None
         stored = self._services.record.read()
         if request.published is not None and stored.ledger and request.published < stored.ledger.full_pass_began:

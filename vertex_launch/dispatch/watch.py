@@ -1,134 +1,113 @@
-"""What ``job_state`` does: ask Vertex AI about the job that a log entry hints at, and ask for a pass when it has ended.
+"""What ``job_state`` does: ask Vertex AI about the job that a log entry names, and publish a tick if it has ended.
 
-Called by ``app`` for entries that a log sink publishes. They come late, twice, out of order or not at all, and do not say whose
-job it is; so only the state that Vertex AI gives is believed, nothing is settled here, and the next pass sees what was missed.
+Log entries arrive late, twice, out of order or not at all, and do not say whose job it is. Only Vertex AI's answer counts;
+the next pass finds what was missed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
-from vertex_launch.dispatch.ports import Calls, Vertex, side_by_side
-from vertex_launch.errors import Problem, RequestError, Unavailable
+from vertex_launch import log
+from vertex_launch.codes import Code
+from vertex_launch.dispatch.ports import Calls, Ticks, Vertex, side_by_side
+from vertex_launch.errors import JobNotEnded, Message, Problem, RequestError, Unavailable
 from vertex_launch.log import LOGGER, Event
-from vertex_launch.model import ManagedJob
-from vertex_launch.problems import shown
+from vertex_launch.model import JobHint, JobName, ManagedJob
+from vertex_launch.problems import problem, shown
 from vertex_launch.settings.config import Settings
 
 PATIENCE = 600.0
-"""Seconds since its publication for which a message is delivered again; the passes go on without it."""
+"""Seconds after its publication in which a message is delivered again; after that the job is left to the next pass."""
 
 AT_ONCE = 16
-"""Regions asked side by side."""
-
-
-@dataclass(frozen=True)
-class JobHint:
-    """That something happened to a CustomJob: ``job`` is its number.
-
-    ``project`` and ``region`` are empty where only the number is known. ``ended`` says that it is about the job's end, and
-    ``published`` when Pub/Sub got the message (Unix seconds), None where nobody can tell: then it counts as old.
-    """
-
-    job: str
-    project: str = ""
-    region: str = ""
-    ended: bool = True
-    published: float | None = None
-
+"""Regions asked in parallel."""
 
 Answer = ManagedJob | Unavailable | None
-"""What a region says about a job."""
+"""What a region answers about a job."""
 
 
-class Ticks(Protocol):
-    """Where a pass is asked for; ``adapters.ticks`` says more."""
+def follow(
+    hint: JobHint,
+    settings: Settings,
+    vertex: Vertex,
+    ticks: Ticks,
+    clock: Callable[[], float] = time.time,
+    together: Callable[[Calls[Answer], int], list[Answer]] = side_by_side,
+) -> None:
+    """Publish a tick if the job of a hint is ours and has ended.
 
-    def publish(self, body: Mapping[str, str]) -> None:
-        """Publish a tick. Raises Unavailable."""
+    Raises JobNotEnded or Unavailable if the message has to be delivered again, RequestError if its job cannot be ours.
+    """
+    young = hint.published is not None and 0 <= clock() - hint.published < PATIENCE
+    try:
+        job = find(hint, settings, vertex, together)
+        if job is not None and job.ended:
+            ticks.publish({"ended": job.name})
+    except Unavailable as error:
+        if young:
+            raise
+        text = f"Job {hint.number} is left to the next pass. {error.message.text}"
+        log.warning(Message(error.message.code, text), event=Event.FAILED)
+        return
+    if job is None:
+        LOGGER.debug("Job %s does not belong to this deployment", hint.number)
+        return
+    where = {"job": job.name, "item": job.item, "run": str(job.run), "region": job.region, "state": job.state}
+    if job.ended:
+        LOGGER.info("%s has ended (%s): tick published", job.name, job.state, extra={"event": Event.JOB_ENDED, **where})
+    elif hint.ended and young:
+        raise JobNotEnded(f"{job.name} is {job.state}, although a log entry reports its end")
+    elif hint.ended:
+        text = "%s is %s, although a log entry reports its end: left to the next pass"
+        LOGGER.info(text, job.name, job.state, extra=where)
 
 
-class JobWatch:
-    """Follows hints. It changes nothing but the tick topic, and a tick too many does no harm."""
+def find(
+    hint: JobHint,
+    settings: Settings,
+    vertex: Vertex,
+    together: Callable[[Calls[Answer], int], list[Answer]] = side_by_side,
+) -> ManagedJob | None:
+    """Find the job in all regions where it may be; None if it is not ours. Raises Unavailable, RequestError."""
+    if hint.name is not None:
+        _check(hint.name, settings)
+    regions = [hint.name.region] if hint.name else [region.name for region in settings.regions]
+    names = [JobName(settings.project, region, hint.number) for region in regions]
+    answers = together([partial(_get, vertex, name) for name in names], AT_ONCE)
+    for answer in answers:
+        if isinstance(answer, ManagedJob):
+            return answer
+    for answer in answers:
+        if isinstance(answer, Unavailable):
+            raise answer
+    return None
 
-    def __init__(
-        self,
-        settings: Settings,
-        vertex: Vertex,
-        ticks: Ticks,
-        clock: Callable[[], float] = time.time,
-        together: Callable[[Calls[Answer], int], list[Answer]] = side_by_side,
-    ) -> None:
-        self._settings = settings
-        self._vertex = vertex
-        self._ticks = ticks
-        self._clock = clock
-        self._together = together
 
-    def run(self, hint: JobHint) -> bool:
-        """Follow a hint; says whether that was all, False for a message to be delivered again.
+def _get(vertex: Vertex, name: JobName) -> Answer:
+    """Ask one region. A region that does not answer must not hide the answer of another."""
+    try:
+        return vertex.get(str(name))
+    except Unavailable as error:
+        return error
 
-        Raises Unavailable for one to be delivered again, too, and RequestError where a job elsewhere is named.
-        """
-        young = hint.published is not None and 0 <= self._clock() - hint.published < PATIENCE
-        try:
-            job = self._find(hint)
-            if job is not None and job.ended:
-                self._ticks.publish({"ended": job.name})
-        except Unavailable as error:
-            next_step = "Pub/Sub delivers this entry again" if young else "left to the next pass"
-            LOGGER.warning("job %s: %s; %s", hint.job, error, next_step, extra={"event": Event.FAILED})
-            if young:
-                raise
-            return True
-        if job is None:
-            LOGGER.debug("job %s is none of this deployment's", hint.job)
-            return True
-        where = {"job": job.name, "item": job.item, "run": str(job.run), "region": job.region}
-        if job.ended:
-            extra = {"event": Event.JOB_ENDED, "state": job.state, **where}
-            LOGGER.info("%s has ended (%s): asked for a pass", job.name, job.state, extra=extra)
-            return True
-        if not hint.ended:
-            return True
-        next_step = "Pub/Sub delivers this entry again" if young else "left to the next pass"
-        LOGGER.info("%s is said to have ended, but is %s: %s", job.name, job.state, next_step, extra=where)
-        return not young
 
-    def _find(self, hint: JobHint) -> ManagedJob | None:
-        """Look for the job in all regions that it may be in; None when it is not ours. Raises Unavailable, RequestError."""
-        regions = [hint.region] if hint.region else [region.name for region in self._settings.regions]
-        if hint.region:
-            self._check(hint)
-        answers = self._together([partial(self._get, region, hint.job) for region in regions], AT_ONCE)
-        for answer in answers:
-            if isinstance(answer, ManagedJob):
-                return answer
-        for answer in answers:
-            if isinstance(answer, Unavailable):
-                raise answer
-        return None
-
-    def _get(self, region: str, job: str) -> Answer:
-        """Ask one region; one that does not answer must not hide what another one says."""
-        try:
-            return self._vertex.get(f"projects/{self._settings.project}/locations/{region}/customJobs/{job}")
-        except Unavailable as error:
-            return error
-
-    def _check(self, hint: JobHint) -> None:
-        """Refuse a full name of a job that cannot be ours. A project's number could be, for Vertex AI's names hold it."""
-        problems = []
-        if hint.project != self._settings.project and not hint.project.isdecimal():
-            found = f"project {shown(hint.project)} is not that of this deployment"
-            problems.append(Problem("log entry: job", found, f"Its jobs are in project {self._settings.project}"))
-        if self._settings.region(hint.region) is None:
-            names = ", ".join(region.name for region in self._settings.regions)
-            remedy = f"Configured are {names}; to have more, add them to regions in vertex-launch.yaml"
-            problems.append(Problem("log entry: job", f"region {shown(hint.region)} is not configured", remedy))
-        if problems:
-            raise RequestError(problems)
+def _check(name: JobName, settings: Settings) -> None:
+    """Refuse a job that cannot be ours. A project number may be, because Vertex AI writes that into its names."""
+    problems: list[Problem] = []
+    if name.project != settings.project and not name.project.isdecimal():
+        found = f"project {shown(name.project)} is not the project of this deployment"
+        remedy = f"Name a job in project {settings.project}"
+        problems.append(problem("job in log entry", found, remedy, code=Code.REQUEST_PROJECT))
+    if settings.region(name.region) is None:
+        regions = ", ".join(region.name for region in settings.regions)
+        remedy = f"Name a job in {regions}, or add the region to regions in vertex-launch.yaml"
+        problems.append(
+            problem(
+                "job in log entry", f"region {shown(name.region)} is not configured", remedy, code=Code.REQUEST_REGION
+            )
+        )
+    if problems:
+        raise RequestError(problems)

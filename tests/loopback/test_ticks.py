@@ -1,0 +1,87 @@
+"""The topic of ticks at Pub/Sub, and the log sink of the local cloud that feeds ``job_state``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
+
+from local.standins import log_sink
+from local.standins.pubsub import PubSubServer
+from local.standins.vertex.job_log import output_entry
+from tests.functional.test_job_state import NUMBER, WRITTEN, entry, when
+from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.adapters.ticks import Ticks
+from vertex_launch.errors import Unavailable
+
+TICKS = "projects/p/topics/ticks"
+QUICKLY = BACKOFF.with_delay(initial=0.001, maximum=0.002)
+
+
+@pytest.fixture
+def pubsub(monkeypatch: pytest.MonkeyPatch) -> Iterator[PubSubServer]:
+    server = PubSubServer()
+    server.start()
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+    publisher = PublisherClient()
+    publisher.create_topic(name=TICKS)
+    publisher.transport.close()
+    yield server
+    server.stop()
+
+
+def test_a_tick_reaches_its_topic(pubsub: PubSubServer) -> None:
+    subscription = "projects/p/subscriptions/all"
+    with SubscriberClient() as subscriber:
+        subscriber.create_subscription(name=subscription, topic=TICKS)
+        Ticks(TICKS, timeout=5).publish({"ended": "x"})
+        (received,) = subscriber.pull(subscription=subscription, max_messages=10).received_messages
+    assert json.loads(received.message.data) == {"ended": "x"}
+
+
+def test_a_log_sink_hands_on_what_matches(pubsub: PubSubServer) -> None:
+    subscription = "projects/p/subscriptions/all"
+    sink = log_sink.LogSink(pubsub.address, TICKS)
+    with SubscriberClient() as subscriber:
+        subscriber.create_subscription(name=subscription, topic=TICKS)
+        for said in (
+            entry("Job is preparing."),
+            entry("Job failed."),
+            output_entry("p", NUMBER, "Job failed.", WRITTEN),
+        ):
+            sink.write(said)
+        sink.start()
+        sink.stop()
+        (received,) = subscriber.pull(subscription=subscription, max_messages=10).received_messages
+    assert json.loads(received.message.data) == entry("Job failed.")
+    assert dict(received.message.attributes) == {"logging.googleapis.com/timestamp": when(WRITTEN)}
+    assert sink.calls == {"published": 1}
+
+
+def test_a_tick_is_published_again_where_that_may_help(pubsub: PubSubServer) -> None:
+    pubsub.faults.fail("Publish", 503)
+    pubsub.faults.lose("Publish")
+    Ticks(TICKS, timeout=5, backoff=QUICKLY).publish({})
+    assert pubsub.calls["Publish"] == 3
+
+
+def test_what_is_wrong_with_the_topic_is_said(pubsub: PubSubServer) -> None:
+    def refusal(ticks: Ticks) -> str:
+        with pytest.raises(Unavailable) as error:
+            ticks.publish({})
+        return str(error.value)
+
+    missing = refusal(Ticks("projects/p/topics/none", timeout=5))
+    assert (
+        missing
+        == "Pub/Sub: projects/p/topics/none does not exist; create it, or correct DISPATCH_TOPIC (Topic not found)"
+    )
+    ticks = Ticks(TICKS, timeout=0.5, backoff=QUICKLY)
+    pubsub.faults.fail("Publish", "PERMISSION_DENIED", message="User not authorized")
+    assert "grant it roles/pubsub.publisher on that topic (User not authorized)" in refusal(ticks)
+    pubsub.faults.fail("Publish", 503, times=None, message="ill")
+    assert refusal(ticks).startswith(f"Pub/Sub: cannot publish to {TICKS}: ")
+    pubsub.stop()
+    assert refusal(ticks).startswith(f"Pub/Sub: cannot publish to {TICKS}: ")
