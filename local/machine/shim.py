@@ -17,7 +17,7 @@ from local.standins.web import Handler, WebServer, post
 TYPE = "google.cloud.pubsub.topic.v1.messagePublished"
 
 
-class PushShim:
+class PushShim(WebServer):
     """Hands pushes on to ``function_url``: ``start`` and ``stop`` it; ``url`` is the push endpoint.
 
     ``topic`` (``projects/P/topics/T``) is where the messages come from. ``raw`` hands the push on unchanged. A function
@@ -35,20 +35,7 @@ class PushShim:
         self._timeout = timeout
         self._instance = threading.Lock()
         self._lock = threading.Lock()
-        self._web = WebServer(type("ShimHandler", (_Handler,), {"shim": self}), port)
-
-    @property
-    def url(self) -> str:
-        """Where it is: ``http://127.0.0.1:port``."""
-        return self._web.url
-
-    def start(self) -> None:
-        """Begin to take pushes."""
-        self._web.start()
-
-    def stop(self) -> None:
-        """End at once."""
-        self._web.stop()
+        super().__init__(_Handler, port)
 
     def hand_on(self, push: bytes) -> tuple[int, bytes]:
         """Give status and body for one push."""
@@ -91,7 +78,7 @@ class PushShim:
 
 
 class _Handler(Handler):
-    shim: PushShim
+    server: PushShim
 
     def serve(self) -> None:
-        self.answer(*self.shim.hand_on(self.body()))
+        self.answer(*self.server.hand_on(self.body()))

@@ -14,42 +14,29 @@ from local.standins.faults import FaultRequestError, Faults
 from local.standins.web import Handler, WebServer
 
 
-class ControlServer:
+class ControlServer(WebServer):
     """Serves ``state`` and the faults of every service: ``start`` and ``stop`` it."""
 
     def __init__(self, faults: Mapping[str, Faults], state: Callable[[], dict[str, Any]], port: int = 0) -> None:
         self.faults = faults
         self.state = state
-        self._web = WebServer(type("ControlHandler", (_Handler,), {"control": self}), port)
-
-    @property
-    def url(self) -> str:
-        """Where it is: ``http://127.0.0.1:port``."""
-        return self._web.url
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._web.start()
-
-    def stop(self) -> None:
-        """End at once."""
-        self._web.stop()
+        super().__init__(_Handler, port)
 
 
 class _Handler(Handler):
-    control: ControlServer
+    server: ControlServer
 
     def serve(self) -> None:
         body = self.body()
         match self.command, self.path.strip("/").split("/"):
             case "GET", ["state"]:
-                self.answer_json(200, self.control.state())
+                self.answer_json(200, self.server.state())
             case "GET", ["faults"]:
-                self.answer_json(200, {name: faults.state() for name, faults in self.control.faults.items()})
-            case "POST", ["faults", service] if service in self.control.faults:
-                self._set(self.control.faults[service], body)
+                self.answer_json(200, {name: faults.state() for name, faults in self.server.faults.items()})
+            case "POST", ["faults", service] if service in self.server.faults:
+                self._set(self.server.faults[service], body)
             case _:
-                known = ", ".join(f"POST /faults/{name}" for name in self.control.faults)
+                known = ", ".join(f"POST /faults/{name}" for name in self.server.faults)
                 self.answer_json(404, {"error": f"there are GET /state, GET /faults, {known}"})
 
     def _set(self, faults: Faults, body: bytes) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, unquote
 
 import grpc
@@ -26,7 +26,6 @@ from google.iam.v1.iam_policy_pb2 import (  # type: ignore[import-untyped]
     TestIamPermissionsResponse,
 )
 
-from local.standins.faults import Faults
 from local.standins.rpc import Refused, RpcServer, bearer, http_status
 from local.standins.web import Handler, WebServer
 
@@ -38,8 +37,8 @@ _GENERATE = re.compile(r"/v1/projects/[^/]+/serviceAccounts/([^/:]+):generateAcc
 _CODE = grpc.StatusCode
 
 
-class IamServer:
-    """A local IAM: ``start`` and ``stop`` it. gRPC clients use ``endpoint``, HTTP clients ``url``.
+class IamServer(WebServer):
+    """A local IAM. gRPC clients use ``endpoint``, HTTP clients ``url``.
 
     ``accounts`` are the service accounts that exist. ``denied`` holds pairs of a caller, empty for one without a token, and
     a permission that the caller lacks; every other permission is granted. ``disabled`` holds methods that answer like an API
@@ -61,36 +60,29 @@ class IamServer:
                 f"/google.{service}/TestIamPermissions": (TestIamPermissionsRequest, partial(self._test, kind))
                 for kind, service in (("project", "cloud.resourcemanager.v3.Projects"), ("account", "iam.admin.v1.IAM"))
             },
-            faults=Faults(),
             port=port,
             certificate=(pem, pem) if pem else None,
         )
-        self._web = WebServer(type("IamHandler", (_Handler,), {"iam": self}))
-        self._scheme = "http"
+        super().__init__(_Handler)
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
-            self._web.socket = context.wrap_socket(self._web.socket, server_side=True)
-            self._scheme = "https"
-
-    @property
-    def url(self) -> str:
-        """The address of the HTTP server."""
-        return self._web.url.replace("http", self._scheme, 1)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+            self.scheme = "https"
 
     @property
     def endpoint(self) -> str:
         """The address of the gRPC server, with the scheme that clients use to choose between plaintext and TLS."""
-        return f"{self._scheme}://{self._rpc.address}"
+        return f"{self.scheme}://{self._rpc.address}"
 
-    def start(self) -> None:
+    def start(self) -> Self:
         """Begin to answer."""
         self._rpc.start()
-        self._web.start()
+        return super().start()
 
     def stop(self) -> None:
         """End at once."""
-        self._web.stop()
+        super().stop()
         self._rpc.stop()
 
     def answer(self, method: str, path: str, token: str, body: bytes) -> Mapping[str, Any]:
@@ -155,14 +147,14 @@ def _issuer(jwt: str) -> str:
 class _Handler(Handler):
     """Turns HTTP requests into answers."""
 
-    iam: IamServer
+    server: IamServer
 
     def serve(self) -> None:
         """Answer one request."""
         body = self.body()
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
-            self.answer_json(200, self.iam.answer(self.command, self.path, token, body))
+            self.answer_json(200, self.server.answer(self.command, self.path, token, body))
         except Refused as refused:
             status = http_status(refused.code)
             self.answer_json(

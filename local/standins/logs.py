@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -32,7 +31,7 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {"=": operator.eq, "!=": 
 _CODE = grpc.StatusCode
 
 
-class LogServer:
+class LogServer(RpcServer):
     """A local Cloud Logging. ``start`` and ``stop`` it; clients go to ``url``; ``calls`` counts RPCs by name.
 
     ``projects`` maps ids to numbers. While ``searching`` is positive an answer holds no entry yet, only the token for the
@@ -41,29 +40,15 @@ class LogServer:
 
     def __init__(self, *, projects: Mapping[str, str], faults: Faults | None = None, port: int = 0) -> None:
         self.searching = 0
-        self.faults = faults or Faults()
         self._ids = {number: project for project, number in projects.items()}
         self._lock = threading.Lock()
         self._entries: list[Any] = []
-        self._rpc = RpcServer({_METHOD: (ListLogEntriesRequest, self._list)}, faults=self.faults, port=port)
+        super().__init__({_METHOD: (ListLogEntriesRequest, self._list)}, faults=faults, port=port)
 
     @property
     def url(self) -> str:
         """Where clients find it: ``http://127.0.0.1:port``, plaintext gRPC."""
-        return f"http://{self._rpc.address}"
-
-    @property
-    def calls(self) -> Counter[str]:
-        """How often each RPC was called."""
-        return self._rpc.calls
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._rpc.start()
-
-    def stop(self) -> None:
-        """End at once."""
-        self._rpc.stop()
+        return f"http://{self.address}"
 
     def add(self, entry: Entry) -> None:
         """Keep an entry in the shape in which a log sink hands it on, as ``VertexServer.on_log`` gives it."""

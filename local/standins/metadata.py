@@ -60,14 +60,7 @@ class MetadataServer(WebServer):
     def __init__(self, account: str, tokens: Tokens) -> None:
         self._account = account
         self._tokens = tokens
-        super().__init__(type("MetadataHandler", (_Handler,), {"metadata": self}))
-
-    def __enter__(self) -> MetadataServer:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+        super().__init__(_Handler)
 
     @property
     def host(self) -> str:
@@ -93,7 +86,7 @@ class MetadataServer(WebServer):
 class _Handler(Handler):
     """Turns requests into answers."""
 
-    metadata: MetadataServer
+    server: MetadataServer
 
     def serve(self) -> None:
         """Answer one request."""
@@ -104,7 +97,7 @@ class _Handler(Handler):
             return self._say(403, "text/html", "Missing required header: Metadata-Flavor: Google")
         if self.command != "GET":
             return self._say(405, "text/html", f"{self.command} is not allowed.")
-        found = self.metadata.find(parts.path, recursive="true" in parse_qs(parts.query).get("recursive", ()))
+        found = self.server.find(parts.path, recursive="true" in parse_qs(parts.query).get("recursive", ()))
         if found is None:
             return self._say(404, "text/html", f"{parts.path} is not there.")
         if isinstance(found, str):

@@ -14,7 +14,7 @@ import json
 import re
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -73,7 +73,7 @@ class _Subscription:
         return min(most, least * 2.0 ** min(attempt - 1, 30))
 
 
-class PubSubServer:
+class PubSubServer(RpcServer):
     """A local Pub/Sub: ``start`` and ``stop`` it; ``address`` is what PUBSUB_EMULATOR_HOST takes.
 
     ``clock`` gives Unix seconds for publish times. ``pace`` is how long a second of a subscription's settings (ack
@@ -90,7 +90,6 @@ class PubSubServer:
         pace: float = 1.0,
         port: int = 0,
     ) -> None:
-        self.faults = faults or Faults()
         self.denied: set[str] = set()
         self._clock = clock
         self._pace = pace
@@ -101,26 +100,16 @@ class PubSubServer:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="pubsub", daemon=True)
-        self._rpc = RpcServer(self._table(), faults=self.faults, port=port)
-
-    @property
-    def address(self) -> str:
-        """Where it is: ``127.0.0.1:port``."""
-        return self._rpc.address
-
-    @property
-    def calls(self) -> Counter[str]:
-        """How often each RPC was called, and how many pushes were sent."""
-        return self._rpc.calls
+        super().__init__(self._table(), faults=faults, port=port)
 
     def start(self) -> None:
         """Begin to answer and to deliver."""
         self._thread.start()
-        self._rpc.start()
+        super().start()
 
     def stop(self) -> None:
         """End at once; what was not delivered is gone."""
-        self._rpc.stop()
+        super().stop()
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -248,7 +237,7 @@ class PubSubServer:
                 self._changed.notify_all()
 
     def _push(self, subscription: _Subscription, delivery: _Delivery) -> None:
-        self._rpc.count("Push")
+        self.count("Push")
         config = subscription.config
         body = json.dumps(_push_body(config, delivery)).encode()
         try:

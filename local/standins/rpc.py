@@ -51,14 +51,14 @@ class RpcServer:
         self,
         table: Mapping[str, Method],
         *,
-        faults: Faults,
+        faults: Faults | None = None,
         port: int = 0,
         workers: int = 64,
         certificate: tuple[bytes, bytes] | None = None,
     ) -> None:
         self.calls: Counter[str] = Counter()
-        self._faults = faults
-        self._lock = threading.Lock()
+        self.faults = faults or Faults()
+        self._calls_lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rpc")
         # Without SO_REUSEPORT a second server on the same port fails instead of taking half of the calls.
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
@@ -91,7 +91,7 @@ class RpcServer:
 
     def count(self, operation: str) -> None:
         """Count a call."""
-        with self._lock:
+        with self._calls_lock:
             self.calls[operation] += 1
 
     def _handler(self, operation: str, request_type: type[Any], function: Callable[[Any], Any]) -> Any:
@@ -99,9 +99,9 @@ class RpcServer:
             self.count(operation)
             bearer.set(dict(context.invocation_metadata()).get("authorization", "").removeprefix("Bearer "))
             try:
-                self._faults.before(operation)
+                self.faults.before(operation)
                 response = function(request)
-                self._faults.after(operation)
+                self.faults.after(operation)
             except Refused as refused:
                 return _abort(context, refused)
             except FaultError as fault:

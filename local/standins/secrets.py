@@ -11,7 +11,7 @@ import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import google_crc32c
@@ -38,7 +38,7 @@ _CODE = grpc.StatusCode
 _STATE = SecretVersion.State
 
 
-class SecretServer:
+class SecretServer(SharedPort):
     """A local Secret Manager. ``start`` and ``stop`` it; channels and URLs go to ``address``.
 
     ``projects`` maps ids to numbers, ``tokens`` knows whose an access token is. ``calls`` counts calls by name, those over
@@ -63,26 +63,21 @@ class SecretServer:
         self._secrets: dict[str, list[tuple[bytes, Any]]] = {}
         self._readers: defaultdict[str, set[str]] = defaultdict(set)
         self._rpc = RpcServer({_METHOD: (AccessSecretVersionRequest, self._access)}, faults=self.faults)
-        self._port = SharedPort(type("SecretHandler", (_Handler,), {"secrets": self}), self._rpc.port, port)
-
-    @property
-    def address(self) -> str:
-        """Where a plaintext channel, and an ``http://`` URL, finds it: ``127.0.0.1:port``."""
-        return self._port.address
+        super().__init__(_Handler, self._rpc.port, port)
 
     @property
     def calls(self) -> Counter[str]:
         """How often each method was called."""
         return self._rpc.calls
 
-    def start(self) -> None:
+    def start(self) -> Self:
         """Begin to answer."""
         self._rpc.start()
-        self._port.start()
+        return super().start()
 
     def stop(self) -> None:
         """End at once."""
-        self._port.stop()
+        super().stop()
         self._rpc.stop()
 
     def allow(self, secret: str, *accounts: str) -> None:
@@ -161,7 +156,7 @@ class SecretServer:
 class _Handler(Handler):
     """Turns requests over REST into answers."""
 
-    secrets: SecretServer
+    server: SecretServer
 
     def serve(self) -> None:
         """Answer one request."""
@@ -171,7 +166,7 @@ class _Handler(Handler):
         if found is None or self.command != "GET":
             return self._refuse(404, "NOT_FOUND", f"{self.command} {path} is no part of this local Secret Manager.")
         try:
-            answer = self.secrets.access(found[1], self.headers.get("Authorization", "").removeprefix("Bearer "))
+            answer = self.server.access(found[1], self.headers.get("Authorization", "").removeprefix("Bearer "))
         except Refused as refused:
             return self._refuse(http_status(refused.code), refused.code.name, refused.message)
         except FaultError as fault:

@@ -20,7 +20,7 @@ class SharedPort(WebServer):
     """
 
     def __init__(self, handler: type[Handler], rpc_port: int, port: int = 0) -> None:
-        self._rpc = ("127.0.0.1", rpc_port)
+        self._rpc_address = ("127.0.0.1", rpc_port)
         super().__init__(handler, port)
 
     @property
@@ -33,7 +33,7 @@ class SharedPort(WebServer):
         if request.recv(len(_HTTP_2), socket.MSG_PEEK | socket.MSG_WAITALL) != _HTTP_2:
             super().finish_request(request, client_address)
             return
-        with socket.create_connection(self._rpc) as rpc:
+        with socket.create_connection(self._rpc_address) as rpc:
             back = threading.Thread(target=_pass_on, args=(rpc, request), name="gRPC back", daemon=True)
             back.start()
             _pass_on(request, rpc)

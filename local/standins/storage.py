@@ -183,7 +183,7 @@ class Objects:
         self._written[bucket, name] = now
 
 
-class StorageServer:
+class StorageServer(WebServer):
     """A local Cloud Storage: ``start`` and ``stop`` it; ``url`` is what STORAGE_EMULATOR_HOST takes.
 
     ``clock`` gives Unix seconds. ``calls`` counts operations. ``objects`` is what is stored: ``objects.write_interval``
@@ -208,20 +208,7 @@ class StorageServer:
         self._lock = threading.Lock()
         self._uploads: dict[str, _Upload] = {}
         self._upload_ids = (f"upload-{number}" for number in itertools.count(1))
-        self._web = WebServer(type("StorageHandler", (_Handler,), {"storage": self}), port)
-
-    @property
-    def url(self) -> str:
-        """Where it is: ``http://127.0.0.1:port``."""
-        return self._web.url
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._web.start()
-
-    def stop(self) -> None:
-        """End at once; what was stored is gone."""
-        self._web.stop()
+        super().__init__(_Handler, port)
 
     def count(self, operation: str) -> None:
         """Count a call."""
@@ -253,7 +240,7 @@ class _Answer:
 class _Handler(Handler):
     """Turns requests into operations."""
 
-    storage: StorageServer
+    server: StorageServer
 
     def serve(self) -> None:
         """Answer one request."""
@@ -275,9 +262,9 @@ class _Handler(Handler):
     def _control(self, body: bytes) -> _Answer:
         """Show or set faults, for other processes."""
         if self.command == "GET":
-            return _json(self.storage.faults.state())
+            return _json(self.server.faults.state())
         try:
-            return _json(self.storage.faults.apply(json.loads(body)))
+            return _json(self.server.faults.apply(json.loads(body)))
         except (FaultRequestError, ValueError) as error:
             raise HttpRefused(400, "invalid", str(error)) from error
 
@@ -294,32 +281,32 @@ class _Handler(Handler):
             operation = "storage.download"
         if operation == "storage.insert" and query.get("uploadType") == "resumable" and self.command == "POST":
             operation = "storage.startUpload"
-        self.storage.count(operation)
-        self.storage.faults.before(operation)
+        self.server.count(operation)
+        self.server.faults.before(operation)
         answer = self._act(operation, bucket, name, query, body)
-        self.storage.faults.after(operation)
+        self.server.faults.after(operation)
         return answer
 
     def _act(self, operation: str, bucket: str, name: str, query: dict[str, str], body: bytes) -> _Answer:
-        objects = self.storage.objects
+        objects = self.server.objects
         match operation:
             case "storage.getBucket":
                 objects.list(bucket)
-                if "storage.buckets.get" in self.storage.denied:
+                if "storage.buckets.get" in self.server.denied:
                     raise HttpRefused(
                         403, "forbidden", f"The caller does not have storage.buckets.get access to {bucket}."
                     )
-                described = self.storage.described.get(bucket, {})
+                described = self.server.described.get(bucket, {})
                 return _json({"kind": "storage#bucket", "id": bucket, "name": bucket, **described})
             case "storage.testPermissions":
                 objects.list(bucket)
                 asked = parse_qs(urlsplit(self.path).query).get("permissions", [])
-                granted = [one for one in asked if one not in self.storage.denied]
+                granted = [one for one in asked if one not in self.server.denied]
                 return _json({"kind": "storage#testIamPermissionsResponse", "permissions": granted})
             case "storage.list":
-                return _json(_page(objects.list(bucket, query.get("prefix", "")), query, self.storage.url))
+                return _json(_page(objects.list(bucket, query.get("prefix", "")), query, self.server.url))
             case "storage.get":
-                return _json(objects.get(bucket, name, query).resource(self.storage.url))
+                return _json(objects.get(bucket, name, query).resource(self.server.url))
             case "storage.download":
                 return _media(objects.get(bucket, name, query))
             case "storage.delete":
@@ -331,24 +318,24 @@ class _Handler(Handler):
                 return self._insert(bucket, query, body)
 
     def _insert(self, bucket: str, query: dict[str, str], body: bytes) -> _Answer:
-        objects = self.storage.objects
+        objects = self.server.objects
         if query.get("uploadType") == "resumable":
             return self._resume(query, body)
         if query.get("uploadType") == "multipart":
             wanted, data = _parts(self.headers.get("Content-Type", ""), body)
         else:
             wanted, data = {"contentType": self.headers.get("Content-Type", "")}, body
-        return _json(objects.insert(bucket, wanted, data, query).resource(self.storage.url))
+        return _json(objects.insert(bucket, wanted, data, query).resource(self.server.url))
 
     def _start_upload(self, bucket: str, query: dict[str, str], body: bytes) -> _Answer:
         wanted = json.loads(body or b"{}")
         wanted.setdefault("contentType", self.headers.get("X-Upload-Content-Type", ""))
-        upload_id = self.storage.begin_upload(bucket, wanted, query)
-        place = f"{self.storage.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={upload_id}"
+        upload_id = self.server.begin_upload(bucket, wanted, query)
+        place = f"{self.server.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={upload_id}"
         return _Answer(200, headers={"Location": place, "X-GUploader-UploadID": upload_id})
 
     def _resume(self, query: dict[str, str], body: bytes) -> _Answer:
-        upload = self.storage.upload(query.get("upload_id", ""))
+        upload = self.server.upload(query.get("upload_id", ""))
         place = _RANGE.fullmatch(self.headers.get("Content-Range", ""))
         if place is None:
             raise HttpRefused(400, "invalid", "Content-Range must be of the form bytes FIRST-LAST/SIZE.")
@@ -359,8 +346,8 @@ class _Handler(Handler):
         if place.group(2) != str(len(upload.data)):
             persisted = {"Range": f"bytes=0-{len(upload.data) - 1}"} if upload.data else {}
             return _Answer(308, headers=persisted)
-        stored = self.storage.objects.insert(upload.bucket, upload.wanted, bytes(upload.data), upload.query)
-        return _json(stored.resource(self.storage.url))
+        stored = self.server.objects.insert(upload.bucket, upload.wanted, bytes(upload.data), upload.query)
+        return _json(stored.resource(self.server.url))
 
 
 _ROUTE = re.compile(r"(/upload|/download)?/storage/v1/b/([^/]+)(/iam/testPermissions|/o(?:/(.+))?)?")

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 
@@ -73,25 +73,36 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class WebServer(ThreadingHTTPServer):
-    """Serves ``handler`` on 127.0.0.1 from ``start`` to ``stop``; ``port`` 0 takes a free one."""
+    """The base of every small HTTP server: serve ``handler`` on 127.0.0.1 from ``start`` to ``stop``.
+
+    A handler finds its server as ``self.server``. ``port`` 0 takes a free port. The server is also a context manager.
+    """
 
     daemon_threads = True
     request_queue_size = 128
+    scheme = "http"
 
     def __init__(self, handler: type[Handler], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), handler)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), name="web", daemon=True)
-        self._lock = threading.Lock()
+        self._open_lock = threading.Lock()
         self._open: set[socket.socket] = set()
 
     @property
     def url(self) -> str:
-        """Where it is: ``http://127.0.0.1:port``."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        """The base URL: ``http://127.0.0.1:port``."""
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> Self:
         """Begin to answer; connections made before wait in the socket."""
         self._thread.start()
+        return self
 
     def stop(self) -> None:
         """End at once: kept connections and requests under way are cut off."""
@@ -99,20 +110,20 @@ class WebServer(ThreadingHTTPServer):
             self.shutdown()
             self._thread.join()
         self.server_close()
-        with self._lock:
+        with self._open_lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Remember the connection, so that ``stop`` can end it while its thread waits for the next request."""
-        with self._lock:
+        with self._open_lock:
             self._open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         """Forget a connection that is done."""
-        with self._lock:
+        with self._open_lock:
             self._open.discard(request)
         super().shutdown_request(request)
 

@@ -12,7 +12,7 @@ import binascii
 import re
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -68,7 +68,7 @@ class Limits:
     denied_accounts: Collection[str] = field(default_factory=set)
 
 
-class VertexServer:
+class VertexServer(RpcServer):
     """A local Vertex AI. ``start`` and ``stop`` it; channels go to ``address``; ``calls`` counts RPCs by their names.
 
     ``clock`` gives Unix seconds. ``projects`` maps ids to numbers. Without a ``runner`` jobs stay QUEUED, and
@@ -91,7 +91,6 @@ class VertexServer:
         on_log: Callable[[Entry], None] | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.faults = faults or Faults()
         self._clock = clock
         self._runner = runner
         self._numbers = dict(projects)
@@ -100,17 +99,7 @@ class VertexServer:
         self._lately: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
         ids = {number: project for project, number in projects.items()}
         self.store = Jobs(clock=clock, project_ids=ids, on_log=on_log, error_lag=error_lag, capacity=capacity)
-        self._rpc = RpcServer(self._table(), faults=self.faults, port=port)
-
-    @property
-    def address(self) -> str:
-        """Where a plaintext channel finds it: ``127.0.0.1:port``."""
-        return self._rpc.address
-
-    @property
-    def calls(self) -> Counter[str]:
-        """How often each RPC was called."""
-        return self._rpc.calls
+        super().__init__(self._table(), faults=faults, port=port)
 
     @property
     def capacity(self) -> Capacity:
@@ -122,13 +111,9 @@ class VertexServer:
         """All jobs as they are now, as ``CustomJob`` messages by their names, the oldest first."""
         return {name: CustomJob.wrap(self.store.get(name)) for name in self.store.names()}
 
-    def start(self) -> None:
-        """Begin to answer."""
-        self._rpc.start()
-
     def stop(self) -> None:
         """End at once; the runner ends, too, and with it every process."""
-        self._rpc.stop()
+        super().stop()
         if self._runner is not None:
             self._runner.stop()
 

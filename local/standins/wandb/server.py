@@ -8,8 +8,6 @@ import gzip
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import TracebackType
-from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from local.standins import faults as fault_control
@@ -40,7 +38,7 @@ LOST = 0
 """In ``store.operations``, the status of an answer that was never sent."""
 
 
-class WandbServer:
+class WandbServer(WebServer):
     """W&B on loopback, in threads of this process; all it remembers is in ``store``, what goes wrong is in ``faults``.
 
     Faults know its operations by the names of GraphQL's top-level fields, and as ``fileStream``, ``uploadFile``,
@@ -84,27 +82,7 @@ class WandbServer:
             crash_after=crash_after,
             deleted_by_name=deleted_by_name,
         )
-        self._web = _Web(self, port)
-
-    @property
-    def url(self) -> str:
-        """The base URL, for WANDB_BASE_URL."""
-        return self._web.url
-
-    def start(self) -> Self:
-        """Begin to answer."""
-        self._web.start()
-        return self
-
-    def stop(self) -> None:
-        """Close every connection and answer nothing more; ``store`` can still be read."""
-        self._web.stop()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        self.stop()
+        super().__init__(_Handler, port)
 
     def graphql(self, body: bytes, user: User | None, operations: list[str]) -> Answer:
         """Answer one GraphQL request of ``user``, None for a key that is not known; note what was asked for.
@@ -139,19 +117,13 @@ class WandbServer:
         return self.store.artifacts.contents.get(self.store.entity_for(user, entity), digest_of(digest))
 
 
-class _Web(WebServer):
-    def __init__(self, wandb: WandbServer, port: int) -> None:
-        self.wandb = wandb
-        super().__init__(_Handler, port)
-
-
 class _Handler(Handler):
-    server: _Web
+    server: WandbServer
 
     def serve(self) -> None:
         """Answer one request and note it in ``store.operations``, but for those to ``/_local/``."""
         began = time.perf_counter()
-        wandb = self.server.wandb
+        wandb = self.server
         path = urlsplit(self.path).path
         body = self.body()
         operations: list[str] = []
