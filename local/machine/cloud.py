@@ -1,11 +1,12 @@
-"""The cloud on a laptop: every service that the functions meet, on loopback, and the functions themselves.
+"""The cloud on one machine: every service that the functions use, on loopback, and the functions themselves.
 
-All of it lives in this process and its children and ends with ``stop``. The functions and the people's tools meet it
-through environment variables only, as they would meet the real one.
+Everything runs in this process and its children, and ends with ``stop``. The functions and people's tools find the
+services through environment variables only, as they find the real ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from google.cloud import pubsub_v1
 
 from local.machine.containers import Containers
 from local.machine.functions import CONFIG, Function
+from local.machine.loopback import is_free, without_proxy
 from local.machine.repositories import Repositories
 from local.machine.scheduler import Scheduler
 from local.machine.shim import PushShim
@@ -40,7 +42,7 @@ PROJECT = "demo-project"
 ENTITY = "acme"
 USER = "ada"
 API_KEY = "local0" * 6 + "demo"
-"""The W&B key of the local cloud: 40 characters that open nothing else."""
+"""The W&B key of the local cloud. It has a real key's 40 characters, and no other server accepts it."""
 SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
 JOB_ACCOUNT = f"jobs@{PROJECT}.iam.gserviceaccount.com"
 BUCKETS = ("demo-state", "demo-staging", "demo-staging-east")
@@ -51,7 +53,7 @@ SERVICES = ("wandb", "vertex", "secrets", "storage", "pubsub")
 
 @dataclass(frozen=True)
 class Options:
-    """How the cloud behaves. Times are in seconds; ``ports`` maps service and function names to fixed ports."""
+    """How the cloud behaves. Times are in seconds. ``ports`` maps the names of services and functions to fixed ports."""
 
     tick_every: float = 60.0
     lease: float = 60.0
@@ -66,62 +68,71 @@ class Options:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What this cloud's vertex-launch.yaml has in addition to, or instead of, the one in local/config."""
     api_keys: Mapping[str, str] = field(default_factory=lambda: {API_KEY: USER})
-    """Whose each W&B key is; all of them are members of ``ENTITY``."""
+    """The user of each W&B key. Every user is a member of ``ENTITY``."""
     secret_readers: Mapping[str, Collection[str]] | None = None
-    """By secret (``projects/P/secrets/S``), the accounts of jobs that may read it.
+    """The service accounts of jobs that may read each secret (``projects/P/secrets/S``).
 
-    By default ``JOB_ACCOUNT`` may read what the settings tell jobs to read, and nobody anything else.
+    By default ``JOB_ACCOUNT`` may read the secrets that the settings name for jobs, and nothing else.
     """
 
 
+class PortsTaken(Exception):
+    """Other processes listen on ports that the cloud needs. The message names all of them."""
+
+
 class Cloud:
-    """All services and functions: ``start`` and ``stop`` them; parts may be used, and troubled, from outside."""
+    """All services and functions: ``start`` and ``stop`` them. Tests and programs also use its parts directly."""
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or Options()
-        self.folder = Path(tempfile.mkdtemp(prefix="vertex-launch-"))
-        self.faults = {name: Faults(self.options.latencies.get(name, 0.0)) for name in SERVICES}
-        port = self.options.ports.get
-        self.wandb = WandbServer(
-            lease=self.options.lease,
-            api_keys=self.options.api_keys,
-            teams={ENTITY: [*self.options.api_keys.values()]},
-            default_entities=dict.fromkeys(self.options.api_keys.values(), ENTITY),
-            faults=self.faults["wandb"],
-            port=port("wandb", 0),
-        )
-        self.tokens = Tokens()
-        self.repositories = Repositories(self.folder / "repositories")
-        self.containers = Containers(
-            queued=self.options.queued,
-            pending=self.options.pending,
-            tokens=self.tokens,
-            repositories=self.repositories,
-        )
-        self.vertex = VertexServer(
-            faults=self.faults["vertex"],
-            runner=self.containers,
-            regions=("us-central1", "us-east4"),
-            limits=Limits(list_lag=self.options.list_lag),
-            port=port("vertex", 0),
-            on_log=self._log,
-        )
-        self.secrets = SecretServer(
-            projects=PROJECTS, tokens=self.tokens, faults=self.faults["secrets"], port=port("secrets", 0)
-        )
-        self.secrets.add(SECRET, API_KEY)
-        for secret, accounts in self._secret_readers().items():
-            self.secrets.allow(secret, *accounts)
-        self.logs = LogServer(projects=PROJECTS, port=port("logs", 0))
-        self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
-        self.iam = IamServer(projects=PROJECTS, accounts=[JOB_ACCOUNT], port=port("iam", 0))
-        self.pubsub = self._pubsub()
-        self.log_sink = LogSink(self.pubsub.address, JOB_LOGS)
-        self.control = ControlServer(self.faults, self.state, port=port("control", 0))
-        self._started: list[Any] = []
+        if taken := [f"{port} ({name})" for name, port in self.options.ports.items() if not is_free(port)]:
+            raise PortsTaken(f"another process listens on {', '.join(taken)} of 127.0.0.1")
+        os.environ.update(without_proxy(os.environ))  # before the first client: a proxy cannot reach loopback addresses
+        with contextlib.ExitStack() as ends:
+            self.folder = Path(tempfile.mkdtemp(prefix="vertex-launch-"))
+            ends.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self.faults = {name: Faults(self.options.latencies.get(name, 0.0)) for name in SERVICES}
+            port = self.options.ports.get
+            self.wandb = WandbServer(
+                lease=self.options.lease,
+                api_keys=self.options.api_keys,
+                teams={ENTITY: [*self.options.api_keys.values()]},
+                default_entities=dict.fromkeys(self.options.api_keys.values(), ENTITY),
+                faults=self.faults["wandb"],
+                port=port("wandb", 0),
+            )
+            self.tokens = Tokens()
+            self.repositories = Repositories(self.folder / "repositories")
+            self.containers = Containers(
+                queued=self.options.queued,
+                pending=self.options.pending,
+                tokens=self.tokens,
+                repositories=self.repositories,
+            )
+            self.vertex = VertexServer(
+                faults=self.faults["vertex"],
+                runner=self.containers,
+                regions=("us-central1", "us-east4"),
+                limits=Limits(list_lag=self.options.list_lag),
+                port=port("vertex", 0),
+                on_log=self._log,
+            )
+            self.secrets = SecretServer(
+                projects=PROJECTS, tokens=self.tokens, faults=self.faults["secrets"], port=port("secrets", 0)
+            )
+            self.secrets.add(SECRET, API_KEY)
+            for secret, accounts in self._secret_readers().items():
+                self.secrets.allow(secret, *accounts)
+            self.logs = LogServer(projects=PROJECTS, port=port("logs", 0))
+            self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
+            self.iam = IamServer(projects=PROJECTS, accounts=[JOB_ACCOUNT], port=port("iam", 0))
+            self.pubsub = self._pubsub()
+            self.log_sink = LogSink(self.pubsub.address, JOB_LOGS)
+            self.control = ControlServer(self.faults, self.state, port=port("control", 0))
+            self._ends = ends.pop_all()
 
     def start(self) -> None:
-        """Start everything; a part that cannot start ends the others and raises."""
+        """Start everything. If a part cannot start, stop the others and raise its error."""
         try:
             for server in (self.wandb, self.vertex, self.secrets, self.storage, self.iam, self.pubsub, self.logs):
                 self._start(server)
@@ -147,13 +158,11 @@ class Cloud:
             raise
 
     def stop(self) -> None:
-        """End everything, the last started first; no process is left."""
-        while self._started:
-            self._started.pop().stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """End everything, the last started first. No process and no file is left."""
+        self._ends.close()
 
     def function_variables(self) -> dict[str, str]:
-        """Give the environment by which the functions find this cloud."""
+        """Return the environment with which the functions find this cloud."""
         return {
             "LAUNCH_CONFIG": str(CONFIG / "launch-config.yaml"),
             "VERTEX_LAUNCH_CONFIG": str(self._settings()),
@@ -171,24 +180,28 @@ class Cloud:
         }
 
     def preflight_variables(self) -> dict[str, str]:
-        """Give the environment by which ``python -m vertex_launch check`` finds this cloud: it asks more than functions do."""
+        """Return the environment with which ``python -m vertex_launch check`` finds this cloud: it uses more services."""
         return {
+            **without_proxy(os.environ),
             **self.function_variables(),
             "CLOUDRESOURCEMANAGER_ENDPOINT": self.iam.endpoint,
             "IAM_ENDPOINT": self.iam.endpoint,
         }
 
     def person_variables(self) -> dict[str, str]:
-        """Give the environment by which people's W&B tools find this cloud."""
-        return {"WANDB_BASE_URL": self.wandb.url, "WANDB_API_KEY": API_KEY, "WANDB_ENTITY": ENTITY}
+        """Return the environment with which people's W&B tools find this cloud."""
+        variables = {"WANDB_BASE_URL": self.wandb.url, "WANDB_API_KEY": API_KEY, "WANDB_ENTITY": ENTITY}
+        return {**without_proxy(os.environ), **variables}
 
     def state(self) -> dict[str, Any]:
-        """Give what there is now, in JSON types."""
+        """Return queues, items, runs and jobs as they are now, in JSON types."""
         jobs = [
             {
                 "name": name,
                 "display_name": job.display_name,
                 "state": job.state.name,
+                "created_at": job.create_time.timestamp(),
+                "ended_at": job.end_time.timestamp() if job.end_time else None,
                 "labels": dict(job.labels),
                 "error": job.error.message,
             }
@@ -197,7 +210,7 @@ class Cloud:
         return {"wandb": self.wandb.store.snapshot(), "jobs": jobs}
 
     def _settings(self) -> Path:
-        """Give the path of the functions' vertex-launch.yaml: the one in local/config, or a copy with other values."""
+        """Return the path of the functions' vertex-launch.yaml: the one in local/config, or a copy with other values."""
         path = CONFIG / "vertex-launch.yaml"
         if not self.options.settings:
             return path
@@ -206,7 +219,7 @@ class Cloud:
         return ours
 
     def _secret_readers(self) -> Mapping[str, Collection[str]]:
-        """Give the options' table, or the one that the settings need."""
+        """Return the readers that the options name, or those that the settings need."""
         if self.options.secret_readers is not None:
             return self.options.secret_readers
         settings = {**yaml.safe_load((CONFIG / "vertex-launch.yaml").read_text()), **self.options.settings}
@@ -215,7 +228,7 @@ class Cloud:
         return {secret: [JOB_ACCOUNT] for secret in wanted}
 
     def _log(self, entry: Entry) -> None:
-        """Do what Cloud Logging does with an entry."""
+        """Store a log entry and pass it to the sink, as Cloud Logging does."""
         self.logs.add(entry)
         self.log_sink.write(entry)
 
@@ -225,15 +238,18 @@ class Cloud:
             try:
                 return PubSubEmulator(find(), port)
             except EmulatorMissing as missing:
-                raise SystemExit(str(missing)) from missing
+                raise SystemExit(f"--google-pubsub: {missing}") from missing
         return PubSubServer(faults=self.faults["pubsub"], port=port)
 
     def _function(self, target: str, signature: str) -> Function:
         port = self.options.ports.get(target, 0)
-        return Function(target, signature, self.function_variables(), self.folder / f"{target}.log", port)
+        home = self.folder / "home"  # what functions leave behind, also when they are killed, goes with the folder
+        home.mkdir(exist_ok=True)
+        variables = {"HOME": str(home), "TMPDIR": str(home), **self.function_variables()}
+        return Function(target, signature, variables, self.folder / f"{target}.log", port)
 
     def _subscribe(self) -> None:
-        """Make the topics, and the subscriptions that push their messages to the functions."""
+        """Create the topics, and the subscriptions that push their messages to the functions."""
         previous = os.environ.get("PUBSUB_EMULATOR_HOST")
         os.environ["PUBSUB_EMULATOR_HOST"] = self.pubsub.address  # the only way in which Google's clients take it
         try:
@@ -257,5 +273,5 @@ class Cloud:
                 os.environ["PUBSUB_EMULATOR_HOST"] = previous
 
     def _start(self, part: Any) -> None:
-        self._started.append(part)
+        self._ends.callback(part.stop)
         part.start()

@@ -129,14 +129,15 @@ class Containers:
         self._lives: dict[str, _Life] = {}
         self._lock = threading.Lock()
         self._ended = False
-        # Directly in /tmp, for the W&B SDK puts a socket below TMPDIR, and a socket's path may have 104 characters.
-        self._root = Path(tempfile.mkdtemp(prefix="vertex-", dir="/tmp"))
+        self._root: Path | None = None
 
     def launch(self, name: str, jobs: Jobs) -> None:
         """Begin the life of a new job."""
         with self._lock:
             if self._ended:
                 return
+            # Directly in /tmp: the W&B SDK creates a socket below TMPDIR, and a socket's path has at most 104 characters.
+            self._root = self._root or Path(tempfile.mkdtemp(prefix="vertex-", dir="/tmp"))
             life = _Life(name, jobs, self._root / str(len(self._lives)))
             life.thread = threading.Thread(target=self._live, args=(life,), name=f"job-{life.folder.name}", daemon=True)
             self._lives[name] = life
@@ -174,7 +175,8 @@ class Containers:
         for life in lives:
             if life.thread is not None:
                 life.thread.join()
-        shutil.rmtree(self._root, ignore_errors=True)
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
 
     def _live(self, life: _Life) -> None:
         try:

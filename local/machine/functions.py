@@ -1,18 +1,20 @@
-"""Runs the product's functions as the cloud does: each in a process of its own under functions-framework."""
+"""Run the functions as Cloud Functions does: each in a process of its own, served by functions-framework."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
+
+from local.machine.loopback import without_proxy
+from local.standins.processes import uninterrupted
+from local.standins.web import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "local" / "config"
@@ -22,13 +24,13 @@ _PATIENCE = 30.0
 
 
 class FunctionFailed(Exception):
-    """A function's process ended or did not answer; the message has the end of its log."""
+    """A function's process ended or did not answer. The message has the end of its log."""
 
 
 class Function:
-    """One deployed function: ``start`` it, post to ``url``, ``kill`` it as a crash does, ``stop`` it.
+    """One deployed function: ``start`` it, post to ``url``, and ``stop`` it, which is what a crash does.
 
-    ``variables`` is its whole environment but for PATH and HOME. Its log goes to ``log``.
+    ``variables`` is its environment apart from PATH and HOME. Its output goes to ``log``.
     """
 
     def __init__(self, target: str, signature: str, variables: Mapping[str, str], log: Path, port: int = 0) -> None:
@@ -36,30 +38,30 @@ class Function:
         self._signature = signature
         self._variables = dict(variables)
         self._log = log
-        self._port = port or _free_port()
+        self._port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """Where it answers: ``http://127.0.0.1:port``."""
+        """The address it answers on: ``http://127.0.0.1:port``."""
         return f"http://127.0.0.1:{self._port}"
 
     @property
     def log(self) -> Path:
-        """The file that its output goes to."""
+        """The file with its output."""
         return self._log
 
     def start(self) -> None:
-        """Start the process; ``wait`` until it answers."""
+        """Start the process. ``wait`` returns when it answers."""
         command = [sys.executable, "-m", "functions_framework", "--target", self._target]
         command += ["--source", str(ROOT / "main.py"), "--signature-type", self._signature]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
         base = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, uninterrupted():
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**base, "PYTHONUNBUFFERED": "1", **self._variables},
+                env={**base, "PYTHONUNBUFFERED": "1", **without_proxy(self._variables), **self._variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -71,26 +73,22 @@ class Function:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
-                raise FunctionFailed(f"function {self._target} ended at its start:\n{self._tail()}")
-            with contextlib.suppress(OSError):
+                raise FunctionFailed(
+                    f"function {self._target} ended while it started. Its log ends with:\n{self._tail()}"
+                )
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 _probe(self.url)
                 return
             time.sleep(0.05)
-        raise FunctionFailed(f"function {self._target} did not answer within {_PATIENCE:.0f} s:\n{self._tail()}")
-
-    def kill(self) -> None:
-        """End the process and its workers at once, as a crash does."""
-        self._signal(signal.SIGKILL)
+        found = f"function {self._target} did not answer within {_PATIENCE:.0f} s"
+        raise FunctionFailed(f"{found}. Its log ends with:\n{self._tail()}")
 
     def stop(self) -> None:
-        """End the process and its workers."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, which: signal.Signals) -> None:
+        """Kill the process and its workers."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, which)
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
 
@@ -99,16 +97,8 @@ class Function:
 
 
 def _probe(url: str) -> None:
-    """Ask for anything: every HTTP answer, also a refusal, means that the function is there."""
-    try:
-        with urlopen(url, timeout=5):
-            pass
-    except HTTPError as error:
-        error.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Send a request. Every HTTP answer, also a refusal, means that the function is ready."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        connection.getresponse()

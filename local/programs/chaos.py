@@ -247,7 +247,7 @@ class Chaos:
             time.sleep(chance.uniform(0, 0.8))
             victims = [cloud.dispatch, cloud.dispatch_now, *([cloud.job_state] if chance.random() < 0.5 else [])]
             for function in victims:
-                function.kill()
+                function.stop()
             self._count["kills"] += len(victims)
             self._count["passes killed in their middle"] += self._held() == generation
             for function in victims:

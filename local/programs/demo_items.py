@@ -26,7 +26,7 @@ class Push:
     sweep: int | None = None
     """Its place in the sweep: 0 is the scheduler, which ``wandb launch-sweep`` pushes, and that pushes the others."""
     item: str = "CLAIMED"
-    job: str = "JOB_STATE_SUCCEEDED"
+    job: str = "SUCCEEDED"
     run: str = "finished"
     said: Sequence[str] = ()
     """What W&B must say of the item, in its message or in its warnings."""
@@ -57,7 +57,7 @@ def _args(*args: str) -> tuple[str, str]:
 
 def _fails(name: str, queue: str, image: str, *said: str) -> Push:
     """Give an item whose job ends before its run begins."""
-    return Push(name, queue, image, item="FAILED", job="JOB_STATE_FAILED", run="", said=said)
+    return Push(name, queue, image, item="FAILED", job="FAILED", run="", said=said)
 
 
 def _job(name: str, *job: str, **expected: Any) -> Push:
@@ -88,7 +88,7 @@ PUSHES = (
         "vertex-gpu",
         "steps:1",
         _args("--steps", "100000"),
-        job="JOB_STATE_FAILED",
+        job="FAILED",
         run="killed",
         said=("stopped its run in W&B",),
         stop=True,

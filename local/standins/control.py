@@ -1,7 +1,7 @@
-"""A way for people and scripts to look at the local cloud and to trouble it while it runs.
+"""Show the state of the local cloud to people and scripts, and set its faults while it runs.
 
-``GET /state`` shows queues, items, runs and jobs; ``GET /faults`` and ``POST /faults/SERVICE`` show and set what goes wrong
-(the JSON of ``local.standins.faults``): ``{"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]}`` for ``vertex``.
+``GET /`` is a page for people. ``GET /state`` returns queues, items, runs and jobs as JSON. ``GET /faults`` and
+``POST /faults/SERVICE`` show and set faults, in the JSON of ``local.standins.faults``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from local.standins.web import Handler, WebServer
 
 
 class ControlServer(WebServer):
-    """Serves ``state`` and the faults of every service: ``start`` and ``stop`` it."""
+    """Serves ``page`` (plain text), ``state`` and the faults of every service."""
 
     def __init__(self, faults: Mapping[str, Faults], state: Callable[[], dict[str, Any]], port: int = 0) -> None:
         self.faults = faults
         self.state = state
+        self.page: Callable[[], str] = lambda: "The state is at /state, the faults are at /faults.\n"
         super().__init__(_Handler, port)
 
 
@@ -29,6 +30,8 @@ class _Handler(Handler):
     def serve(self) -> None:
         body = self.body()
         match self.command, self.path.strip("/").split("/"):
+            case "GET", [""]:
+                self.answer(200, self.server.page().encode(), {"Content-Type": "text/plain; charset=UTF-8"})
             case "GET", ["state"]:
                 self.answer_json(200, self.server.state())
             case "GET", ["faults"]:
@@ -37,7 +40,9 @@ class _Handler(Handler):
                 self._set(self.server.faults[service], body)
             case _:
                 known = ", ".join(f"POST /faults/{name}" for name in self.server.faults)
-                self.answer_json(404, {"error": f"there are GET /state, GET /faults, {known}"})
+                self.answer_json(
+                    404, {"error": f"{self.path} does not exist. Use GET /, GET /state, GET /faults, {known}"}
+                )
 
     def _set(self, faults: Faults, body: bytes) -> None:
         try:

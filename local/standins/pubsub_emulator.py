@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -16,6 +15,10 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+from local.standins.processes import uninterrupted
+from local.standins.web import free_port
 
 _JARS = "platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar"
 _START_SECONDS = 30.0
@@ -74,8 +77,20 @@ class PubSubEmulator:
 
     def start(self) -> None:
         """Start Java and wait until it answers, 1 to 4 s. Raises EmulatorFailed."""
-        self._port = self._port or _free_port()
+        self._port = self._port or free_port()
         with tempfile.TemporaryFile() as said:
+            self._launch(said)
+            end = time.monotonic() + _START_SECONDS
+            while not self._answers():
+                if self._process is None or self._process.poll() is not None or time.monotonic() > end:
+                    self.stop()
+                    said.seek(0)
+                    text = said.read().decode(errors="replace")[-2000:]
+                    raise EmulatorFailed(f"Google's Pub/Sub emulator did not start at {self.address}: {text}")
+                time.sleep(0.05)
+
+    def _launch(self, output: IO[bytes]) -> None:
+        with uninterrupted():
             self._process = subprocess.Popen(
                 [
                     self._installed.java,
@@ -88,18 +103,10 @@ class PubSubEmulator:
                 ],
                 env={name: os.environ[name] for name in ("PATH", "HOME", "JAVA_HOME") if name in os.environ},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            end = time.monotonic() + _START_SECONDS
-            while not self._answers():
-                if self._process.poll() is not None or time.monotonic() > end:
-                    self.stop()
-                    said.seek(0)
-                    text = said.read().decode(errors="replace")[-2000:]
-                    raise EmulatorFailed(f"Google's Pub/Sub emulator did not start at {self.address}: {text}")
-                time.sleep(0.05)
 
     def stop(self) -> None:
         """End Java and wait for it."""
@@ -119,10 +126,3 @@ class PubSubEmulator:
                 return bool(answer.read().strip() == b"Ok")
         except OSError:
             return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

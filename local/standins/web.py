@@ -147,6 +147,14 @@ def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> t
         connection.close()
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def is_loopback(url: str) -> bool:
     """Say whether a URL is plain HTTP and stays on this machine."""
     parts = urlsplit(url)

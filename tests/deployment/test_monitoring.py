@@ -555,7 +555,7 @@ def test_a_fault_trips_its_metric_and_no_other(recorder: Recorder, fault: str) -
 def test_a_function_that_is_gone_shows_in_the_passes(recorder: Recorder) -> None:
     """It cannot say so itself: Cloud Run does, and no pass comes to its end."""
     shim, dispatch = recorder.cloud.shim, recorder.cloud.dispatch
-    dispatch.kill()
+    dispatch.stop()
     recorder.begin()
     before = shim.calls[503]
     assert recorder.cloud.scheduler.run_now()

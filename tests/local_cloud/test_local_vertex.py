@@ -599,7 +599,7 @@ def stubborn(tmp_path: Path) -> Image:
         "open(sys.argv[1], 'w').write(f'{os.getpid()} {child.pid}\\n')\n"
         "time.sleep(600)\n"
     )
-    return Image(tmp_path)
+    return Image("a test", tmp_path)
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])

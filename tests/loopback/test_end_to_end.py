@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import sys
 import threading
 from collections import Counter
@@ -12,13 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import requests
 from google.cloud.aiplatform_v1.types import CustomJob, JobState
 
-from local.machine.cloud import API_KEY
-from local.machine.images import REGISTRY
-from local.programs.chaos import KINDS, Account, Kind
-from local.programs.fills import Fill, Span, fills
 from local.standins.vertex import job_errors
 from tests.support.deployment import ENTITY, IMAGE, KEY, UNREACHABLE, Clock, Deployment, resource_args, run_spec
 from tests.support.processes import Command, Function, eventually
@@ -213,90 +207,3 @@ def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -
         report = world.tick()
         assert report
         assert (report.submitted, report.slots["active"]) == ([], 0), "the jobs of others are not ours"
-
-
-def test_the_demo_ends_well_and_leaves_no_process_behind(tmp_path: Path) -> None:
-    with closing(Command([sys.executable, "-m", "local", "demo", "--plain"], tmp_path)) as demo:
-        assert demo.wait(300) == 0, demo.output()
-        assert "23 of 23 items ended as they should" in demo.output()
-        assert "were filled by the event of the job's end" in demo.output()
-        assert demo.left_behind() == []
-
-
-def test_the_account_after_chaos_finds_what_is_wrong() -> None:
-    quick, bad, preempted = (
-        next(kind for kind in KINDS if kind.name == name) for name in ("quick", "bad", "preempted")
-    )
-    said = "restart_job_on_worker_restart; attempt 3 of 5"
-
-    def wrong(kind: Kind, state: str, *jobs: tuple[int, str], words: str = said) -> int:
-        return len(Account("item", kind, state, words, jobs).problems())
-
-    assert wrong(quick, "CLAIMED", (1, "SUCCEEDED")) == 0
-    assert wrong(quick, "CLAIMED", (1, "CANCELLED"), (1, "SUCCEEDED")) == 0, "a twin that was cancelled"
-    assert wrong(bad, "FAILED") == 0
-    assert wrong(preempted, "CLAIMED", (1, "FAILED"), (2, "FAILED"), (3, "SUCCEEDED")) == 0
-    assert wrong(quick, "lost") == 3, "no state, no attempt, no end"
-    assert wrong(quick, "PENDING", (1, "SUCCEEDED")) == 1
-    assert wrong(quick, "CLAIMED", (1, "SUCCEEDED"), (1, "SUCCEEDED")) == 1
-    assert wrong(quick, "CLAIMED", (1, "RUNNING")) == 1
-    assert wrong(bad, "FAILED", words="no") == 1
-    assert wrong(preempted, "CLAIMED", (1, "FAILED"), (3, "SUCCEEDED")) == 1
-
-
-def test_who_filled_a_slot() -> None:
-    jobs = [Span(0, 100), Span(5, 40), Span(41, None), Span(101.5, None)]
-    found = fills(jobs, [Span(1, 41), Span(90, 101.5)], slots=2)
-    assert found == [Fill(40, 41), Fill(100, 101.5)]
-    assert [fill.by_event([39, 80]) for fill in found] == [False, True]
-    assert fills(jobs, [], slots=2) == [], "nothing waited"
-    assert fills(jobs, [Span(1, 41)], slots=3) == [], "a slot was free all the time"
-
-
-def test_a_cloud_that_stays_up_ends_with_ctrl_c_while_a_job_runs(tmp_path: Path) -> None:
-    with closing(Command([sys.executable, "-m", "local", "up", "--free-ports"], tmp_path)) as cloud:
-        up = cloud.says("STORAGE_EMULATOR_HOST", 60)
-        assert up, cloud.output()
-        control, dispatch_now, wandb = (_address(cloud, name) for name in ("control", "dispatch_now", "W&B"))
-        _ask(wandb, UPSERT_QUEUE, config=json.dumps({"resource_args": resource_args()}))
-        _ask(wandb, PUSH, spec=json.dumps(run_spec(image=f"{REGISTRY}/sleep:1")))
-        assert len(requests.post(dispatch_now, timeout=30).json()["submitted"]) == 1
-        assert eventually(lambda: requests.get(f"{control}/state", timeout=30).json()["jobs"][0]["state"] == RUNNING)
-        cloud.interrupt()
-        assert cloud.wait(20) == 130, cloud.output()
-        assert cloud.left_behind() == []
-        assert not list(tmp_path.glob("vertex-launch-*")), "its folder is gone"
-
-
-def test_what_a_command_leaves_behind_is_found(tmp_path: Path) -> None:
-    leave = (
-        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1, start_new_session=True)"
-    )
-    with closing(Command([sys.executable, "-c", f"{leave}; import os; os._exit(0)"], tmp_path)) as command:
-        assert command.wait(20) == 0
-        assert command.left_behind() == []
-    with closing(
-        Command([sys.executable, "-c", leave.replace("input()", "import time; time.sleep(60)")], tmp_path)
-    ) as command:
-        assert command.wait(20) == 0
-        assert len(command.left_behind(0.1)) == 1
-
-
-RUNNING = "JOB_STATE_RUNNING"
-UPSERT_QUEUE = """mutation($config: JSONString!) { upsertRunQueue(input: {entityName: "acme", projectName: "model-registry",
-    queueName: "vertex-cpu", resourceType: "gcp-vertex", resourceConfig: $config}) { success } }"""
-PUSH = """mutation($spec: JSONString!) { pushToRunQueueByName(input: {entityName: "acme", projectName: "model-registry",
-    queueName: "vertex-cpu", runSpec: $spec}) { runQueueItemId } }"""
-
-
-def _address(cloud: Command, name: str) -> str:
-    """Find an address in what the command says."""
-    found = re.search(rf"^  {name} +(http://\S+)", cloud.output(), re.MULTILINE)
-    assert found, cloud.output()
-    return found[1]
-
-
-def _ask(wandb: str, query: str, **variables: str) -> None:
-    body = {"query": query, "variables": variables}
-    answer = requests.post(f"{wandb}/graphql", json=body, auth=("api", API_KEY), timeout=30).json()
-    assert "errors" not in answer, answer

@@ -144,9 +144,9 @@ class Command:
             words in self.output()
         )
 
-    def interrupt(self) -> None:
-        """Press Ctrl-C."""
-        os.killpg(self._process.pid, signal.SIGINT)
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Send a signal as a terminal does; SIGINT is Ctrl-C."""
+        os.killpg(self._process.pid, number)
 
     def wait(self, patience: float) -> int:
         """Give its exit status. Raises TimeoutExpired after ``patience`` seconds."""
