@@ -71,6 +71,7 @@ class Code(StrEnum):
     SPEC_CREDENTIALS = auto()
     SPEC_IMAGE_HOST = auto()
     SPEC_COMMAND = auto()
+    SPEC_UNUSED_IMAGE = auto()
     SPEC_ENV_LIMIT = auto()
     SPEC_ENV_IGNORED = auto()
     SPEC_KEY = auto()
@@ -102,6 +103,7 @@ class Code(StrEnum):
     JOB_EXPIRED = auto()
     JOB_PARTIAL = auto()
     JOB_FAILED = auto()
+    JOB_NO_RUN = auto()
     JOB_CANCELLED = auto()
 
     # A pass (dispatch/, state/)

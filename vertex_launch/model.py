@@ -35,37 +35,6 @@ class Item:
 
 
 @dataclass(frozen=True)
-class RunSpec:
-    """A run spec whose shape has been checked (``custom_job.parse``); absent parts are empty.
-
-    ``resource_args`` is what stands under ``vertex`` or ``gcp-vertex`` (``resource`` says which), macros not yet replaced,
-    without ``builder``.
-    """
-
-    entity: str
-    project: str
-    image: str
-    job: str
-    name: str
-    author: str | None
-    run_id: str
-    sweep_id: str
-    kind: Kind
-    resource_args: Mapping[str, Any]
-    builder: Mapping[str, Any]
-    entry_point: tuple[str, ...]
-    args: tuple[str, ...]
-    run_config: Mapping[str, Any]
-    files: Mapping[str, Any]
-    artifacts: Mapping[str, Any]
-    working_dir: str
-    dockerfile: str
-    resume_count: int
-    api_key: str = field(default="", repr=False)
-    resource: str = VERTEX_RESOURCES[0]
-
-
-@dataclass(frozen=True)
 class JobArtifact:
     """A W&B job artifact: its full name with its version (``entity/project/name:v3``), and its ``wandb-job.json``."""
 

@@ -103,8 +103,8 @@ PUSHES = (
     Push("quick-1", "vertex-cpu", "quick:1"),
     Push("quick-2", "vertex-gpu", "quick:1"),
     _fails("crashes", "vertex-cpu", "crash:1", "wandb.init was not called", "exited with a non-zero status of 1"),
-    _fails("out-of-memory", "vertex-gpu", "hog:1", "ran out of memory", "choose a machine_type with more"),
-    _fails("exits-with-3", "vertex-cpu", "fail:1", "exited with a non-zero status of 3", "its own log says where"),
+    _fails("out-of-memory", "vertex-gpu", "hog:1", "ran out of memory", "Choose a machine_type with more"),
+    _fails("exits-with-3", "vertex-cpu", "fail:1", "exited with a non-zero status of 3", "The program itself failed"),
     _fails("no-such-image", "vertex-gpu", "missing:1", "Failed to pull image", "roles/artifactregistry.reader"),
     Push(
         "wrong-registry",

@@ -32,7 +32,7 @@ from tests.support import log_samples
 from tests.support.deployment import UNREACHABLE, run_spec
 from tests.support.logging_filter import Entry, extract, parse
 from tests.support.processes import eventually
-from vertex_launch.job import custom_job, outcome
+from vertex_launch.job import outcome, readback
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA, OPERATIONS = ROOT / "infra", ROOT / "docs" / "operations.md"
@@ -359,7 +359,7 @@ class Recorder:
     def end_well(self, name: str) -> None:
         """Let a job's program begin its run, and end it."""
         assert eventually(lambda: name in self.jobs("RUNNING"))
-        job = custom_job.managed(self.cloud.vertex.jobs[name], deployment="default", region="us-central1")
+        job = readback.managed(self.cloud.vertex.jobs[name], deployment="default", region="us-central1")
         assert job is not None
         store = self.cloud.wandb.store
         store.project(job.run.entity, job.run.project)

@@ -11,7 +11,7 @@ from google.cloud.aiplatform_v1.types import JobState
 
 from tests.support.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quota
 from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job.request import JobRequest
 from vertex_launch.model import SCHEDULER_URI, Ack, AgentView, ItemView, PassRequest
 from vertex_launch.state.ledger import Ledger, Stage
 

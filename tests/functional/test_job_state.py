@@ -16,12 +16,13 @@ from google.cloud.aiplatform_v1.types import CustomJob, JobState
 
 from local.standins import log_sink
 from local.standins.vertex.job_log import SERVICE_TEXTS, output_entry, service_entry
-from tests.support.fakes import ENTITY, KEY, SETTINGS, Clock, FakeVertex, image_spec
+from tests.support import specs
+from tests.support.fakes import KEY, SETTINGS, Clock, FakeVertex, image_spec
 from vertex_launch import events
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.watch import PATIENCE, follow
 from vertex_launch.errors import JobNotEnded, RequestError, Unavailable
-from vertex_launch.job import custom_job, labels, outcome
+from vertex_launch.job import labels, outcome, readback
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import Item, JobHint, JobName, ManagedJob
 from vertex_launch.settings.config import Region, Settings
@@ -244,14 +245,14 @@ class Jobs(FakeVertex):
         if region in self.down:
             raise Unavailable("Vertex AI", f"{region} is down")
         job = self.jobs.get(name)
-        return job and custom_job.managed(job, deployment=self.deployment, region=region)
+        return job and readback.managed(job, deployment=self.deployment, region=region)
 
     def put(self, state: int, region: str = REGIONS[0], deployment: str = "test") -> str:
         """Let there be a job of that state (the bare number, which may be unknown)."""
         settings = Settings(**SETTINGS | {"deployment": deployment})
         item = Item("Item1", "cpu", image_spec())
         now = datetime.fromtimestamp(self.clock(), UTC)
-        request = custom_job.build(item, custom_job.parse(item), settings, entity=ENTITY, api_key=KEY, now=now)
+        request = specs.built(item, settings, now=now)
         job = CustomJob(request.custom_job)
         job.name = name = f"projects/p/locations/{region}/customJobs/{NUMBER}"
         CustomJob.pb(job).state = state

@@ -34,11 +34,11 @@ from local.standins.storage import StorageServer
 from local.standins.vertex.job_log import service_entry
 from local.standins.vertex.server import PROJECTS, VertexServer
 from local.standins.wandb import WandbServer
+from tests.support import specs
 from tests.support.fakes import image_spec
 from vertex_launch import functions as app
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.codes import Code
-from vertex_launch.job import custom_job
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import Item
 from vertex_launch.settings.config import Region, Settings
@@ -527,9 +527,7 @@ def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
         state_bucket="gs://x1",
     )
     item = Item("Item1", "cpu", image_spec())
-    asked = custom_job.build(
-        item, custom_job.parse(item), settings, entity=ENTITY, api_key=ITEM_KEY, now=datetime.now(UTC)
-    )
+    asked = specs.built(item, settings, api_key=ITEM_KEY, now=datetime.now(UTC))
     vertex = VertexJobs(PROJECT, deployment, timeout=5, endpoint=f"http://{cloud.vertex.address}")
     name = vertex.create(asked, 5)
     cloud.vertex.advance(name, state)

@@ -24,6 +24,7 @@ from local.standins.vertex.jobs import ENDED
 from tests.support.bootstrap_world import Internet
 from tests.support.deployment import resource_args, run_spec
 from tests.support.processes import eventually
+from vertex_launch.codes import Code
 from vertex_launch.job import labels
 
 OTHER_ACCOUNT = f"other@{PROJECT}.iam.gserviceaccount.com"
@@ -239,10 +240,9 @@ def test_what_cannot_get_the_key_fails_with_the_reason(tmp_path: Path) -> None:
 
         told = {name: item["error"]["message"] for name, item in world.items().items()}
         assert [world.jobs_of(name) for name in refused] == [[], [], []]
-        assert "nothing can be put before that to read the W&B key" in told["no-command"]
-        assert "wandb launch --entry-point" in told["no-command"]
-        assert "service_account: it is missing, and the job has to read the W&B key" in told["no-account"]
-        assert "the item brings a key of its own" in told["own-key"]
+        assert Code.SPEC_COMMAND in told["no-command"]
+        assert Code.SPEC_SERVICE_ACCOUNT in told["no-account"]
+        assert Code.SPEC_KEY in told["own-key"]
 
         (job,) = world.jobs_of("no-right")
         assert job.job_spec.service_account == OTHER_ACCOUNT

@@ -14,13 +14,14 @@ from google.api_core import exceptions
 from google.cloud.aiplatform_v1 import CustomJob, JobServiceClient, JobState
 
 from local.standins.vertex.server import Limits, VertexServer
-from tests.support.fakes import ENTITY, KEY, SETTINGS, Clock, image_spec
+from tests.support import specs
+from tests.support.fakes import ENTITY, SETTINGS, Clock, image_spec
 from vertex_launch.adapters import vertex_jobs
 from vertex_launch.adapters.grpc_endpoint import BACKOFF
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, OutcomeUnknown, Unavailable
-from vertex_launch.job import custom_job, labels
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job import labels
+from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Item, Kind, RunId
 from vertex_launch.settings.config import Region, Settings
 
@@ -60,7 +61,7 @@ def request(item: str = "Item1", deployment: str = "test", region: str = REGION,
     asked = Item(item, "cpu", image_spec(**spec))
     asked.spec["resource_args"]["gcp-vertex"]["spec"]["location"] = region
     now = datetime(2026, 1, 2, tzinfo=UTC)
-    return custom_job.build(asked, custom_job.parse(asked), settings, entity=ENTITY, api_key=KEY, now=now)
+    return specs.built(asked, settings, now=now)
 
 
 def raised(act: Callable[[], Any]) -> LaunchError:

@@ -39,7 +39,7 @@ from tests.support.specs import (
     MINIMAL,
     SAMPLES,
     SETTINGS,
-    item,
+    built,
     json_values,
     pool,
     run_spec,
@@ -48,9 +48,8 @@ from tests.support.specs import (
 )
 from tests.support.wire import NOW, Wire, captured
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import environment
-from vertex_launch.job import run_spec as our_run_spec
-from vertex_launch.job.custom_job import JobRequest, build, parse
+from vertex_launch.job import arguments, environment
+from vertex_launch.job.request import JobRequest
 from vertex_launch.settings.config import Settings
 
 OTHER_IMAGE = "gcr.io/demo/reduction:1"
@@ -90,8 +89,7 @@ def official(wire: Wire, spec: dict[str, Any], *, run_id: str) -> CustomJob:
 
 
 def ours(spec: dict[str, Any], settings: Settings = SETTINGS) -> JobRequest:
-    one = item(spec)
-    return build(one, parse(one), settings, entity=ENTITY, api_key=KEY, now=NOW)
+    return built(spec, settings, now=NOW)
 
 
 @dataclass
@@ -500,5 +498,5 @@ def test_the_sdk_puts_a_split_config_together_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_macros_and_the_size_of_parts_are_the_official_ones() -> None:
-    assert our_run_spec._MACRO.pattern == MACRO_REGEX.pattern
+    assert arguments._MACRO.pattern == MACRO_REGEX.pattern
     assert MAX_ENV_LENGTHS["VertexRunner"] == environment.LONGEST

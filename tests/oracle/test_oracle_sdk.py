@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.numbers import examples
-from tests.support.specs import ENTITY, IMAGE, KEY, SETTINGS, item, run_spec
+from tests.support.specs import IMAGE, SETTINGS, built, run_spec
 from tests.support.wire import NOW, Wire, captured
 from vertex_launch.job import labels
-from vertex_launch.job.arguments import TASKS
-from vertex_launch.job.custom_job import ARGUMENTS, build, parse
+from vertex_launch.job.arguments import IN_JOB_SPEC, NAMES, TASKS
 
 CONTEXT = "projects/1/locations/us-central1/metadataStores/default/contexts/"
 IN_MESSAGE_ONLY = {"reserved_ip_ranges", "enable_dashboard_access", "protected_artifact_location_id", "models"}
@@ -39,13 +38,13 @@ def arguments_of(function: Any) -> set[str]:
 def test_we_know_exactly_the_arguments_of_the_sdk_and_the_fields_that_it_has_none_for() -> None:
     sdk = arguments_of(aiplatform.CustomJob.__init__) | arguments_of(aiplatform.CustomJob.run)
     assert arguments_of(aiplatform.CustomJob.submit) < sdk
-    assert ARGUMENTS.names == sdk | IN_MESSAGE_ONLY
+    assert sdk | IN_MESSAGE_ONLY == NAMES
 
 
 def test_every_field_of_the_message_has_an_argument() -> None:
     through_another_name = {"scheduling", "base_output_directory"}
     assert {one.name for one in CustomJobSpec.pb(CustomJobSpec()).DESCRIPTOR.fields} == (
-        ARGUMENTS.in_job_spec | through_another_name
+        IN_JOB_SPEC | through_another_name
     )
 
 
@@ -66,8 +65,7 @@ def sdk_job(wire: Wire, spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
 
 def our_job(spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
     """Give the message that we build, without the labels and variables that we add."""
-    one = item(run_spec(spec=spec, run=run))
-    job = build(one, parse(one), SETTINGS, entity=ENTITY, api_key=KEY, now=NOW).custom_job
+    job = built(run_spec(spec=spec, run=run), now=NOW).custom_job
     job.labels = {key: value for key, value in job.labels.items() if key not in labels.OWN_KEYS}
     for pool in job.job_spec.worker_pool_specs:
         for task in [getattr(pool, name) for name in TASKS]:
@@ -212,7 +210,5 @@ def test_fields_without_an_argument_reach_the_message() -> None:
 
 
 def test_the_deadline_of_the_create_is_the_specs_own() -> None:
-    one = item(run_spec(run={"create_request_timeout": 7.5}))
-    assert build(one, parse(one), SETTINGS, entity=ENTITY, api_key=KEY, now=NOW).create_timeout == 7.5
-    one = item(run_spec())
-    assert build(one, parse(one), SETTINGS, entity=ENTITY, api_key=KEY, now=NOW).create_timeout is None
+    assert built(run_spec(run={"create_request_timeout": 7.5})).create_timeout == 7.5
+    assert built(run_spec()).create_timeout is None

@@ -12,8 +12,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tests.simulation.queues import Life
 from tests.simulation.scheduler import Program, Service
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown
-from vertex_launch.job import custom_job, environment, labels
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job import environment, labels, readback
+from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Kind, ManagedJob, RunId
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Job:
         """Give what the product makes of the job as it was then."""
         index = max((i for i, version in enumerate(self.versions) if version.since <= when), default=0)
         if index not in self.views:
-            found = custom_job.managed(self.versions[index].message, deployment=self.owner, region=self.region)
+            found = readback.managed(self.versions[index].message, deployment=self.owner, region=self.region)
             assert found
             self.views[index] = found
         return self.views[index]
@@ -199,7 +199,7 @@ class Vertex(Service):
 
     def request_of(self, name: str) -> JobRequest | None:
         job = self._find(name)
-        return custom_job.request_of(job.message, deployment=job.owner, region=job.region) if job else None
+        return readback.request_of(job.message, deployment=job.owner, region=job.region) if job else None
 
     def _find(self, name: str) -> Job | None:
         """Give the job of that name if it is there and the program's own; the project may stand there by id or number."""

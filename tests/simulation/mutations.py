@@ -18,7 +18,7 @@ from vertex_launch.dispatch.reconcile import Reconciler
 from vertex_launch.dispatch.run import _Pass
 from vertex_launch.dispatch.settle import Do, Unknown
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy
-from vertex_launch.job import custom_job, labels, outcome
+from vertex_launch.job import labels, outcome, retry
 from vertex_launch.log import Redactor
 from vertex_launch.model import Hold, Item, ItemView, Kind, Phase
 from vertex_launch.state.ledger import Ledger, OpenJob, Stage
@@ -349,7 +349,7 @@ def attempts_are_not_counted(patch: Patch) -> None:
 @_breaks("I2", "I4")
 def attempts_have_no_number(patch: Patch) -> None:
     """Every attempt is labelled as the first."""
-    _wrap(patch, custom_job, "next_attempt", lambda real, request, **how: real(request, **how | {"attempt": 1}))
+    _wrap(patch, retry, "next_attempt", lambda real, request, **how: real(request, **how | {"attempt": 1}))
 
 
 @_breaks("I4: attempt")
@@ -390,7 +390,7 @@ def a_further_attempt_takes_todays_key(patch: Patch) -> None:
         request.custom_job.labels.pop(labels.KEY, None)
         return real(request, **how)
 
-    _wrap(patch, custom_job, "next_attempt", following)
+    _wrap(patch, retry, "next_attempt", following)
 
 
 @_breaks("I4")

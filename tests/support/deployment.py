@@ -36,7 +36,7 @@ from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.run import Dispatcher
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
-from vertex_launch.job import custom_job
+from vertex_launch.job import readback
 from vertex_launch.log import Redactor
 from vertex_launch.model import ManagedJob, PassReport, PassRequest
 from vertex_launch.settings import config
@@ -288,7 +288,7 @@ class Deployment:
 
     def jobs(self) -> list[ManagedJob]:
         """Give all jobs, the oldest first."""
-        found = (custom_job.managed(job, deployment="default", region=REGION) for job in self.vertex.jobs.values())
+        found = (readback.managed(job, deployment="default", region=REGION) for job in self.vertex.jobs.values())
         return [job for job in found if job is not None]
 
     def jobs_of(self, item: str) -> list[ManagedJob]:

@@ -19,8 +19,8 @@ from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.preview import preview
 from vertex_launch.dispatch.run import Dispatcher
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassBusy, PassLost, Unavailable
-from vertex_launch.job import custom_job
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job import readback
+from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import (
     Ack,
@@ -289,7 +289,7 @@ class FakeVertex:
         return name
 
     def _managed(self, job: CustomJob) -> ManagedJob:
-        managed = custom_job.managed(job, deployment=self.deployment, region=job.name.split("/")[3])
+        managed = readback.managed(job, deployment=self.deployment, region=job.name.split("/")[3])
         assert managed is not None
         return managed
 
@@ -319,7 +319,7 @@ class FakeVertex:
         self._called("get")
         if name not in self.jobs:
             return None
-        return custom_job.request_of(self.jobs[name], deployment=self.deployment, region=name.split("/")[3])
+        return readback.request_of(self.jobs[name], deployment=self.deployment, region=name.split("/")[3])
 
     def create(self, request: JobRequest, timeout: float) -> str:
         self._called("create")
@@ -453,7 +453,7 @@ class World:
 
     def run_of(self, job: CustomJob) -> RunId:
         """Give the run that a job reports as."""
-        managed = custom_job.managed(job, deployment=self.settings.deployment, region="us-central1")
+        managed = readback.managed(job, deployment=self.settings.deployment, region="us-central1")
         assert managed is not None
         return managed.run
 

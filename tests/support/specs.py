@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
+from vertex_launch.job.build import build
+from vertex_launch.job.request import JobRequest
+from vertex_launch.job.run_spec import parse
 from vertex_launch.model import Item
 from vertex_launch.settings.config import Region, Settings
 
@@ -30,6 +34,21 @@ SAMPLES: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in s
 
 def item(spec: Any, *, id: str = "SXRlbTox", queue: str = "gpu") -> Item:  # noqa: A002
     return Item(id, queue, spec)
+
+
+def built(
+    asked: Any,
+    settings: Settings = SETTINGS,
+    *,
+    entity: str = ENTITY,
+    api_key: str = KEY,
+    now: datetime = datetime(2026, 2, 3, 4, 5, 6, 789_000, tzinfo=UTC),
+    **more: Any,
+) -> JobRequest:
+    """Parse and build an item or the run spec of one."""
+    one = asked if isinstance(asked, Item) else item(asked)
+    spec = parse(one, settings, entity)
+    return build(one, spec, settings, entity=entity, api_key=api_key, now=now, **more)
 
 
 def pool(**task: Any) -> dict[str, Any]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from google.cloud.aiplatform_v1.types import CustomJob
 
-from tests.support.specs import IMAGE, KEY, SETTINGS, item, pool, run_spec
+from tests.support import specs
+from tests.support.specs import IMAGE, KEY, PACKAGE, SETTINGS, pool, run_spec
+from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import custom_job, environment, job_source
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job import boot, environment, job_source, retry
 from vertex_launch.job.job_source import JobSource, SourceType
-from vertex_launch.model import SCHEDULER_URI, JobArtifact
+from vertex_launch.job.request import JobRequest
+from vertex_launch.model import JobArtifact
 from vertex_launch.settings.config import Settings
 
 NAME = "acme/demo/train:v3"
@@ -45,20 +46,17 @@ def source(description: dict[str, Any], **changes: Any) -> JobSource:
 
 
 def request_of(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> JobRequest:
-    asked = item(run_spec(**{"docker": {}, "job": NAME, **spec} if found else spec))
-    parsed = custom_job.parse(asked)
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    return custom_job.build(asked, parsed, settings, entity="acme", api_key=KEY, now=now, source=found)
+    return specs.built(run_spec(**{"docker": {}, "job": NAME, **spec} if found else spec), settings, source=found)
 
 
 def built(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> CustomJob:
     return request_of(found, settings, **spec).custom_job
 
 
-def refused(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> str:
+def refused(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> ItemRejected:
     with pytest.raises(ItemRejected) as error:
         built(found, settings, **spec)
-    return str(error.value)
+    return error.value
 
 
 def container(job: CustomJob) -> Any:
@@ -74,35 +72,52 @@ def plan(job: CustomJob) -> dict[str, Any]:
     return said
 
 
-# What an artifact says
+# What an artifact describes
 
 
 @pytest.mark.parametrize(
-    ("description", "expected"),
+    ("description", "flaw"),
     [
-        ({}, "its source_type is nothing; known are image, artifact, repo"),
-        ({"source_type": "conda", "source": {}}, "its source_type is 'conda'"),
-        ({"source_type": "image"}, "source is nothing, not a JSON object"),
-        ({"source_type": "image", "source": {}}, "it is a job of type image and does not say its image"),
-        ({"source_type": "repo", "source": {"git": {}}}, "does not say its remote and commit"),
-        ({"source_type": "artifact", "source": {"entrypoint": ["a"]}}, "does not say its artifact"),
-        ({"source_type": "image", "source": {"image": 5}}, "its image is 5, not a text"),
-        ({"source_type": "image", "source": {"image": "i", "entrypoint": "python"}}, "not a list of texts"),
+        ([], "wandb-job.json is a list"),
+        ({}, "source_type"),
+        ({"source_type": "conda", "source": {}}, "'conda'"),
+        ({"source_type": ["image"], "source": {}}, "a list"),
+        ({"source_type": "image"}, "source is nothing"),
+        ({"source_type": "image", "source": "image:1"}, "source is 'image:1'"),
+        ({"source_type": "image", "source": {}}, "no image"),
+        ({"source_type": "image", "source": {"image": ""}}, "no image"),
+        ({"source_type": "image", "source": {"image": 5}}, "image is 5"),
+        ({"source_type": "image", "source": {"image": "\ud800"}}, "image"),
+        ({"source_type": "image", "source": {"image": "i"}, "runtime": 3.11}, "runtime is 3.11"),
+        ({"source_type": "image", "source": {"image": "i", "entrypoint": "python"}}, "entrypoint is 'python'"),
+        ({"source_type": "image", "source": {"image": "i", "entrypoint": ["python", 1]}}, "entrypoint"),
+        ({"source_type": "image", "source": {"image": "i", "entrypoint": ["a\0b"]}}, "entrypoint"),
+        ({"source_type": "image", "source": {"image": "i", "entrypoint": ["a\udfff"]}}, "entrypoint"),
+        ({"source_type": "artifact", "source": {"entrypoint": ["a"]}}, "no artifact"),
+        ({"source_type": "artifact", "source": {"artifact": 5}}, "artifact is 5"),
+        ({"source_type": "artifact", "source": {"artifact": "x", "base_image": {}}}, "base_image is a mapping"),
+        ({"source_type": "repo", "source": {"git": {}}}, "no remote and no commit"),
+        ({"source_type": "repo", "source": {"git": "https://github.com/a/b"}}, "source.git is"),
+        ({"source_type": "repo", "source": {"git": {"remote": "https://a/b", "commit": 1}}}, "commit is 1"),
+        ({"source_type": "repo", "source": {"git": {"remote": "https://a/b", "commit": "--x"}}}, "'--x'"),
     ],
 )
-def test_a_description_that_is_none_is_refused_with_its_flaw(description: dict[str, Any], expected: str) -> None:
+def test_a_description_that_cannot_be_run_is_refused_with_its_flaw(description: Any, flaw: str) -> None:
     with pytest.raises(ItemRejected) as error:
         job_source.read(JobArtifact(NAME, description))
-    assert expected in str(error.value)
-    assert NAME in str(error.value)
+    assert error.value.message.code is Code.ARTIFACT_INVALID
+    assert f"job: {NAME}" in str(error.value)
+    assert flaw in str(error.value)
 
 
 @pytest.mark.parametrize("description", [CODE, REPO])
-def test_a_job_with_a_dockerfile_names_the_two_ways_out(description: dict[str, Any]) -> None:
-    said = refused(source(description, dockerfile="Dockerfile.gpu"))
-    for words in ("'Dockerfile.gpu'", "nothing here builds images", "wandb job create image", "without a Dockerfile"):
-        assert words in said
-    assert "nothing here builds images" in refused(source(description), overrides={"dockerfile": "Dockerfile"})
+def test_a_dockerfile_is_refused_because_images_are_not_built(description: dict[str, Any]) -> None:
+    own = refused(source(description, dockerfile="Dockerfile.gpu"))
+    assert own.message.code is Code.ARTIFACT_DOCKERFILE
+    assert "'Dockerfile.gpu'" in str(own)
+    overridden = refused(source(description), overrides={"dockerfile": "Dockerfile"})
+    assert overridden.message.code is Code.ARTIFACT_DOCKERFILE
+    assert str(overridden).startswith("overrides.dockerfile: ")
 
 
 def test_an_image_job_runs_its_image() -> None:
@@ -122,14 +137,7 @@ def test_the_items_entry_point_comes_before_the_jobs() -> None:
 def test_what_the_client_writes_oddly_is_understood() -> None:
     odd = source(CODE | {"runtime": "CPython 3.11.7"}, entrypoint=["pythonCPython 3.11", "train.py"])
     assert odd.entry_point == ("python3.11", "train.py")
-    spec = custom_job.parse(item(run_spec(docker={}, job=NAME)))
-    assert job_source.image_of(odd, spec, SETTINGS) == "python:3.11-slim"
-
-
-def test_a_schedulers_arguments_lose_the_quotes_that_were_for_a_shell() -> None:
-    overrides = {"entry_point": ["wandb", "scheduler", "s1"], "args": ["--queue", "'vertex'", "--author", '"o\'b"']}
-    job = built(None, uri=SCHEDULER_URI, run_id="s1", overrides=overrides)
-    assert list(container(job).command) == ["wandb", "scheduler", "s1", "--queue", "vertex", "--author", "o'b"]
+    assert container(built(odd)).image_uri == "python:3.11-slim"
 
 
 # Code
@@ -149,27 +157,39 @@ def test_a_schedulers_arguments_lose_the_quotes_that_were_for_a_shell() -> None:
 def test_the_image_for_code_is_the_nearest_that_is_named(
     base: str, builder: dict[str, Any], settings: str | None, image: str
 ) -> None:
+    assert container(code_job(builder, settings, base_image=base)).image_uri == image
+
+
+def code_job(builder: dict[str, Any], default: str | None = None, **changes: Any) -> CustomJob:
     asked = run_spec(docker={}, job=NAME)
     asked["resource_args"]["vertex"]["builder"] = builder
-    spec = custom_job.parse(item(asked))
-    with_default = SETTINGS.model_copy(update={"base_image": settings})
-    assert job_source.image_of(source(CODE, base_image=base), spec, with_default) == image
+    settings = SETTINGS.model_copy(update={"base_image": default})
+    return specs.built(asked, settings, source=source(CODE, **changes)).custom_job
 
 
-def test_a_base_image_that_is_none_is_refused_where_it_stands() -> None:
-    asked = run_spec(docker={}, job=NAME)
-    asked["resource_args"]["vertex"]["builder"] = {"accelerator": {"base_image": "two words"}}
-    with pytest.raises(
-        ItemRejected, match=r"resource_args\.vertex\.builder\.accelerator\.base_image: 'two words' is not"
-    ):
-        job_source.image_of(source(CODE), custom_job.parse(item(asked)), SETTINGS)
+def test_a_base_image_that_is_not_an_image_name_is_refused_at_its_place() -> None:
+    with pytest.raises(ItemRejected) as error:
+        code_job({"accelerator": {"base_image": "two words"}})
+    assert error.value.message.code is Code.SPEC_VALUE
+    assert str(error.value).startswith("resource_args.vertex.builder.accelerator.base_image: 'two words'")
+
+
+def test_the_image_of_a_job_artifact_fills_its_macro_and_is_checked_like_any_other() -> None:
+    named = pool(args=["${image_uri}"], env=[{"name": "IMAGE", "value": "${image_uri}"}])
+    job = built(source(PICTURE, image="gcr.io/a/$(b)"), spec={"worker_pool_specs": [named]})
+    assert container(job).image_uri == "gcr.io/a/$(b)"
+    assert list(container(job).args) == ["gcr.io/a/$$(b)"]
+    assert variables(job)["IMAGE"] == "gcr.io/a/$(b)"
+    error = refused(source(PICTURE, image="1234.dkr.ecr.us-east-1.amazonaws.com/a:1"))
+    assert error.message.code is Code.SPEC_IMAGE_HOST
+    assert str(error).startswith("resource_args.vertex.spec.worker_pool_specs[0].container_spec.image_uri: ")
 
 
 def test_code_runs_through_the_bootstrap() -> None:
     job = built(source(CODE), overrides={"args": ["--to", "$(HOME)"], "working_dir": "src"})
     assert container(job).image_uri == "python:3.12-slim"
     assert list(container(job).command[:2]) == ["python3", "-c"]
-    assert environment.unescape(container(job).command[2]) == job_source.bootstrap()
+    assert environment.unescape(container(job).command[2]) == boot.text()
     assert list(container(job).args) == ["python", "train.py", "--to", "$$(HOME)"]
     assert plan(job) == {
         "source": "artifact",
@@ -199,9 +219,9 @@ def test_a_program_starts_in_the_folder_that_its_paths_are_relative_to(
 )
 def test_a_folder_outside_of_the_code_is_refused(context: str, working_dir: str, place: str) -> None:
     overrides = {"working_dir": working_dir} if working_dir else {}
-    said = refused(source(CODE, build_context=context), overrides=overrides)
-    assert place in said
-    assert "Name a folder inside of it" in said
+    error = refused(source(CODE, build_context=context), overrides=overrides)
+    assert error.message.code is Code.SPEC_VALUE
+    assert place in str(error)
 
 
 def test_a_space_too_many_in_an_entry_point_is_no_argument() -> None:
@@ -227,7 +247,7 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
     }
     elsewhere = source(REPO, git={"remote": "https://github.com.evil.example/x.git", "commit": "1"})
     assert plan(built(elsewhere, private))["token_secret"] is None
-    assert "git_token_secrets" in refused(source(REPO), private)
+    assert refused(source(REPO), private).message.code is Code.SPEC_SERVICE_ACCOUNT
 
 
 @pytest.mark.parametrize(
@@ -277,19 +297,15 @@ def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
         "-oProxyCommand=true:a",
     ],
 )
-def test_what_two_programs_could_read_in_two_ways_is_no_address(remote: str) -> None:
-    with pytest.raises(ItemRejected, match=r"its remote is .* not https://HOST/PATH or git@HOST:PATH") as error:
+def test_an_address_that_two_programs_could_read_in_two_ways_is_refused(remote: str) -> None:
+    with pytest.raises(ItemRejected, match="its remote is") as error:
         source(REPO, git={"remote": remote, "commit": "1"})
+    assert error.value.message.code is Code.ARTIFACT_INVALID
     assert KEY not in str(error.value)
 
 
-def test_what_git_would_take_for_an_option_is_no_commit() -> None:
-    with pytest.raises(ItemRejected, match="its commit is '--upload-pack=true'"):
-        source(REPO, git={"remote": "https://github.com/a/b", "commit": "--upload-pack=true"})
-
-
 def test_code_without_an_entry_point_is_refused() -> None:
-    assert "has no entry point" in refused(source(CODE, entrypoint=[]))
+    assert refused(source(CODE, entrypoint=[])).message.code is Code.ARTIFACT_INVALID
     assert list(container(built(source(CODE, entrypoint=[]), overrides={"entry_point": ["python", "x.py"]})).args) == [
         "python",
         "x.py",
@@ -315,7 +331,7 @@ def test_a_command_of_the_queues_own_is_wrapped_as_it_stands() -> None:
 
 
 def other(**task: Any) -> dict[str, Any]:
-    """Give a pool with an image of its own."""
+    """Return a pool with an image of its own."""
     given = pool(**task)
     return given | {"container_spec": given["container_spec"] | {"image_uri": f"{IMAGE}0"}}
 
@@ -329,7 +345,7 @@ def test_every_container_reads_the_key_and_only_the_items_own_fetches_code(descr
     said = json.loads(environment.read(second.env)["VERTEX_LAUNCH_PLAN"])
     assert (said["source"], said["api_key_secret"]) == ("image", SETTINGS.key_secret)
     assert plan(job)["source"] == ("artifact" if found else "image")
-    assert environment.unescape(second.command[2]) == job_source.bootstrap()
+    assert environment.unescape(second.command[2]) == boot.text()
     assert list(second.args) == ["serve", "--port", "1"]
 
 
@@ -343,47 +359,38 @@ def test_a_container_of_another_image_is_left_alone_where_it_has_the_key() -> No
 
 @pytest.mark.parametrize("pools", [[other()], [pool(command=["a"]), other()]])
 def test_a_container_that_cannot_read_the_key_is_refused(pools: list[dict[str, Any]]) -> None:
-    said = refused(None, KEPT_OUT, spec={"worker_pool_specs": pools}, run=ACCOUNT)
-    assert (
-        f"worker_pool_specs[{len(pools) - 1}].container_spec: the image runs a command that only the image knows"
-        in said
-    )
+    error = refused(None, KEPT_OUT, spec={"worker_pool_specs": pools}, run=ACCOUNT)
+    assert error.message.code is Code.SPEC_COMMAND
+    assert f"worker_pool_specs[{len(pools) - 1}].container_spec: " in str(error)
 
 
 def test_a_repository_whose_address_holds_a_password_is_warned_about() -> None:
     git = {"remote": f"https://ann:{KEY}@github.com/a/b", "commit": "1"}
     private = SETTINGS.model_copy(update={"git_token_secrets": {"github.com": SECRET}})
-    (said,) = map(str, request_of(source(REPO, git=git)).warnings)
-    assert "holds a password, which stands in the job's spec" in said
-    assert KEY not in said
+    (warning,) = request_of(source(REPO, git=git)).warnings
+    assert warning.code is Code.ARTIFACT_PASSWORD
+    assert KEY not in warning.text
     assert request_of(source(REPO, git=git), private, run=ACCOUNT).warnings == ()
 
 
 @pytest.mark.parametrize(
-    ("spec", "expected"),
+    ("spec", "code"),
     [
-        ({"run": ACCOUNT}, "nothing can be put before that"),
-        ({"overrides": {"entry_point": ["a"]}}, "roles/secretmanager.secretAccessor"),
-        ({"run": ACCOUNT, "overrides": {"entry_point": ["a"]}, "_wandb_api_key": "k" * 40}, "a key of its own"),
+        ({"run": ACCOUNT}, Code.SPEC_COMMAND),
+        ({"overrides": {"entry_point": ["a"]}}, Code.SPEC_SERVICE_ACCOUNT),
+        ({"run": ACCOUNT, "overrides": {"entry_point": ["a"]}, "_wandb_api_key": "k" * 40}, Code.SPEC_KEY),
+        ({"run": ACCOUNT, "spec": {"worker_pool_specs": [PACKAGE]}}, Code.SPEC_COMMAND),
     ],
 )
-def test_what_cannot_be_kept_out_is_refused(spec: dict[str, Any], expected: str) -> None:
-    assert expected in refused(None, KEPT_OUT, **spec)
+def test_a_key_that_cannot_be_kept_out_is_refused(spec: dict[str, Any], code: Code) -> None:
+    assert refused(None, KEPT_OUT, **spec).message.code is code
 
 
 def test_a_further_attempt_brings_no_key_to_a_job_that_has_none() -> None:
-    asked = item(run_spec(run=ACCOUNT, overrides={"entry_point": ["a"]}))
-    request = custom_job.build(
-        asked, custom_job.parse(asked), KEPT_OUT, entity="acme", api_key=KEY, now=datetime(2026, 1, 1, tzinfo=UTC)
-    )
-    again = custom_job.next_attempt(request, attempt=2, region=request.region, settings=KEPT_OUT, api_key=KEY)
+    request = request_of(None, KEPT_OUT, run=ACCOUNT, overrides={"entry_point": ["a"]})
+    again = retry.next_attempt(request, attempt=2, region=request.region, settings=KEPT_OUT, api_key=KEY)
     assert KEY not in str(again.custom_job)
     assert variables(again.custom_job)["WANDB_RESUME"] == "allow"
-
-
-def test_the_plan_is_not_the_users_to_give() -> None:
-    own = pool(env=[{"name": "VERTEX_LAUNCH_PLAN", "value": "{}"}])
-    assert "VERTEX_LAUNCH_PLAN" not in variables(built(None, spec={"worker_pool_specs": [own]}))
 
 
 def test_types_are_those_of_the_official_client() -> None:

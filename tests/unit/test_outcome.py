@@ -7,6 +7,7 @@ from google.cloud.aiplatform_v1.types import JobState
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vertex_launch.codes import Code
 from vertex_launch.job import outcome
 from vertex_launch.job.outcome import End
 from vertex_launch.model import Kind, ManagedJob, RunId
@@ -47,7 +48,7 @@ def test_every_state_has_an_outcome_once_it_has_ended(state: JobState) -> None:
     assert outcome.is_ended(state) == (state in ENDS)
 
 
-def test_a_state_that_this_version_does_not_know_is_no_end() -> None:
+def test_a_state_that_this_version_does_not_know_is_not_an_end() -> None:
     assert outcome.name(99) == "JOB_STATE_99"
     assert not outcome.is_ended(99)
     assert outcome.of(job(99)) is None
@@ -55,49 +56,58 @@ def test_a_state_that_this_version_does_not_know_is_no_end() -> None:
 
 
 EXITED = "The replica workerpool0-0 exited with a non-zero status of"
-ERRORS = [
-    # text, again, elsewhere, a word of the meaning
-    ("Resources are insufficient in region: us-central1. Try a different region or use a different accelerator.", True, True, "machine"),
-    ("STOCKOUT", True, True, "taken away"),
-    ("The replica workerpool0-0 was preempted and could not be started again: STOCKOUT.", True, True, "taken away"),
-    (f"{EXITED} 1. Termination reason: STOCKOUT.", True, True, "taken away"),
-    (f"{EXITED} 143. Termination reason: Preempted.", True, True, "taken away"),
-    ("Internal error occurred for the current attempt", True, False, "Vertex AI itself"),
-    ("INTERNAL ERROR. Please retry.", True, False, "Vertex AI itself"),
-    (f"{EXITED} 1. Termination reason: Error.", False, False, "its own log"),
-    (f"{EXITED} 3.", False, False, "its own log"),
-    (f"{EXITED} 127. Termination reason: ContainerCannotRun.", False, False, "entry_point"),
-    (f"{EXITED} 137. Termination reason: Error.", False, False, "memory"),
-    (f"{EXITED} 139. Termination reason: Error.", False, False, "segmentation"),
-    ("The replica workerpool1-3 exited with a non-zero status of 2. Termination reason: Error.", False, False, "its own log"),
-    ("The replica workerpool0-0 ran out of memory and exited with a non-zero status of 137.", False, False, "machine_type"),
-    ("The replica workerpool0-0, workerpool1-0 ran out of memory and exited with a non-zero status of 137.", False, False, "machine_type"),
-    ("You do not have permission to act as service_account: a@p.iam.gserviceaccount.com. (or it may not exist).", False, False, "iam.serviceAccountUser"),
-    ("Permission 'storage.objects.get' denied on resource 'b'", False, False, "runs as"),
-    ('Failed to pull image "us-docker.pkg.dev/p/r/i:1": not found', False, False, "service-415104041262@gcp-sa-aiplatform"),
-    ('The image "us-docker.pkg.dev/p/r/i:1" does not exist, or the service agent has no permission to pull it.', False, False, "artifactregistry.reader"),
-    ("Error: manifest for us-docker.pkg.dev/p/r/i:1 is unknown", False, False, "artifactregistry.reader"),
-    ("The following quota metrics exceed quota limits: aiplatform.googleapis.com/custom_model_training_a100", False, False, "higher quota"),
-    ("Image us-docker.pkg.dev/p/train/stockout-forecast:1 not found.", False, False, "artifactregistry.reader"),
-    ("ImagePullBackOff: Back-off pulling image", False, False, "artifactregistry.reader"),
-    ("code 13", True, False, "Vertex AI itself"),
+AGAIN, ELSEWHERE = ("again",), ("again", "elsewhere")
+ERRORS: list[tuple[str, Code, tuple[str, ...]]] = [
+    ("Resources are insufficient in region: us-central1. Try a different region or use a different accelerator.", Code.JOB_STOCKOUT, ELSEWHERE),
+    ("STOCKOUT", Code.JOB_PREEMPTED, ELSEWHERE),
+    ("The replica workerpool0-0 was preempted and could not be started again: STOCKOUT.", Code.JOB_PREEMPTED, ELSEWHERE),
+    (f"{EXITED} 1. Termination reason: STOCKOUT.", Code.JOB_PREEMPTED, ELSEWHERE),
+    (f"{EXITED} 143. Termination reason: Preempted.", Code.JOB_PREEMPTED, ELSEWHERE),
+    ("Internal error occurred for the current attempt", Code.JOB_INTERNAL, AGAIN),
+    ("INTERNAL ERROR. Please retry.", Code.JOB_INTERNAL, AGAIN),
+    ("code 13", Code.JOB_INTERNAL, AGAIN),
+    (f"{EXITED} 1. Termination reason: Error.", Code.JOB_EXIT, ()),
+    (f"{EXITED} 3.", Code.JOB_EXIT, ()),
+    ("The replica workerpool1-3 exited with a non-zero status of 2. Termination reason: Error.", Code.JOB_EXIT, ()),
+    ("The replica workerpool0-0 ran out of memory and exited with a non-zero status of 137.", Code.JOB_MEMORY, ()),
+    ("The replica workerpool0-0, workerpool1-0 ran out of memory and exited with a non-zero status of 137.", Code.JOB_MEMORY, ()),
+    ("You do not have permission to act as service_account: a@p.iam.gserviceaccount.com. (or it may not exist).", Code.JOB_ACT_AS, ()),
+    ("Permission 'storage.objects.get' denied on resource 'b'", Code.JOB_PERMISSION, ()),
+    ('Failed to pull image "us-docker.pkg.dev/p/r/i:1": not found', Code.JOB_IMAGE, ()),
+    ('The image "us-docker.pkg.dev/p/r/i:1" does not exist, or the service agent has no permission to pull it.', Code.JOB_IMAGE, ()),
+    ("Error: manifest for us-docker.pkg.dev/p/r/i:1 is unknown", Code.JOB_IMAGE, ()),
+    ("Image us-docker.pkg.dev/p/train/stockout-forecast:1 not found.", Code.JOB_IMAGE, ()),
+    ("ImagePullBackOff: Back-off pulling image", Code.JOB_IMAGE, ()),
+    ("The following quota metrics exceed quota limits: aiplatform.googleapis.com/custom_model_training_a100", Code.JOB_QUOTA, ()),
     # A failed program's own words mean nothing.
-    (f"{EXITED} 1. Termination reason: Error.\nTraceback (most recent call last):\nKeyError: 'STOCKOUT'", False, False, "its own log"),
-    (f"{EXITED} 1. Termination reason: Error. \nRuntimeError: Resources are insufficient in region: x", False, False, "its own log"),
-    (f"{EXITED} 1. Termination reason: Error. \nInternal error occurred for the current attempt", False, False, "its own log"),
-    (f"{EXITED} 1. Termination reason: Error. \nThe replica workerpool0-0 ran out of memory", False, False, "its own log"),
-    ("Something that nobody has seen yet.", False, False, ""),
-    ("", False, False, ""),
+    (f"{EXITED} 1. Termination reason: Error.\nTraceback (most recent call last):\nKeyError: 'STOCKOUT'", Code.JOB_EXIT, ()),
+    (f"{EXITED} 1. Termination reason: Error. \nRuntimeError: Resources are insufficient in region: x", Code.JOB_EXIT, ()),
+    (f"{EXITED} 1. Termination reason: Error. \nInternal error occurred for the current attempt", Code.JOB_EXIT, ()),
+    (f"{EXITED} 1. Termination reason: Error. \nThe replica workerpool0-0 ran out of memory", Code.JOB_EXIT, ()),
+    ("Something that has never been seen.", Code.JOB_FAILED, ()),
+    ("", Code.JOB_FAILED, ()),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("error", "again", "elsewhere", "word"), ERRORS)
-def test_what_vertex_ai_says_about_a_failed_job(error: str, again: bool, elsewhere: bool, word: str) -> None:
+@pytest.mark.parametrize(("error", "code", "what"), ERRORS)
+def test_what_vertex_ai_says_about_a_failed_job(error: str, code: Code, what: tuple[str, ...]) -> None:
     found = outcome.of(job(error=error))
     assert found is not None
-    assert (found.again, found.elsewhere) == (again, elsewhere)
-    assert word in found.meaning
-    assert bool(found.meaning) == bool(word)
+    assert found.code is code
+    assert (found.again, found.try_other_region) == ("again" in what, "elsewhere" in what)
+    assert bool(found.meaning) == (code is not Code.JOB_FAILED)
+
+
+def test_known_exit_statuses_have_meanings_of_their_own() -> None:
+    statuses = (1, 126, 127, 130, 134, 137, 139, 143)
+    found = [outcome.of(job(error=f"{EXITED} {status}. Termination reason: Error.")) for status in statuses]
+    assert len({one.meaning for one in found if one}) == len(statuses)
+
+
+def test_the_account_that_pulls_images_is_named_by_the_projects_number() -> None:
+    found = outcome.of(job(error="failed to pull"))
+    assert found is not None
+    assert "service-415104041262@gcp-sa-aiplatform" in found.meaning
 
 
 @given(st.text())

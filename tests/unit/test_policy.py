@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.specs import ENTITY, IMAGE, KEY, PACKAGE, SETTINGS, item, pool, run_spec
+from tests.support.specs import IMAGE, PACKAGE, SETTINGS, built, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job.custom_job import build, parse
 from vertex_launch.settings.config import Policy
 
 SPEC = "resource_args.vertex.spec"
@@ -24,10 +22,8 @@ ATTACHED = {"psc_interface_config": {"network_attachment": "att"}}
 def refused(spec: dict[str, Any], *, secure_mode: bool = False, **policy: Any) -> str:
     """Return why the policy refuses a job, the empty text if it does not."""
     settings = SETTINGS.model_copy(update={"policy": Policy(**policy), "secure_mode": secure_mode})
-    one = item(spec)
-    parsed = parse(one)
     try:
-        build(one, parsed, settings, entity=ENTITY, api_key=KEY, now=datetime(2026, 1, 1))
+        built(spec, settings)
     except ItemRejected as error:
         return str(error)
     return ""

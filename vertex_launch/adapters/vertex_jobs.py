@@ -13,8 +13,8 @@ from google.cloud.aiplatform_v1.types import CustomJob, ListCustomJobsRequest
 
 from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE, insecure_channel, is_plaintext
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
-from vertex_launch.job import custom_job, labels
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job import labels, readback
+from vertex_launch.job.request import JobRequest
 from vertex_launch.model import ManagedJob
 
 SERVICE = "Vertex AI"
@@ -67,18 +67,18 @@ class VertexJobs:
             raise Unavailable(
                 SERVICE, f"cannot list the jobs in {parent}: {_said(error)}{_remedy(error, 'list')}"
             ) from error
-        managed = (custom_job.managed(job, deployment=self._deployment, region=region) for job in jobs)
+        managed = (readback.managed(job, deployment=self._deployment, region=region) for job in jobs)
         return [job for job in managed if job is not None]
 
     def get(self, name: str) -> ManagedJob | None:
         """Give the job of that resource name, None when Vertex AI has none or it is not ours. Raises Unavailable."""
         job = self._get(name)
-        return job and custom_job.managed(job, deployment=self._deployment, region=_region(name))
+        return job and readback.managed(job, deployment=self._deployment, region=_region(name))
 
     def request_of(self, name: str) -> JobRequest | None:
         """Give what made that job, None when Vertex AI has none or it is not ours. Raises Unavailable."""
         job = self._get(name)
-        return job and custom_job.request_of(job, deployment=self._deployment, region=_region(name))
+        return job and readback.request_of(job, deployment=self._deployment, region=_region(name))
 
     def _get(self, name: str) -> CustomJob | None:
         try:

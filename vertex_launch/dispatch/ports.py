@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import Ack, Hold, ItemView, JobArtifact, Look, ManagedJob, Phase, Popped, RunId, RunView
 from vertex_launch.state.ledger import Ledger, Stored

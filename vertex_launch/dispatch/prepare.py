@@ -17,11 +17,13 @@ from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.errors import ItemDeferred, ItemRejected, Message, Unavailable
-from vertex_launch.job import custom_job, environment, job_source
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job import environment, job_source, run_spec
+from vertex_launch.job.build import build
 from vertex_launch.job.job_source import JobSource
+from vertex_launch.job.request import JobRequest
+from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.log import Redactor
-from vertex_launch.model import Item, Kind, RunId, RunSpec
+from vertex_launch.model import Item, Kind, RunId
 from vertex_launch.settings.config import Settings
 
 AT_ONCE = 8
@@ -46,7 +48,7 @@ class Prepared:
 
 def prepare(settings: Settings, services: Services, entity: str, items: Sequence[Item]) -> Prepared:
     """Parse the run specs of items, and ask W&B for the job artifacts and sweeps that they name."""
-    parsed = {item.id: _parsed(item) for item in items}
+    parsed = {item.id: _parsed(item, settings, entity) for item in items}
     specs = [spec for spec in parsed.values() if isinstance(spec, RunSpec)]
     names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
     found = services.together([partial(_find, services, name) for name in names], AT_ONCE)
@@ -69,7 +71,7 @@ def build_request(
     source = prepared.sources[_job(spec, prepared.entity)] if _needs_source(spec) else None
     if isinstance(source, ItemRejected | ItemDeferred):
         raise source
-    request = custom_job.build(item, spec, settings, entity=prepared.entity, api_key=api_key, now=now, source=source)
+    request = build(item, spec, settings, entity=prepared.entity, api_key=api_key, now=now, source=source)
     if settings.api_key_delivery == "secret" and _shows_key(item, request, redact):
         raise ItemRejected(
             "The run spec or the queue's config contains a W&B API key, but this deployment keeps keys out of job specs "
@@ -80,9 +82,9 @@ def build_request(
     return spec, request
 
 
-def _parsed(item: Item) -> RunSpec | ItemRejected:
+def _parsed(item: Item, settings: Settings, entity: str) -> RunSpec | ItemRejected:
     try:
-        return custom_job.parse(item)
+        return run_spec.parse(item, settings, entity)
     except ItemRejected as error:
         return error
 

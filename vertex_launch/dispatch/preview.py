@@ -10,7 +10,7 @@ from vertex_launch.dispatch.look import Looker, Seen
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.prepare import build_request, prepare
 from vertex_launch.errors import ItemDeferred, ItemRejected
-from vertex_launch.job import custom_job
+from vertex_launch.job import readback, run_spec
 from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import Ledger, Stage
@@ -47,7 +47,7 @@ def _queued(seen: Seen) -> dict[str, Any]:
 
 def _show_custom_job(settings: Settings, services: Services, item: Item, entity: str, report: PassReport) -> None:
     """Add the CustomJob of the item, or the reason against it; the API key is not in it."""
-    services.redact.add(custom_job.own_key(item))
+    services.redact.add(run_spec.own_key(item))
     now = datetime.fromtimestamp(services.clock(), UTC)
     prepared, redact = prepare(settings, services, entity, [item]), services.redact
     try:
@@ -56,4 +56,4 @@ def _show_custom_job(settings: Settings, services: Services, item: Item, entity:
         reason = services.redact(str(error))
         report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
     else:
-        report.shown["custom_job"] = custom_job.shown(request)
+        report.shown["custom_job"] = readback.as_json(request)

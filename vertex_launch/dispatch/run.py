@@ -19,8 +19,8 @@ from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.prepare import Prepared, build_request, prepare
 from vertex_launch.dispatch.reconcile import Reconciler
 from vertex_launch.errors import ItemDeferred, ItemRejected, Message, OutcomeUnknown, PassLost, Unavailable
-from vertex_launch.job import custom_job, labels
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job import labels, readback, retry, run_spec
+from vertex_launch.job.request import JobRequest
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import (
     LOCAL_RESOURCES,
@@ -283,7 +283,7 @@ class _Pass:
 
     def _next(self, entry: OpenJob, request: JobRequest, key: str, starts: Sequence[_Start]) -> list[_Start]:
         """Give the next attempt of an item, nothing where a limit leaves no room for it now."""
-        spoken = custom_job.key_of(request)
+        spoken = readback.key_of(request)
         self._services.redact.add(spoken)
         if spoken and self._settings.api_key_delivery == "secret":
             self._ledger.give_up(
@@ -292,7 +292,7 @@ class _Pass:
                 "keys out of it (vertex-launch.yaml: api_key_delivery); launch it again",
             )
             return []
-        others = custom_job.elsewhere(request, self._settings) if entry.elsewhere else []
+        others = retry.other_regions(request, self._settings) if entry.elsewhere else []
         region = next((name for name in others if name not in entry.refused), request.region)
         try:
             self._check_limits(entry.kind, region, starts)
@@ -300,7 +300,7 @@ class _Pass:
             LOGGER.info("item %s waits for its next attempt: %s", entry.item, error, extra={"item": entry.item})
             return []
         attempt = entry.attempt + 1
-        again = custom_job.next_attempt(request, attempt=attempt, region=region, settings=self._settings, api_key=key)
+        again = retry.next_attempt(request, attempt=attempt, region=region, settings=self._settings, api_key=key)
         said = Message(Code.NONE, settling.another_attempt(entry, attempt, region, self._settings))
         return [_Start(Item(entry.item, entry.queue, None), entry.kind, replace(again, warnings=(said,)), attempt)]
 
@@ -394,7 +394,7 @@ class _Pass:
         rejected: list[tuple[Item, str]] = []
         items = [answer.item for answer in popped if answer.item]
         for item in items:
-            self._services.redact.add(custom_job.own_key(item))
+            self._services.redact.add(run_spec.own_key(item))
         new = [item for item in items if item.id not in self._ledger.open and not _is_foreign(item)]
         prepared = prepare(self._settings, self._services, self._seen.entity, new)
         for item in items:

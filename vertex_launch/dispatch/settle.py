@@ -87,7 +87,7 @@ def decide(
     if not stopped and _another(entry, job, end, settings, now - since):
         first = settings.resubmit_after
         at = since + pause(entry.attempt, first)
-        return Decision(Do.AGAIN, _said(job.error), elsewhere=end.elsewhere, at=at, began=began is True)
+        return Decision(Do.AGAIN, _said(job.error), elsewhere=end.try_other_region, at=at, began=began is True)
     return _tell(entry, _End(job, end, began, stopped), settings, young=young)
 
 

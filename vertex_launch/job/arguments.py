@@ -1,7 +1,7 @@
-"""What a run spec asks of Vertex AI: the arguments of ``aiplatform.CustomJob`` and of its ``run``; called by ``custom_job``.
+"""What a run spec asks of Vertex AI: the arguments of ``aiplatform.CustomJob`` and of its ``run``; called by ``run_spec``.
 
-``spec`` and ``run`` take the same arguments, since W&B's documentation and Google's disagree on where some of them belong.
-Most are fields of the CustomJobSpec message; which, and of what type, is read from its descriptor.
+``spec`` and ``run`` take the same arguments, because W&B's documentation and Google's disagree on where some of them belong.
+Most are fields of the CustomJobSpec message; its descriptor says which, and of what type.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from google.cloud.aiplatform_v1.types import CustomJobSpec, Scheduling
+
+from vertex_launch.codes import Code
 from vertex_launch.job import labels
-from vertex_launch.job.findings import Findings
-from vertex_launch.job.proto_reader import Shapes, kind, printable
-from vertex_launch.problems import nearest, shown
-
-if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor
+from vertex_launch.job.environment import escape
+from vertex_launch.job.findings import Findings, printable
+from vertex_launch.job.proto_reader import Reader
+from vertex_launch.problems import kind, nearest, shown
 
 SECTIONS = ("spec", "run")
 TASKS = ("container_spec", "python_package_spec")
@@ -34,7 +35,18 @@ _MESSAGE_ONLY = {
     "base_output_directory": "base_output_dir",
     "encryption_spec": "encryption_spec_key_name",
 }
-"""Names that the message has and the SDK's arguments have not, and the arguments that mean the same."""
+"""Names that the message has but the SDK's arguments do not, and the arguments that mean the same."""
+
+_JOB_FIELDS = {one.name: one for one in CustomJobSpec.pb(CustomJobSpec()).DESCRIPTOR.fields}
+_SCHEDULING_FIELDS = {one.name: one for one in Scheduling.pb(Scheduling()).DESCRIPTOR.fields}
+_FIELDS = {
+    name: one
+    for name, one in (_JOB_FIELDS | _SCHEDULING_FIELDS).items()
+    if name not in _MESSAGE_ONLY and name not in _SECONDS
+}
+IN_JOB_SPEC = frozenset(_FIELDS.keys() & _JOB_FIELDS.keys())
+"""Arguments that are fields of CustomJobSpec under the same name."""
+NAMES = frozenset((*_FIELDS, *_TEXTS, *_SECONDS, *_OTHERS))
 
 MOST_LABELS = 64
 _LABEL = "1 to 63 lowercase letters, digits, _ and -"
@@ -44,13 +56,15 @@ _BUCKET = re.compile(r"(gs://)?[a-z0-9][a-z0-9._-]*[a-z0-9](/.*)?", re.DOTALL)
 _NOT_PULLED = re.compile(
     r"[\w-]+\.dkr\.ecr[\w-]*\.[\w-]+\.amazonaws\.com(\.cn)?|[\w-]+\.azurecr\.(io|cn|us)", re.IGNORECASE
 )
+_MACRO = re.compile(r"\$\{(\w+)\}")  # wandb.sdk.launch.utils.MACRO_REGEX
+_EXPANDED = ("command", "args", "env")
 
 
-@dataclass
-class Given:
-    """The arguments that a run spec gives, by name; without nulls. ``place`` is where one stands, for sentences."""
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments that a run spec sets, by name; without nulls. ``root`` is the place of ``spec`` and ``run``."""
 
-    root: str
+    root: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     sections: dict[str, str] = field(default_factory=dict)
 
@@ -58,116 +72,122 @@ class Given:
         return self.values.get(name)
 
     def place(self, name: str) -> str:
-        """Say where the argument stands, or where it belongs."""
+        """Return the place of an argument, or the one where it belongs if it is not set."""
         return f"{self.root}.{self.sections.get(name, SECTIONS[0])}.{name}"
 
-
-class JobArguments:
-    """The arguments that there are, and how each is read."""
-
-    def __init__(self, job_spec: Descriptor, scheduling: Descriptor) -> None:
-        self._strategy = scheduling.fields_by_name["strategy"]
-        self._fields = {one.name: one for one in (*job_spec.fields, *scheduling.fields)}
-        for name in (*_MESSAGE_ONLY, *_SECONDS):
-            self._fields.pop(name, None)
-        self.in_job_spec = frozenset(self._fields) & {one.name for one in job_spec.fields}
-        """Arguments that are fields of CustomJobSpec under the same name."""
-        self.names = frozenset((*self._fields, *_TEXTS, *_SECONDS, *_OTHERS))
-
-    def read(self, resource_args: Mapping[str, Any], root: str, findings: Findings, *, final: bool) -> Given:
-        """Read ``spec`` and ``run``. While ``final`` is false, macros are not replaced yet and may stand for anything."""
-        shapes = Shapes(findings, final=final)
-        given = Given(root)
-        for key in resource_args:
-            if key not in SECTIONS:
-                inside = key in self.names
-                remedy = f"Put {key} under {root}.spec" if inside else nearest(key, (*SECTIONS, "builder"))
-                findings.wrong(f"{root}.{printable(key)}", "this key is not known here", remedy)
-        for section in SECTIONS:
-            place = f"{root}.{section}"
-            for name, value in shapes.mapping(resource_args.get(section), place).items():
-                if name not in self.names:
-                    remedy = f"Use {_MESSAGE_ONLY[name]}" if name in _MESSAGE_ONLY else nearest(name, self.names)
-                    findings.wrong(f"{place}.{printable(name)}", "this key is not known", remedy)
-                elif value is not None:
-                    self._add(given, section, name, self._argument(name, value, f"{place}.{name}", shapes), findings)
-        self._check(given, shapes)
-        return given
-
-    def _add(self, given: Given, section: str, name: str, value: Any, findings: Findings) -> None:
-        if name in given.values and given.values[name] != value:
-            found = f"it differs from {given.place(name)}"
-            findings.wrong(f"{given.root}.{section}.{name}", found, "Write it once, under either")
-        given.values.setdefault(name, value)
-        given.sections.setdefault(name, section)
-
-    def _argument(self, name: str, value: Any, place: str, shapes: Shapes) -> Any:
-        if name == "scheduling_strategy":
-            return shapes.field(value, self._strategy, place)
-        if name in self._fields:
-            return shapes.field(value, self._fields[name], place)
-        if name in _SECONDS:
-            return shapes.whole(value, place, 0, _LONGEST, "a whole number of seconds")
-        if name == "labels":
-            return _labels(value, place, shapes)
-        if name == "create_request_timeout":
-            return _positive(value, place, shapes)
-        if name == "sync":
-            return shapes.flag(value, place)
-        if name == "credentials":
-            shapes.findings.wrong(
-                place,
-                "a run spec cannot bring credentials; jobs are submitted by the function's own service account",
-                "Remove it, and name the account that the job is to run as in service_account",
-            )
-            return None
-        return shapes.text(value, place)
-
-    def _check(self, given: Given, shapes: Shapes) -> None:
-        """Note what is wrong between arguments, or with a value whose type is right."""
-        _check_pools(given, shapes)
-        _check_experiment(given, shapes)
-        for name in ("staging_bucket", "base_output_dir"):
-            path = given[name]
-            if path and not shapes.open(path) and not _is_bucket(path, bare=name == "staging_bucket"):
-                found = f"{shown(path)} is no place in Cloud Storage"
-                shapes.findings.wrong(given.place(name), found, "Write gs://BUCKET or gs://BUCKET/PREFIX")
+    def with_image(self, image: str) -> Arguments:
+        """Fill in the image of an item whose job artifact names it."""
+        return replace(self, values=fill(self.values, {"image_uri": image}, {"image_uri": escape(image)}))
 
 
-def _is_bucket(path: str, *, bare: bool) -> bool:
-    """Tell whether it is a Cloud Storage path; the SDK takes a staging bucket without ``gs://``, too (``bare``)."""
-    return bool(_BUCKET.fullmatch(path)) and (bare or path.startswith("gs://"))
+def fill(value: Any, macros: Mapping[str, str], expanded: Mapping[str, str]) -> Any:
+    """Replace ``${name}`` in all text of a JSON value, except in keys; unknown names stay as they are.
+
+    ``expanded`` has the values for text that the container runtime expands: commands, arguments and variables.
+    """
+    if isinstance(value, str):
+        return _MACRO.sub(lambda match: macros.get(match[1], match[0]), value)
+    if isinstance(value, list):
+        return [fill(one, macros, expanded) for one in value]
+    if isinstance(value, dict):
+        return {key: fill(one, expanded if key in _EXPANDED else macros, expanded) for key, one in value.items()}
+    return value
 
 
-def _positive(value: Any, place: str, shapes: Shapes) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _LONGEST:
+def read(resource_args: Mapping[str, Any], root: str, findings: Findings) -> Arguments:
+    """Read ``spec`` and ``run``, whose macros are filled in except that of an image that only a job artifact names."""
+    reader, arguments = Reader(findings), Arguments(root)
+    for key in resource_args:
+        if key not in SECTIONS:
+            remedy = f"Put {key} under {root}.spec" if key in NAMES else nearest(key, (*SECTIONS, "builder"))
+            reader.unknown(key, SECTIONS, root, remedy)
+    for section in SECTIONS:
+        place = f"{root}.{section}"
+        for name, value in reader.mapping(resource_args.get(section), place).items():
+            if name not in NAMES:
+                reader.unknown(name, NAMES, place, f"Use {_MESSAGE_ONLY[name]}" if name in _MESSAGE_ONLY else "")
+            elif value is not None:
+                read_value = _argument(name, value, f"{place}.{name}", reader)
+                if arguments.values.setdefault(name, read_value) != read_value:
+                    found, remedy = f"it differs from {arguments.place(name)}", "Set it in only one of the two"
+                    findings.wrong(f"{place}.{name}", found, remedy, Code.SPEC_CONFLICT)
+                arguments.sections.setdefault(name, section)
+    _check_pools(arguments, findings)
+    _check_experiment(arguments, findings)
+    for name in ("staging_bucket", "base_output_dir"):
+        path = arguments[name]
+        # The SDK takes a staging bucket without gs:// as well.
+        if path and not (_BUCKET.fullmatch(path) and (name == "staging_bucket" or path.startswith("gs://"))):
+            found, remedy = f"{shown(path)} is not a Cloud Storage path", "Write gs://BUCKET or gs://BUCKET/FOLDER"
+            findings.wrong(arguments.place(name), found, remedy, Code.SPEC_VALUE)
+    return arguments
+
+
+def check_images(arguments: Arguments, findings: Findings) -> None:
+    """Report images of registries from which Vertex AI cannot pull."""
+    for index, pool in enumerate(arguments["worker_pool_specs"] or ()):
+        for task in [name for name in TASKS if name in pool]:
+            image = pool[task].get(IMAGE_FIELDS[task]) or ""
+            if _NOT_PULLED.fullmatch(re.sub(r"^\w+://", "", image).split("/")[0]):
+                findings.wrong(
+                    f"{arguments.place('worker_pool_specs')}[{index}].{task}.{IMAGE_FIELDS[task]}",
+                    f"Vertex AI cannot pull {shown(image)}",
+                    "Push a copy to Artifact Registry (REGION-docker.pkg.dev) or to a public registry",
+                    Code.SPEC_IMAGE_HOST,
+                )
+
+
+def _argument(name: str, value: Any, place: str, reader: Reader) -> Any:
+    if name == "scheduling_strategy":
+        return reader.field(value, _SCHEDULING_FIELDS["strategy"], place)
+    if name in _FIELDS:
+        return reader.field(value, _FIELDS[name], place)
+    if name in _SECONDS:
+        return reader.whole(value, place, 0, _LONGEST, "a whole number of seconds")
+    if name == "labels":
+        return _labels(value, place, reader)
+    if name == "create_request_timeout":
+        return _positive(value, place, reader.findings)
+    if name == "sync":
+        return reader.flag(value, place)
+    if name == "credentials":
+        found = "a run spec cannot bring credentials, because the function submits jobs with its own service account"
+        remedy = "Remove it, and name the account that the job runs as in service_account"
+        reader.findings.wrong(place, found, remedy, Code.SPEC_CREDENTIALS)
+        return None
+    return reader.text(value, place)
+
+
+def _positive(value: Any, place: str, findings: Findings) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and 0 < value <= _LONGEST:
         return float(value)
-    found = shown(value) if isinstance(value, int | float) and not isinstance(value, bool) else kind(value)
-    shapes.findings.wrong(place, f"{found} is no time that a create may take", "Write a number of seconds above 0")
+    found = f"{shown(value) if number else kind(value)} is not a valid timeout"
+    findings.wrong(place, found, "Write a number of seconds greater than 0", Code.SPEC_VALUE)
     return math.inf
 
 
-def _labels(value: Any, place: str, shapes: Shapes) -> dict[str, str]:
-    """Read labels by Google's rules (https://goo.gl/xmQnxf); our own keys cannot be set."""
-    read: dict[str, str] = {}
-    for key, raw in shapes.mapping(value, place).items():
-        where = f"{place}.{printable(key)}"
+def _labels(value: Any, place: str, reader: Reader) -> dict[str, str]:
+    """Read labels by Google's rules (https://goo.gl/xmQnxf); those of this product cannot be set."""
+    read_labels: dict[str, str] = {}
+    for key, raw in reader.mapping(value, place).items():
+        where, found, remedy = f"{place}.{printable(key)}", "", "Remove it"
         if key in labels.OWN_KEYS:
-            shapes.findings.wrong(where, "this label is how the job is found again and is set for you", "Remove it")
+            found = "this label identifies the job and is set automatically"
         elif not _is_label(key) or not unicodedata.category(key[0]).startswith("L"):
-            shapes.findings.wrong(where, "this is no legal label key", f"A key begins with a letter and has {_LABEL}")
+            found, remedy = "this is not a valid label key", f"Begin it with a letter and use {_LABEL}"
         else:
-            read[key] = shapes.text(raw, where)
-            if read[key] and not shapes.open(read[key]) and not _is_label(read[key]):
-                found = f"{shown(read[key])} is no legal label value"
-                shapes.findings.wrong(where, found, f"A value has {_LABEL}, or is empty")
+            read_labels[key] = reader.text(raw, where)
+            if read_labels[key] and not _is_label(read_labels[key]):
+                found = f"{shown(read_labels[key])} is not a valid label value"
+                remedy = f"Use {_LABEL}, or leave it empty"
+        if found:
+            reader.findings.wrong(where, found, remedy, Code.SPEC_LABEL)
     most = MOST_LABELS - len(labels.OWN_KEYS)
-    if len(read) > most:
-        found = f"there are {len(read)} labels"
-        shapes.findings.wrong(
-            place, found, f"Keep {most}: Vertex AI takes {MOST_LABELS}, and the rest is needed for ours"
-        )
-    return read
+    if len(read_labels) > most:
+        remedy = f"Keep {most}: Vertex AI takes {MOST_LABELS}, of which {len(labels.OWN_KEYS)} identify the job"
+        reader.findings.wrong(place, f"found {len(read_labels)} labels", remedy, Code.SPEC_LABEL)
+    return read_labels
 
 
 def _is_label(text: str) -> bool:
@@ -176,57 +196,45 @@ def _is_label(text: str) -> bool:
     )
 
 
-def _check_experiment(given: Given, shapes: Shapes) -> None:
-    experiment, run = given["experiment"], given["experiment_run"]
-    if experiment and given["tensorboard"]:
-        found = "it excludes tensorboard, which is given, too"
-        shapes.findings.wrong(given.place("experiment"), found, "Keep one of the two")
-    if run and not experiment:
-        found = "it means nothing without experiment"
-        shapes.findings.wrong(given.place("experiment_run"), found, "Name the experiment, too, or remove it")
-    for name in ("experiment", "experiment_run"):
-        value = given[name]
-        if value and not shapes.open(value) and not _CONTEXT.fullmatch(value):
-            shapes.findings.wrong(
-                given.place(name),
-                f"{shown(value)} is no resource name, and nothing here looks one up",
-                "Write projects/P/locations/R/metadataStores/default/contexts/NAME, the name of the experiment's context",
-            )
+def _check_experiment(arguments: Arguments, findings: Findings) -> None:
+    experiment, run = arguments.place("experiment"), arguments.place("experiment_run")
+    if arguments["experiment"] and arguments["tensorboard"]:
+        findings.wrong(experiment, "it cannot be combined with tensorboard", "Keep one of the two", Code.SPEC_CONFLICT)
+    if arguments["experiment_run"] and not arguments["experiment"]:
+        findings.wrong(run, "it needs experiment", "Set experiment as well, or remove it", Code.SPEC_CONFLICT)
+    for place, value in ((experiment, arguments["experiment"]), (run, arguments["experiment_run"])):
+        if value and not _CONTEXT.fullmatch(value):
+            found = f"{shown(value)} is not the full resource name of an experiment's context"
+            remedy = "Write projects/PROJECT/locations/REGION/metadataStores/default/contexts/NAME"
+            findings.wrong(place, found, remedy, Code.SPEC_VALUE)
 
 
-def _check_pools(given: Given, shapes: Shapes) -> None:
-    place, findings = given.place("worker_pool_specs"), shapes.findings
-    if not given["worker_pool_specs"] and not findings.about(place, f"{given.root}.{SECTIONS[0]}"):
+def _check_pools(arguments: Arguments, findings: Findings) -> None:
+    place, pools = arguments.place("worker_pool_specs"), arguments["worker_pool_specs"] or []
+    if not pools and not findings.about(place, f"{arguments.root}.{SECTIONS[0]}"):
         remedy = "Describe at least one worker pool: machine_spec, replica_count and container_spec"
-        findings.wrong(place, "it is missing or empty", remedy)
-    for index, pool in enumerate(given["worker_pool_specs"] or ()):
+        findings.wrong(place, "it is missing or empty", remedy, Code.SPEC_MISSING)
+    for index, pool in enumerate(pools):
         where = f"{place}[{index}]"
         if pool:
-            _check_task(pool, where, shapes)
+            _check_task(pool, where, findings)
         elif index == 0 and not findings.about(where):
-            remedy = "Describe the primary replica there; only a later pool may be skipped with {}"
-            findings.wrong(where, "the first worker pool is empty", remedy)
+            remedy = "Describe the primary replica there. Only a later pool may be skipped with {}"
+            findings.wrong(where, "the first worker pool is empty", remedy, Code.SPEC_MISSING)
 
 
-def _check_task(pool: Mapping[str, Any], place: str, shapes: Shapes) -> None:
-    findings = shapes.findings
+def _check_task(pool: Mapping[str, Any], place: str, findings: Findings) -> None:
     tasks = [name for name in TASKS if name in pool]
     if len(tasks) != 1:
         found = f"the pool has both {' and '.join(TASKS)}" if tasks else f"the pool has no {' or '.join(TASKS)}"
-        findings.wrong(place, found, "Give exactly one of the two")
+        findings.wrong(place, found, "Set exactly one of the two", Code.SPEC_CONFLICT if tasks else Code.SPEC_MISSING)
     for task in tasks:
-        where, image = f"{place}.{task}.{IMAGE_FIELDS[task]}", pool[task].get(IMAGE_FIELDS[task])
-        if not image and not findings.about(where, f"{place}.{task}"):
+        where = f"{place}.{task}.{IMAGE_FIELDS[task]}"
+        if not pool[task].get(IMAGE_FIELDS[task]) and not findings.about(where, f"{place}.{task}"):
             remedy = "Write ${image_uri} there to run the item's image" if task == TASKS[0] else "Name a prebuilt image"
-            findings.wrong(where, "it is missing or empty", remedy)
-        elif image and _NOT_PULLED.fullmatch(re.sub(r"^\w+://", "", image).split("/")[0]):
-            findings.wrong(
-                where,
-                f"Vertex AI cannot pull {shown(image)}",
-                "It pulls from Artifact Registry (REGION-docker.pkg.dev) and from public registries only; push a copy there",
-            )
+            findings.wrong(where, "it is missing or empty", remedy, Code.SPEC_MISSING)
         for index, variable in enumerate(pool[task].get("env", ())):
-            if not variable.get("name") and not findings.about(f"{place}.{task}.env[{index}].name"):
-                findings.wrong(
-                    f"{place}.{task}.env[{index}]", "the variable has no name", 'Write {"name": …, "value": …}'
-                )
+            where = f"{place}.{task}.env[{index}]"
+            if not variable.get("name") and not findings.about(f"{where}.name"):
+                remedy = 'Write {"name": …, "value": …}'
+                findings.wrong(where, "the variable has no name", remedy, Code.SPEC_MISSING)

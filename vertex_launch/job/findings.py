@@ -19,11 +19,11 @@ class Findings:
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Message] = field(default_factory=list)
 
-    def wrong(self, place: str, found: str, remedy: str, code: Code = Code.NONE) -> None:
+    def wrong(self, place: str, found: str, remedy: str, code: Code) -> None:
         """Add a problem: ``found`` and ``remedy`` are sentences without their full stop."""
         self.problems.append(problem(place, found, remedy, code=code))
 
-    def odd(self, sentence: str, code: Code = Code.NONE) -> None:
+    def odd(self, sentence: str, code: Code) -> None:
         """Add a warning, once."""
         message = Message(code, sentence)
         if message not in self.warnings:
@@ -44,3 +44,9 @@ class Findings:
                 lines.append(f"- and {len(self.problems) - MOST_SHOWN} more")
             head = f"The run spec has {len(self.problems)} problems:"
             raise ItemRejected("\n".join([head, *lines]), code=Code.SPEC_PROBLEMS)
+
+
+def printable(text: str) -> str:
+    """Return unchecked text in a form that fits into a sentence."""
+    shown = text if text.isprintable() else text.encode("ascii", "backslashreplace").decode()
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -1,31 +1,29 @@
-"""What a W&B job artifact describes, and the plan by which its code is run in a container. Pure; called by ``custom_job``.
+"""What a W&B job artifact describes, and which image runs it. Pure; called by ``prepare`` and ``build``.
 
 ``wandb-job.json`` is written by the official client (wandb/sdk/internal/job_builder.py, wandb/sdk/launch/create_job.py) and
-read as wandb.apis.public.jobs.Job reads it; unlike that, nothing of the code is fetched here.
+read as wandb.apis.public.jobs.Job reads it; unlike there, the code is not fetched.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
+from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job.proto_reader import encodable
-from vertex_launch.model import JobArtifact, RunSpec
+from vertex_launch.job.proto_reader import is_plain
+from vertex_launch.job.run_spec import RunSpec
+from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 
 PYTHON = "3.11"
-"""The Python of a job that does not say which one it was made with."""
+"""The Python of a job that does not name the version it was created with."""
 
-# A parser of addresses that takes less than any other, so that no two of them see different hosts in one.
+# Stricter than any other parser of addresses, so that no two of them see different hosts in the same address.
 _URL = re.compile(r"(https?|file|ssh)://(?:([^/@]*)@)?([A-Za-z0-9._-]*)(:\d+)?(/.*)")
 _SCP = re.compile(r"(?:[\w.+-]+@)?([A-Za-z0-9._-]+):(?!//)/*(.+)", re.ASCII)
 
@@ -42,9 +40,9 @@ class SourceType(StrEnum):
 class JobSource:
     """What a job artifact describes; absent parts are empty.
 
-    ``name`` is the artifact's full name with its version. ``image`` is what an image job runs, ``artifact`` where the code of
-    a code job is, ``remote`` and ``commit`` where that of a git job is: a URL, that was for SSH where ``ssh`` says so.
-    ``python`` is the version that it was made with.
+    ``name`` is the artifact's full name with its version. An image job has ``image``, a code job has its code in
+    ``artifact``, and a git job at ``commit`` of the URL ``remote``, which was one for SSH if ``ssh`` says so. ``python`` is
+    the version that the job was created with.
     """
 
     name: str
@@ -62,64 +60,77 @@ class JobSource:
     python: str = ""
 
 
+class _Broken(Exception):
+    """A job artifact cannot be run; the text says why."""
+
+
 def read(job: JobArtifact) -> JobSource:
-    """Read what a job artifact describes. Raises ItemRejected where it cannot be run."""
-    said, type_ = _mapping(job.description, job, "wandb-job.json"), job.description.get("source_type")
-    if type_ not in list(SourceType):
-        raise _broken(job, f"its source_type is {shown(type_)}; known are {', '.join(SourceType)}")
-    source = _mapping(said.get("source"), job, "source")
+    """Read what a job artifact describes. Raises ItemRejected if it cannot be run."""
+    try:
+        return _read(job)
+    except _Broken as error:
+        raise ItemRejected(
+            f"job: {job.name} cannot be run: {error}. Create it again, for example with wandb job create.",
+            code=Code.ARTIFACT_INVALID,
+        ) from error
+
+
+def _read(job: JobArtifact) -> JobSource:
+    """Read a job artifact. Raises _Broken."""
+    description = _mapping(job.description, "wandb-job.json")
+    kind = description.get("source_type")
+    if kind not in list(SourceType):
+        raise _Broken(f"its source_type is {shown(kind)}, not {' or '.join(SourceType)}")
+    source = _mapping(description.get("source"), "its source")
     command = source.get("entrypoint") or []
-    if not isinstance(command, list) or not all(isinstance(part, str) and _is_plain(part) for part in command):
-        raise _broken(job, f"its entrypoint is {shown(command)}, not a list of texts")
-    command = list(filter(None, command))  # the client makes an empty part of a space too many
+    if not isinstance(command, list) or not all(isinstance(part, str) and is_plain(part) for part in command):
+        raise _Broken(f"its entrypoint is {shown(command)}, not a list of texts")
+    command = list(filter(None, command))  # the client turns a superfluous space into an empty part
     # wandb 0.31 writes `pythonCPython 3.11` for the job that a run makes of itself.
     entry_point = [re.sub(r"^python\w+ (?=3\.)", "python", part) for part in command[:1]] + command[1:]
-    git = _mapping(source.get("git") or {}, job, "source.git")
-    remote, ssh = _remote(_text(git, "remote", job), job)
+    git = _mapping(source.get("git") or {}, "its source.git")
+    remote, ssh = _remote(_text(git, "remote"))
     found = JobSource(
         name=job.name,
-        type=SourceType(type_),
+        type=SourceType(kind),
         entry_point=tuple(entry_point),
-        image=_text(source, "image", job),
-        artifact=_text(source, "artifact", job),
+        image=_text(source, "image"),
+        artifact=_text(source, "artifact"),
         remote=remote,
         ssh=ssh,
-        commit=_text(git, "commit", job),
+        commit=_text(git, "commit"),
         notebook=bool(source.get("notebook")),
-        base_image=_text(source, "base_image", job),
-        build_context=_text(source, "build_context", job),
-        dockerfile=_text(source, "dockerfile", job),
-        python=_text(said, "runtime", job),
+        base_image=_text(source, "base_image"),
+        build_context=_text(source, "build_context"),
+        dockerfile=_text(source, "dockerfile"),
+        python=_text(description, "runtime"),
     )
-    needed = {
-        SourceType.IMAGE: ("image",),
-        SourceType.ARTIFACT: ("artifact",),
-        SourceType.REPO: ("remote", "commit"),
-    }[found.type]
-    if missing := [name for name in needed if not getattr(found, name)]:
-        raise _broken(job, f"it is a job of type {type_} and does not say its {' and '.join(missing)}")
+    needed = {SourceType.IMAGE: ["image"], SourceType.ARTIFACT: ["artifact"], SourceType.REPO: ["remote", "commit"]}
+    if missing := [name for name in needed[found.type] if not getattr(found, name)]:
+        raise _Broken(f"it is a job of type {kind} but has no {' and no '.join(missing)}")
     if found.commit.startswith("-"):
-        raise _broken(job, f"its commit is {shown(found.commit)}, which is none")
+        raise _Broken(f"its commit {shown(found.commit)} is not a valid revision")
     return found
 
 
 def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
-    """Give the image that a job runs in: an image job's own, else one with Python for the bootstrap to run in.
+    """Return the image that a job runs in: an image job's own, else one with Python for the bootstrap. Raises ItemRejected.
 
-    That is the job's own base image, the queue's or the item's (``builder``, also of its accelerator), the deployment's, or
-    the official Python image of the version that the job was made with. Raises ItemRejected.
+    The first that is set counts: the job's own base image, that of the item or the queue (``builder``), the deployment's, and
+    the official Python image of the job's version.
     """
-    # A builder of images comes in here: it gives the image of this job's version and Dockerfile, or defers the item.
+    # A builder of images comes in here: it returns the image of this job's version and Dockerfile, or defers the item.
     if spec.dockerfile:
         raise ItemRejected(
-            f"overrides.dockerfile: {shown(spec.dockerfile)} asks for an image to be built, and nothing here builds images. "
-            "Build it where you build others and launch that (wandb launch -d IMAGE), or leave the override out."
+            f"overrides.dockerfile: {shown(spec.dockerfile)} needs an image build, but this deployment does not build images. "
+            "Build the image elsewhere and launch it (wandb launch -d IMAGE), or remove the override.",
+            code=Code.ARTIFACT_DOCKERFILE,
         )
     if source.dockerfile:
         raise ItemRejected(
-            f"job: {source.name} brings its own Dockerfile ({shown(source.dockerfile)}), and nothing here builds images. Build "
-            "the image where you build others and launch that (wandb job create image IMAGE), or make the job without a "
-            "Dockerfile."
+            f"job: {source.name} has a Dockerfile ({shown(source.dockerfile)}), but this deployment does not build images. "
+            "Build the image elsewhere and launch it (wandb job create image IMAGE), or create the job without a Dockerfile.",
+            code=Code.ARTIFACT_DOCKERFILE,
         )
     if source.type is SourceType.IMAGE:
         return source.image
@@ -131,58 +142,17 @@ def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
             section, place = spec.builder.get(accelerator) or {}, f"{place}.{accelerator}"
         image = section.get("base_image") if isinstance(section, Mapping) else section
         if image and not (isinstance(image, str) and re.fullmatch(r"\S+", image)):
-            raise ItemRejected(f"{place}.base_image: {shown(image)} is not the name of an image.")
+            raise ItemRejected(
+                f"{place}.base_image: {shown(image)} is not an image name. Write REGISTRY/REPOSITORY/NAME:TAG.",
+                code=Code.SPEC_VALUE,
+            )
         if image:
             return str(image)
     return settings.base_image or f"python:{_minor(source.python)}-slim"
 
 
-def plan(source: JobSource | None, spec: RunSpec, settings: Settings) -> str:
-    """Give the JSON that tells the bootstrap (``vertex_launch.job.bootstrap``) what to do in the container.
-
-    ``source`` is None for an image that no job artifact describes. Raises ItemRejected.
-    """
-    wanted: dict[str, Any] = {"source": (source.type if source else SourceType.IMAGE).value}
-    if settings.api_key_delivery == "secret":
-        wanted["api_key_secret"] = settings.key_secret
-    if source and source.type is not SourceType.IMAGE:
-        wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": _folder(source, spec)}
-    if source and source.type is SourceType.ARTIFACT:
-        wanted["artifact"] = source.artifact
-    if source and source.type is SourceType.REPO:
-        token = token_secret(source, settings)
-        remote = _without_password(source.remote) if token else source.remote
-        wanted |= {"remote": remote, "ssh": source.ssh, "commit": source.commit, "token_secret": token}
-    if wanted.get("api_key_secret") or wanted.get("token_secret"):
-        endpoint = settings.secretmanager_endpoint or "secretmanager.googleapis.com"
-        wanted["secretmanager"] = endpoint if "://" in endpoint else f"https://{endpoint}"
-    return json.dumps(wanted)
-
-
-@functools.cache
-def bootstrap() -> str:
-    """Give the text of the bootstrap, which the container runs with the Python of its image."""
-    return (Path(__file__).parent / "bootstrap.py").read_text()
-
-
-def token_secret(source: JobSource, settings: Settings) -> str | None:
-    """Give the secret of the token for a repository; a token goes to the host that it is configured for and to no other."""
-    return settings.git_token_secrets.get(urlsplit(source.remote).hostname or "")
-
-
-def has_password(source: JobSource) -> bool:
-    """Tell whether the address of a job's repository holds a password or a token."""
-    return urlsplit(source.remote).password is not None
-
-
-def _without_password(remote: str) -> str:
-    url = urlsplit(remote)
-    user, host = url.username, url.netloc.rpartition("@")[2]
-    return url._replace(netloc=f"{user}@{host}" if user else host).geturl()
-
-
-def _remote(remote: str, job: JobArtifact) -> tuple[str, bool]:
-    """Give a repository's address as a URL that a job can fetch from, and whether it was one for SSH."""
+def _remote(remote: str) -> tuple[str, bool]:
+    """Return a repository's address as a URL that a job can fetch from, and whether it was one for SSH."""
     text = remote.strip()
     if not text:
         return "", False
@@ -195,21 +165,8 @@ def _remote(remote: str, job: JobArtifact) -> tuple[str, bool]:
             return f"{scheme}://{user}{'@' if user else ''}{host}{port}{path}", False
     elif plain and (scp := _SCP.fullmatch(text)):
         return f"https://{scp[1]}/{scp[2]}", True
-    raise _broken(job, f"its remote is {shown(_hidden(text))}, not https://HOST/PATH or git@HOST:PATH")
-
-
-def _hidden(remote: str) -> str:
-    """Give text that may be an address without what may be a password in it."""
-    return re.sub(r":[^:/@]*@", ":***@", remote)
-
-
-def _folder(source: JobSource, spec: RunSpec) -> str | None:
-    """Give the folder of the code in which the program starts: the item's, in that to which the job's paths are relative."""
-    folder = PurePosixPath(source.build_context, spec.working_dir)
-    if folder.is_absolute() or ".." in folder.parts:
-        place = "overrides.working_dir" if spec.working_dir else f"the build context of {source.name}"
-        raise ItemRejected(f"{place}: {shown(str(folder))} leads out of the job's code. Name a folder inside of it.")
-    return None if folder == PurePosixPath() else str(folder)
+    without_password = re.sub(r":[^:/@]*@", ":***@", text)
+    raise _Broken(f"its remote is {shown(without_password)}, not https://HOST/PATH or git@HOST:PATH")
 
 
 def _minor(python: str) -> str:
@@ -217,23 +174,14 @@ def _minor(python: str) -> str:
     return found[0] if found else PYTHON
 
 
-def _mapping(value: Any, job: JobArtifact, name: str) -> Mapping[str, Any]:
+def _mapping(value: Any, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise _broken(job, f"{name} is {shown(value)}, not a JSON object")
+        raise _Broken(f"{name} is {shown(value)}, not a JSON object")
     return value
 
 
-def _text(mapping: Mapping[str, Any], name: str, job: JobArtifact) -> str:
+def _text(mapping: Mapping[str, Any], name: str) -> str:
     value = mapping.get(name)
-    if value is not None and not (isinstance(value, str) and _is_plain(value)):
-        raise _broken(job, f"its {name} is {shown(value)}, not a text")
+    if value is not None and not (isinstance(value, str) and is_plain(value)):
+        raise _Broken(f"its {name} is {shown(value)}, not text")
     return value or ""
-
-
-def _is_plain(text: str) -> bool:
-    """Tell whether a process can be given the text: JSON can name NUL and half of a surrogate pair."""
-    return "\0" not in text and encodable(text)
-
-
-def _broken(job: JobArtifact, found: str) -> ItemRejected:
-    return ItemRejected(f"job: {job.name} is no job that can be run: {found}. Make it anew, as with wandb job create.")

@@ -1,8 +1,8 @@
-"""What a job's state and error mean: whether it has ended, how, and what to tell a person. Pure, for every JobState.
+"""What a job's state and error mean: whether and how it has ended, and the remedy. Pure, for every JobState.
 
 States are compared as numbers of real enum members, and by name once read: ``str(JobState.X)`` is the number from Python 3.11
-on, and a state that Google adds later arrives as a number without a member. Such a job counts as one that has not ended and
-keeps its slot. What Vertex AI says about a failed job is free text; all that is believed about its wording stands in ``RULES``.
+on, and a state that Google adds later arrives as a number without a member. A job in such a state has not ended and keeps its
+slot. Vertex AI describes a failure in free text; ``RULES`` has every assumption about its wording.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from google.cloud.aiplatform_v1.types import JobState
 
+from vertex_launch.codes import Code
 from vertex_launch.job import labels
 from vertex_launch.model import ManagedJob
 
@@ -21,17 +22,17 @@ _ENDED = frozenset(JobState[name].value for name in labels.ENDED_STATES)
 
 
 def is_ended(state: int) -> bool:
-    """Tell whether nothing of a job in this state runs any more."""
+    """Return whether a job in this state has ended."""
     return state in _ENDED
 
 
 def is_cancelling(state: int) -> bool:
-    """Tell whether a job in this state still runs but was asked to end."""
+    """Return whether a job in this state still runs but was asked to end."""
     return bool(state == JobState.JOB_STATE_CANCELLING)
 
 
 def name(state: int) -> str:
-    """Give the name of a state, as ``JOB_STATE_RUNNING``; ``JOB_STATE_<number>`` when this version knows none."""
+    """Return the name of a state, such as ``JOB_STATE_RUNNING``; ``JOB_STATE_<number>`` if this version does not know it."""
     try:
         return str(JobState(state).name)
     except ValueError:
@@ -58,129 +59,153 @@ class End(StrEnum):
 class Outcome:
     """How a job ended, and what it means.
 
-    ``verb`` says it in words ("expired"), ``meaning`` is a sentence on the cause and the remedy where both are known. With
-    ``again`` another attempt may end better, with ``elsewhere`` rather in another region.
+    ``verb`` says how in words ("expired"), ``meaning`` is a sentence on the cause and the remedy if both are known, and
+    ``code`` is where the documentation explains it. With ``again`` another attempt may succeed, with ``try_other_region``
+    rather in another region.
     """
 
     end: End
     verb: str
+    code: Code
     meaning: str = ""
     again: bool = False
-    elsewhere: bool = False
+    try_other_region: bool = False
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What an error text means: the first rule whose pattern is found in it counts."""
+    """What an error text means: the first rule whose pattern it contains counts."""
 
     pattern: re.Pattern[str]
+    code: Code
     meaning: str | Callable[[re.Match[str], ManagedJob], str]
     again: bool = False
-    elsewhere: bool = False
+    try_other_region: bool = False
 
 
 def _exit(found: re.Match[str], job: ManagedJob) -> str:
-    """Say what an exit status usually means."""
+    """Return what an exit status usually means."""
     status = int(found["status"])
     known = {
-        126: "The command could not be run: is the file executable, and made for this machine?",
-        127: "The command was not found in the image: check entry_point and args.",
-        130: "It was interrupted, as W&B's client does when somebody stops the run.",
+        126: "The command could not be executed. Check that the file is executable and built for this machine type.",
+        127: "The command was not found in the image. Check entry_point and args.",
+        130: "The program was interrupted, as W&B's client does when its run is stopped.",
         134: "The program aborted.",
-        137: "It was killed (SIGKILL), which mostly means that its memory did not suffice.",
+        137: "The program was killed (SIGKILL), most likely because it ran out of memory.",
         139: "The program crashed (segmentation fault).",
-        143: "It was asked to end (SIGTERM).",
+        143: "The program was asked to end (SIGTERM).",
     }
-    return known.get(status, "The program itself failed; its own log says where.")
+    return known.get(status, "The program itself failed. See its log.")
 
 
 def _image(found: re.Match[str], job: ManagedJob) -> str:
     number = job.name.split("/")[1]
     number = number if number.isdecimal() else "PROJECT_NUMBER"
     return (
-        "Check the image's name and tag, and that Vertex AI's service agent "
-        f"service-{number}@gcp-sa-aiplatform.iam.gserviceaccount.com may read it (roles/artifactregistry.reader on its "
-        "repository): it pulls the image, not the account that the job runs as."
+        "Check the image's name and tag. Grant roles/artifactregistry.reader on its repository to Vertex AI's service agent "
+        f"service-{number}@gcp-sa-aiplatform.iam.gserviceaccount.com, which pulls the image."
     )
 
 
 _EXITED = r"exited with a non-zero status of (?P<status>\d{1,9})"
 _REASON = r"\.? Termination reason: [^.\n]*"
 _WITHOUT_THE_PROGRAMS_WORDS = re.compile(rf".*?{_EXITED}(?:{_REASON})?", re.S)
-_PREEMPTED = "Its machine was taken away or could not be had again."
+_PREEMPTED = "Its machine was preempted, and Google Cloud had no replacement."
 
 
-def _rule(pattern: str, meaning: str | Callable[[re.Match[str], ManagedJob], str], flags: int = 0, **how: bool) -> Rule:
-    return Rule(re.compile(pattern, flags), meaning, **how)
+def _rule(
+    pattern: str,
+    code: Code,
+    meaning: str | Callable[[re.Match[str], ManagedJob], str],
+    flags: int = 0,
+    **how: bool,
+) -> Rule:
+    return Rule(re.compile(pattern, flags), code, meaning, **how)
 
 
-# Of a preempted job only the word STOCKOUT is known.
+# The word STOCKOUT is all that is known about how Vertex AI describes a preempted job.
 RULES = (
     _rule(
         "ran out of memory",
-        "The program needed more memory than its machine has: choose a machine_type with more, or a smaller batch.",
+        Code.JOB_MEMORY,
+        "The program needed more memory than its machine has. Choose a machine_type with more, or a smaller batch.",
     ),
-    _rule(f"{_EXITED}{_REASON}(?:STOCKOUT|preempt)", _PREEMPTED, re.I, again=True, elsewhere=True),
-    _rule(_EXITED, _exit),
+    _rule(
+        f"{_EXITED}{_REASON}(?:STOCKOUT|preempt)",
+        Code.JOB_PREEMPTED,
+        _PREEMPTED,
+        re.I,
+        again=True,
+        try_other_region=True,
+    ),
+    _rule(_EXITED, Code.JOB_EXIT, _exit),
     _rule(
         r"\b(?:image|pull\w*|manifest)\b.*\b(?:not found|not exist|unknown|backoff|denied|permission"
         r"|unauthori[sz]ed|forbidden|failed)"
         r"|failed to pull|ImagePull|downloadArtifacts",
+        Code.JOB_IMAGE,
         _image,
         re.I | re.S,
     ),
     _rule(
         r"Resources are insufficient|RESOURCE_POOL_EXHAUSTED|not have enough resources",
-        "Google Cloud had no such machine free there: another region, machine_type or accelerator may help.",
+        Code.JOB_STOCKOUT,
+        "Google Cloud had no such machine available there. Try another region, machine_type or accelerator.",
         re.I,
         again=True,
-        elsewhere=True,
+        try_other_region=True,
     ),
-    _rule(r"STOCKOUT|\bpreempt", _PREEMPTED, re.I, again=True, elsewhere=True),
+    _rule(r"STOCKOUT|\bpreempt", Code.JOB_PREEMPTED, _PREEMPTED, re.I, again=True, try_other_region=True),
     _rule(
         r"\binternal (?:server )?error\b|\bcode 1[34]\b",
-        "Vertex AI itself broke; the job is not to blame.",
+        Code.JOB_INTERNAL,
+        "Vertex AI reported an internal error. The job itself is not at fault.",
         re.I,
         again=True,
     ),
     _rule(
         r"permission to act as|\bactAs\b",
+        Code.JOB_ACT_AS,
         "Grant the dispatching function's service account roles/iam.serviceAccountUser on that account, or correct "
         "service_account in the run spec or the queue's config.",
         re.I,
     ),
     _rule(
         "quota",
-        "Ask for a higher quota in this project and region, or for less in the run spec.",
+        Code.JOB_QUOTA,
+        "Request a higher quota for this project and region, or ask for less in the run spec.",
         re.I,
     ),
     _rule(
         r"permission\b.*\bdenied|\bforbidden\b|PERMISSION_DENIED",
+        Code.JOB_PERMISSION,
         "Grant that permission to the account that the job runs as (service_account in the run spec).",
         re.I | re.S,
     ),
 )
 
 _OTHER_ENDS = {
-    JobState.JOB_STATE_SUCCEEDED.name: Outcome(End.GOOD, "ended well"),
-    CANCELLED: Outcome(End.CANCELLED, "was cancelled"),
+    JobState.JOB_STATE_SUCCEEDED.name: Outcome(End.GOOD, "succeeded", Code.JOB_NO_RUN),
+    CANCELLED: Outcome(End.CANCELLED, "was cancelled", Code.JOB_CANCELLED),
     JobState.JOB_STATE_EXPIRED.name: Outcome(
-        End.BAD, "expired", "It took longer than its timeout or max_wait_duration allows."
+        End.BAD, "expired", Code.JOB_EXPIRED, "It took longer than its timeout or max_wait_duration allows."
     ),
     JobState.JOB_STATE_PARTIALLY_SUCCEEDED.name: Outcome(
-        End.BAD, "succeeded only in part", "Some of what it had to do is missing; its own log says what."
+        End.BAD, "succeeded only in part", Code.JOB_PARTIAL, "Some of its work is missing. See its log."
     ),
 }
+"""A job that succeeded has a code for the one case that is reported: its run never began."""
 
 
 def of(job: ManagedJob) -> Outcome | None:
-    """Give the outcome of a job; None while it has not ended, or where this version does not know its state."""
+    """Return the outcome of a job; None while it has not ended, or if this version does not know its state."""
     if job.state != FAILED:
         return _OTHER_ENDS.get(job.state)
-    # What a failed program wrote may stand behind "Termination reason: Error." and may say anything.
-    said = own[0] if (own := _WITHOUT_THE_PROGRAMS_WORDS.match(job.error)) else job.error
+    # Text that a failed program wrote can follow "Termination reason: Error." and can say anything.
+    own = _WITHOUT_THE_PROGRAMS_WORDS.match(job.error)
+    error = own[0] if own else job.error
     for rule in RULES:
-        if found := rule.pattern.search(said):
+        if found := rule.pattern.search(error):
             meaning = rule.meaning if isinstance(rule.meaning, str) else rule.meaning(found, job)
-            return Outcome(End.BAD, "failed", meaning, rule.again, rule.elsewhere)
-    return Outcome(End.BAD, "failed")
+            return Outcome(End.BAD, "failed", rule.code, meaning, rule.again, rule.try_other_region)
+    return Outcome(End.BAD, "failed", Code.JOB_FAILED)

@@ -15,9 +15,9 @@ from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1.types import CustomJob
 
-    from vertex_launch.job.arguments import Given
+    from vertex_launch.job.arguments import Arguments
     from vertex_launch.job.findings import Findings
-    from vertex_launch.model import RunSpec
+    from vertex_launch.job.run_spec import RunSpec
     from vertex_launch.settings.config import Settings
 
 _CODES = {
@@ -28,8 +28,8 @@ _CODES = {
 }
 
 
-def check(job: CustomJob, given: Given, spec: RunSpec, settings: Settings, findings: Findings) -> None:
-    """Report everything that the job asks for but the policy does not allow; ``given`` knows where it was asked for."""
+def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings) -> None:
+    """Report everything that the job asks for but the policy does not allow, at its place in the run spec."""
     if settings.secure_mode and spec.entry_point:
         findings.wrong(
             "overrides.entry_point",
@@ -41,7 +41,7 @@ def check(job: CustomJob, given: Given, spec: RunSpec, settings: Settings, findi
         settings.policy,
         [(index, pool) for index, pool in enumerate(job.job_spec.worker_pool_specs) if pool],
     )
-    for place, noun, value, key in _named(job, given):
+    for place, noun, value, key in _named(job, spec.arguments):
         allowed = getattr(policy, key)
         if allowed is not None and not _matches(value, allowed):
             found = f"{noun} {value} is not allowed" if value else f"it is missing, but only some {noun}s are allowed"
@@ -52,7 +52,7 @@ def check(job: CustomJob, given: Given, spec: RunSpec, settings: Settings, findi
         asked = pool.machine_spec.accelerator_type or count
         if most is not None and asked and (kind not in most or count > most[kind]):
             findings.wrong(
-                f"{given.place('worker_pool_specs')}[{index}].machine_spec.accelerator_count",
+                f"{spec.arguments.place('worker_pool_specs')}[{index}].machine_spec.accelerator_count",
                 f"{count} {kind} per replica are not allowed",
                 _remedy([f"up to {limit} {name}" for name, limit in most.items()], "accelerators"),
                 Code.POLICY_ACCELERATOR,
@@ -60,18 +60,18 @@ def check(job: CustomJob, given: Given, spec: RunSpec, settings: Settings, findi
     replicas = sum(max(1, pool.replica_count) for _, pool in pools)  # Vertex AI takes an unset count as 1.
     if policy.max_replicas is not None and replicas > policy.max_replicas:
         findings.wrong(
-            given.place("worker_pool_specs"),
+            spec.arguments.place("worker_pool_specs"),
             f"the job asks for {replicas} replicas in all, which is not allowed",
             _remedy([f"at most {policy.max_replicas}"], "max_replicas"),
             Code.POLICY_REPLICAS,
         )
 
 
-def _named(job: CustomJob, given: Given) -> Iterator[tuple[str, str, str, str]]:
+def _named(job: CustomJob, arguments: Arguments) -> Iterator[tuple[str, str, str, str]]:
     """Return the place, noun and value of everything that the policy restricts by name, and the setting that does."""
-    wanted, pools = job.job_spec, given.place("worker_pool_specs")
-    attachment, network = f"{given.place('psc_interface_config')}.network_attachment", given.place("network")
-    yield given.place("service_account"), "service account", wanted.service_account, "service_accounts"
+    wanted, pools = job.job_spec, arguments.place("worker_pool_specs")
+    attachment, network = f"{arguments.place('psc_interface_config')}.network_attachment", arguments.place("network")
+    yield arguments.place("service_account"), "service account", wanted.service_account, "service_accounts"
     if wanted.network:
         yield network, "network", wanted.network, "networks"
     if wanted.psc_interface_config.network_attachment:

@@ -16,7 +16,7 @@ from google.api_core import exceptions
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import side_by_side
 from vertex_launch.errors import LaunchError, Unavailable
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job.request import JobRequest
 from vertex_launch.preflight.lines import Line, Verdict, fail, no_answer, ok, once, skip, warn
 from vertex_launch.preflight.queues import Queues
 from vertex_launch.preflight.services import (

@@ -9,9 +9,10 @@ from typing import Any
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Unavailable
-from vertex_launch.job import custom_job
-from vertex_launch.job.custom_job import JobRequest
+from vertex_launch.job.build import build
 from vertex_launch.job.queue_config import IMAGE, QueueConfig
+from vertex_launch.job.request import JobRequest
+from vertex_launch.job.run_spec import parse
 from vertex_launch.log import Redactor
 from vertex_launch.model import VERTEX_RESOURCES, Item
 from vertex_launch.preflight.lines import Line, fail, no_answer, ok, skip, warn
@@ -120,8 +121,9 @@ class Queues:
     def _request(self, queue: str, entity: str, run_spec: Mapping[str, Any]) -> JobRequest:
         """Build the job of an item and check it against the policy. Raises ItemRejected."""
         item, now = Item("preflight", queue, run_spec), datetime.now(UTC)
-        spec, settings = custom_job.parse(item), self._lenient()
-        return custom_job.build(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
+        settings = self._lenient()
+        spec = parse(item, settings, entity)
+        return build(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
 
     def _with_entry_point(self, queue: str, entity: str, plainest: Mapping[str, Any]) -> JobRequest | None:
         """Build the job again with an entry point, if only ``api_key_delivery: secret`` requires one."""

@@ -1,0 +1,126 @@
+"""From a CustomJob back to its item, and on to its next attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from hypothesis import given
+
+from tests.support.specs import ENTITY, FULL, PACKAGE, SETTINGS, built, dollars, item, run_spec
+from vertex_launch.job import labels
+from vertex_launch.job.readback import managed
+from vertex_launch.model import SCHEDULER_URI, Kind, RunId
+
+NOW = datetime(2026, 2, 3, 4, 5, 6, 789_000, tzinfo=UTC)
+
+
+def listed(spec: Any = FULL, change: Callable[[CustomJob], None] = lambda job: None, **more: Any) -> CustomJob:
+    """Return the job as Vertex AI lists it."""
+    job = CustomJob(built(spec, **more).custom_job)
+    job.name = "projects/1/locations/us-central1/customJobs/7"
+    job.state = JobState.JOB_STATE_RUNNING
+    job.create_time = NOW
+    change(job)
+    return job
+
+
+def test_a_job_says_which_item_it_serves() -> None:
+    job = managed(listed(attempt=2), deployment="default", region="us-central1")
+    assert job is not None
+    assert job.name == "projects/1/locations/us-central1/customJobs/7"
+    assert (job.region, job.item, job.queue, job.attempt) == ("us-central1", "SXRlbTox", "gpu", 2)
+    assert (job.run, job.kind, job.created, job.error) == (
+        RunId("acme", "demo", "abcd1234"),
+        Kind.JOB,
+        NOW.timestamp(),
+        "",
+    )
+    package = managed(listed(run_spec(PACKAGE)), deployment="default", region="r")
+    assert package is not None
+    assert package.item == "SXRlbTox"
+
+
+@given(dollars.filter(bool), dollars.filter(bool))
+def test_identity_survives_escaping(id: str, queue: str) -> None:  # noqa: A002
+    one = item(run_spec(uri=SCHEDULER_URI), id=id, queue=queue)
+    request = built(one)
+    job = managed(request.custom_job, deployment="default", region="us-central1")
+    assert job is not None
+    assert (job.item, job.queue, job.run, job.kind) == (id, queue, request.run, Kind.SCHEDULER)
+    assert (job.created, job.state) == (0, "JOB_STATE_UNSPECIFIED")
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_every_state_of_a_job(state: JobState) -> None:
+    job = managed(listed(change=lambda one: setattr(one, "state", state)), deployment="default", region="r")
+    assert job is not None
+    assert job.state == state.name
+    assert job.ended == (state.value in (4, 5, 7, 9, 11))
+    assert job.cancelling == (state.value == 6)
+
+
+def test_a_state_that_this_version_does_not_know_has_not_ended() -> None:
+    job = managed(listed(change=lambda one: setattr(CustomJob.pb(one), "state", 99)), deployment="default", region="r")
+    assert job is not None
+    assert (job.state, job.ended, job.cancelling) == ("JOB_STATE_99", False, False)
+
+
+def test_an_error_is_passed_on_in_vertexs_words() -> None:
+    def fail(job: CustomJob) -> None:
+        CustomJob.pb(job).error.message = "The replica workerpool0-0 exited with a non-zero status of 1."
+
+    job = managed(listed(change=fail), deployment="default", region="r")
+    assert job is not None
+    assert job.error == "The replica workerpool0-0 exited with a non-zero status of 1."
+
+
+def without(name: str) -> Callable[[CustomJob], None]:
+    def change(job: CustomJob) -> None:
+        task = job.job_spec.worker_pool_specs[0].container_spec
+        task.env = [one for one in task.env if one.name != name]
+
+    return change
+
+
+def label(key: str, value: str) -> Callable[[CustomJob], None]:
+    return lambda job: job.labels.update({key: value})
+
+
+def clear(job: CustomJob) -> None:
+    del job.job_spec.worker_pool_specs[:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        label("vertex_launch", "other"),
+        lambda job: job.labels.clear(),
+        label("vertex_launch_item", labels.item_value(SETTINGS.base_url, ENTITY, "SXRLBTOX")),
+        without("WANDB_LAUNCH_TRACE_ID"),
+        without("WANDB_LAUNCH_QUEUE_ENTITY"),
+        without("WANDB_BASE_URL"),
+        clear,
+    ],
+)
+def test_a_job_whose_labels_and_environment_disagree_is_not_ours(change: Callable[[CustomJob], None]) -> None:
+    assert managed(listed(change=change), deployment="default", region="us-central1") is None
+
+
+def test_labels_that_were_changed_by_hand_do_no_harm() -> None:
+    def change(job: CustomJob) -> None:
+        job.labels.update({"vertex_launch_attempt": "x", "vertex_launch_kind": "y"})
+
+    job = managed(listed(change=change), deployment="default", region="r")
+    assert job is not None
+    assert (job.attempt, job.kind) == (1, Kind.JOB)
+
+
+def test_a_deployments_name_is_compared_as_its_label() -> None:
+    blue = SETTINGS.model_copy(update={"deployment": "Blue Team"})
+    job = built(FULL, blue).custom_job
+    assert managed(job, deployment="Blue Team", region="r")
+    assert managed(job, deployment="blue team", region="r") is None

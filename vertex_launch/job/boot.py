@@ -1,0 +1,143 @@
+"""Whether and how a container runs the bootstrap (``bootstrap.py``) before its program, and the plan that it follows.
+
+The bootstrap fetches a job's code if that is not in the image, and reads the W&B key if that is not in the job's spec.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from vertex_launch.codes import Code
+from vertex_launch.errors import ItemRejected
+from vertex_launch.job import environment
+from vertex_launch.job.job_source import JobSource, SourceType
+from vertex_launch.problems import shown
+
+if TYPE_CHECKING:
+    from vertex_launch.job.findings import Findings
+    from vertex_launch.job.run_spec import RunSpec
+    from vertex_launch.settings.config import Settings
+
+_DELIVERY = "api_key_delivery: secret in vertex-launch.yaml"
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What the bootstrap does in the containers of one job; ``source`` is None if no job artifact describes the job."""
+
+    spec: RunSpec
+    source: JobSource | None
+    settings: Settings
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether the job's code is not in its image."""
+        return self.source is not None and self.source.type is not SourceType.IMAGE
+
+    @property
+    def brings_key(self) -> bool:
+        """Whether the W&B key is not in the job's spec."""
+        return self.settings.api_key_delivery == "secret"
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any container needs the bootstrap."""
+        return self.brings_code or self.brings_key
+
+    def check(self, findings: Findings) -> None:
+        """Report what keeps the bootstrap from reading the secrets that it needs, and a password in the job's spec."""
+        if self.brings_key and self.spec.api_key:
+            found = f"the item brings a W&B key, but this deployment keeps keys out of job specs ({_DELIVERY})"
+            findings.wrong("_wandb_api_key", found, "Launch it without a key", Code.SPEC_KEY)
+        token = self.source and _token_secret(self.source, self.settings)
+        if self.source and not token and urlsplit(self.source.remote).password is not None:
+            findings.odd(
+                f"job: the repository address of {self.source.name} contains a password, which the job's spec shows. "
+                "Set a secret for its host in git_token_secrets (vertex-launch.yaml).",
+                Code.ARTIFACT_PASSWORD,
+            )
+        wanted = {
+            f"the W&B key ({_DELIVERY})": self.settings.key_secret if self.brings_key else None,
+            "the token for its repository (git_token_secrets in vertex-launch.yaml)": token,
+        }
+        for what, secret in wanted.items():
+            if secret and not self.spec.arguments["service_account"]:
+                findings.wrong(
+                    self.spec.arguments.place("service_account"),
+                    f"it is missing, but the job must read {what} as its own service account",
+                    f"Name an account that has roles/secretmanager.secretAccessor on {secret}",
+                    Code.SPEC_SERVICE_ACCOUNT,
+                )
+
+    def plan(self, image: str) -> str | None:
+        """Return the plan for a container with that image, None if it needs none: only the item's image needs its code.
+
+        Raises ItemRejected.
+        """
+        source = self.source if image == self.spec.image else None
+        has_code = source is None or source.type is SourceType.IMAGE
+        if has_code and not self.brings_key:
+            return None
+        wanted: dict[str, Any] = {"source": (source.type if source else SourceType.IMAGE).value}
+        if self.brings_key:
+            wanted["api_key_secret"] = self.settings.key_secret
+        if source and not has_code:
+            wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": _folder(source, self.spec)}
+        if source and source.type is SourceType.ARTIFACT:
+            wanted["artifact"] = source.artifact
+        if source and source.type is SourceType.REPO:
+            token = _token_secret(source, self.settings)
+            remote = _without_password(source.remote) if token else source.remote
+            wanted |= {"remote": remote, "ssh": source.ssh, "commit": source.commit, "token_secret": token}
+        if wanted.get("api_key_secret") or wanted.get("token_secret"):
+            endpoint = self.settings.secretmanager_endpoint or "secretmanager.googleapis.com"
+            wanted["secretmanager"] = endpoint if "://" in endpoint else f"https://{endpoint}"
+        return json.dumps(wanted)
+
+
+def wrap(task: dict[str, Any], place: str, findings: Findings) -> None:
+    """Put the bootstrap before the command of a container; the command becomes its arguments."""
+    if not task.get("command"):
+        findings.wrong(
+            place,
+            f"the container has no explicit command, so the bootstrap that reads the W&B key ({_DELIVERY}) cannot be prepended",
+            "Set command in container_spec, or launch the item's own image with an entry point (wandb launch --entry-point)",
+            Code.SPEC_COMMAND,
+        )
+        return
+    task["args"] = [*task["command"], *task.get("args", ())]
+    task["command"] = ["python3", "-c", environment.escape(text())]
+
+
+@functools.cache
+def text() -> str:
+    """Return the text of the bootstrap, which the container runs with the Python of its image."""
+    return (Path(__file__).parent / "bootstrap.py").read_text()
+
+
+def _token_secret(source: JobSource, settings: Settings) -> str | None:
+    """Return the secret of the token for a repository; a token goes only to the host that it is configured for."""
+    return settings.git_token_secrets.get(urlsplit(source.remote).hostname or "")
+
+
+def _without_password(remote: str) -> str:
+    url = urlsplit(remote)
+    user, host = url.username, url.netloc.rpartition("@")[2]
+    return url._replace(netloc=f"{user}@{host}" if user else host).geturl()
+
+
+def _folder(source: JobSource, spec: RunSpec) -> str | None:
+    """Return the folder of the code in which the program starts: the item's, relative to the job's build context."""
+    folder = PurePosixPath(source.build_context, spec.working_dir)
+    if folder.is_absolute() or ".." in folder.parts:
+        place = "overrides.working_dir" if spec.working_dir else f"job: the build context of {source.name}"
+        raise ItemRejected(
+            f"{place}: {shown(str(folder))} is outside of the job's code. Name a folder inside of it.",
+            code=Code.SPEC_VALUE,
+        )
+    return None if folder == PurePosixPath() else str(folder)

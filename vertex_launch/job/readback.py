@@ -1,0 +1,91 @@
+"""From a CustomJob back to the item that it serves and to the request that made it. Pure; called by adapters and passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from google.cloud.aiplatform_v1.types import CustomJob
+
+from vertex_launch.job import environment, labels, outcome
+from vertex_launch.job.arguments import TASKS
+from vertex_launch.job.request import JobRequest
+from vertex_launch.log import Redactor
+from vertex_launch.model import Kind, ManagedJob, RunId
+
+
+def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | None:
+    """Return what a CustomJob is for, None if it is not this deployment's.
+
+    Its item label is believed only if the environment of its first worker pool says the same.
+    """
+    marks = dict(job.labels)
+    if marks.get(labels.DEPLOYMENT) != labels.value(deployment) or not job.job_spec.worker_pool_specs:
+        return None
+    variables = environment.read(next((task.env for task in tasks(job.job_spec.worker_pool_specs[0])), ()))
+
+    def variable(name: str) -> str:
+        return variables.get(name, "")
+
+    item = variable(environment.ITEM)
+    owner = variable(environment.BASE_URL), variable(environment.QUEUE_ENTITY)
+    if marks.get(labels.ITEM) != labels.item_value(*owner, item):
+        return None
+    state = CustomJob.pb(job).state  # the bare number: reading an unknown one through proto-plus warns
+    attempt = marks.get(labels.ATTEMPT, "")
+    return ManagedJob(
+        name=job.name,
+        region=region,
+        state=outcome.name(state),
+        ended=outcome.is_ended(state),
+        cancelling=outcome.is_cancelling(state),
+        item=item,
+        run=RunId(variable(environment.ENTITY), variable(environment.PROJECT), variable(environment.RUN)),
+        queue=variable(environment.QUEUE),
+        attempt=int(attempt) if attempt.isdecimal() else 1,
+        kind=Kind.SCHEDULER if marks.get(labels.KIND) == Kind.SCHEDULER.value else Kind.JOB,
+        created=job.create_time.timestamp() if job.create_time else 0,
+        started=job.start_time.timestamp() if job.start_time else 0,
+        finished=job.end_time.timestamp() if job.end_time else 0,
+        error=job.error.message or (f"code {job.error.code}" if job.error.code else ""),
+        sweep=variable(environment.SWEEP),
+        repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
+        api_key=variable(environment.API_KEY),
+    )
+
+
+def request_of(job: CustomJob, *, deployment: str, region: str) -> JobRequest | None:
+    """Return what made a CustomJob, without what Vertex AI added; None if it is not this deployment's."""
+    mine = managed(job, deployment=deployment, region=region)
+    if mine is None:
+        return None
+    asked = CustomJob(
+        display_name=job.display_name,
+        job_spec=job.job_spec,
+        labels=dict(job.labels),
+        encryption_spec=job.encryption_spec,
+    )
+    return JobRequest(region, asked, None, mine.run)
+
+
+def key_of(request: JobRequest) -> str:
+    """Return the API key that a job reports with, the empty text if it is not in its spec."""
+    all_tasks = [task for pool in request.custom_job.job_spec.worker_pool_specs for task in tasks(pool)]
+    return next((environment.read(task.env).get(environment.API_KEY, "") for task in all_tasks), "")
+
+
+def as_json(request: JobRequest) -> dict[str, Any]:
+    """Return a request's CustomJob as JSON, without the API key, whoever brought it."""
+    job: dict[str, Any] = CustomJob.to_dict(
+        request.custom_job, use_integers_for_enums=False, always_print_fields_with_no_presence=False
+    )
+    for pool in job["job_spec"]["worker_pool_specs"]:
+        for variable in [one for name in TASKS for one in pool.get(name, {}).get("env", ())]:
+            if variable["name"] == environment.API_KEY:
+                variable["value"] = Redactor.MARK
+    return job
+
+
+def tasks(pool: Any) -> Iterator[Any]:
+    """Return the container or Python package of a worker pool, nothing for an empty pool."""
+    return (task for name in TASKS if (task := getattr(pool, name)))

@@ -1,0 +1,70 @@
+"""The next attempt of a job that has ended: the same job, perhaps in another region. Pure; called by a pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from google.cloud.aiplatform_v1.types import CustomJob
+
+from vertex_launch.job import environment, labels
+from vertex_launch.job.readback import tasks
+from vertex_launch.job.request import JobRequest
+from vertex_launch.settings.config import Settings
+
+_REGIONAL = (
+    "network",
+    "reserved_ip_ranges",
+    "psc_interface_config",
+    "tensorboard",
+    "experiment",
+    "persistent_resource_id",
+    "protected_artifact_location_id",
+    "models",
+)
+"""Parts of a job spec that name something in the job's own region."""
+
+
+def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Settings, api_key: str) -> JobRequest:
+    """Return the request for the next attempt: the same job, which continues the same run.
+
+    ``api_key`` is today's; an item's own key stays. In another region the job writes to that region's staging bucket.
+    """
+    job = CustomJob(request.custom_job)
+    job.labels = {**job.labels, labels.ATTEMPT: str(attempt)}
+    for task in [task for pool in job.job_spec.worker_pool_specs for task in tasks(pool)]:
+        changed = {environment.RESUME: "allow"}
+        if labels.KEY not in job.labels and any(variable.name == environment.API_KEY for variable in task.env):
+            changed[environment.API_KEY] = environment.escape(api_key)
+        kept = [variable for variable in task.env if variable.name not in changed]
+        task.env = [*kept, *({"name": name, "value": value} for name, value in changed.items())]
+    if region != request.region:
+        output = job.job_spec.base_output_directory
+        here, there = _staging(request.region, settings), _staging(region, settings)
+        output.output_uri_prefix = there + output.output_uri_prefix.removeprefix(here)
+    return replace(request, region=region, custom_job=job)
+
+
+def other_regions(request: JobRequest, settings: Settings) -> list[str]:
+    """Return the other regions in which the job could run, those after its own in the configuration first.
+
+    None if its spec names anything in its region, or if its output is not in that region's staging bucket.
+    """
+    spec, here = request.custom_job.job_spec, _staging(request.region, settings)
+    pools = spec.worker_pool_specs
+    bound = (
+        any(getattr(spec, name) for name in _REGIONAL)
+        or request.custom_job.encryption_spec.kms_key_name
+        or any(pool.nfs_mounts or getattr(pool, "lustre_mounts", ()) for pool in pools)
+        or any(pool.machine_spec.reservation_affinity for pool in pools)
+    )
+    if bound or not here or not spec.base_output_directory.output_uri_prefix.startswith(here):
+        return []
+    names = [region.name for region in settings.regions]
+    own = names.index(request.region)
+    return [name for name in names[own + 1 :] + names[:own] if _staging(name, settings)]
+
+
+def _staging(region: str, settings: Settings) -> str:
+    """Return a region's staging bucket with a slash at its end, the empty text if it has none."""
+    configured = settings.region(region)
+    return f"{configured.staging_bucket.rstrip('/')}/" if configured and configured.staging_bucket else ""
