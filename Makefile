@@ -58,6 +58,9 @@ coverage: $(VENV)/tests.done    ## measure which lines and branches of the packa
 	$(PYTEST) --quiet --cov --cov-report=term:skip-covered --cov-report=html -k "not mutation_is_found" \
 	  tests/unit tests/functional tests/simulation tests/loopback
 
+docs: $(VENV)/tests.done   ## write docs/configuration.md from the descriptions of the settings
+	$(BIN)/python -m tests.support.reference
+
 messages: $(VENV)/tests.done    ## write every sentence that the product can print to tests/snapshots/messages.txt
 	$(BIN)/python -m tests.support.messages
 
