@@ -16,6 +16,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.support import reference
 from tests.support.numbers import examples
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Problem
@@ -733,6 +734,13 @@ def test_the_official_agent_knows_the_same_top_level_keys(official: Any) -> None
 def test_where_we_are_stricter_on_purpose(load: Load, official: Any, tmp_path: Path, text: str) -> None:
     problems(load, f"{LAUNCH}{text}\n")
     assert official(tmp_path / LAUNCH_FILE) is not None
+
+
+# The reference
+
+
+def test_the_reference_is_what_make_docs_writes() -> None:
+    assert reference.PAGE.read_text() == reference.render()
 
 
 # The files at the root

@@ -241,7 +241,7 @@ class DeploymentSettings(Section):
     )
     tick_topic: Topic | None = Field(
         None,
-        description="Pub/Sub topic whose messages start passes. `job_state` publishes there.",
+        description="Pub/Sub topic whose messages start passes. `job_state` publishes there and needs it.",
         examples=["projects/my-project/topics/ticks"],
     )
     base_url: BaseUrl = Field("https://api.wandb.ai", description="URL of the W&B server")
