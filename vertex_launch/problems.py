@@ -210,7 +210,11 @@ def _about(model: type[BaseModel], location: Location) -> str:
         inner = _fields(model, location[:end]).get(part)
         field = inner or field
         example = f", such as {inner.examples[0]}" if inner and inner.examples else ""
-    return f"{example} ({field.description.partition('. ')[0]})" if field and field.description else example
+    return (
+        f"{example} ({' '.join(field.description.split()).partition('. ')[0]})"
+        if field and field.description
+        else example
+    )
 
 
 def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:

@@ -94,7 +94,7 @@ def _environment() -> Iterator[str]:
         if setting == "regions":
             meaning = f"Comma list that overrides the names of `regions`. A region keeps its `staging_bucket` from the file, unless `{STAGING}` is set."
         elif setting in DeploymentSettings.model_fields or setting in AgentSettings.model_fields:
-            meaning = f"Overrides `{setting}`: {str(field.description).partition('. ')[0]}."
+            meaning = f"{_sentence(field).partition('. ')[0].removesuffix('.')}. Overrides `{setting}`."
         else:
             meaning = f"{_sentence(field)} With `http://` it is called in plaintext and without credentials."
         yield f"| `{variable}` | {meaning} |"
@@ -106,8 +106,8 @@ def _environment() -> Iterator[str]:
 
 
 def _sentence(field: FieldInfo) -> str:
-    text = field.description
-    assert text, "a setting has no description"
+    assert field.description, "a setting has no description"
+    text = " ".join(field.description.split())
     return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 

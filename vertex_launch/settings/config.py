@@ -1,7 +1,7 @@
 """Settings: launch-config.yaml, vertex-launch.yaml and the environment, checked once, with every problem in one error.
 
-Called by ``functions`` when a function starts. Nothing below the settings reads the environment. A field's description goes
-into ``docs/configuration.md`` (see ``reference``), its first sentence also into error messages.
+Called by ``functions`` when a function starts. Nothing below the settings reads the environment. The text below a
+field describes it: the first sentence goes into error messages, all of it into ``docs/configuration.md`` (``make docs``).
 """
 
 from __future__ import annotations
@@ -14,15 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Message, Problem
@@ -61,7 +53,7 @@ def _longer(value: float, least: float, remedy: str) -> float:
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Environment(Section):
@@ -69,97 +61,78 @@ class Environment(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    type: Literal["gcp"] | None = Field(
-        None, description="cloud that jobs run in; this deployment submits to Vertex AI"
-    )
-    region: str | None = Field(None, description="Google Cloud region, used if nothing else names regions")
+    type: Literal["gcp"] | None = None
+    """cloud that jobs run in; this deployment submits to Vertex AI"""
+    region: str | None = None
+    """Google Cloud region, used if nothing else names regions"""
 
 
 class Region(Section):
     """A place where jobs may run."""
 
-    name: RegionName = Field(description="Google Cloud region", examples=["us-central1"])
-    staging_bucket: Bucket | None = Field(
-        None,
-        description="path that jobs write to if their run spec names no bucket",
-        examples=["gs://my-bucket/staging"],
-    )
+    name: RegionName = Field(examples=["us-central1"])
+    """Google Cloud region"""
+    staging_bucket: Bucket | None = Field(None, examples=["gs://my-bucket/staging"])
+    """path that jobs write to if their run spec names no bucket"""
 
 
 class Timeouts(Section):
     """Limits in seconds."""
 
-    connect: Seconds = Field(5, gt=0, description="seconds to open a connection to W&B")
-    read: Seconds = Field(20, gt=0, description="seconds to wait for an answer from W&B")
-    look: Seconds = Field(20, gt=0, description="seconds to list or get jobs, or to read the secret or the state")
-    create: Seconds = Field(20, gt=0, description="seconds to create one job in Vertex AI")
-    pass_budget: Seconds = Field(45, gt=0, description="seconds after which a pass starts nothing new")
-    margin: Seconds = Field(
-        10, gt=0, description="seconds left between the last ack and the end of its lease, and before the lock ends"
-    )
-    intent_grace: Seconds = Field(
-        120,
-        gt=0,
-        validate_default=True,
-        description="seconds after which a create without a visible job counts as failed. "
-        "Must be longer than `create` and `margin` together.",
-    )
-    settle_grace: Seconds = Field(
-        90, ge=0, description="seconds to wait after a job's end for its error or its run to appear"
-    )
+    connect: Seconds = Field(5, gt=0)
+    """seconds to open a connection to W&B"""
+    read: Seconds = Field(20, gt=0)
+    """seconds to wait for an answer from W&B"""
+    look: Seconds = Field(20, gt=0)
+    """seconds to list or get jobs, or to read the secret or the state"""
+    create: Seconds = Field(20, gt=0)
+    """seconds to create one job in Vertex AI"""
+    pass_budget: Seconds = Field(45, gt=0)
+    """seconds after which a pass starts nothing new"""
+    margin: Seconds = Field(10, gt=0)
+    """seconds left between the last ack and the end of its lease, and before the lock ends"""
+    intent_grace: Seconds = Field(120, gt=0, validate_default=True)
+    """seconds after which a create without a visible job counts as failed. Must be longer than `create` and `margin`
+    together."""
+    settle_grace: Seconds = Field(90, ge=0)
+    """seconds to wait after a job's end for its error or its run to appear"""
 
     @field_validator("intent_grace")
     @classmethod
     def _outlives_a_create(cls, value: float, info: ValidationInfo) -> float:
         least = info.data.get("create", 0) + info.data.get("margin", 0)
-        return _longer(
-            value, least, "Lengthen intent_grace or shorten create, so that a running create is not given up"
-        )
+        return _longer(value, least, "Lengthen intent_grace: a create that is under way must not be given up")
 
 
 class Batches(Section):
     """How many operations go into one request to W&B."""
 
-    pops: Count = Field(64, ge=1, description="operations in a request for queue items: pops and the agent's status")
-    updates: Count = Field(50, ge=1, description="acks, failures or warnings in one request")
-    lookups: Count = Field(50, ge=1, description="items or runs looked up in one request")
+    pops: Count = Field(64, ge=1)
+    """operations in a request for queue items: pops and the agent's status"""
+    updates: Count = Field(50, ge=1)
+    """acks, failures or warnings in one request"""
+    lookups: Count = Field(50, ge=1)
+    """items or runs looked up in one request"""
 
 
 class Policy(Section):
     """What a run spec may ask for. Every list is optional: absent allows everything, empty allows nothing."""
 
-    images: tuple[Name, ...] | None = Field(
-        None,
-        description="container and executor images that jobs may use. `*` and `?` are wildcards.",
-        examples=["[us-central1-docker.pkg.dev/my-project/*]"],
-    )
-    service_accounts: tuple[Name, ...] | None = Field(
-        None,
-        description="service accounts that jobs may run as. `*` and `?` are wildcards.",
-        examples=["[jobs@my-project.iam.gserviceaccount.com]"],
-    )
-    machine_types: tuple[Name, ...] | None = Field(
-        None,
-        description="machine types that jobs may use. `*` and `?` are wildcards.",
-        examples=["[n1-standard-*]"],
-    )
-    accelerators: Mapping[str, Annotated[Count, Field(ge=0)]] | None = Field(
-        None, description="largest count per replica of each accelerator type", examples=["{NVIDIA_TESLA_T4: 2}"]
-    )
-    max_replicas: Count | None = Field(
-        None, ge=1, description="largest number of replicas of a job, all worker pools together", examples=["4"]
-    )
-    networks: tuple[Name, ...] | None = Field(
-        None,
-        description="networks and network attachments that jobs may join. `*` and `?` are wildcards.",
-        examples=["[projects/123456789/global/networks/training]"],
-    )
-    environment_macros: tuple[Macro, ...] = Field(
-        (),
-        description="environment variables of the function that `${NAME}` in a run spec may insert. "
-        "Everyone who can see a job can read them.",
-        examples=["[TEAM_BUCKET]"],
-    )
+    images: tuple[Name, ...] | None = Field(None, examples=["[us-central1-docker.pkg.dev/my-project/*]"])
+    """container and executor images that jobs may use. `*` and `?` are wildcards."""
+    service_accounts: tuple[Name, ...] | None = Field(None, examples=["[jobs@my-project.iam.gserviceaccount.com]"])
+    """service accounts that jobs may run as. `*` and `?` are wildcards."""
+    machine_types: tuple[Name, ...] | None = Field(None, examples=["[n1-standard-*]"])
+    """machine types that jobs may use. `*` and `?` are wildcards."""
+    accelerators: Mapping[str, Annotated[Count, Field(ge=0)]] | None = Field(None, examples=["{NVIDIA_TESLA_T4: 2}"])
+    """largest count per replica of each accelerator type"""
+    max_replicas: Count | None = Field(None, ge=1, examples=["4"])
+    """largest number of replicas of a job, all worker pools together"""
+    networks: tuple[Name, ...] | None = Field(None, examples=["[projects/123456789/global/networks/training]"])
+    """networks and network attachments that jobs may join. `*` and `?` are wildcards."""
+    environment_macros: tuple[Macro, ...] = Field((), examples=["[TEAM_BUCKET]"])
+    """environment variables of the function that `${NAME}` in a run spec may insert. Everyone who can see a job can
+    read them."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -174,154 +147,97 @@ class Policy(Section):
 class AgentSettings(Section):
     """The settings of launch-config.yaml, which the official agent also reads."""
 
-    entity: Name | None = Field(
-        None,
-        description="W&B team or user that owns the queues. Default: the default entity of the API key.",
-        examples=["my-team"],
-    )
-    queues: Names = Field(min_length=1, description="names of the queues, served in turn", examples=["[my-queue]"])
-    max_jobs: Count = Field(
-        1,
-        ge=-1,
-        description="number of jobs that may be active at once. Includes jobs that wait in Vertex AI. "
-        "-1 means no limit, 0 starts no jobs.",
-        examples=["5"],
-    )
-    max_schedulers: Count = Field(
-        1,
-        ge=-1,
-        description="number of sweep schedulers that may be active at once. -1 means no limit.",
-        examples=["1"],
-    )
-    secure_mode: Flag = Field(False, description="whether to refuse items that override the entry point of their job")
-    stopped_run_timeout: Seconds = Field(
-        60, ge=0, description="seconds that a run stopped in W&B has to end before its job is cancelled"
-    )
-    verbosity: Count = Field(0, ge=0, description="1 or more writes debug lines to the log")
-    environment: Environment | None = Field(
-        None,
-        description="the official agent's cloud environment. Its `region` is used if neither `regions` in "
-        "vertex-launch.yaml nor GOOGLE_CLOUD_REGION is set.",
-        examples=["{type: gcp, region: us-central1}"],
-    )
-    registry: dict[str, Any] | None = Field(
-        None, description="the official agent's image registry. Accepted without effect.", examples=["{type: gcr}"]
-    )
-    builder: dict[str, Any] | None = Field(
-        None, description="the official agent's image builder. Accepted without effect.", examples=["{type: noop}"]
-    )
+    entity: Name | None = Field(None, examples=["my-team"])
+    """W&B team or user that owns the queues. Default: the default entity of the API key."""
+    queues: Names = Field(min_length=1, examples=["[my-queue]"])
+    """names of the queues, served in turn"""
+    max_jobs: Count = Field(1, ge=-1, examples=["5"])
+    """number of jobs that may be active at once. Includes jobs that wait in Vertex AI. -1 means no limit, 0 starts no
+    jobs."""
+    max_schedulers: Count = Field(1, ge=-1, examples=["1"])
+    """number of sweep schedulers that may be active at once. -1 means no limit."""
+    secure_mode: Flag = False
+    """whether to refuse items that override the entry point of their job"""
+    stopped_run_timeout: Seconds = Field(60, ge=0)
+    """seconds that a run stopped in W&B has to end before its job is cancelled"""
+    verbosity: Count = Field(0, ge=0)
+    """1 or more writes debug lines to the log"""
+    environment: Environment | None = Field(None, examples=["{type: gcp, region: us-central1}"])
+    """the official agent's cloud environment. Its `region` is used if neither `regions` in vertex-launch.yaml nor
+    GOOGLE_CLOUD_REGION is set."""
+    registry: dict[str, Any] | None = Field(None, examples=["{type: gcr}"])
+    """the official agent's image registry. Accepted without effect."""
+    builder: dict[str, Any] | None = Field(None, examples=["{type: noop}"])
+    """the official agent's image builder. Accepted without effect."""
 
 
 class DeploymentSettings(Section):
     """The settings of vertex-launch.yaml."""
 
-    deployment: Deployment = Field(
-        "default",
-        description="name of this deployment. Jobs are labelled with it, and the agent in W&B is called "
-        "`vertex-launch/NAME`. Two deployments never touch each other's jobs.",
-        examples=["team-a"],
-    )
-    project: ProjectId = Field(description="id of the project in which jobs run", examples=["my-project-123"])
+    deployment: Deployment = Field("default", examples=["team-a"])
+    """name of this deployment. Jobs are labelled with it, and the agent in W&B is called `vertex-launch/NAME`. Two
+    deployments never touch each other's jobs."""
+    project: ProjectId = Field(examples=["my-project-123"])
+    """id of the project in which jobs run"""
     regions: tuple[Region, ...] = Field(
-        min_length=1,
-        description="regions in which jobs may run. The first is the default.",
-        examples=["[{name: us-central1, staging_bucket: gs://my-bucket}]"],
+        min_length=1, examples=["[{name: us-central1, staging_bucket: gs://my-bucket}]"]
     )
-    key_secret: SecretVersion = Field(
-        description="secret version that holds the W&B API key",
-        examples=["projects/my-project/secrets/wandb-api-key/versions/latest"],
-    )
-    key_ttl: Seconds = Field(
-        300,
-        ge=0,
-        description="seconds for which the key is kept in memory. It is also read again after W&B refuses it.",
-    )
-    state_bucket: Bucket = Field(
-        description="Cloud Storage path for the lock and the ledger", examples=["gs://my-bucket/vertex-launch"]
-    )
-    tick_topic: Topic | None = Field(
-        None,
-        description="Pub/Sub topic whose messages start passes. `job_state` publishes there and needs it.",
-        examples=["projects/my-project/topics/ticks"],
-    )
-    base_url: BaseUrl = Field("https://api.wandb.ai", description="URL of the W&B server")
-    start_timeout: Seconds = Field(
-        1800,
-        ge=0,
-        description="seconds that a job may be PENDING before it is cancelled and its item fails. "
-        "Waiting for quota does not count. 0 means no limit.",
-    )
-    queue_timeout: Seconds = Field(
-        0,
-        ge=0,
-        description="seconds that a job may be QUEUED, waiting for quota, before it is cancelled and its item fails. "
-        "0 means no limit.",
-    )
-    max_attempts: Count = Field(
-        5,
-        ge=1,
-        description="number of jobs for one item if Vertex AI preempts them, has no machine or fails. "
-        "Each continues the same run. 1 means no retries.",
-    )
-    resubmit_after: Seconds = Field(
-        30, ge=0, description="seconds before the second attempt. Doubled for each later one, up to 15 minutes."
-    )
-    give_up_after: Seconds = Field(
-        86400,
-        gt=0,
-        description="seconds after which an item fails that Vertex AI has no room for. "
-        "Waiting for another of your jobs to end has no limit.",
-    )
-    log_lines: Count = Field(
-        0,
-        ge=0,
-        le=100,
-        description="number of last lines of a failed job's log to show on its item. "
-        "The function's account needs `roles/logging.viewer`.",
-    )
+    """regions in which jobs may run. The first is the default."""
+    key_secret: SecretVersion = Field(examples=["projects/my-project/secrets/wandb-api-key/versions/latest"])
+    """secret version that holds the W&B API key"""
+    key_ttl: Seconds = Field(300, ge=0)
+    """seconds for which the key is kept in memory. It is also read again after W&B refuses it."""
+    state_bucket: Bucket = Field(examples=["gs://my-bucket/vertex-launch"])
+    """Cloud Storage path for the lock and the ledger"""
+    tick_topic: Topic | None = Field(None, examples=["projects/my-project/topics/ticks"])
+    """Pub/Sub topic whose messages start passes. `job_state` publishes there and needs it."""
+    base_url: BaseUrl = "https://api.wandb.ai"
+    """URL of the W&B server"""
+    start_timeout: Seconds = Field(1800, ge=0)
+    """seconds that a job may be PENDING before it is cancelled and its item fails. Waiting for quota does not count. 0
+    means no limit."""
+    queue_timeout: Seconds = Field(0, ge=0)
+    """seconds that a job may be QUEUED, waiting for quota, before it is cancelled and its item fails. 0 means no
+    limit."""
+    max_attempts: Count = Field(5, ge=1)
+    """number of jobs for one item if Vertex AI preempts them, has no machine or fails. Each continues the same run. 1
+    means no retries."""
+    resubmit_after: Seconds = Field(30, ge=0)
+    """seconds before the second attempt. Doubled for each later one, up to 15 minutes."""
+    give_up_after: Seconds = Field(86400, gt=0)
+    """seconds after which an item fails that Vertex AI has no room for. Waiting for another of your jobs to end has no
+    limit."""
+    log_lines: Count = Field(0, ge=0, le=100)
+    """number of last lines of a failed job's log to show on its item. The function's account needs
+    `roles/logging.viewer`."""
     base_image: str | None = Field(
-        None,
-        min_length=1,
-        description="image for code and git jobs that name none. It needs Python and pip. Default: the official Python "
-        "image of the job's version.",
-        examples=["us-central1-docker.pkg.dev/my-project/images/python-gpu:3.11"],
+        None, min_length=1, examples=["us-central1-docker.pkg.dev/my-project/images/python-gpu:3.11"]
     )
-    api_key_delivery: Literal["env", "secret"] = Field(
-        "env",
-        description="how jobs get the W&B API key. `env`: in the environment of the job's spec, which everyone who can "
-        "see the job can read. `secret`: the job reads the secret as its own service account, which needs "
-        "`roles/secretmanager.secretAccessor`; its image needs Python, and the job a command and a `service_account`.",
-    )
+    """image for code and git jobs that name none. It needs Python and pip. Default: the official Python image of the
+    job's version."""
+    api_key_delivery: Literal["env", "secret"] = "env"
+    """how jobs get the W&B API key. `env`: in the environment of the job's spec, which everyone who can see the job can
+    read. `secret`: the job reads the secret as its own service account, which needs
+    `roles/secretmanager.secretAccessor`; its image needs Python, and the job a command and a `service_account`."""
     git_token_secrets: dict[Host, SecretVersion] = Field(
-        {},
-        description="secret versions with tokens for private git repositories, by host. Jobs read them as their own "
-        "service account.",
-        examples=["{github.com: projects/my-project/secrets/github-token/versions/latest}"],
+        {}, examples=["{github.com: projects/my-project/secrets/github-token/versions/latest}"]
     )
-    policy: Policy = Field(
-        Policy(),
-        description="what a run spec may ask for. An item that asks for more fails. By default everything is allowed, "
-        "except macros from the environment.",
-        examples=["{max_replicas: 4}"],
-    )
-    submissions_per_minute: Count = Field(
-        60, ge=1, description="creates and deletes per minute and region. Vertex AI has a quota for them."
-    )
-    parallel_creates: Count = Field(50, ge=1, description="creates that may run in parallel")
-    timeouts: Timeouts = Field(
-        Timeouts(),
-        description="limits in seconds. `pass_budget`, `create` and `margin` together must be shorter than the "
-        "function's timeout.",
-        examples=["{create: 20}"],
-    )
-    lease: Seconds = Field(
-        60,
-        gt=0,
-        validate_default=True,
-        description="seconds after which W&B returns a popped item without an ack to its queue. A property of the W&B "
-        "server. Must be longer than `timeouts.create` and `timeouts.margin` together.",
-    )
-    batches: Batches = Field(Batches(), description="operations in one request to W&B", examples=["{pops: 64}"])
+    """secret versions with tokens for private git repositories, by host. Jobs read them as their own service
+    account."""
+    policy: Policy = Field(Policy(), examples=["{max_replicas: 4}"])
+    """what a run spec may ask for. An item that asks for more fails. By default everything is allowed, except macros
+    from the environment."""
+    submissions_per_minute: Count = Field(60, ge=1)
+    """creates and deletes per minute and region. Vertex AI has a quota for them."""
+    parallel_creates: Count = Field(50, ge=1)
+    """creates that may run in parallel"""
+    timeouts: Timeouts = Field(Timeouts(), examples=["{create: 20}"])
+    """limits in seconds. `pass_budget`, `create` and `margin` together must be shorter than the function's timeout."""
+    lease: Seconds = Field(60, gt=0, validate_default=True)
+    """seconds after which W&B returns a popped item without an ack to its queue. A property of the W&B server. Must be
+    longer than `timeouts.create` and `timeouts.margin` together."""
+    batches: Batches = Field(Batches(), examples=["{pops: 64}"])
+    """operations in one request to W&B"""
 
     @field_validator("regions")
     @classmethod
@@ -334,22 +250,21 @@ class DeploymentSettings(Section):
     def _outlives_a_create(cls, value: float, info: ValidationInfo) -> float:
         timeouts: Timeouts | None = info.data.get("timeouts")
         least = timeouts.create + timeouts.margin if timeouts else 0
-        return _longer(value, least, "Shorten timeouts.create, so that an item is acked before its lease expires")
+        return _longer(value, least, "Shorten timeouts.create: an item must be acked before its lease expires")
 
 
-FILES = {
-    file: tuple(section.model_fields)
-    for file, section in ((LAUNCH_FILE, AgentSettings), (VERTEX_FILE, DeploymentSettings))
-}
-"""The settings of each file."""
+FILES = {LAUNCH_FILE: AgentSettings.model_fields, VERTEX_FILE: DeploymentSettings.model_fields}
 
 
 class Settings(AgentSettings, DeploymentSettings):
     """Everything that a pass needs to know in advance."""
 
-    aiplatform_endpoint: Endpoint | None = Field(None, description="host to use instead of Vertex AI's own")
-    secretmanager_endpoint: Endpoint | None = Field(None, description="host to use instead of Secret Manager's own")
-    logging_endpoint: Endpoint | None = Field(None, description="host to use instead of Cloud Logging's own")
+    aiplatform_endpoint: Endpoint | None = None
+    """host to use instead of Vertex AI's own"""
+    secretmanager_endpoint: Endpoint | None = None
+    """host to use instead of Secret Manager's own"""
+    logging_endpoint: Endpoint | None = None
+    """host to use instead of Cloud Logging's own"""
     macro_values: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Values of ``policy.environment_macros`` in the environment at load."""
     warnings: tuple[Message, ...] = ()

@@ -80,13 +80,6 @@ def _region(value: str) -> str:
     return value
 
 
-def _bucket(value: str) -> str:
-    if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]*[a-z0-9](/[^\s?#]*)?", value):
-        remedy = "Write gs://my-bucket or gs://my-bucket/folder, with the bucket in lowercase"
-        raise wrong(f"{shown(value)} is not a Cloud Storage path", remedy)
-    return value.rstrip("/")
-
-
 def _secret(value: str) -> str:
     bare = r"projects/[^/\s]+/secrets/[A-Za-z0-9_-]+"
     if re.fullmatch(rf"{bare}/versions/[A-Za-z0-9_-]+", value):
@@ -154,36 +147,30 @@ Flag = Annotated[bool, BeforeValidator(_no_text)]
 Text = Annotated[str, AfterValidator(_own)]
 Name = Annotated[Text, AfterValidator(_name)]
 Names = Annotated[tuple[Name, ...], AfterValidator(distinct)]
-Bucket = Annotated[Text, AfterValidator(_bucket)]
+Bucket = Annotated[
+    Text,
+    _form(
+        r"gs://[a-z0-9][a-z0-9._-]*[a-z0-9](/[^\s?#]*)?",
+        "a Cloud Storage path",
+        "Write gs://my-bucket or gs://my-bucket/folder, with the bucket in lowercase",
+    ),
+    AfterValidator(lambda value: value.rstrip("/")),
+]
 SecretVersion = Annotated[Text, AfterValidator(_secret)]
 RegionName = Annotated[Text, AfterValidator(_region)]
 BaseUrl = Annotated[Text, AfterValidator(_base_url)]
 Endpoint = Annotated[Text, AfterValidator(_endpoint)]
 Macro = Annotated[str, AfterValidator(_macro)]
 """The name of an environment variable. With the environment as validation context, it must be set there."""
+_ID = "[a-z0-9]([a-z0-9-]{}[a-z0-9])?"
 # Google decides how long a project id may be.
-ProjectId = Annotated[
-    Text,
-    _form(
-        r"([a-z0-9.-]+:)?[a-z0-9]([a-z0-9-]*[a-z0-9])?",
-        "a project id",
-        "Write the id, not the name, such as my-project-123",
-    ),
-]
+ProjectId = Annotated[Text, _form(rf"([a-z0-9.-]+:)?{_ID.format('*')}", "a project id", "Write the id, not the name")]
 Topic = Annotated[
-    Text,
-    _form(r"projects/[^/\s]+/topics/[\w.~+%-]+", "the name of a topic", "Write projects/my-project/topics/ticks"),
+    Text, _form(r"projects/[^/\s]+/topics/[\w.~+%-]+", "a topic", "Write projects/my-project/topics/ticks")
 ]
 Deployment = Annotated[
-    Text,
-    _form(
-        r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?",
-        "the name of a deployment",
-        "Write up to 40 lowercase letters, digits and hyphens, such as team-a",
-    ),
+    Text, _form(_ID.format("{0,38}"), "a deployment's name", "Write up to 40 lowercase letters, digits and hyphens")
 ]
 Host = Annotated[
-    str,
-    AfterValidator(str.lower),
-    _form(r"[a-z0-9._-]+", "a host name", "Write the host alone, such as github.com, without https:// and path"),
+    str, AfterValidator(str.lower), _form(r"[a-z0-9._-]+", "a host", "Write the host alone, such as github.com")
 ]

@@ -150,8 +150,8 @@ class Sources:
     def _regions(self, names: str) -> list[dict[str, Any]]:
         """Return the regions that the variable names, each with its staging bucket from the file."""
         listed = self.values.get("regions")
-        buckets = {
-            region["name"]: (index, region.get("staging_bucket"))
+        in_file = {
+            region["name"]: (f"regions[{index}].staging_bucket in {self.vertex.name}", region.get("staging_bucket"))
             for index, region in enumerate(listed if isinstance(listed, list) else ())
             if isinstance(region, dict) and isinstance(region.get("name"), str)
         }
@@ -159,10 +159,8 @@ class Sources:
         for name in filter(None, map(str.strip, names.split(","))):
             here: Location = ("regions", len(regions))
             self.origins.others[here] = f"the environment variable {REGIONS}, entry {len(regions) + 1}"
-            index, bucket = buckets.get(name, (None, None))
-            in_file = f"regions[{index}].staging_bucket in {self.vertex.name}"
-            variable = f"the environment variable {STAGING}"
-            self.origins.others[*here, "staging_bucket"] = variable if index is None else in_file
+            nowhere = (f"the environment variable {STAGING}", None)
+            self.origins.others[*here, "staging_bucket"], bucket = in_file.get(name, nowhere)
             regions.append({"name": name, "staging_bucket": bucket})
         return regions
 
@@ -191,10 +189,16 @@ def _read(root: Path, name: str, fields: Collection[str], if_missing: str) -> Se
     except FileNotFoundError:
         wrong = problem(name, f"there is no file {root / name}", if_missing, code=Code.CONFIG_FILE)
     except OSError as error:
-        found = f"cannot be read: {error.strerror}"
-        wrong = problem(name, found, "Make it a file that this process can read", code=Code.CONFIG_FILE)
+        remedy = "Make it a file that this process can read"
+        wrong = problem(name, f"cannot be read: {error.strerror}", remedy, code=Code.CONFIG_FILE)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
+        remedy = "Indent with spaces, put a space after each colon, and close all brackets and quotes"
+        wrong = problem(place, f"is not valid YAML: {error.problem}", remedy, code=Code.CONFIG_YAML)
     except yaml.YAMLError as error:
-        wrong = _syntax_problem(error, name)
+        found = f"is not text that YAML allows: {getattr(error, 'reason', 'it cannot be parsed')}"
+        wrong = problem(name, found, "Save the file as UTF-8 text", code=Code.CONFIG_YAML)
     except RecursionError:
         wrong = problem(name, "is nested too deeply", "Keep only known settings in the file", code=Code.CONFIG_YAML)
     return SettingsFile(name, fields, None, (wrong,))
@@ -217,17 +221,6 @@ def _parse(text: bytes, name: str, fields: Collection[str]) -> SettingsFile:
         return SettingsFile(name, fields, None, problems)
     given = {key: value for key, value in values.items() if value is not None or key not in fields}
     return SettingsFile(name, fields, given, problems)
-
-
-def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        place = f"{name}, line {mark.line + 1}, column {mark.column + 1}"
-        remedy = "Indent with spaces, put a space after each colon, and close all brackets and quotes"
-        return problem(place, f"is not valid YAML: {error.problem}", remedy, code=Code.CONFIG_YAML)
-    reason = getattr(error, "reason", "it cannot be parsed")
-    found = f"is not text that YAML allows: {reason}"
-    return problem(name, found, "Save the file as UTF-8 text", code=Code.CONFIG_YAML)
 
 
 def _problems(node: yaml.Node, name: str, location: Location, seen: set[int]) -> Iterator[Problem]:
