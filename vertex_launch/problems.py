@@ -210,11 +210,8 @@ def _about(model: type[BaseModel], location: Location) -> str:
         inner = _fields(model, location[:end]).get(part)
         field = inner or field
         example = f", such as {inner.examples[0]}" if inner and inner.examples else ""
-    return (
-        f"{example} ({' '.join(field.description.split()).partition('. ')[0]})"
-        if field and field.description
-        else example
-    )
+    text = " ".join(((field and field.description) or "").split()).partition(". ")[0]
+    return f"{example} ({text})" if text else example
 
 
 def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:
