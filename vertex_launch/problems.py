@@ -1,6 +1,6 @@
-"""What is wrong with something that a person wrote, as problems to act on: pydantic's errors translated, keys left out.
+"""Problems of what a person wrote, in one vocabulary: values as they are quoted, and translations of pydantic's errors.
 
-Called by whatever checks a person's input. No text of pydantic's own reaches the reader.
+Everything that checks a person's input uses it. No text of pydantic's own and no API key reaches the reader.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import Problem
 
 Location: TypeAlias = tuple[int | str, ...]
-"""Where a value stands: keys and indexes, from the outside in."""
+"""Where a value is: keys and indexes, from the outside in."""
 
 API_KEY = re.compile(r"wandb_v1_\w+|(?:\b[A-Za-z]\w*-)?[0-9a-fA-F]{40,}")
-"""What W&B API keys look like: of today, of old, and of a server of one's own (``local-…``)."""
+"""W&B API keys: the current form, the old one, and that of a self-managed server (``local-…``)."""
 
 LONGEST_SHOWN = 80
 """Characters of a value that a problem repeats."""
@@ -31,18 +31,18 @@ LONGEST_SCANNED = 1000
 """Characters of a value that are searched for API keys; a problem gives only the length of a longer one."""
 
 _EXPECTED = {
-    "string_type": ("text", "text, in quotes where it looks like a number or a date"),
+    "string_type": ("text", "text, in quotes if it looks like a number or a date"),
     **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), ("a whole number",) * 2),
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), ("a finite number",) * 2),
     **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "true or false, without quotes")),
     **dict.fromkeys(("tuple_type", "list_type"), ("a list", "a list")),
     **dict.fromkeys(("model_type", "dict_type"), ("a mapping", "a mapping, key: value")),
 }
-"""Type of pydantic's error -> what the value is not, and what to write."""
+"""Type of pydantic's error: what the value should be, and what to write."""
 
 
 def redact(text: str) -> str:
-    """Give the text without anything that looks like an API key."""
+    """Return the text without anything that looks like an API key."""
     return API_KEY.sub("<redacted>", text)
 
 
@@ -122,11 +122,11 @@ def nearest(key: str, known: Iterable[str]) -> str:
     """Return the remedy for an unknown key: the known one that may be meant, else all there are."""
     names = sorted(known)
     close = difflib.get_close_matches(key[:LONGEST_SHOWN].lower(), names, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Remove it; known here are {', '.join(names)}"
+    return f"Did you mean {close[0]}?" if close else f"Remove it, or use one of {', '.join(names)}"
 
 
 def written_names(section: type[BaseModel]) -> list[str]:
-    """Give the names of a section's fields as people write them."""
+    """Return the names of a section's fields as people write them."""
     return list(_named(section))
 
 
@@ -142,8 +142,8 @@ def translate(
 ) -> list[Problem]:
     """Return the problems, at most ``most``, of input that ``model`` refused.
 
-    ``place`` names a location to the reader; top-level fields in ``not_missing`` may be absent; ``elsewhere`` maps keys that
-    are unknown at the top level here to the place where they belong.
+    ``place`` names a location to the reader. Top-level fields in ``not_missing`` may be absent. ``elsewhere`` maps unknown
+    keys at the top level to the place where they belong.
     """
     problems = []
     for detail in islice(error.errors(include_url=False), most):
@@ -151,7 +151,7 @@ def translate(
         if detail["type"] == "missing" and len(location) == 1 and location[0] in not_missing:
             continue
         if detail["type"] == "too_short" and detail["input"]:
-            continue  # It has entries; each of them is wrong, and is reported for itself.
+            continue  # It has entries, and each of them has a problem of its own.
         if len(location) == 1 and detail["type"] == "extra_forbidden" and location[0] in (elsewhere or {}):
             found, remedy = "does not belong here", f"Move it to {(elsewhere or {})[str(location[0])]}"
         else:
@@ -172,14 +172,14 @@ def _code(kind: str, codes: Codes) -> Code:
 
 
 def _sentences(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
-    """Give what was found and the remedy."""
+    """Return what was found and the remedy."""
     kind, value, location, context = detail["type"], detail["input"], detail["loc"], detail.get("ctx", {})
     if kind == "wrong":
         return context["found"], context["remedy"] + (_about(model, location) if context["about"] else "")
     if kind == "extra_forbidden":
-        return "is no setting", nearest(str(location[-1]), _fields(model, location[:-1]))
+        return "is not a known key", nearest(str(location[-1]), _fields(model, location[:-1]))
     if kind == "invalid_key" or location[-1:] == ("[key]",):
-        return "is no key, keys are text", "Put it in quotes if you mean it, or remove it"
+        return "is not a valid key: keys must be text", "Put it in quotes, or remove it"
     about = _about(model, location)
     if kind == "missing":
         return "is not set", f"Set it{about}"
@@ -198,7 +198,7 @@ def _expected(kind: str, context: Mapping[str, Any]) -> tuple[str, str]:
         case "literal_error":
             return (f"one of {context['expected']}",) * 2
         case _:
-            return _EXPECTED.get(kind, ("what belongs here", "what belongs here"))
+            return _EXPECTED.get(kind, ("accepted", "another value"))
 
 
 def _about(model: type[BaseModel], location: Location) -> str:
@@ -215,7 +215,7 @@ def _about(model: type[BaseModel], location: Location) -> str:
 
 
 def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:
-    """Give the fields, by the names that people write, of the section at a location; none where no section is."""
+    """Return the fields of the section at a location, by the names that people write; none if there is no section."""
     section: type[BaseModel] | None = model
     for part in location:
         if isinstance(part, int):
@@ -230,7 +230,7 @@ def _named(section: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Give the models inside an annotation such as ``tuple[Region, ...]`` or ``Builder | None``."""
+    """Return the models inside an annotation such as ``tuple[Region, ...]`` or ``Builder | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):

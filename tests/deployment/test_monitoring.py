@@ -419,7 +419,7 @@ def test_a_healthy_time_trips_nothing(recorder: Recorder) -> None:
     assert tripped(entries) == set()
     assert found["submissions"] == 3
     assert found["passes"] == _lines(entries, "pass: ") >= 3
-    assert _lines(entries, "dry run") == 1
+    assert _lines(entries, "Dry run") == 1
     assert any(entry.get("jsonPayload", {}).get("event") == "busy" for entry in entries)
 
     reports = [entry["jsonPayload"]["report"] for entry in entries if FILTERS["passes"](entry)]

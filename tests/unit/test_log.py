@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import logging
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vertex_launch import log
+from vertex_launch.codes import Code
+from vertex_launch.errors import Message
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -41,15 +44,43 @@ def test_a_record_becomes_one_line_of_json(redact: log.Redactor, capsys: pytest.
     }
 
 
-def test_a_traceback_is_redacted_too(redact: log.Redactor, capsys: pytest.CaptureFixture[str]) -> None:
+class Holder:
+    def __str__(self) -> str:
+        return f"holds {KEY}"
+
+
+FORMS = (KEY, base64.b64encode(KEY.encode()).decode(), base64.b64encode(f"api:{KEY}".encode()).decode())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_field_and_no_traceback_holds_a_key(
+    redact: log.Redactor, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
     log.configure(redact)
+    fields = dict.fromkeys(log.FIELDS, form) | {"report": {form: [form, Holder()]}, "item": Holder(), "run": (form,)}
+    del fields["code"]
     try:
-        raise ValueError(KEY)
-    except ValueError:
-        log.LOGGER.exception("oops")
+        raise ValueError(form) from KeyError(form)
+    except ValueError as error:
+        log.write(logging.ERROR, Message(Code.UNEXPECTED, f"a message with {form}"), error=error, **fields)
     out = capsys.readouterr().out
-    assert KEY not in out
-    assert "ValueError: <redacted>" in json.loads(out)["message"]
+    assert not [form for form in FORMS if form in out]
+    entry = json.loads(out)
+    assert entry["code"] == Code.UNEXPECTED
+    assert entry["report"] == {"<redacted>": ["<redacted>", "holds <redacted>"]}
+    assert "ValueError: <redacted>" in entry["message"]
+    assert "KeyError: '<redacted>'" in entry["message"]
+
+
+@pytest.mark.parametrize(("write", "severity"), [(log.warning, "WARNING"), (log.error, "ERROR")])
+def test_a_problem_has_its_code(
+    redact: log.Redactor, capsys: pytest.CaptureFixture[str], write: Callable[..., None], severity: str
+) -> None:
+    log.configure(redact)
+    write(Message(Code.PASS_BUSY, "first\nsecond"), item="i")
+    entry = json.loads(capsys.readouterr().out)
+    assert (entry["severity"], entry["code"], entry["item"]) == (severity, "VL-PASS-BUSY", "i")
+    assert entry["message"] == "first [VL-PASS-BUSY]\nsecond"
 
 
 def test_debug_lines_are_off_unless_asked_for(redact: log.Redactor, capsys: pytest.CaptureFixture[str]) -> None:
