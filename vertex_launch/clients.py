@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from google.auth.exceptions import GoogleAuthError
 
 from vertex_launch import __version__
-from vertex_launch.adapters.grpc_endpoint import insecure_channel, is_plaintext
+from vertex_launch.adapters import grpc_endpoint
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Problem, Unavailable
 
@@ -105,13 +105,7 @@ class Clients:
         settings = self._settings
         if not settings.log_lines:
             return None
-        return JobLogs(
-            settings.project,
-            settings.log_lines,
-            self._redact,
-            timeout=LOG_TIMEOUT,
-            endpoint=settings.logging_endpoint,
-        )
+        return JobLogs(settings.project, settings.log_lines, timeout=LOG_TIMEOUT, endpoint=settings.logging_endpoint)
 
     @cached_property
     def storage(self) -> storage.Client:
@@ -159,21 +153,13 @@ class Clients:
         """Return a client for Resource Manager at ``endpoint``, for the preflight."""
         from google.cloud.resourcemanager_v3 import ProjectsClient
 
-        client: ProjectsClient = self._google(ProjectsClient, endpoint)
-        return client
+        return grpc_endpoint.client(ProjectsClient, endpoint, self._credentials)
 
     def accounts(self, endpoint: str) -> IAMClient:
         """Return a client for IAM at ``endpoint``, for the preflight."""
         from google.cloud.iam_admin_v1 import IAMClient
 
-        client: IAMClient = self._google(IAMClient, endpoint)
-        return client
-
-    def _google(self, client: Any, endpoint: str) -> Any:
-        if is_plaintext(endpoint):
-            return client(transport=client.get_transport_class("grpc")(channel=insecure_channel(endpoint)))
-        options = {"api_endpoint": endpoint.removeprefix("https://")}
-        return client(credentials=self._credentials, client_options=options)
+        return grpc_endpoint.client(IAMClient, endpoint, self._credentials)
 
     @cached_property
     def services(self) -> Services:

@@ -96,6 +96,11 @@ class Redactor:
                 return self(str(value))
 
 
+def shorten(text: str, most: int) -> str:
+    """Return a text that may hold keys, cut between words to so many characters: a redactor does not find half a key."""
+    return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]}…"
+
+
 def write(level: int, message: Message, *, error: BaseException | None = None, **fields: Any) -> None:
     """Log a message with its code, the traceback of ``error``, and some of ``FIELDS``."""
     LOGGER.log(level, "%s", message, exc_info=error, extra={"code": str(message.code), **fields})

@@ -436,7 +436,7 @@ def test_a_key_that_w_and_b_refuses(cloud: Cloud, functions: Functions) -> None:
     cloud.secrets.add(SECRET, "wrong" * 8)
     told = functions.now().get_json()
     assert told["service"] == "W&B"
-    assert "401" in told["error"]
+    assert "[VL-WANDB-KEY-REFUSED]" in told["error"]
     cloud.secrets.set_state(cloud.secrets.add(SECRET, KEY), SecretVersion.State.ENABLED)
     assert functions.now().status_code == 200
 

@@ -23,15 +23,17 @@ from local.standins.vertex.server import PROJECTS
 from tests.support.fakes import Clock
 from vertex_launch.adapters.grpc_endpoint import BACKOFF
 from vertex_launch.adapters.job_logs import REACH, WIDTH, JobLogs
+from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Logs
 from vertex_launch.log import LOGGER, Redactor
 
 PROJECT, NUMBER = "demo-project", PROJECTS["demo-project"]
 PARENT = f"projects/{NUMBER}/locations/us-central1"
 KEY = "a1b2c3d4" * 5
-QUICKLY = BACKOFF.with_delay(initial=0.001, maximum=0.002)
+OFTEN = BACKOFF.with_delay(initial=0.1, maximum=0.1)
 LIST = "ListLogEntries"
-REMEDY = "or set log_lines: 0"
+
+pytestmark = pytest.mark.usefixtures("retry_clock")
 
 
 @pytest.fixture
@@ -65,10 +67,8 @@ Make = Callable[..., Logs]
 @pytest.fixture
 def logs(server: LogServer, clock: Clock) -> Make:
     def make(lines: int = 3, *, project: str = PROJECT, **options: Any) -> Logs:
-        redact = Redactor()
-        redact.add(KEY)
-        options = {"timeout": 2.0, "endpoint": server.url, "clock": clock, "backoff": QUICKLY, **options}
-        return JobLogs(project, lines, redact, **options)
+        options = {"timeout": 2.0, "endpoint": server.url, "clock": clock, "backoff": OFTEN, **options}
+        return JobLogs(project, lines, **options)
 
     return make
 
@@ -78,16 +78,17 @@ Warnings = Callable[[], list[str]]
 
 @pytest.fixture
 def warnings(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Warnings:
-    """Gives what has been logged so far, all of it warnings."""
+    """Returns what has been logged so far, all of it one kind of warning."""
     monkeypatch.setattr(LOGGER, "handlers", [])
     monkeypatch.setattr(LOGGER, "propagate", True)
 
-    def said() -> list[str]:
+    def logged() -> list[str]:
         records = [record for record in caplog.records if record.name == LOGGER.name]
         assert {record.levelno for record in records} <= {logging.WARNING}
+        assert {vars(record)["code"] for record in records} <= {Code.LOG_LINES_UNAVAILABLE}
         return [record.getMessage() for record in records]
 
-    return said
+    return logged
 
 
 def write(server: LogServer, job: str, now: float, **payload: Any) -> None:
@@ -146,7 +147,9 @@ def test_a_job_that_wrote_nothing(job: str, logs: Make, warnings: Warnings) -> N
         ({"protoPayload": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "x"}}, []),
         ({}, []),
         ({"textPayload": " \t\r\n"}, []),
-        ({"textPayload": "x" * (WIDTH + 1)}, ["x" * WIDTH]),
+        ({"textPayload": "word " * WIDTH}, [" ".join(["word"] * (WIDTH // 5)) + "…"]),
+        ({"textPayload": "x" * (WIDTH + 1)}, ["…"]),
+        ({"textPayload": "x" * WIDTH}, ["x" * WIDTH]),
         ({"textPayload": "a\tb\0c\x07\x7f\x85d\u202e"}, ["a bcd"]),
         ({"textPayload": "\x1b[1;31mError\x1b[0m: \x1b[2Kno"}, ["Error: no"]),
         ({"textPayload": " 1%|\r50%|#\r99%|##\r"}, ["99%|##"]),
@@ -167,11 +170,14 @@ def test_of_a_long_entry_too_the_last_lines_are_taken(server: LogServer, job: st
 
 
 @pytest.mark.parametrize("place", [0, WIDTH - 45, WIDTH - 20, WIDTH - 1])
-def test_no_part_of_a_key_gets_out_where_a_line_is_cut(jobs: Jobs, job: str, logs: Make, place: int) -> None:
-    jobs.log_output(job, [f"{'.' * place}{KEY[:7]}\0{KEY[7:]} is a key"])
+def test_a_key_is_either_whole_or_left_out_where_a_line_is_cut(jobs: Jobs, job: str, logs: Make, place: int) -> None:
+    """Whoever shows the line redacts it, and half a key would not be found."""
+    jobs.log_output(job, [f"{'.' * place} {KEY[:7]}\0{KEY[7:]} is a key"])
     (line,) = logs().tail(job)
+    redact = Redactor()
+    redact.add(KEY)
     assert len(line) <= WIDTH
-    assert KEY[:2] not in line
+    assert KEY[:2] not in redact(line)
 
 
 def test_a_search_that_takes_long_is_followed_to_its_end(server: LogServer, jobs: Jobs, job: str, logs: Make) -> None:
@@ -193,7 +199,7 @@ def test_a_search_without_an_end_is_given_up(server: LogServer, jobs: Jobs, job:
 
 
 @pytest.mark.parametrize("code", ["UNAVAILABLE", "RESOURCE_EXHAUSTED", "INTERNAL"])
-def test_a_burst_of_trouble_is_waited_out(
+def test_a_call_that_fails_a_few_times_is_repeated(
     server: LogServer, jobs: Jobs, job: str, logs: Make, warnings: Warnings, code: str
 ) -> None:
     jobs.log_output(job, ["there"])
@@ -213,7 +219,7 @@ def test_without_permission_there_are_no_lines_and_one_warning(
     assert reader.tail(job) == []
     (warning,) = warnings()
     assert "Permission denied for all log views" in warning
-    assert f"grant the function's service account roles/logging.viewer in project {PROJECT}, {REMEDY}" in warning
+    assert f"roles/logging.viewer in project {PROJECT}" in warning
     assert reader.tail(job) == ["secret"], "a right that was granted since is used"
     server.faults.fail(LIST, 403)
     assert logs().tail(job) == []
@@ -226,26 +232,29 @@ def test_logs_of_a_project_that_is_not_ours(job: str, logs: Make, warnings: Warn
     assert "roles/logging.viewer in project other" in warning
 
 
-def test_trouble_that_goes_on_ends_in_time(server: LogServer, job: str, logs: Make, warnings: Warnings) -> None:
+def test_errors_that_go_on_are_quoted(
+    server: LogServer, job: str, logs: Make, warnings: Warnings, retry_clock: Clock
+) -> None:
     server.faults.fail(LIST, "UNAVAILABLE", times=None, message="The service is unavailable")
-    assert logs(timeout=0.3).tail(job) == []
+    began = retry_clock.now
+    assert logs(timeout=1).tail(job) == []
+    assert retry_clock.now - began <= 1
     (warning,) = warnings()
     assert "The service is unavailable" in warning
-    assert REMEDY in warning
 
 
 def test_an_answer_that_takes_too_long(server: LogServer, job: str, logs: Make, warnings: Warnings) -> None:
-    server.faults.delay(LIST, 0.3)
-    assert logs(timeout=0.1).tail(job) == []
+    server.faults.delay(LIST, 0.1)
+    assert logs(timeout=0.05).tail(job) == []
     (warning,) = warnings()
     assert "Deadline Exceeded" in warning
 
 
-def test_nobody_listens(server: LogServer, job: str, logs: Make, warnings: Warnings) -> None:
+def test_an_address_without_a_server(server: LogServer, job: str, logs: Make, warnings: Warnings) -> None:
     reader = logs(timeout=0.4)
     server.stop()
     assert reader.tail(job) == []
-    assert "onnect" in warnings()[0]
+    assert len(warnings()) == 1
 
 
 def test_without_the_package(job: str, logs: Make, warnings: Warnings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,27 +262,25 @@ def test_without_the_package(job: str, logs: Make, warnings: Warnings, monkeypat
     reader = logs()
     assert [reader.tail(job), reader.tail(job)] == [[], []]
     (warning,) = warnings()
-    assert f"install google-cloud-logging, {REMEDY}" in warning
+    assert "google-cloud-logging" in warning
 
 
 def test_without_credentials(job: str, warnings: Warnings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file")
-    assert JobLogs(PROJECT, 3, Redactor(), timeout=1).tail(job) == []
+    assert JobLogs(PROJECT, 3, timeout=1).tail(job) == []
     (warning,) = warnings()
-    assert "/no/such/file was not found" in warning
+    assert "/no/such/file" in warning
 
 
 def test_the_package_is_not_imported_before_the_first_line_is_asked_for() -> None:
     script = (
-        "import sys, vertex_launch.functions\n"
+        "import sys\n"
         "from vertex_launch.adapters.job_logs import JobLogs\n"
-        "logs = JobLogs('p', 3, str, timeout=0.05, endpoint='http://127.0.0.1:1')\n"
-        "before = 'google.cloud.logging_v2' in sys.modules\n"
-        "logs.tail('projects/p/locations/r/customJobs/1')\n"
-        "print(before, 'google.cloud.logging_v2' in sys.modules)\n"
+        "JobLogs('p', 3, timeout=1)\n"
+        "print('google.cloud.logging_v2' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "True"], done.stderr
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.fixture
@@ -300,7 +307,7 @@ def test_the_stand_in_filters_orders_and_pages(
     late = f'{own}\n  timestamp>="{timestamp(clock.now + 3)}" AND resource.type!="gce_instance"'
     assert texts(client, filter=late, resource_names=[f"projects/{NUMBER}"]) == ["3", "4"]
     assert texts(client, filter='resource.labels.region!="x"') == [], "nothing is true of a label that is not there"
-    assert len(texts(client)) == 6, "the service's own entry has a text, too"
+    assert len(texts(client)) == 6, "the service's own entry also has a text"
 
 
 @pytest.mark.parametrize(
@@ -319,7 +326,7 @@ def test_the_stand_in_filters_orders_and_pages(
         {"resource_names": []},
     ],
 )
-def test_the_stand_in_refuses_what_it_does_not_know(client: LoggingServiceV2Client, asked: dict[str, Any]) -> None:
+def test_the_stand_in_refuses_what_it_does_not_support(client: LoggingServiceV2Client, asked: dict[str, Any]) -> None:
     with pytest.raises(exceptions.InvalidArgument):
         texts(client, **asked)
 

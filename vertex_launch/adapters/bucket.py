@@ -1,6 +1,6 @@
-"""A deployment's objects in a Cloud Storage bucket, where the record lies (``vertex_launch.state.record``).
+"""A deployment's objects in a Cloud Storage bucket; ``vertex_launch.state.record`` keeps its lock and ledger there.
 
-A 429, which an object answers to more than about one write a second, is waited out by the client library's own retry.
+An object answers 429 to more than about one write a second. The client library's own retry waits for that.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 from requests.exceptions import RequestException
 
+from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 
-# Else the client asks for the bucket's metadata in a thread of its own, which nothing here needs and which wants a right.
+# Otherwise the client reads the bucket's metadata in a thread of its own, which needs one more permission.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 T = TypeVar("T")
@@ -32,14 +33,14 @@ TROUBLE = (exceptions.GoogleAPIError, GoogleAuthError, DataCorruption, RequestEx
 """Everything that an operation on an object can raise."""
 
 BACKOFF = DEFAULT_RETRY.with_delay(initial=0.3, maximum=1.0, multiplier=1.3)
-"""Pauses between two attempts, up to the time that an object needs between two writes."""
+"""Pauses between two attempts, at most as long as an object needs between two writes."""
 
 NO_BUCKET = "bucket does not exist"
-"""What a 404 says where the bucket is missing; where only the object is, it says: No such object."""
+"""In the text of a 404 if the bucket is missing; if only the object is missing, the text has: No such object."""
 
 
 class Bucket:
-    """The objects under one ``gs://bucket[/prefix]``, a folder for each deployment; ``project`` is whom requests belong to."""
+    """The objects in one deployment's folder under ``gs://bucket[/prefix]``; ``project`` is the requests' own."""
 
     def __init__(
         self,
@@ -54,22 +55,22 @@ class Bucket:
         parts = urlsplit(location)
         self._prefix = "/".join(part for part in (parts.path.strip("/"), deployment) if part)
         self._where = f"gs://{parts.netloc}/{self._prefix}"
-        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
+        self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._bucket = (client or Client(project=project)).bucket(parts.netloc)
 
     def read(self, name: str) -> tuple[bytes, int] | None:
-        """Read an object and its generation; None when there is none. Raises Unavailable."""
+        """Return an object and its generation, None if it does not exist. Raises Unavailable."""
 
         def download() -> tuple[bytes, int]:
             blob = self._blob(name)
-            content: bytes = blob.download_as_bytes(**self._again)
-            # The real service tells the generation with the content, not every stand-in does.
+            content: bytes = blob.download_as_bytes(**self._limits)
+            # Cloud Storage sends the generation with the content; not every stand-in does.
             return self._read_generation(name) if blob.generation is None else (content, int(blob.generation))
 
         return self._call(download, "read", name)
 
     def write(self, name: str, content: bytes, generation: int) -> int | None:
-        """Write if the object's generation is that one, 0 for none; gives the new generation, None when it is another.
+        """Write the object if it has this generation, 0 for a new object. Return its new generation, None if it has another.
 
         Raises Unavailable.
         """
@@ -77,7 +78,7 @@ class Bucket:
         def upload() -> int:
             blob = self._blob(name)
             blob.upload_from_string(
-                content, content_type="application/json", if_generation_match=generation, **self._again
+                content, content_type="application/json", if_generation_match=generation, **self._limits
             )
             return int(blob.generation)
 
@@ -87,18 +88,18 @@ class Bucket:
         return self._bucket.blob(f"{self._prefix}/{name}")
 
     def _read_generation(self, name: str) -> tuple[bytes, int]:
-        """Ask for the object's generation, then read the content of exactly that one."""
+        """Return the object's content and generation, asked for one after the other."""
         for _ in range(3):
             blob = self._blob(name)
-            blob.reload(**self._again)
+            blob.reload(**self._limits)
             generation = int(blob.generation)
             with suppress(exceptions.NotFound):  # replaced in between
                 exactly = self._bucket.blob(blob.name, generation=generation)
-                return exactly.download_as_bytes(**self._again), generation
-        raise Unavailable(SERVICE, f"{self._where}/{name} changes too often to be read")
+                return exactly.download_as_bytes(**self._limits), generation
+        raise Unavailable(SERVICE, f"{self._where}/{name} changes too often to be read", code=Code.STORAGE_UNAVAILABLE)
 
     def _call(self, operation: Callable[[], T], verb: str, name: str) -> T | None:
-        """Run an operation on an object; None when it is not there or is of another generation."""
+        """Run an operation on an object. Return None if the object is missing or has another generation."""
         try:
             return operation()
         except exceptions.PreconditionFailed:
@@ -107,19 +108,24 @@ class Bucket:
             if verb == "read" and NO_BUCKET not in str(error):
                 return None
             raise Unavailable(
-                SERVICE, f"the bucket of {self._where} does not exist; create it or correct STATE_BUCKET"
+                SERVICE,
+                f"the bucket of {self._where} does not exist. Create it, or correct STATE_BUCKET",
+                code=Code.STORAGE_BUCKET_NOT_FOUND,
             ) from error
         except exceptions.Forbidden as error:
             raise Unavailable(
                 SERVICE,
-                f"the function's service account may not {verb} {self._where}/{name}; grant it "
+                f"the function's service account may not {verb} {self._where}/{name}. Grant it "
                 f"roles/storage.objectUser on that bucket ({error.message})",
+                code=Code.STORAGE_PERMISSION,
             ) from error
         except TROUBLE as error:
-            raise Unavailable(SERVICE, f"cannot {verb} {self._where}/{name}: {said(error)}") from error
+            raise Unavailable(
+                SERVICE, f"cannot {verb} {self._where}/{name}: {said(error)}", code=Code.STORAGE_UNAVAILABLE
+            ) from error
 
 
 def said(error: Exception) -> str:
-    """Give Cloud Storage's own words, those of the last attempt where there were several."""
+    """Return Cloud Storage's own words, those of the last attempt if there were several."""
     last = getattr(error, "cause", None) or error
     return str(exceptions.from_http_response(last.response) if isinstance(last, InvalidResponse) else last)

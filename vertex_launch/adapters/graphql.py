@@ -1,6 +1,6 @@
-"""Requests to a GraphQL server: several fields in one, an answer for each, and retries of what may be repeated.
+"""W&B's GraphQL API: several fields in one request, an answer for each, and retries of what is safe to repeat.
 
-Called by ``wandb_queue``, which knows what to ask. Errors keep the server's own words, and never hold the key.
+``wandb_server`` decides what to ask. Errors quote W&B, cut between words only, so that the exits find whole keys to redact.
 """
 
 from __future__ import annotations
@@ -16,49 +16,46 @@ from google.api_core.exceptions import RetryError
 from google.api_core.retry import Retry, if_exception_type
 from urllib3.exceptions import NewConnectionError
 
+from vertex_launch.codes import Code
+from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import KeyRefused, Unavailable
-from vertex_launch.log import Redactor
+from vertex_launch.log import shorten
 from vertex_launch.settings.config import Timeouts
 
+SERVICE = "W&B"
 
-class Key(Protocol):
-    """Where the API key comes from."""
 
-    def get(self) -> str:
-        """Give the key. Raises Unavailable."""
+class RenewableKey(Key, Protocol):
+    """A key that can be read again."""
 
     def renew(self, refused: str) -> str:
-        """Give the key, read again since ``refused`` was refused. Raises Unavailable."""
+        """Return the key, read again because W&B refused ``refused``. Raises Unavailable."""
 
 
-class Again(Exception):
-    """The request may be sent again: it surely did nothing, or doing it twice is harmless."""
+class Retryable(Exception):
+    """The request may be sent again: it did nothing, or doing it twice is harmless."""
 
 
-class Refused(Unavailable):
-    """The server refused the whole request before doing anything of it."""
+class RequestRefused(Unavailable):
+    """W&B refused the whole request before it did any part of it."""
 
 
-BACKOFF = Retry(predicate=if_exception_type(Again), initial=0.2, multiplier=2.0, maximum=2.0)
+BACKOFF = Retry(predicate=if_exception_type(Retryable), initial=0.2, multiplier=2.0, maximum=2.0)
 """Pauses between two attempts, at random between nothing and twice as long each time."""
 
-TOO_MUCH = (
-    requests.codes.bad_request,
-    requests.codes.request_entity_too_large,
-    requests.codes.unprocessable_entity,
-)
-"""Statuses by which a proxy, too, may refuse a request for its size or its form."""
+MAYBE_TOO_LARGE = (400, 413, 422)
+"""Statuses with which a proxy also refuses a request for its size or its form."""
 
 REMEDIES = {
-    requests.codes.forbidden: "check what the API key has access to, WANDB_BASE_URL and what stands in between",
-    requests.codes.not_found: "check WANDB_BASE_URL, to which /graphql is added: it may have a path too much",
+    403: "Check what the API key has access to, WANDB_BASE_URL, and any proxy",
+    404: "Check WANDB_BASE_URL: /graphql is added to it, so it must not have a path of its own",
 }
 """What to do about a status that concerns a whole request."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a request: its text, in which ``$name`` stands for a variable, and (type, value) of each variable."""
+    """One field of a request: its text, in which ``$name`` is a variable, and the (type, value) of each variable."""
 
     text: str
     variables: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
@@ -66,7 +63,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one field: a value, or W&B's own words on why not; ``lost`` when nothing is known."""
+    """The answer to one field: a value, or W&B's own words on why there is none; ``lost`` if nothing is known."""
 
     value: Any = None
     error: str = ""
@@ -74,12 +71,11 @@ class Result:
 
 
 class GraphQL:
-    """One server, asked with an API key; ``service`` names it for people."""
+    """The GraphQL API of one W&B server, with an API key."""
 
     def __init__(
-        self, service: str, base_url: str, key: Key, timeouts: Timeouts, *, agent: str, backoff: Retry = BACKOFF
+        self, base_url: str, key: RenewableKey, timeouts: Timeouts, *, agent: str, backoff: Retry = BACKOFF
     ) -> None:
-        self._service = service
         self._url = f"{base_url.rstrip('/')}/graphql"
         self._key = key
         self._timeout = (timeouts.connect, timeouts.read)
@@ -90,9 +86,9 @@ class GraphQL:
     def ask(
         self, kind: str, fields: Sequence[Field], *, repeatable: bool = True, within: float = math.inf
     ) -> list[Result]:
-        """Send one request and give the answers in the order of its fields. Raises Refused, Unavailable.
+        """Send one request and return the answers in the order of its fields. Raises RequestRefused, Unavailable.
 
-        It is sent again only within so many seconds from now.
+        Retries start at most ``within`` seconds from now.
         """
         document, variables = _document(kind, fields)
         body = self._send({"query": document, "variables": variables}, repeatable, within)
@@ -104,12 +100,13 @@ class GraphQL:
         data = body.get("data")
         if not isinstance(data, dict):
             if not errors.keys() - {""}:
-                raise Refused(self._service, "; ".join(errors.get("", ["an answer without data"])))
+                words = "; ".join(errors.get("", ["an answer without data"]))
+                raise RequestRefused(SERVICE, f"the request failed: {words}", code=Code.WANDB_REFUSED)
             data = {}
         return [_result(data, errors, f"f{i}") for i in range(len(fields))]
 
     def _send(self, body: Mapping[str, Any], repeatable: bool, within: float) -> dict[str, Any]:
-        """Post a request, with retries of what may be repeated; a refused key is read again once."""
+        """Post a request with retries if it is repeatable; read a refused key again once."""
         key, retry = self._key.get(), self._backoff.with_timeout(min(self._timeout[1], within))
         try:
             try:
@@ -117,7 +114,7 @@ class GraphQL:
             except KeyRefused:
                 return retry(self._post)(body, self._key.renew(key), repeatable)  # type: ignore[no-any-return]
         except RetryError as error:
-            raise Unavailable(self._service, str(error.cause)) from error
+            raise Unavailable(SERVICE, str(error.cause), code=Code.WANDB_UNAVAILABLE) from error
 
     def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
         try:
@@ -129,42 +126,48 @@ class GraphQL:
             cause = getattr(cause, "reason", None) or cause
             trouble = f"no answer from {self._url}: {cause}"
             if repeatable or isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError):
-                raise Again(trouble) from error
-            raise Unavailable(self._service, trouble) from error
-        return _parsed(self._service, response, key, repeatable)
+                raise Retryable(trouble) from error
+            raise Unavailable(SERVICE, trouble, code=Code.WANDB_UNAVAILABLE) from error
+        return _parsed(response, repeatable)
 
 
-def _parsed(service: str, response: requests.Response, key: str, repeatable: bool) -> dict[str, Any]:
-    """Give a response's JSON object. Raises KeyRefused, Again, Refused, Unavailable."""
+def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
+    """Return a response's JSON object. Raises KeyRefused, Retryable, RequestRefused, Unavailable."""
     status, body = response.status_code, _json(response)
     answered = "data" in body or "errors" in body
-    if answered and status == requests.codes.ok:
+    if answered and status == 200:
         return body
-    said = f"HTTP {status} from {response.url}: {_said(response, key)}"
-    if status == requests.codes.unauthorized:
-        remedy = "put a valid key of this server into the secret, as a new version"
-        raise KeyRefused(service, f"the API key is refused, {said}; {remedy}")
-    if status in (requests.codes.too_many_requests, requests.codes.service_unavailable):
-        raise Again(said)
+    said = f"HTTP {status} from {response.url}: {_words(response, body)}"
+    if status == 401:
+        raise KeyRefused(
+            SERVICE,
+            f"the API key is refused, {said}. Add a valid key of this server to the secret, as a new version",
+            code=Code.WANDB_KEY_REFUSED,
+        )
+    if status in (429, 503):
+        raise Retryable(said)
     if response.is_redirect:
-        target = response.headers["Location"]
-        raise Unavailable(service, f"{response.url} redirects to {target}; correct WANDB_BASE_URL or base_url")
-    if status >= requests.codes.server_error and not _tells_something(body):
+        raise Unavailable(
+            SERVICE,
+            f"{response.url} redirects to {response.headers['Location']}. Correct WANDB_BASE_URL or base_url",
+            code=Code.WANDB_ADDRESS,
+        )
+    if status >= 500 and not _has_value(body):
         if repeatable:
-            raise Again(said)
-        raise Unavailable(service, said)
+            raise Retryable(said)
+        raise Unavailable(SERVICE, said, code=Code.WANDB_UNAVAILABLE)
     if not answered:
-        refusal = Refused if status in TOO_MUCH else Unavailable
-        remedy = REMEDIES.get(status, "check WANDB_BASE_URL and what stands in between")
-        raise refusal(service, f"this is no GraphQL answer, {said}; {remedy}")
+        refusal = RequestRefused if status in MAYBE_TOO_LARGE else Unavailable
+        remedy = REMEDIES.get(status, "Check WANDB_BASE_URL and any proxy")
+        raise refusal(SERVICE, f"this is not a GraphQL answer, {said}. {remedy}", code=Code.WANDB_ADDRESS)
     if not _is_about_fields(body):
-        remedy = f"; {REMEDIES[status]}" if status in REMEDIES else ""
-        raise Refused(service, f"the request is refused, {said}{remedy}")
+        remedy = f". {REMEDIES[status]}" if status in REMEDIES else ""
+        raise RequestRefused(SERVICE, f"the request is refused, {said}{remedy}", code=Code.WANDB_REFUSED)
     return body
 
 
 def _json(response: requests.Response) -> dict[str, Any]:
-    """Give the JSON object of a response, an empty one where it has none."""
+    """Return the JSON object of a response, an empty one if it has none."""
     try:
         body = response.json()
     except ValueError:
@@ -172,28 +175,26 @@ def _json(response: requests.Response) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _tells_something(body: Mapping[str, Any]) -> bool:
-    """Say whether an answer has a value for at least one field: a failed neighbour may give all of it a bad status."""
+def _has_value(body: Mapping[str, Any]) -> bool:
+    """Return whether at least one field has a value: one failed field may give the whole answer a bad status."""
     data = body.get("data")
     return isinstance(data, dict) and any(value is not None for value in data.values())
 
 
 def _is_about_fields(body: Mapping[str, Any]) -> bool:
-    """Say whether an answer has a value or an error of at least one field: else it is about the request as a whole."""
-    return _tells_something(body) or any(error.get("path") for error in dicts(body.get("errors")))
+    """Return whether at least one field has a value or an error; otherwise the answer is about the whole request."""
+    return _has_value(body) or any(error.get("path") for error in dicts(body.get("errors")))
 
 
-def _said(response: requests.Response, key: str) -> str:
-    """Give a server's own words, briefly, without markup and without the key, should it repeat that."""
-    messages = [str(error.get("message", "")) for error in dicts(_json(response).get("errors"))]
-    redact = Redactor()
-    redact.add(key)
-    text = redact("; ".join(messages) or re.sub(r"<[^>]*>", " ", response.text))
-    return " ".join(text.split())[:300] or "(nothing more)"
+def _words(response: requests.Response, body: Mapping[str, Any]) -> str:
+    """Return the server's own words, shortened and without markup."""
+    messages = [str(error.get("message", "")) for error in dicts(body.get("errors"))]
+    text = "; ".join(messages) or re.sub(r"<[^>]*>", " ", response.text)
+    return shorten(" ".join(text.split()), 300) or "(nothing more)"
 
 
 def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
-    """Put fields into one document, each under an alias ``f<n>`` and with variables of its own."""
+    """Join fields into one document, each under an alias ``f<n>`` and with variables of its own."""
     declared: list[str] = []
     values: dict[str, Any] = {}
     selected: list[str] = []
@@ -207,9 +208,9 @@ def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
 
 
 def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias: str) -> Result:
-    """Give one field's answer; a null with an error beside it is not absence, and a missing field is no answer.
+    """Return one field's answer. A null beside an error is not absence, and a field that is left out has no answer.
 
-    An error that names no field may be about any that is null or has a null in it.
+    An error that names no field may be about any field that is null or has a null in it.
     """
     if alias not in data and alias not in errors:
         return Result(error="the answer leaves this operation out", lost=True)
@@ -220,5 +221,5 @@ def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias:
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:
-    """Give the JSON objects of a list, none where it is no list."""
+    """Return the JSON objects of a list, none if the value is not a list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []

@@ -1,9 +1,9 @@
-"""W&B's job artifacts, through the SDK's public API, which is imported when the first item with a job comes.
+"""W&B's job artifacts, through the SDK's public API, which is imported when the first item with a job is prepared.
 
-That costs a helper process of the SDK's and its memory, which deployments that launch only images never pay. Of an artifact
-its own description is downloaded, never code; what the SDK writes goes to a folder that is emptied after the pass, for a
-function's disk is its memory. The SDK downloads without a time limit and tries again for many minutes, so the description
-is fetched here, from the address that the SDK tells.
+The SDK starts a helper process, whose memory deployments that launch only images do not need. Only an artifact's
+description is downloaded, never code. The SDK writes to a folder that is emptied after the pass, because a function's disk
+is its memory. The SDK's own download has no time limit and retries for many minutes, so this module downloads the
+description from the address that the SDK returns.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from typing import Any
 
 import requests
 
+from vertex_launch.adapters.graphql import SERVICE
+from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
 
-SERVICE = "W&B"
 DESCRIPTION = "wandb-job.json"
 KEPT = 256
-"""Versions that are remembered; a version never changes, an alias may."""
+"""Number of versions kept in memory; a version never changes, an alias may."""
 LARGEST = 2**20
-"""Bytes that are read of a description; the client's own have one or two thousand."""
+"""Most bytes that are read of a description; W&B's client writes one or two thousand."""
 _CHUNK = 2**14
 IMPATIENT = 0.1
-"""What is left of the timeout for a look-up in a pass in which W&B has failed to answer one."""
+"""Part of the timeout that is left for each look-up after one has failed in the same pass."""
 
 _NAME = re.compile(r"([^/:\x00-\x1f]+/){2}[^/:\x00-\x1f]+:[^/:\x00-\x1f]+")
 _ABSENT = re.compile(
@@ -52,8 +53,8 @@ _VERSION = re.compile(r"v\d+")
 class JobArtifacts:
     """Finds job artifacts at ``base_url`` with the key; safe to use from many threads.
 
-    A look-up takes ``timeout`` seconds at most, and a tenth of that once one has failed, so that W&B being slow does not eat
-    a pass; ``forget`` begins anew, after a failure with another helper process, for the old one may be what is gone.
+    A look-up takes at most ``timeout`` seconds, and a tenth of that after one has failed, so that a slow W&B does not use
+    up the pass. ``forget`` resets that; after a failure it also replaces the helper process, which may have died.
     """
 
     def __init__(self, base_url: str, key: Key, *, timeout: float) -> None:
@@ -63,18 +64,19 @@ class JobArtifacts:
         self._patience = timeout
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[str, JobArtifact]] = OrderedDict()
-        """By the full name, with the id: what is deleted and made again has the same name."""
+        """Full name to id and job. The id tells a job that was deleted and created again under its name."""
         self.folder: Path | None = None
-        """Where the SDK writes, once it has been asked."""
+        """Where the SDK writes, after its first use."""
         self._api: Future[Any] | None = None
         self._api_key = ""
         self._failed = False
 
     def find(self, name: str) -> JobArtifact:
-        """Give the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
+        """Return the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
         if not _NAME.fullmatch(name):
             raise ItemRejected(
-                f"job: {shown(name)} is not the name of a job. Write entity/project/name:version, as wandb job list shows it."
+                f"job: {shown(name)} is not the name of a job. Write entity/project/name:version, as wandb job list shows it.",
+                code=Code.ARTIFACT_NAME,
             )
         if _VERSION.fullmatch(name.rpartition(":")[2]) and (known := self._remembered(name)):
             return known
@@ -83,7 +85,9 @@ class JobArtifacts:
             found: JobArtifact = looking.result(patience)
         except TimeoutError:
             self._fail()
-            raise Unavailable(SERVICE, f"cannot look up job {name}: no answer within {patience:g} s") from None
+            raise Unavailable(
+                SERVICE, f"cannot look up job {name}: no answer within {patience:g} s", code=Code.WANDB_UNAVAILABLE
+            ) from None
         except Unavailable:
             self._fail()
             raise
@@ -93,7 +97,7 @@ class JobArtifacts:
         self._patience, self._failed = self._timeout * IMPATIENT, True
 
     def forget(self) -> None:
-        """Empty the folder that the SDK writes to, and have patience again."""
+        """Empty the folder that the SDK writes to, and restore the full timeout."""
         self._patience = self._timeout
         with self._lock:
             if self._failed:
@@ -108,12 +112,14 @@ class JobArtifacts:
             collection = artifact.name.partition(":")[0]
             full = f"{artifact.entity}/{artifact.project}/{collection}:{artifact.version}"
             if artifact.state == "DELETED":
-                raise ItemRejected(f"job: {name} was deleted. Launch a version that is still there.")
+                raise ItemRejected(
+                    f"job: {name} was deleted. Launch a version that exists.", code=Code.ARTIFACT_NOT_FOUND
+                )
             if known := self._remembered(full, artifact.id):
                 return known
             file = next(iter(artifact.files([DESCRIPTION], per_page=1)), None)
             if file is None:
-                raise ItemRejected(f"job: {name} has no {DESCRIPTION}, so it is no job. Make it anew.")
+                raise _invalid(name, f"has no {DESCRIPTION}")
             return self._remember(artifact.id, JobArtifact(full, self._described(name, file.direct_url)))
         except LaunchError:
             raise
@@ -121,63 +127,56 @@ class JobArtifacts:
             raise _reason(name, error) from error
 
     def _described(self, name: str, url: str) -> dict[str, Any]:
-        """Download a description. The address grants access by itself, so it is in no message."""
+        """Download a description. Its address grants access, so no message has it."""
         trouble = f"cannot download {DESCRIPTION} of job {name}"
         try:
             with requests.get(url, timeout=self._timeout, stream=True) as answer:
                 status = answer.status_code
                 content = b"".join(itertools.islice(answer.iter_content(_CHUNK), LARGEST // _CHUNK))
         except requests.RequestException as error:
-            raise Unavailable(SERVICE, f"{trouble}: {type(error).__name__}") from None
+            raise Unavailable(SERVICE, f"{trouble}: {type(error).__name__}", code=Code.WANDB_UNAVAILABLE) from None
         if status in (requests.codes.not_found, requests.codes.gone):
-            raise ItemRejected(f"job: the content of {name} is no longer at W&B (status {status}). Make the job anew.")
+            raise ItemRejected(
+                f"job: W&B no longer has the content of {name} (status {status}). Create the job again.",
+                code=Code.ARTIFACT_NOT_FOUND,
+            )
         if not requests.codes.ok <= status < requests.codes.multiple_choices:
-            raise Unavailable(SERVICE, f"{trouble}: status {status}")
+            raise Unavailable(SERVICE, f"{trouble}: status {status}", code=Code.WANDB_UNAVAILABLE)
         try:
             description = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ItemRejected(
-                f"job: {DESCRIPTION} of {name} is not JSON ({error}), so it is no job. Make it anew, as with wandb job create."
-            ) from error
+            raise _invalid(name, f"has a {DESCRIPTION} that is not JSON ({error})") from error
         if not isinstance(description, dict):
-            raise ItemRejected(
-                f"job: {DESCRIPTION} of {name} is no JSON object. Make it anew, as with wandb job create."
-            )
+            raise _invalid(name, f"has a {DESCRIPTION} that is not a JSON object")
         return description
 
     def _open(self) -> Future[Any]:
-        """Give the SDK's API with today's key, which it is about to check; one check serves all who ask meanwhile."""
+        """Return the SDK's API with the current key, which the SDK is still checking; one check serves all threads."""
         key = self._key.get()
         with self._lock:
             if self.folder is None:
                 self.folder = Path(tempfile.mkdtemp(prefix="vertex-launch-wandb-"))
                 atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
-                for variable in (
-                    "WANDB_CACHE_DIR",
-                    "WANDB_DATA_DIR",
-                    "WANDB_ARTIFACT_DIR",
-                    "WANDB_CONFIG_DIR",
-                    "WANDB_DIR",
-                ):
-                    os.environ[variable] = str(self.folder)
+                for kind in ("CACHE_", "DATA_", "ARTIFACT_", "CONFIG_", ""):
+                    os.environ[f"WANDB_{kind}DIR"] = str(self.folder)
                 os.environ["WANDB_SILENT"] = "true"
             if self._api is None or self._api_key != key or (self._api.done() and self._api.exception()):
-                self._api = _in_thread(partial(self._begin, key, anew=self._failed))
+                self._api = _in_thread(partial(self._start, key, anew=self._failed))
                 self._api_key, self._failed = key, False
             return self._api
 
-    def _begin(self, key: str, *, anew: bool) -> Any:
+    def _start(self, key: str, *, anew: bool) -> Any:
         import wandb
 
         if anew:
             try:
-                wandb.teardown()  # nothing else makes the SDK start another helper process
-            except Exception as error:  # noqa: BLE001 - the old one's last words do not matter
+                wandb.teardown()  # the only way to make the SDK start another helper process
+            except Exception as error:  # noqa: BLE001 - the old one is replaced, however it ended
                 LOGGER.info("the helper process of W&B's client ended with %r", error)
         return wandb.Api({"base_url": self._base_url}, timeout=max(1, round(self._timeout)), api_key=key)
 
     def _remembered(self, name: str, artifact: str = "") -> JobArtifact | None:
-        """Give what is known of a version; of one that W&B has just told the id of only if it is that."""
+        """Return a version from memory, None if it is not there or does not have this id, if one is passed."""
         with self._lock:
             known, job = self._known.get(name, ("", None))
         return job if not artifact or known == artifact else None
@@ -191,27 +190,38 @@ class JobArtifacts:
 
 
 def _in_thread(work: Callable[[], Any]) -> Future[Any]:
-    """Do something that may hang in a thread of its own, which does not keep the process from ending."""
+    """Run work that may hang in a thread that does not keep the process from ending."""
     done: Future[Any] = Future()
 
     def do() -> None:
         try:
             done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - result() raises it
             done.set_exception(error)
 
     threading.Thread(target=do, daemon=True).start()
     return done
 
 
+def _invalid(name: str, found: str) -> ItemRejected:
+    return ItemRejected(
+        f"job: {name} {found}, so it is not a job. Create it again, for example with wandb job create.",
+        code=Code.ARTIFACT_INVALID,
+    )
+
+
 def _reason(name: str, error: Exception) -> ItemRejected | Unavailable:
-    """Tell what cannot be found, or is no job, from what W&B could not answer just now."""
-    said = str(error) or repr(error.__cause__ or error)
-    if "this artifact is of type" in said:
-        return ItemRejected(f"job: {name} is no job ({said}). Launch a job, as wandb job list shows them.")
-    if _ABSENT.search(said) and "[Errno" not in said:  # that would be of this machine, and of no job
+    """Return a rejection if the job does not exist or is not a job, Unavailable if W&B cannot answer at the moment."""
+    words = str(error) or repr(error.__cause__ or error)
+    if "this artifact is of type" in words:
         return ItemRejected(
-            f"job: W&B does not show {name} to this deployment's API key ({said}). Check the name and the version, or give the "
-            "key's user access to its project."
+            f"job: {name} is not a job ({words}). Launch a job, as wandb job list shows them.",
+            code=Code.ARTIFACT_INVALID,
         )
-    return Unavailable(SERVICE, f"cannot look up job {name}: {said}")
+    if _ABSENT.search(words) and "[Errno" not in words:  # an [Errno] is about this machine, not about the job
+        return ItemRejected(
+            f"job: W&B does not show {name} to this deployment's API key ({words}). Check the name and the version, or give "
+            "the key's user access to its project.",
+            code=Code.ARTIFACT_NOT_FOUND,
+        )
+    return Unavailable(SERVICE, f"cannot look up job {name}: {words}", code=Code.WANDB_UNAVAILABLE)

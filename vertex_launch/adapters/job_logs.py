@@ -1,7 +1,7 @@
-"""The last lines that a job's containers wrote, from Cloud Logging; ``reconciler`` puts them below the reason of a failure.
+"""The last lines that a job's containers wrote, from Cloud Logging, for the message about the job's failure.
 
-They are an extra that ``log_lines`` switches on: google-cloud-logging is imported when the first lines are asked for, and
-whatever keeps them away, the message goes out without them.
+``log_lines`` switches them on. google-cloud-logging is imported when the first lines are asked for. Any error is logged
+once, and messages go out without the lines.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from typing import TYPE_CHECKING, Any
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 
-from vertex_launch.adapters.grpc_endpoint import BACKOFF, insecure_channel, is_plaintext
-from vertex_launch.log import LOGGER, Redactor
+from vertex_launch import log
+from vertex_launch.adapters import grpc_endpoint
+from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.codes import Code
+from vertex_launch.errors import Message
+from vertex_launch.model import JobName
 
 if TYPE_CHECKING:
     from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
 
 WIDTH = 300
-"""Characters of a line that are shown."""
+"""Characters of a line that are returned."""
 
 REACH = 3 * 86_400
-"""How many seconds back lines are looked for.
+"""Age of the oldest lines that are searched, in seconds.
 
-Without a bound Cloud Logging searches all that it keeps, 30 days and more, which can take longer than a pass has. A job's
-last lines are about as old as its end, and the pass that follows asks for them; three days outlast a weekend of trouble.
+Without a limit Cloud Logging searches all that it keeps, 30 days or more, which can take longer than a pass has. A job's
+last lines are about as old as its end, and the next pass asks for them; three days outlast a weekend of trouble.
 """
 
 _COLOUR = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class JobLogs:
-    """The logs of one project's jobs; of each the last ``lines`` lines, read within about ``timeout`` seconds.
+    """The logs of one project's jobs: the last ``lines`` lines of each, read within about ``timeout`` seconds.
 
-    Lines are redacted before they are cut, for no redactor finds half a key.
+    Lines may hold keys, so they are cut between words only: the exits redact them.
     """
 
     def __init__(
         self,
         project: str,
         lines: int,
-        redact: Redactor,
         *,
         timeout: float,
         endpoint: str | None = None,
@@ -54,7 +57,6 @@ class JobLogs:
     ) -> None:
         self._project = project
         self._wanted = lines
-        self._redact = redact
         self._timeout = timeout
         self._endpoint = endpoint
         self._clock = clock
@@ -64,13 +66,13 @@ class JobLogs:
         self._warned = False
 
     def tail(self, job: str) -> Sequence[str]:
-        """Give the last lines that the containers of ``projects/P/locations/R/customJobs/N`` wrote, the oldest first.
+        """Return the last lines of the containers of ``projects/P/locations/R/customJobs/N``, the oldest first.
 
-        None where they cannot be read; the log says why, once.
+        There are none if they cannot be read; the first time, the reason is logged.
         """
         try:
-            return self._read(job.rsplit("/", 1)[-1])
-        except Exception as error:  # noqa: BLE001 - an extra may not cost its reader the message that it belongs to
+            return self._read(JobName.parse(job).number)
+        except Exception as error:  # noqa: BLE001 - the lines are an extra: the message goes out without them
             self._warn(job, error)
             return []
 
@@ -85,26 +87,21 @@ class JobLogs:
             "page_size": self._wanted,
         }
         newest_first: list[str] = []
-        # A page may be empty although others follow: Cloud Logging answers so when a search takes long.
+        # During a long search Cloud Logging sends empty pages that others follow.
         for page in self._client().list_log_entries(request=request, timeout=self._timeout, retry=self._retry).pages:
             for entry in page.entries:
-                newest_first += reversed(self._lines(entry))
+                newest_first += reversed(_lines(entry))
             if len(newest_first) >= self._wanted or self._clock() - began >= self._timeout:
                 break
         return newest_first[: self._wanted][::-1]
 
-    def _lines(self, entry: Any) -> list[str]:
-        """Give the lines of an entry that say something."""
-        text = entry.text_payload or (entry.json_payload or {}).get("message")
-        if not isinstance(text, str):
-            return []
-        readable = (_readable(line) for line in text.split("\n"))
-        return [self._redact(line)[:WIDTH] for line in readable if line]
-
     def _client(self) -> LoggingServiceV2Client:
         with self._lock:
             if self._made is None:
-                self._made = _client(self._endpoint)
+                # Most deployments never ask for a line, so they do not pay for the import.
+                from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
+
+                self._made = grpc_endpoint.client(LoggingServiceV2Client, self._endpoint)
             return self._made
 
     def _warn(self, job: str, error: Exception) -> None:
@@ -113,30 +110,25 @@ class JobLogs:
                 return
             self._warned = True
         if isinstance(error, exceptions.Forbidden):
-            remedy = f"grant the function's service account roles/logging.viewer in project {self._project}"
+            remedy = f"Grant the function's service account roles/logging.viewer in project {self._project}"
         elif isinstance(error, ImportError):
-            remedy = "install google-cloud-logging"
+            remedy = "Install google-cloud-logging"
         else:
-            remedy = "it is tried again for the next job; where that does not help, mend what it says"
-        LOGGER.warning(
-            "Cloud Logging does not give the last lines of %s; messages go out without them: %s; %s, or set log_lines: 0",
-            job,
-            " ".join(str(error).split()) or type(error).__name__,
-            remedy,
-        )
+            remedy = "The next failed job asks again"
+        words = " ".join(str(error).split()) or type(error).__name__
+        text = f"cannot read the last log lines of {job}, so messages do not show them: {words}. {remedy}, or set log_lines: 0"
+        log.warning(Message(Code.LOG_LINES_UNAVAILABLE, text), job=job)
 
 
-def _client(endpoint: str | None) -> LoggingServiceV2Client:
-    # Most deployments never ask for a line, so none of them pays for the import before it does.
-    from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
-
-    if is_plaintext(endpoint):
-        transport = LoggingServiceV2Client.get_transport_class("grpc")
-        return LoggingServiceV2Client(transport=transport(channel=insecure_channel(endpoint)))
-    return LoggingServiceV2Client(client_options={"api_endpoint": endpoint} if endpoint else None)
+def _lines(entry: Any) -> list[str]:
+    """Return the lines of an entry that are not empty."""
+    text = entry.text_payload or (entry.json_payload or {}).get("message")
+    if not isinstance(text, str):
+        return []
+    return [log.shorten(line, WIDTH) for line in map(_readable, text.split("\n")) if line]
 
 
 def _readable(line: str) -> str:
-    """Give a line as a terminal would show it last: a progress bar's final state, no colours, nothing that steers."""
+    """Return a line as a terminal shows it in the end: a progress bar's last state, no colours, no control characters."""
     shown = _COLOUR.sub("", line).rstrip("\r").rpartition("\r")[2].replace("\t", " ")
     return "".join(character for character in shown if character.isprintable()).rstrip()

@@ -1,4 +1,4 @@
-"""The tick topic: a message there asks for a pass. One too many does no harm, so attempts are repeated."""
+"""The topic of ticks: a message there asks for a pass. An extra one is harmless, so publishing is repeated."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from google.pubsub_v1 import PublisherClient
 from google.pubsub_v1.types import PubsubMessage
 
 from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE
+from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 
 SERVICE = "Pub/Sub"
 
 
 class Ticks:
-    """The topic ``projects/P/topics/T``, at PUBSUB_EMULATOR_HOST where that is set."""
+    """The topic ``projects/P/topics/T``, at PUBSUB_EMULATOR_HOST if that is set."""
 
     def __init__(self, topic: str, *, timeout: float, backoff: Retry = BACKOFF) -> None:
         self._topic = topic
-        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
+        self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
 
     @functools.cached_property
     def _client(self) -> PublisherClient:
@@ -30,19 +31,24 @@ class Ticks:
         return PublisherClient()
 
     def publish(self, body: Mapping[str, str]) -> None:
-        """Publish a tick and wait until Pub/Sub has it. Raises Unavailable with what to do."""
+        """Publish a tick and wait until Pub/Sub has it. Raises Unavailable."""
         message = PubsubMessage(data=json.dumps(dict(body)).encode())
         try:
-            self._client.publish(topic=self._topic, messages=[message], **self._again)
+            self._client.publish(topic=self._topic, messages=[message], **self._limits)
         except exceptions.NotFound as error:
             raise Unavailable(
-                SERVICE, f"{self._topic} does not exist; create it, or correct DISPATCH_TOPIC ({error.message})"
+                SERVICE,
+                f"{self._topic} does not exist. Create it, or correct DISPATCH_TOPIC ({error.message})",
+                code=Code.PUBSUB_TOPIC_NOT_FOUND,
             ) from error
         except exceptions.Forbidden as error:
             raise Unavailable(
                 SERVICE,
-                f"the function's service account may not publish to {self._topic}; grant it roles/pubsub.publisher on that "
-                f"topic ({error.message})",
+                f"the function's service account may not publish to {self._topic}. Grant it roles/pubsub.publisher on "
+                f"that topic ({error.message})",
+                code=Code.PUBSUB_PERMISSION,
             ) from error
         except TROUBLE as error:
-            raise Unavailable(SERVICE, f"cannot publish to {self._topic}: {error}") from error
+            raise Unavailable(
+                SERVICE, f"cannot publish to {self._topic}: {error}", code=Code.PUBSUB_UNAVAILABLE
+            ) from error

@@ -1,4 +1,4 @@
-"""Vertex AI's CustomJobs: create, list, get, cancel, each with a deadline, each error said in what it means for an item."""
+"""Vertex AI's CustomJobs: create, list, get and cancel, each with a deadline and with errors that say what the item needs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from google.auth.credentials import Credentials
 from google.cloud.aiplatform_v1 import JobServiceClient
 from google.cloud.aiplatform_v1.types import CustomJob, ListCustomJobsRequest
 
-from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE, insecure_channel, is_plaintext
-from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
+from vertex_launch.adapters import grpc_endpoint
+from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE
+from vertex_launch.codes import Code
+from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, OutcomeUnknown, Unavailable
 from vertex_launch.job import labels, readback
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import ManagedJob
+from vertex_launch.model import JobName, ManagedJob
 
 SERVICE = "Vertex AI"
 PAGE = 100
 
-# gRPC and REST raise different subclasses of these parents, so the parents are named wherever there is one.
-PERMANENT = (exceptions.BadRequest, exceptions.Forbidden, exceptions.NotFound, exceptions.MethodNotImplemented)
-
 
 class VertexJobs:
-    """The CustomJobs of one deployment in one project; a client per region, made when it is first needed.
+    """The CustomJobs of one deployment in one project, with one client per region, created on first use.
 
-    ``credentials`` are the application default ones where none are given.
+    ``credentials`` None means the application default credentials.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class VertexJobs:
     ) -> None:
         self._project = project
         self._deployment = deployment
-        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
+        self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._endpoint = endpoint
         self._credentials = credentials
         self._clients: dict[str, JobServiceClient] = {}
@@ -54,7 +53,7 @@ class VertexJobs:
         return [job for job in jobs if not job.ended]
 
     def recent(self, region: str, since: float) -> list[ManagedJob]:
-        """List the deployment's jobs created after ``since`` (Unix seconds), whatever their state. Raises Unavailable."""
+        """List the deployment's jobs created after ``since`` (Unix seconds), in any state. Raises Unavailable."""
         created = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return self._list(region, f'{labels.list_filter(self._deployment, active=False)} AND create_time>"{created}"')
 
@@ -62,111 +61,125 @@ class VertexJobs:
         parent = f"projects/{self._project}/locations/{region}"
         request = ListCustomJobsRequest(parent=parent, filter=wanted, page_size=PAGE)
         try:
-            jobs = list(self._client(region).list_custom_jobs(request, **self._again))
+            jobs = list(self._client(region).list_custom_jobs(request, **self._limits))
         except TROUBLE as error:
-            raise Unavailable(
-                SERVICE, f"cannot list the jobs in {parent}: {_said(error)}{_remedy(error, 'list')}"
-            ) from error
+            raise _unavailable(error, "list", f"the jobs in {parent}") from error
         managed = (readback.managed(job, deployment=self._deployment, region=region) for job in jobs)
         return [job for job in managed if job is not None]
 
     def get(self, name: str) -> ManagedJob | None:
-        """Give the job of that resource name, None when Vertex AI has none or it is not ours. Raises Unavailable."""
+        """Return the job with this resource name, None if it does not exist or is not ours. Raises Unavailable."""
         job = self._get(name)
-        return job and readback.managed(job, deployment=self._deployment, region=_region(name))
+        return job and readback.managed(job, deployment=self._deployment, region=JobName.parse(name).region)
 
     def request_of(self, name: str) -> JobRequest | None:
-        """Give what made that job, None when Vertex AI has none or it is not ours. Raises Unavailable."""
+        """Return the request that created this job, None if it does not exist or is not ours. Raises Unavailable."""
         job = self._get(name)
-        return job and readback.request_of(job, deployment=self._deployment, region=_region(name))
+        return job and readback.request_of(job, deployment=self._deployment, region=JobName.parse(name).region)
 
     def _get(self, name: str) -> CustomJob | None:
         try:
-            return self._client(_region(name)).get_custom_job(name=name, **self._again)
+            return self._client(JobName.parse(name).region).get_custom_job(name=name, **self._limits)
         except exceptions.NotFound:
             return None
         except TROUBLE as error:
-            raise Unavailable(SERVICE, f"cannot get {name}: {_said(error)}{_remedy(error, 'get')}") from error
+            raise _unavailable(error, "get", name) from error
 
     def create(self, request: JobRequest, timeout: float) -> str:
-        """Create the job, once, and give its resource name.
+        """Create the job, in one attempt, and return its resource name.
 
-        Raises ItemRejected when Vertex AI will never take it, ItemDeferred when it surely did not now, and
-        OutcomeUnknown when the job may exist all the same: a create has no id that would make it safe to repeat.
+        Raises ItemRejected if Vertex AI will never accept it, ItemDeferred if it certainly did not accept it now, and
+        OutcomeUnknown if the job may exist: no request id makes a create safe to repeat.
         """
         parent = f"projects/{self._project}/locations/{request.region}"
         try:
             job: CustomJob = self._client(request.region).create_custom_job(
                 parent=parent, custom_job=request.custom_job, timeout=timeout, retry=None
             )
-        except exceptions.TooManyRequests as error:
-            raise ItemDeferred(
-                f"Vertex AI has no quota for it now in {request.region}: {_said(error)} It is tried again; where that does "
-                "not help, raise the quota of the project, or ask for less."
-            ) from error
-        except exceptions.Unauthorized as error:
-            raise ItemDeferred(f"Vertex AI does not accept the function's service account: {_said(error)}") from error
-        except exceptions.Conflict as error:
-            raise ItemDeferred(f"Vertex AI could not take the job now: {_said(error)}") from error
-        except PERMANENT as error:
-            raise ItemRejected(f"Vertex AI refused the job: {_said(error)}{_remedy(error, 'create')}") from error
         except TROUBLE as error:
-            # A connection that was never opened looks the same as one that broke before the answer came.
-            raise OutcomeUnknown(
-                f"Vertex AI did not say whether it took the job: {_said(error)} The job is looked for before anything else "
-                "is tried."
-            ) from error
+            raise _not_created(error, request.region) from error
         name: str = job.name
         return name
 
     def cancel(self, name: str) -> None:
-        """Ask for the job's end; one that has ended already or is gone is no error. Raises Unavailable."""
+        """Request the job's cancellation; a job that has ended or does not exist is no error. Raises Unavailable."""
         try:
-            self._client(_region(name)).cancel_custom_job(name=name, **self._again)
+            self._client(JobName.parse(name).region).cancel_custom_job(name=name, **self._limits)
         except (exceptions.NotFound, exceptions.BadRequest):
             return  # BadRequest is also the parent of FailedPrecondition: not in a state that can be cancelled
         except TROUBLE as error:
-            raise Unavailable(SERVICE, f"cannot cancel {name}: {_said(error)}{_remedy(error, 'cancel')}") from error
+            raise _unavailable(error, "cancel", name) from error
 
     def _client(self, region: str) -> JobServiceClient:
         with self._lock:
             if region not in self._clients:
-                self._clients[region] = _client(region, self._endpoint, self._credentials)
+                endpoint = self._endpoint or f"{region}-aiplatform.googleapis.com"
+                self._clients[region] = grpc_endpoint.client(JobServiceClient, endpoint, self._credentials)
             return self._clients[region]
 
 
-def _region(name: str) -> str:
-    """Give the region of a job's resource name."""
-    return name.split("/")[3]
+def _not_created(error: Exception, region: str) -> LaunchError:
+    """Return what a failed create means for the item. gRPC and REST raise different subclasses of these parents."""
+    words, grant = _words(error), _grant(error, "create")
+    match error:
+        case exceptions.TooManyRequests():
+            return ItemDeferred(
+                f"Vertex AI has no quota left for this job in {region}: {words} The item is retried. If that does not help, "
+                "request more quota for the project, or smaller resources for the job.",
+                code=Code.QUOTA_CREATE,
+            )
+        case exceptions.Unauthorized():
+            return ItemDeferred(
+                f"Vertex AI does not accept the credentials of the function's service account: {words} The item is retried.",
+                code=Code.CREATE_CREDENTIALS,
+            )
+        case exceptions.Conflict():
+            return ItemDeferred(
+                f"Vertex AI cannot create the job at the moment: {words} The item is retried.",
+                code=Code.CREATE_CONFLICT,
+            )
+        case exceptions.Forbidden() | exceptions.BadRequest() if grant:
+            return ItemRejected(f"Vertex AI refused to create the job: {words} {grant}", code=Code.CREATE_PERMISSION)
+        case exceptions.NotFound():
+            return ItemRejected(
+                f"Vertex AI did not find something that the job refers to: {words}", code=Code.CREATE_NOT_FOUND
+            )
+        case exceptions.BadRequest() | exceptions.MethodNotImplemented():
+            return ItemRejected(f"Vertex AI does not accept this job: {words}", code=Code.CREATE_INVALID)
+    # A connection that was never opened looks the same as one that broke before the answer arrived.
+    return OutcomeUnknown(
+        f"Vertex AI did not answer whether it created the job: {words} The next pass looks for the job before anything else "
+        "is tried.",
+        code=Code.CREATE_OUTCOME_UNKNOWN,
+    )
 
 
-def _client(region: str, endpoint: str | None, credentials: Credentials | None = None) -> JobServiceClient:
-    if is_plaintext(endpoint):
-        return JobServiceClient(
-            transport=JobServiceClient.get_transport_class("grpc")(channel=insecure_channel(endpoint))
-        )
-    options = {"api_endpoint": endpoint or f"{region}-aiplatform.googleapis.com"}
-    return JobServiceClient(credentials=credentials, client_options=options)
+def _unavailable(error: Exception, verb: str, what: str) -> Unavailable:
+    """Return the error of a call other than create."""
+    words, grant = _words(error), _grant(error, verb)
+    if grant:
+        return Unavailable(SERVICE, f"cannot {verb} {what}: {words} {grant}", code=Code.VERTEX_PERMISSION)
+    return Unavailable(SERVICE, f"cannot {verb} {what}: {words}", code=Code.VERTEX_UNAVAILABLE)
 
 
-def _said(error: Exception) -> str:
-    """Give Vertex's own words as a sentence; those of the last attempt where there were several."""
+def _words(error: Exception) -> str:
+    """Return Vertex AI's own words as a sentence, those of the last attempt if there were several."""
     last = getattr(error, "cause", None) or error
     words = " ".join((getattr(last, "message", "") or str(last) or type(last).__name__).split())
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
-def _remedy(error: Exception, verb: str) -> str:
-    """Say what to do about an error whose cause is known."""
-    said = _said(error)
-    if "act as service_account" in said or "actAs" in said:
+def _grant(error: Exception, verb: str) -> str:
+    """Return which permission to grant, empty text if none is missing; ``verb`` is the last part of the job permission."""
+    words = _words(error)
+    if "act as service_account" in words or "actAs" in words:
         return (
-            " Grant the dispatching function's service account roles/iam.serviceAccountUser on that account, "
-            "or correct service_account in the run spec or the queue's config."
+            "Grant the function's service account roles/iam.serviceAccountUser on that account, or correct "
+            "service_account in the run spec or the queue's config."
         )
     if isinstance(error, exceptions.Forbidden):
         return (
-            f" Grant the function's service account aiplatform.customJobs.{verb} in the project, and check that the "
+            f"Grant the function's service account aiplatform.customJobs.{verb} in the project, and check that the "
             "Vertex AI API is enabled there."
         )
     return ""

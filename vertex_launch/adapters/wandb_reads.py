@@ -1,0 +1,339 @@
+"""What is asked of W&B: queues and what they hold, items, runs, sweeps, agents, and the queues' configs.
+
+A null beside an error is not absence: what W&B cannot answer now is missing from the results, or raises Unavailable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from vertex_launch.adapters.graphql import SERVICE, Field, RequestRefused, Result, dicts
+from vertex_launch.adapters.wandb_server import (
+    REGISTRY,
+    QueryMode,
+    WandbServer,
+    chunks,
+    in_best_mode,
+    project_field,
+    value,
+)
+from vertex_launch.codes import Code
+from vertex_launch.errors import Unavailable
+from vertex_launch.job.queue_config import QueueConfig
+from vertex_launch.log import LOGGER
+from vertex_launch.model import AgentView, ItemView, Look, Queued, RunId, RunView
+
+QUEUES = "runQueues { id name }"
+AGENT_FIELDS = "id hostname stopPolling runQueues"
+AGENTS = f"launchAgents {{ {AGENT_FIELDS} }}"
+ITEM_FIELDS = "id state associatedRunId"
+RUN = "run(name: $id) { state stopped }"
+RUN_WITH_HEARTBEAT = "run(name: $id) { state stopped heartbeatAt }"
+CONFIG_FIELDS = "resource config templateVariables { name schema }"
+VIEWER = Field("viewer { entity username }")
+
+
+class _Question(NamedTuple):
+    entity: str
+    agent: str
+    items: Mapping[str, str]
+    runs: Sequence[RunId]
+    queues: Sequence[str]
+    peek: int
+    viewer: bool
+
+
+class WandbReads(WandbServer):
+    """The questions to a W&B server, several in one request where it accepts that. All raise Unavailable."""
+
+    def viewer(self) -> tuple[str, str]:
+        """Return the user of the API key and the key's default entity, empty texts for none."""
+        answer = self._ask(VIEWER)
+        if answer.error or not isinstance(answer.value, dict):
+            words = answer.error or "the answer has no user"
+            raise Unavailable(SERVICE, f"cannot read whose API key this is: {words}", code=Code.WANDB_REFUSED)
+        return str(answer.value.get("username") or ""), str(answer.value.get("entity") or "")
+
+    def default_entity(self) -> str:
+        """Return the API key's default entity."""
+        answer = self._ask(VIEWER)
+        entity = value(answer, "entity")
+        if not entity:
+            words = answer.error or "its user has none"
+            raise Unavailable(
+                SERVICE,
+                f"the API key has no default entity: {words}. Set entity in launch-config.yaml, or WANDB_ENTITY",
+                code=Code.WANDB_ENTITY,
+            )
+        return str(entity)
+
+    def look(
+        self,
+        entity: str,
+        *,
+        agent: str,
+        items: Mapping[str, str],
+        runs: Sequence[RunId],
+        queues: Sequence[str],
+        peek: int,
+        viewer: bool,
+    ) -> Look:
+        """Ask everything that a pass needs beforehand in one request, or in several if there are many items or runs.
+
+        ``agent`` is the id of the deployment's agent, empty to list all agents of the entity; ``items`` maps ids to queue
+        names; heartbeats of ``runs`` are not asked; ``peek`` limits what is shown of each of ``queues``, 0 for nothing;
+        ``viewer`` also asks for the API key's default entity.
+        """
+        question = _Question(entity, agent, items, list(dict.fromkeys(runs)), queues, peek, viewer)
+        found, self._modes = in_best_mode(self._modes, lambda mode: self._look(mode, question))
+        return found
+
+    def _look(self, mode: QueryMode, question: _Question) -> Look:
+        entity, agent, items, runs, queues, peek, viewer = question
+        most = self._batches.lookups if mode.batched else 0
+        first_items, first_runs = dict(list(items.items())[:most]), runs[:most]
+        peek = peek if mode.extended else 0
+        registry = _Registry(entity)
+        registry.add(QUEUES if agent else f"{QUEUES} {AGENTS}")
+        registry.add_queues(queues if peek else (), first_items, peek)
+        agent_fields = (
+            [Field(f"launchAgent(id: $agent) {{ {AGENT_FIELDS} }}", {"agent": ("ID!", agent)})] if agent else []
+        )
+        run_fields = [project_field(run, RUN) for run in first_runs]
+        fields = [registry.field(), *agent_fields, *run_fields, *([VIEWER] if viewer else [])]
+        requests = [fields] if mode.batched else [[one] for one in fields]
+        answers = [answer for request in requests for answer in self._server.ask("query", request)]
+        project = _project(entity, answers[0])
+        views = _item_views(project, registry.aliases)
+        views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, mode)
+        views_of_runs = _run_views(first_runs, answers[1 + len(agent_fields) :])
+        return Look(
+            viewer_entity=str(value(answers[-1], "entity") or "") if viewer else "",
+            agent=self._agent(entity, agent, answers[1]) if agent else None,
+            agents=tuple(_agent_view(one) for one in dicts(project.get("launchAgents"))),
+            queues={str(queue["name"]): str(queue["id"]) for queue in _queues(entity, project, answers[0])},
+            items=views,
+            runs=views_of_runs | self._runs(runs[len(first_runs) :], mode._replace(extended=False)),
+            queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues if peek},
+        )
+
+    def _agent(self, entity: str, agent: str, answer: Result) -> AgentView | None:
+        """Return the agent, None if it does not exist. After a null beside an error the list of all agents decides."""
+        if isinstance(answer.value, dict):
+            return _agent_view(answer.value)
+        if not answer.error:
+            return None
+        listed = self._registry(entity, AGENTS)[0].get("launchAgents")
+        if not isinstance(listed, list):
+            raise Unavailable(SERVICE, f"cannot look up launch agent {agent}: {answer.error}", code=Code.WANDB_REFUSED)
+        return next((_agent_view(one) for one in dicts(listed) if one.get("id") == agent), None)
+
+    def items(self, entity: str, wanted: Mapping[str, str]) -> dict[str, ItemView]:
+        """Look up items (id to queue name). Items about which W&B cannot answer are missing."""
+        return self._items(entity, wanted, self._modes[0])
+
+    def _items(self, entity: str, wanted: Mapping[str, str], mode: QueryMode) -> dict[str, ItemView]:
+        views: dict[str, ItemView] = {}
+        for chunk in chunks(list(wanted.items()), self._batches.lookups if mode.batched else 1):
+            registry = _Registry(entity)
+            registry.add_queues((), dict(chunk), 0)
+            views |= _item_views(_project(entity, self._ask(registry.field())), registry.aliases)
+        return views
+
+    def runs(self, wanted: Sequence[RunId]) -> dict[RunId, RunView | None]:
+        """Look up runs with their last heartbeats, None if one does not exist. Unknown ones are missing."""
+        modes = [mode for mode in self._run_modes if self._modes[0].batched or not mode.batched]
+        views, self._run_modes = in_best_mode(modes, lambda mode: self._runs(wanted, mode))
+        return views
+
+    def _runs(self, wanted: Sequence[RunId], mode: QueryMode) -> dict[RunId, RunView | None]:
+        views: dict[RunId, RunView | None] = {}
+        question = RUN_WITH_HEARTBEAT if mode.extended else RUN
+        for chunk in chunks(list(wanted), self._batches.lookups if mode.batched else 1):
+            try:
+                views |= _run_views(chunk, self._server.ask("query", [project_field(run, question) for run in chunk]))
+            except RequestRefused as error:
+                if mode.batched or mode.extended:
+                    raise
+                LOGGER.info("W&B does not show run %s: %s", chunk[0], error.reason)
+        return views
+
+    def sweeps(self, wanted: Sequence[RunId]) -> dict[RunId, str]:
+        """Return the state of sweeps, as RUNNING, empty text if one does not exist. Unknown ones are missing."""
+        fields = [project_field(one, "sweep(sweepName: $id) { state }") for one in wanted]
+        states: dict[RunId, str] = {}
+        for sweep, answer in zip(wanted, self._batch(fields, self._batches.lookups, kind="query"), strict=True):
+            found = value(answer, "sweep")
+            if found or not answer.error:
+                states[sweep] = str(found.get("state")).upper() if found else ""
+        return states
+
+    def queue_names(self, entity: str) -> list[str]:
+        """Return the names of all queues of the entity."""
+        project, answer = self._registry(entity, "runQueues { name }")
+        return [str(queue["name"]) for queue in _queues(entity, project, answer)]
+
+    def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
+        """Return the resource of each queue's items, as ``gcp-vertex``. Queues that W&B does not show are missing.
+
+        The text is empty for a queue without a config, and for all if the server does not know the question.
+        """
+        try:
+            found = self._queue_configs(entity, queues, "resource")
+        except RequestRefused as error:
+            LOGGER.info("W&B does not show which resource the queues' items run on: %s", error.reason)
+            return dict.fromkeys(queues, "")
+        return {name: str(config.get("resource") or "") if config else "" for name, config in found.items()}
+
+    def queue_configs(self, entity: str, queues: Sequence[str]) -> dict[str, QueueConfig | None]:
+        """Return what these queues set for their items, None for a queue without a config. Unknown ones are missing."""
+        found = self._queue_configs(entity, queues, CONFIG_FIELDS)
+        return {name: _queue_config(config) if config else None for name, config in found.items()}
+
+    def _queue_configs(self, entity: str, queues: Sequence[str], fields: str) -> dict[str, dict[str, Any] | None]:
+        """Return these fields of each queue's default config, None if it has none. Unknown ones are missing."""
+        registry = _Registry(entity)
+        registry.add_queues(queues, {}, 0, "id defaultResourceConfigID")
+        project = _project(entity, self._ask(registry.field()))
+        shown = {name: project.get(alias) for name, alias in registry.queue_aliases.items()}
+        ids = {
+            name: str(queue.get("defaultResourceConfigID") or "")
+            for name, queue in shown.items()
+            if isinstance(queue, dict)
+        }
+        aliases = {f"c{i}": config for i, config in enumerate(filter(None, ids.values()))}
+        if not aliases:
+            return dict.fromkeys(ids)
+        text = " ".join(f"{alias}: defaultResourceConfig(id: ${alias}) {{ {fields} }}" for alias in aliases)
+        variables = {alias: ("ID!", config) for alias, config in aliases.items()}
+        question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **variables})
+        answer = self._ask(question)
+        found = {config: value(answer, alias) for alias, config in aliases.items()}
+        return {name: found.get(config) for name, config in ids.items() if not config or found[config]}
+
+    def _registry(self, entity: str, fields: str) -> tuple[Mapping[str, Any], Result]:
+        """Return these fields of the project that owns the queues, and the answer that they came with."""
+        registry = _Registry(entity)
+        registry.add(fields)
+        answer = self._ask(registry.field())
+        return _project(entity, answer), answer
+
+
+class _Registry:
+    """Builds the selection on the project that owns the queues, and records what each alias stands for."""
+
+    def __init__(self, entity: str) -> None:
+        self._parts: list[str] = []
+        self._variables: dict[str, tuple[str, Any]] = {"registry": ("String!", REGISTRY), "entity": ("String!", entity)}
+        self.aliases: dict[str, tuple[str, str]] = {}
+        """Item id to the alias of its queue and its own."""
+        self.queue_aliases: dict[str, str] = {}
+
+    def add(self, part: str) -> None:
+        self._parts.append(part)
+
+    def add_queues(self, queues: Sequence[str], items: Mapping[str, str], peek: int, fields: str = "id") -> None:
+        """Select these fields of ``queues`` and of the queues of ``items``, and in them the items and ``peek`` others."""
+        names = list(dict.fromkeys([*queues, *items.values()]))
+        self.queue_aliases = {name: f"q{i}" for i, name in enumerate(names)}
+        for name, alias in self.queue_aliases.items():
+            parts = [fields]
+            if peek and name in queues:
+                parts.append(f"runQueueItems(first: {peek}) {{ edges {{ node {{ id state }} }} }}")
+            for item in [one for one, queue in items.items() if queue == name]:
+                own = f"i{len(self.aliases)}"
+                self.aliases[item] = (alias, own)
+                self._variables[own] = ("ID!", item)
+                parts.append(f"{own}: runQueueItem(id: ${own}) {{ {ITEM_FIELDS} }}")
+            self._variables[alias] = ("String!", name)
+            self.add(f"{alias}: runQueue(name: ${alias}) {{ {' '.join(parts)} }}")
+
+    def field(self) -> Field:
+        return Field(f"project(name: $registry, entityName: $entity) {{ {' '.join(self._parts)} }}", self._variables)
+
+
+def _project(entity: str, answer: Result) -> Mapping[str, Any]:
+    """Return the project that owns the queues. Raises Unavailable if W&B does not show it."""
+    if isinstance(answer.value, dict):
+        return answer.value
+    words = answer.error or "there are none that this API key can see"
+    raise Unavailable(
+        SERVICE,
+        f"cannot read the launch queues of entity {entity}: {words}. Check the entity's name and the API key's access to it, "
+        "and create a queue if it has none",
+        code=Code.WANDB_ENTITY,
+    )
+
+
+def _queues(entity: str, project: Mapping[str, Any], answer: Result) -> list[dict[str, Any]]:
+    """Return all queues of the entity. Raises Unavailable if W&B cannot answer: that is not the same as none."""
+    if not isinstance(project.get("runQueues"), list):
+        words = answer.error or "the answer has no list of them"
+        raise Unavailable(SERVICE, f"cannot list the queues of entity {entity}: {words}", code=Code.WANDB_REFUSED)
+    return dicts(project["runQueues"])
+
+
+def _agent_view(agent: Mapping[str, Any]) -> AgentView:
+    return AgentView(
+        id=str(agent.get("id", "")),
+        hostname=str(agent.get("hostname") or ""),
+        stop_polling=bool(agent.get("stopPolling")),
+        queues=tuple(str(queue) for queue in agent.get("runQueues") or ()),
+    )
+
+
+def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str]]) -> dict[str, ItemView]:
+    nodes = {item: (project.get(queue) or {}).get(own) for item, (queue, own) in aliases.items()}
+    return {
+        item: ItemView(state=str(node.get("state") or ""), run=str(node.get("associatedRunId") or ""))
+        for item, node in nodes.items()
+        if node
+    }
+
+
+def _run_views(runs: Sequence[RunId], answers: Sequence[Result]) -> dict[RunId, RunView | None]:
+    """Return the runs, None for one that does not exist; ``answers`` may have more at its end."""
+    views: dict[RunId, RunView | None] = {}
+    for run, answer in zip(runs, answers, strict=False):
+        found = value(answer, "run")
+        if isinstance(found, dict) and (found.get("state") or not answer.error):
+            heartbeat = _unix_seconds(found.get("heartbeatAt"))
+            views[run] = RunView(str(found.get("state") or "").lower(), bool(found.get("stopped")), heartbeat)
+        elif not (answer.error or answer.lost):
+            views[run] = None
+    return views
+
+
+def _unix_seconds(text: Any) -> float | None:
+    """Parse a time of W&B's (RFC 3339, UTC if it has no zone). Return None for anything else, and for Go's zero time."""
+    try:
+        at = datetime.fromisoformat(text.upper())
+    except (AttributeError, ValueError):
+        return None
+    seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    return seconds if seconds > 0 else None
+
+
+def _queued(queue: Any, peek: int) -> Queued:
+    edges = ((queue or {}).get("runQueueItems") or {}).get("edges")
+    nodes = [edge.get("node") or {} for edge in dicts(edges)]
+    pending = tuple(str(node.get("id")) for node in nodes if node.get("state") == "PENDING")
+    return Queued(pending, complete=isinstance(edges, list) and len(nodes) < peek)
+
+
+def _queue_config(config: Mapping[str, Any]) -> QueueConfig:
+    arguments = _json(_json(config.get("config")).get("resource_args"))
+    variables = {str(one.get("name")): _json(one.get("schema")) for one in dicts(config.get("templateVariables"))}
+    return QueueConfig(str(config.get("resource") or ""), arguments, variables)
+
+
+def _json(found: Any) -> dict[str, Any]:
+    """Return a JSON object that came as it is or as text, an empty one for anything else."""
+    try:
+        read = json.loads(found) if isinstance(found, str) else found
+    except ValueError:
+        return {}
+    return read if isinstance(read, dict) else {}
