@@ -245,7 +245,7 @@ class Jobs(FakeVertex):
         if region in self.down:
             raise Unavailable("Vertex AI", f"{region} is down")
         job = self.jobs.get(name)
-        return job and readback.managed(job, deployment=self.deployment, region=region)
+        return None if job is None else readback.managed(job, deployment=self.deployment, region=region)
 
     def put(self, state: int, region: str = REGIONS[0], deployment: str = "test") -> str:
         """Let there be a job of that state (the bare number, which may be unknown)."""

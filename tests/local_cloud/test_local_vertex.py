@@ -14,7 +14,7 @@ import pytest
 import requests
 from google.api_core import exceptions
 from google.cloud.aiplatform_v1 import CustomJob, JobServiceClient, JobState
-from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
+from google.cloud.aiplatform_v1.services.job_service.transports.grpc import JobServiceGrpcTransport
 from google.protobuf import field_mask_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +81,7 @@ def vertex(
     return serve(clock=clock, on_log=log.append, error_lag=45, regions=("us-central1", "europe-west4"))
 
 
-def job(image: str = "hello", **changes: Any) -> dict[str, Any]:
+def job(image: str = "hello", **changes: Any) -> Any:
     pool = {
         "machine_spec": {"machine_type": "n1-standard-4"},
         "replica_count": 1,
@@ -91,7 +91,7 @@ def job(image: str = "hello", **changes: Any) -> dict[str, Any]:
     return {"display_name": "a job", "labels": {"team": "vision"}, "job_spec": spec, **changes}
 
 
-def accelerated(count: int, replicas: int = 1) -> dict[str, Any]:
+def accelerated(count: int, replicas: int = 1) -> Any:
     asked = job()
     machine = {"machine_type": "n1-standard-4", "accelerator_type": "NVIDIA_TESLA_T4", "accelerator_count": count}
     pool = {**asked["job_spec"]["worker_pool_specs"][0], "machine_spec": machine, "replica_count": replicas}
@@ -107,7 +107,7 @@ def test_a_created_job_is_queued_and_has_only_what_a_caller_may_set(
     assert made.name.startswith("projects/415104041262/locations/us-central1/customJobs/")
     assert made.name.rsplit("/", 1)[1].isdigit()
     assert (made.state, made.error.code) == (QUEUED, 0)
-    assert made.create_time.timestamp() == pytest.approx(clock.now, abs=1e-3)
+    assert made.create_time.timestamp() == pytest.approx(clock.now, abs=1e-3)  # type: ignore[attr-defined]
     assert made.job_spec.worker_pool_specs[0].container_spec.image_uri == f"{REGISTRY}/hello:1"
     by_id = made.name.replace("415104041262", "demo-project")
     assert client.get_custom_job(name=by_id) == made == server.jobs[made.name]
@@ -152,7 +152,7 @@ def test_a_created_job_is_queued_and_has_only_what_a_caller_may_set(
     ],
 )
 def test_what_is_wrong_with_a_job_is_refused(
-    vertex: tuple[VertexServer, JobServiceClient], asked: dict[str, Any], field: str, text: str
+    vertex: tuple[VertexServer, JobServiceClient], asked: Any, field: str, text: str
 ) -> None:
     server, client = vertex
     asked.setdefault("job_spec", {}).setdefault("worker_pool_specs", job()["job_spec"]["worker_pool_specs"])
@@ -355,7 +355,7 @@ def test_a_life_led_by_hand(
         server.advance(name, state, job_errors.exited(3) if state == FAILED else None)
     ended = client.get_custom_job(name=name)
     assert (ended.state, ended.error.message) == (FAILED, "")
-    assert (ended.end_time - ended.start_time).total_seconds() == 10
+    assert (ended.end_time - ended.start_time).total_seconds() == 10  # type: ignore[union-attr]
     clock.now += 45
     told = client.get_custom_job(name=name)
     assert (told.error.code, told.error.message) == (
@@ -641,7 +641,7 @@ def test_jobs_wait_in_their_queue_for_capacity(
     capacity = Capacity(accelerators={"NVIDIA_TESLA_T4": 2})
     server, client = serve(runner=Containers(queued=0, pending=60), capacity=capacity)
 
-    def create(asked: dict[str, Any]) -> str:
+    def create(asked: Any) -> str:
         name: str = client.create_custom_job(parent=PARENT, custom_job=asked).name
         return name
 
@@ -764,7 +764,7 @@ def wandb() -> Iterator[WandbServer]:
     server.stop()
 
 
-def stepping(wandb: WandbServer, *args: str, **more: str) -> dict[str, Any]:
+def stepping(wandb: WandbServer, *args: str, **more: str) -> Any:
     """Give a job that reports as the run acme/demo/run1."""
     variables = {
         "WANDB_BASE_URL": wandb.url,

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.api_core import exceptions
-from google.cloud.aiplatform_v1 import CustomJob, JobServiceClient, JobState
+from google.cloud.aiplatform_v1 import AcceleratorType, CustomJob, JobServiceClient, JobState
 
 from local.standins.vertex.server import Limits, VertexServer
 from tests.support import specs
@@ -200,7 +200,7 @@ def test_an_accelerator_without_quota(server: VertexServer, jobs: VertexJobs) ->
     server.capacity.accelerators = {"NVIDIA_TESLA_T4": 0}
     asked = request()
     machine = asked.custom_job.job_spec.worker_pool_specs[0].machine_spec
-    machine.accelerator_type, machine.accelerator_count = "NVIDIA_TESLA_T4", 1
+    machine.accelerator_type, machine.accelerator_count = AcceleratorType.NVIDIA_TESLA_T4, 1
     text = raised(lambda: jobs.create(asked, 5), ItemDeferred, Code.QUOTA_CREATE)
     assert REGION in text
     assert "The following quota metrics exceed quota limits: aiplatform" in text

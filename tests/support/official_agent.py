@@ -13,7 +13,7 @@ from typing import Any
 import google.auth
 import grpc
 from google.auth.credentials import AnonymousCredentials
-from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
+from google.cloud.aiplatform_v1.services.job_service.transports.grpc import JobServiceGrpcTransport
 from wandb.cli.cli import cli
 
 from local.machine.cloud import PROJECT
@@ -30,7 +30,7 @@ def main() -> None:
     """Run the command line with the arguments behind the address."""
     address = sys.argv.pop(1)
     google.auth.default = lambda *_, **__: (Nobody(), PROJECT)
-    JobServiceGrpcTransport.create_channel = lambda *_, **__: grpc.insecure_channel(address)
+    JobServiceGrpcTransport.create_channel = lambda *_, **__: grpc.insecure_channel(address)  # type: ignore[method-assign]
     cli()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
+from google.cloud.aiplatform_v1.services.job_service.transports.grpc import JobServiceGrpcTransport
 from google.cloud.aiplatform_v1.types import CreateCustomJobRequest, CustomJob
 
 from local.standins.faults import Faults

@@ -23,7 +23,7 @@ def listed(spec: Any = FULL, change: Callable[[CustomJob], None] = lambda job: N
     job = CustomJob(built(spec, **more).custom_job)
     job.name = "projects/1/locations/us-central1/customJobs/7"
     job.state = JobState.JOB_STATE_RUNNING
-    job.create_time = NOW
+    job.create_time = NOW  # type: ignore[assignment]
     change(job)
     return job
 

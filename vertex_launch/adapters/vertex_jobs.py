@@ -70,12 +70,20 @@ class VertexJobs:
     def get(self, name: str) -> ManagedJob | None:
         """Return the job with this resource name, None if it does not exist or is not ours. Raises Unavailable."""
         job = self._get(name)
-        return job and readback.managed(job, deployment=self._deployment, region=JobName.parse(name).region)
+        return (
+            None
+            if job is None
+            else readback.managed(job, deployment=self._deployment, region=JobName.parse(name).region)
+        )
 
     def request_of(self, name: str) -> JobRequest | None:
         """Return the request that created this job, None if it does not exist or is not ours. Raises Unavailable."""
         job = self._get(name)
-        return job and readback.request_of(job, deployment=self._deployment, region=JobName.parse(name).region)
+        return (
+            None
+            if job is None
+            else readback.request_of(job, deployment=self._deployment, region=JobName.parse(name).region)
+        )
 
     def _get(self, name: str) -> CustomJob | None:
         try:

@@ -44,14 +44,19 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         queue=variable(environment.QUEUE),
         attempt=int(attempt) if attempt.isdecimal() else 1,
         kind=Kind.SCHEDULER if marks.get(labels.KIND) == Kind.SCHEDULER.value else Kind.JOB,
-        created=job.create_time.timestamp() if job.create_time else 0,
-        started=job.start_time.timestamp() if job.start_time else 0,
-        finished=job.end_time.timestamp() if job.end_time else 0,
+        created=_seconds(job.create_time),
+        started=_seconds(job.start_time),
+        finished=_seconds(job.end_time),
         error=job.error.message or (f"code {job.error.code}" if job.error.code else ""),
         sweep=variable(environment.SWEEP),
         repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
         api_key=variable(environment.API_KEY),
     )
+
+
+def _seconds(moment: Any) -> float:
+    """Return Unix seconds, 0 for none. The message declares a Timestamp, and proto-plus gives a datetime for it."""
+    return float(moment.timestamp()) if moment else 0
 
 
 def request_of(job: CustomJob, *, deployment: str, region: str) -> JobRequest | None:
