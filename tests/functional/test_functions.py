@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import functions_framework
 import pytest
 import yaml
+from google.cloud.aiplatform_v1.types import CustomJob, JobState
 from werkzeug.test import TestResponse
 
 from local.machine.functions import ROOT
@@ -280,6 +282,28 @@ def test_caches_on_disk_are_emptied_after_every_pass(here: Here, monkeypatch: py
     monkeypatch.setattr(here.world.record, "read", raiser(Unavailable("Cloud Storage", "down")))
     assert here.send(name, push({}) if name == "dispatch" else {}).status_code == 503
     assert here.world.job_artifacts.forgotten == 3
+
+
+def test_five_frames_lead_from_the_entry_point_to_a_tick(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: list[str] = []
+    monkeypatch.setattr(here.topic, "publish", lambda _: frames.extend(frames_of_the_product()))
+    here.world.queue.push("cpu", image_spec())
+    here.world.run()
+    (name,) = here.world.vertex.jobs
+    CustomJob.pb(here.world.vertex.jobs[name]).state = JobState.JOB_STATE_SUCCEEDED.value
+    here.send("job_state", push({"job": name}))
+    assert frames[0] == "job_state in main.py"
+    assert len(frames) < 5, "with publish itself, at most five"
+
+
+def frames_of_the_product() -> list[str]:
+    """Return the functions of the product that are being called, the outermost first."""
+    found = []
+    for frame in traceback.extract_stack():
+        path = Path(frame.filename)
+        if path == ROOT / "main.py" or (ROOT / "vertex_launch") in path.parents:
+            found.append(f"{frame.name} in {path.name}")
+    return found
 
 
 # The configuration
