@@ -36,10 +36,12 @@ from tests.support.bootstrap_world import (
     virtual_environment,
 )
 from tests.support.fakes import KEY, FakeKey
+from tests.support.numbers import BOOTSTRAP_PYTHONS, FULL
 from vertex_launch.adapters.job_artifacts import JobArtifacts
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
-VERSIONS = ("3.11", "3.12", "3.13")
+VERSIONS = BOOTSTRAP_PYTHONS[1:] if FULL else (THIS,)
+"""W&B's client needs a Python of today."""
 WRONG = "w" * 40
 
 PROGRAM = """
