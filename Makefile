@@ -13,7 +13,7 @@ NO_SOCKETS = --disable-socket --allow-unix-socket
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
   --custom-compile-command "make lock" pyproject.toml
 
-.PHONY: help demo up chaos check test lint types layers quick full soak coverage messages format lock clean
+.PHONY: help demo up chaos check test lint types layers quick full soak coverage messages docs format lock clean
 
 help:                      ## list the targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
