@@ -660,8 +660,16 @@ def test_settings_that_the_scripts_cannot_read_end_them_before_anything_is_done(
     assert "vertex-launch.yaml: write api_key_delivery at the beginning of a line" in ended.stderr
 
 
-def test_by_default_no_job_reads_a_secret(without_gcloud: str) -> None:
-    shown = script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud).stdout
+@pytest.fixture
+def by_default(tmp_path: Path) -> Path:
+    """Return a checkout without settings of its own in vertex-launch.yaml."""
+    place = checkout(tmp_path / "checkout")
+    (place / "vertex-launch.yaml").write_text("")
+    return place
+
+
+def test_by_default_no_job_reads_a_secret(without_gcloud: str, by_default: Path) -> None:
+    shown = script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud, place=by_default).stdout
     grants = [line for line in shown.splitlines() if READ_SECRET in line]
     assert [line.split()[5:7] for line in grants] == [
         [f"--member={account(name)}", f"--role={READ_SECRET}"] for name in ("dispatch", "now")
@@ -691,10 +699,10 @@ esac
     ("options", "taken"), [((), [account("jobs")]), ((f"--job-account={TRAIN.partition(':')[2]}",), [])]
 )
 def test_only_from_our_own_account_a_right_is_taken_back(
-    options: tuple[str, ...], taken: list[str], half_there: str
+    options: tuple[str, ...], taken: list[str], half_there: str, by_default: Path
 ) -> None:
     """Where the key stands in the jobs' specs: somebody else's account may have its right from somebody else."""
-    run = script("deploy.sh", *OPTIONS, *options, path=half_there)
+    run = script("deploy.sh", *OPTIONS, *options, path=half_there, place=by_default)
     removed = [line.split()[5] for line in run.stdout.splitlines() if "remove-iam-policy-binding" in line]
     assert removed == [f"--member={member}" for member in taken], run.stderr
     assert "== Secret, buckets, repositories" in run.stdout, "it came so far"
@@ -776,6 +784,16 @@ def test_what_cannot_work_is_said_first(options: list[str], words: str) -> None:
     assert run.returncode == 2
     assert run.stdout == ""
     assert words in run.stderr
+
+
+def test_placeholders_are_not_deployed(place: Path, tmp_path: Path, without_gcloud: str) -> None:
+    unedited = shutil.copytree(place, tmp_path / "unedited")
+    (unedited / "launch-config.yaml").write_text("# Replace YOUR-TEAM.\nentity: me\nqueues: [YOUR-QUEUE]\n")
+    run = script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud, place=unedited)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "launch-config.yaml" in run.stderr
+    (unedited / "launch-config.yaml").write_text("# Replace YOUR-TEAM.\nentity: me\nqueues: [q]\n")
+    assert script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud, place=unedited).returncode == 0
 
 
 def test_without_gcloud(place: Path, without_gcloud: str) -> None:
