@@ -36,7 +36,7 @@ from vertex_launch.job import outcome, readback
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA, OPERATIONS = ROOT / "infra", ROOT / "docs" / "operations.md"
-SAMPLES = ROOT.parent / "shared" / "samples" / "log-entries"
+SAMPLES = ROOT / "tests" / "samples" / "log-entries"
 NAME = "vertex-launch"
 SERVICES = {"dispatch": f"{NAME}-dispatch", "dispatch_now": f"{NAME}-dispatch-now", "job_state": f"{NAME}-job-state"}
 """The service of each entry point."""
@@ -687,7 +687,6 @@ def test_what_a_function_never_takes_ends_among_the_dead_letters(
 SINK = parse((INFRA / "job-ends.filter").read_text())
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples of log entries are not here")
 def test_the_sink_hands_on_entries_of_the_real_service_about_an_end() -> None:
     handed = {path.stem: SINK(json.loads(path.read_text())) for path in SAMPLES.glob("*.json")}
     known = {"succeeded": True, "failed": True, "cancelled": True, "running": False, "provisioned": False}

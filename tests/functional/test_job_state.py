@@ -1,4 +1,4 @@
-"""The way back: what a log entry hints at, what Vertex AI says about it, and the tick that follows; nothing else is changed."""
+"""job_state: what a log entry says, what Vertex AI answers about the job, and the tick that follows."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def entry(text: str | None = "Job failed.", **changes: Any) -> dict[str, Any]:
 
 
 def about(**changes: Any) -> dict[str, Any]:
-    """Give an entry about another resource, or with other labels of it."""
+    """Return an entry with other labels of its resource."""
     found = entry()
     found["resource"]["labels"] |= changes
     return found
@@ -82,8 +82,8 @@ SHAPES = {
     "another state": (entry(None, labels={"ml.googleapis.com/job_state": "RUNNING"}), False),
     "running": (entry("Job is running."), False),
     "provisioned": (entry("Waiting for job to be provisioned."), False),
-    "an end that is none": (entry("The job said: Job failed."), False),
-    "nothing said": (entry(None), False),
+    "not an end": (entry("The job said: Job failed."), False),
+    "no text": (entry(None), False),
     "odd parts": (entry(labels=["x"], jsonPayload="Job failed.", textPayload=5), False),
 }
 
@@ -116,7 +116,7 @@ def test_no_sample_is_missing() -> None:
 
 @pytest.mark.parametrize("text", [text for texts in SERVICE_TEXTS.values() for text in texts])
 def test_entries_of_the_local_service(text: str) -> None:
-    """The sink hands on whatever tells of an end."""
+    """The sink forwards exactly the entries about an end."""
     said = service_entry("p", NUMBER, text, WRITTEN)
     hint = events.job_hint(event(said))
     assert hint is not None
@@ -142,7 +142,7 @@ def test_entries_of_the_local_service(text: str) -> None:
         entry(resource={}),
     ],
 )
-def test_entries_about_something_else_are_none(other: object) -> None:
+def test_entries_about_something_else_are_ignored(other: object) -> None:
     assert events.job_hint(event(other)) is None
 
 
@@ -228,11 +228,11 @@ def test_when_an_entry_was_published(message: Mapping[str, Any], published: floa
     assert hint.published == (pytest.approx(published, abs=0.001) if published is not None else None)
 
 
-# What is done about it
+# What follows
 
 
 class Jobs(FakeVertex):
-    """Vertex AI, of which regions can be down."""
+    """Vertex AI with regions that can be down."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock, "test")
@@ -248,7 +248,7 @@ class Jobs(FakeVertex):
         return None if job is None else readback.managed(job, deployment=self.deployment, region=region)
 
     def put(self, state: int, region: str = REGIONS[0], deployment: str = "test") -> str:
-        """Let there be a job of that state (the bare number, which may be unknown)."""
+        """Add a job in this state, given as a number that may be unknown."""
         settings = Settings(**SETTINGS | {"deployment": deployment})
         item = Item("Item1", "cpu", image_spec())
         now = datetime.fromtimestamp(self.clock(), UTC)
@@ -274,7 +274,7 @@ class Topic:
 
 
 class Here:
-    """A deployment whose jobs are watched, and its outside."""
+    """A deployment with its outside in memory."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -303,7 +303,7 @@ def here() -> Here:
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Give the log lines so far, those for developers left out."""
+    """Return the log lines so far, without those for debugging."""
     monkeypatch.setattr(LOGGER, "handlers", [])
     monkeypatch.setattr(LOGGER, "propagate", True)
     caplog.set_level(logging.INFO, LOGGER.name)
@@ -314,7 +314,7 @@ def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> C
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("age", [0.0, 5.0, PATIENCE, 1e6, -1e6, None])
 def test_a_job_that_has_ended_asks_for_a_pass(here: Here, state: JobState, ended: bool, age: float | None) -> None:
-    """Whatever the entry says, and however late it comes."""
+    """Whatever the entry says, and however late it arrives."""
     name = here.vertex.put(state.value)
     assert here.hear(ended=ended, age=age)
     assert here.topic.published == [{"ended": name}]
@@ -324,7 +324,7 @@ def test_a_job_that_has_ended_asks_for_a_pass(here: Here, state: JobState, ended
 def test_a_job_that_has_not_ended_is_waited_for_ten_minutes(
     here: Here, told: Callable[[], list[str]], state: int
 ) -> None:
-    """Only where the entry is about its end; a state that nobody knows yet counts as not ended."""
+    """Only if the entry is about its end; an unknown state counts as not ended."""
     here.vertex.put(state)
     assert here.hear(ended=False)
     assert told() == []
@@ -337,7 +337,7 @@ def test_a_job_that_has_not_ended_is_waited_for_ten_minutes(
     assert [(line.split()[0], outcome.name(state) in line) for line in lines] == [("INFO", True)] * 6
 
 
-def test_an_entry_that_came_too_early_is_right_later(here: Here) -> None:
+def test_an_entry_that_arrived_too_early_counts_later(here: Here) -> None:
     name = here.vertex.put(JobState.JOB_STATE_RUNNING)
     assert not here.hear()
     here.vertex.put(JobState.JOB_STATE_FAILED)
@@ -346,7 +346,7 @@ def test_an_entry_that_came_too_early_is_right_later(here: Here) -> None:
 
 
 def test_entries_twice_and_out_of_order(here: Here) -> None:
-    """A pass too many costs little: ticks that a pass has served are acknowledged without another one."""
+    """One pass too many costs little: ticks that a pass has served are acknowledged without another one."""
     name = here.vertex.put(JobState.JOB_STATE_SUCCEEDED)
     for ended in (True, False, True):
         assert here.hear(ended=ended)
@@ -361,8 +361,8 @@ def test_a_job_is_looked_for_in_every_region(here: Here, region: str) -> None:
     assert sorted(here.vertex.asked) == sorted(f"projects/p/locations/{one}/customJobs/{NUMBER}" for one in REGIONS)
 
 
-def test_jobs_of_others_are_none_of_our_business(here: Here, told: Callable[[], list[str]]) -> None:
-    """No job, one of another deployment, one of a person, of a trial, of a pipeline's step, or in another region."""
+def test_jobs_of_others_are_ignored(here: Here, told: Callable[[], list[str]]) -> None:
+    """No job, one of another deployment, one without our labels, or one in another region."""
     assert here.hear()
     here.vertex.put(JobState.JOB_STATE_FAILED, deployment="another")
     assert here.hear()
@@ -375,7 +375,7 @@ def test_jobs_of_others_are_none_of_our_business(here: Here, told: Callable[[], 
     assert (here.topic.published, told()) == ([], [])
 
 
-def test_a_job_with_only_our_labels_is_not_believed(here: Here) -> None:
+def test_a_job_that_has_only_our_labels_is_ignored(here: Here) -> None:
     name = here.vertex.put(JobState.JOB_STATE_FAILED)
     here.vertex.jobs[name].job_spec.worker_pool_specs[0].container_spec.env = []
     assert here.hear()

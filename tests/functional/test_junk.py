@@ -1,7 +1,7 @@
-"""Malformed and hostile events and requests: none crashes a function, none comes back for ever, none leaks a key.
+"""Malformed and hostile events and requests: none crashes a function, none is redelivered for ever, none leaks a key.
 
-Shapes of the real thing are spoiled where they hurt (JSON of any depth, numbers of any length, text that is not Unicode, keys twice,
-broken base64) and sent as Eventarc, a push subscription or anybody else would send them. All of it is the same in every run.
+Valid shapes are damaged (JSON of any depth, numbers of any length, text that is not Unicode, duplicate keys, broken base64) and
+sent as Eventarc, a push subscription or a stranger would send them. Every run sends the same.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def one_by_one(calls: Calls[Any], _: int) -> list[Any]:
 
 
 class KnownJobs(Jobs):
-    """Vertex AI, whose jobs are read once: to read them takes longer than all else."""
+    """Vertex AI whose jobs are read once, because that takes longer than everything else."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -70,7 +70,7 @@ class KnownJobs(Jobs):
 
 
 class Here:
-    """The functions as they are deployed, and an outside in memory: one job of ours runs, no item waits."""
+    """The functions as they are deployed, with an outside in memory: one job of ours runs, no item waits."""
 
     def __init__(self) -> None:
         self.world = World(tick_topic="projects/p/topics/ticks")
@@ -94,7 +94,7 @@ class Here:
         self.functions = {name: functions_framework.create_app(name, str(ROOT / "main.py")) for name in FUNCTIONS}
 
     def send(self, function: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """Post to a function through the framework and give the status of the answer."""
+        """Post to a function through the framework and return the status of the answer."""
         started: list[Any] = []
         answer = self.functions[function](environ(body, headers), lambda *how: started.append(how))
         keyless(b"".join(answer).decode())
@@ -113,7 +113,7 @@ class Here:
             return answer.status_code
 
     def check(self, function: str, send: Callable[..., int], body: bytes, headers: Mapping[str, str]) -> None:
-        """Send junk, and again as long as that is asked for: ten minutes later it must be done with."""
+        """Send junk, and once more ten minutes later if it has to be redelivered; then it must be acknowledged."""
         status = send(function, body, headers)
         if function == "job_state" and status in (429, 503):
             self.seen[f"job_state {status}, later"] += 1
@@ -126,7 +126,7 @@ class Here:
             self.read_log()
 
     def read_log(self) -> None:
-        """Check what was logged, and forget it."""
+        """Check the log so far and clear it."""
         for line in self.output.getvalue().splitlines():
             said = json.loads(line)
             assert said["severity"] in ("INFO", "WARNING", "ERROR")
@@ -138,7 +138,7 @@ class Here:
         self.output.truncate()
 
     def still_works(self) -> None:
-        """Let an item be pushed and a job end, and both be seen."""
+        """Push an item and end a job, and check that the functions see both."""
         item = self.world.queue.push("cpu", image_spec())
         self.vertex.down.clear()
         self.topic.down = False
@@ -146,7 +146,7 @@ class Here:
         self.vertex.put(JobState.JOB_STATE_SUCCEEDED)
         self.check("job_state", self.send, push(encoded(entry()), NOW), JSON)
         assert self.topic.published == [{"ended": self.job}]
-        self.clock.now += 3600  # whatever the junk asked for is over
+        self.clock.now += 3600  # the waits that the junk asked for are over
         self.check("dispatch", self.send, push(encoded({}), self.clock.now), JSON)
         assert self.world.queue.state(item) == "CLAIMED"
         self.read_log()
@@ -183,7 +183,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     yield here
     here.still_works()
     out, err = capsys.readouterr()
-    assert (out, err) == ("", ""), "flask or logging had something to say"
+    assert (out, err) == ("", ""), "flask or logging wrote something"
 
 
 # What is sent, and how
@@ -260,13 +260,13 @@ ODD = [
     *(f'"{when(NOW)}"', '"9999-12-31T23:59:59Z"', '"0001-01-01T00:00:00+23:59"', '"2026-02-30T00:00:00Z"', '"now"'),
     *('"projects/p/locations/us-central1/customJobs/1"', '"projects/p/locations/../customJobs/1"', '"cpu"', '["cpu"]'),
 ]
-"""JSON, and what is none, to stand where something else is expected."""
+"""JSON and text that is not JSON, put where something else is expected."""
 
 ENTRY = entry(labels={"ml.googleapis.com/job_state": "FAILED"}, jsonPayload={"message": "Job failed."})
 NAMES = {"job": f"projects/p/locations/us-central1/customJobs/{NUMBER}"}
 WISHES = {"queues": ["cpu"], "limit": 1, "dry_run": False, "resume": False, "ended": NAMES["job"]}
 SPEC = {"dry_run": True, "run_spec": image_spec(_wandb_api_key=ITEM_KEY)}
-# A key that stands in a run spec elsewhere than at its place is nobody's key.
+# In a run spec, a key counts as one only at its own place.
 HARMLESS = [odd for odd in ODD if ITEM_KEY not in odd]
 
 
@@ -277,7 +277,7 @@ STATES = [*(state.value for state in JobState), 99]
 
 
 def spoiled(random: Random, value: Any, rate: float, odd: list[str] = ODD) -> str:
-    """Write a value as JSON, with something odd in many a place."""
+    """Write a value as JSON with something odd in many places."""
     if rate == 0.0:
         return json.dumps(value)
     if random.random() < rate:
@@ -297,7 +297,7 @@ def spoiled(random: Random, value: Any, rate: float, odd: list[str] = ODD) -> st
 
 
 def damaged(random: Random, raw: bytes, rate: float) -> bytes:
-    """Damage bytes on their way."""
+    """Damage bytes in transit."""
     if random.random() > rate:
         return raw
     at = random.randrange(len(raw) + 1)
@@ -315,7 +315,7 @@ def damaged(random: Random, raw: bytes, rate: float) -> bytes:
 
 
 def a_push(random: Random, payloads: list[dict[str, Any]]) -> bytes:
-    """Make a message as Pub/Sub pushes it, with something wrong in it, around it or nowhere."""
+    """Return a message as Pub/Sub pushes it, damaged inside, outside or not at all."""
     payload = spoiled(random, random.choice(payloads), random.choice((0.02, 0.1, 0.3)))
     data = base64.b64encode(damaged(random, payload.encode(errors="surrogatepass"), 0.2))
     published = NOW - random.choice((0, 1, 5, 300, PATIENCE, 1e6, -1, -1e9))
@@ -372,7 +372,7 @@ known = st.dictionaries(st.sampled_from([*WISHES, "run_spec", "job", "resource",
 )
 @given(payload=anything | known, envelope=anything)
 def test_anything_that_json_can_hold(here: Here, payload: Any, envelope: Any) -> None:
-    """Python's JSON holds NaN, infinities and halves of surrogate pairs, too."""
+    """Python's JSON also holds NaN, infinities and halves of surrogate pairs."""
     data, outer = json.dumps(payload).encode(), json.dumps({"message": envelope, "subscription": "s"}).encode()
     for function in ("dispatch", "job_state"):
         here.check(function, here.send, push(encoded(data), NOW), JSON | EVENT)

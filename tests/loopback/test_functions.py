@@ -1,4 +1,4 @@
-"""The functions under functions-framework, against local servers: what comes in, what goes out, and what is logged."""
+"""The functions under functions-framework with real clients against local servers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _no_connection_is_left_to_other_tests() -> Iterator[None]:
 
 @dataclass
 class Cloud:
-    """W&B, Vertex AI, Secret Manager, Cloud Storage and Pub/Sub, and the configuration that leads to them."""
+    """W&B, Vertex AI, Secret Manager, Cloud Storage and Pub/Sub, and the configuration that names them."""
 
     folder: Path
     wandb: WandbServer = field(init=False)
@@ -136,7 +136,7 @@ class Cloud:
 
     @property
     def changes(self) -> int:
-        """Count everything that was ever changed in the cloud by somebody who asked for it."""
+        """Count the requests that changed something in the cloud."""
         mutations = sum(count for name, count in self.wandb.store.asked().items() if name not in QUESTIONS)
         calls = self.vertex.calls
         return mutations + calls["CreateCustomJob"] + calls["CancelCustomJob"] + self.storage.calls["storage.insert"]
@@ -153,7 +153,7 @@ def cloud(tmp_path: Path) -> Iterator[Cloud]:
 
 
 class Functions:
-    """The functions in this process, with a look at everything that leaves it."""
+    """The functions in this process, and everything that leaves it."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -162,7 +162,7 @@ class Functions:
             for name in ("dispatch", "dispatch_now", "job_state")
         }
         self.told: list[str] = []
-        """Everything that was answered or written."""
+        """Everything that was answered or logged."""
         self._lines: list[str] = []
 
     def now(
@@ -187,7 +187,7 @@ class Functions:
         return response
 
     def log(self) -> list[dict[str, Any]]:
-        """Give the log so far; every line has to be an entry for Cloud Logging."""
+        """Return the log so far; every line has to be an entry for Cloud Logging."""
         written = self._capsys.readouterr()
         self.told += [written.out, written.err]
         self._lines += written.out.splitlines()
@@ -307,7 +307,7 @@ def test_a_tick_is_delivered_again_when_a_service_is_down(cloud: Cloud, function
 
 
 def test_a_hundred_ticks_at_once_cost_at_most_three_passes(cloud: Cloud, functions: Functions) -> None:
-    """All that are answered otherwise than with success are delivered again, as Pub/Sub does."""
+    """Every tick without a success is delivered again, as Pub/Sub does."""
     items = cloud.push(count=3)
     waiting = [binary(message()) for _ in range(100)]
     rounds = 0
@@ -342,7 +342,7 @@ REPORTED = {
 }
 
 
-def test_an_empty_request_runs_a_pass_and_reports_it(cloud: Cloud, functions: Functions) -> None:
+def test_an_empty_request_runs_a_pass_and_returns_its_report(cloud: Cloud, functions: Functions) -> None:
     first, second = cloud.push(count=2)
     answer = functions.now()
     report = answer.get_json()
@@ -365,7 +365,7 @@ def test_wishes_of_a_request(cloud: Cloud, functions: Functions) -> None:
     assert [cloud.state(item) for item in there] == ["PENDING", "PENDING"]
 
 
-def test_a_request_that_meets_a_pass_is_told_when_to_come_back(cloud: Cloud, functions: Functions) -> None:
+def test_a_request_that_meets_a_pass_learns_when_to_try_again(cloud: Cloud, functions: Functions) -> None:
     hold(cloud, time.time() + 30)
     answer = functions.now()
     assert answer.status_code == 409
@@ -410,7 +410,7 @@ def test_a_service_that_is_down_is_named(cloud: Cloud, functions: Functions, ser
 
 
 def test_a_pass_goes_on_where_the_one_before_failed(cloud: Cloud, functions: Functions) -> None:
-    """It has given its hold back, so that nobody waits."""
+    """It has released its lock."""
     cloud.set_timeouts(look=0.5)
     (item,) = cloud.push()
     cloud.vertex.faults.fail("ListCustomJobs", "INTERNAL", times=None)
@@ -487,7 +487,7 @@ def test_a_dry_run_says_why_a_run_spec_cannot_be_a_job(cloud: Cloud, functions: 
 # Resume
 
 
-def test_a_stopped_agent_pops_nothing_until_somebody_says_so(cloud: Cloud, functions: Functions) -> None:
+def test_a_stopped_agent_pops_nothing_until_a_person_resumes(cloud: Cloud, functions: Functions) -> None:
     functions.now()
     (agent,) = cloud.wandb.store.agents.values()
     agent.stop_polling = True
@@ -504,7 +504,7 @@ def test_a_stopped_agent_pops_nothing_until_somebody_says_so(cloud: Cloud, funct
 
 
 def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
-    """Let a job of ours be in a state, and give its name."""
+    """Create a job of ours in a state and return its name."""
     regions = (Region(name="us-central1", staging_bucket="gs://demo-staging"),)
     settings = Settings(
         queues=("cpu",),
@@ -523,12 +523,12 @@ def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
 
 
 def ended(name: str, **changes: Any) -> dict[str, Any]:
-    """Give the service's entry about the end of a job."""
+    """Return the service's entry about the end of a job."""
     return service_entry(PROJECT, name.rsplit("/", 1)[1], "Job failed.", time.time() - 3600) | changes
 
 
 def asked_for(cloud: Cloud) -> Callable[[], list[Any]]:
-    """Give a way to see the ticks that are published from now on, at least one."""
+    """Return a function that pulls the ticks that are published from now on, at least one."""
     name = f"projects/{PROJECT}/subscriptions/all"
     publisher, subscriber = PublisherClient(), SubscriberClient()
     publisher.create_topic(name=TICKS)
@@ -545,7 +545,7 @@ def asked_for(cloud: Cloud) -> Callable[[], list[Any]]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_end_of_a_job_of_ours_asks_for_a_pass(cloud: Cloud, functions: Functions, form: Form) -> None:
-    """And nobody but Vertex AI and Pub/Sub is asked for anything."""
+    """Only Vertex AI and Pub/Sub are asked for anything."""
     ticks = asked_for(cloud)
     name = job(cloud, JobState.JOB_STATE_FAILED)
     other = job(cloud, JobState.JOB_STATE_FAILED, "another")
@@ -605,8 +605,8 @@ def test_without_credentials_an_entry_comes_again(
 # The key
 
 
-def test_no_key_leaves_the_process_when_everything_is_said_aloud(cloud: Cloud, functions: Functions) -> None:
-    """Items that repeat a key wherever they can, services that do, too: the fixture looks through all that was told."""
+def test_no_key_leaves_the_process(cloud: Cloud, functions: Functions) -> None:
+    """Items and services repeat keys wherever they can; the fixture searches everything that left the process."""
     cloud.push(_wandb_api_key=ITEM_KEY)
     cloud.push(_wandb_api_key=ITEM_KEY, docker={"docker_image": f"x.dkr.ecr.us-east-1.amazonaws.com/{ITEM_KEY}"})
     cloud.push(_wandb_api_key=ITEM_KEY, overrides={"args": f"--key={ITEM_KEY}", "run_config": {"key": KEY}})

@@ -44,7 +44,7 @@ def test_a_tick_reaches_its_topic(pubsub: PubSubServer) -> None:
     assert json.loads(received.message.data) == {"ended": "x"}
 
 
-def test_a_log_sink_hands_on_what_matches(pubsub: PubSubServer) -> None:
+def test_a_log_sink_forwards_what_matches(pubsub: PubSubServer) -> None:
     subscription = "projects/p/subscriptions/all"
     sink = log_sink.LogSink(pubsub.address, TICKS)
     with SubscriberClient() as subscriber:
@@ -63,7 +63,7 @@ def test_a_log_sink_hands_on_what_matches(pubsub: PubSubServer) -> None:
     assert sink.calls == {"published": 1}
 
 
-def test_a_tick_is_published_again_where_that_may_help(pubsub: PubSubServer) -> None:
+def test_a_tick_is_published_again_if_that_may_help(pubsub: PubSubServer) -> None:
     pubsub.faults.fail("Publish", 503)
     pubsub.faults.lose("Publish")
     Ticks(TICKS, timeout=5, backoff=OFTEN).publish({})
