@@ -1,8 +1,8 @@
-"""Chaos: a stream of items, functions killed in the middle of passes, and every service in trouble; then the account of it all.
+"""Chaos: push items while passes are killed and services fail, then check what became of every item.
 
-The local cloud with real processes. For a while nothing can be relied on; then the trouble ends, what is left is drained, and
-every item must have come to the end that its kind has, with one surviving job an attempt, or have failed with a reason. What is
-troubled and when follows from ``seed``; what the processes make of it does not.
+It uses the local cloud with real processes. When the disturbances end, the remaining items get time to finish. Every item
+must end as its kind declares, with at most one surviving job for each attempt. The seed selects what is disturbed and when;
+what the processes make of that differs from run to run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from local.machine.containers import Fate, Script
 from local.machine.functions import CONFIG
 from local.machine.images import REGISTRY
 from local.programs.demo_items import pool
+from local.programs.items import STARTING, Items, clock
 from local.standins.faults import Fault
 from local.standins.pubsub_emulator import PubSubEmulator
 from local.standins.storage import HttpRefused
@@ -36,7 +37,7 @@ from vertex_launch.job import labels
 from vertex_launch.state import record
 
 PATIENCE = 300.0
-"""Seconds for what is left once nothing goes wrong any more; the longest pause of the dispatcher after a refusal is 180."""
+"""Seconds for the remaining items after the disturbances. The longest pause of the dispatcher after a refusal is 180."""
 LEASE = 8.0
 SETTINGS = {
     "lease": LEASE,
@@ -52,13 +53,14 @@ SETTINGS = {
         "settle_grace": 5,
     },
 }
-"""A pass that was killed holds the record for six seconds, and an item that it popped is back after eight."""
+"""A killed pass keeps the lock for six seconds, and an item that it popped is back in its queue after eight."""
 TICK = 2.0
 _PUSH_EVERY = 2.5
 _POST_EVERY = 5.0
 _BURST = 3.0
 _KILLED = 0.5
 """The share of passes that are killed."""
+_REPORT_EVERY = 5.0
 _OWN_ENDS = frozenset(state.name for state in ENDED) - {"JOB_STATE_CANCELLED"}
 _QUEUES = ("vertex-cpu", "vertex-gpu")
 _FOLDER = "vertex-launch/default"
@@ -66,7 +68,7 @@ _FOLDER = "vertex-launch/default"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of item and its end: the item's state, its last job's ("" without jobs), its attempts, the words W&B must say."""
+    """A kind of item, and how it must end: its state, the states of its last attempt, its attempts, W&B's words."""
 
     name: str
     image: str
@@ -77,7 +79,7 @@ class Kind:
     args: Sequence[str] = ()
     fate: Fate | None = None
     run: str = ""
-    """The settings that the run spec has beside the queue's: a key that is not known."""
+    """A key that the run spec adds, and that does not exist."""
 
 
 KINDS = (
@@ -113,8 +115,6 @@ _OPERATIONS = {
     "storage": ("storage.insert", "storage.download"),
     "pubsub": ("Push",),
 }
-_MAKE_QUEUE = """mutation($queue: String!, $config: JSONString!) { upsertRunQueue(input: {entityName: "acme", projectName:
-    "model-registry", queueName: $queue, resourceType: "gcp-vertex", resourceConfig: $config}) { success } }"""
 _PUSH = """mutation($queue: String!, $spec: JSONString!) { pushToRunQueueByName(input: {entityName: "acme", projectName:
     "model-registry", queueName: $queue, runSpec: $spec}) { runQueueItemId } }"""
 _FIND = """query($project: String!, $run: String!) { project(name: $project, entityName: "acme") { run(name: $run) { id } } }"""
@@ -123,7 +123,7 @@ _STOP = """mutation($id: ID!) { stopRun(input: {id: $id}) { success } }"""
 
 @dataclass(frozen=True)
 class Account:
-    """What has become of an item: its state, what W&B says, and its jobs as (attempt, state), the oldest first."""
+    """How an item ended: its state, W&B's messages, and its jobs as pairs of attempt and state, the oldest first."""
 
     name: str
     kind: Kind
@@ -132,62 +132,65 @@ class Account:
     jobs: Sequence[tuple[int, str]]
 
     def problems(self) -> list[str]:
-        """Say what is not as it must be."""
+        """Return what differs from how the item must end."""
         kind, found = self.kind, []
         if self.state != kind.item:
-            found.append(f"the item is {self.state}, not {kind.item}")
+            found.append(f"the item is {self.state}, expected {kind.item}")
         if kind.said not in self.said:
-            found.append(f"W&B does not say {kind.said!r} but {self.said!r}")
+            found.append(f"W&B shows {self.said!r}, expected {kind.said!r}")
         attempts = sorted({attempt for attempt, _ in self.jobs})
         if attempts != list(range(1, kind.attempts + 1)):
-            found.append(f"its attempts are {attempts}, not 1 to {kind.attempts}")
+            found.append(f"the attempts are {attempts}, expected 1 to {kind.attempts}")
         for attempt in attempts:
             states = [state for number, state in self.jobs if number == attempt]
             if sum(state != "CANCELLED" for state in states) > 1:
                 found.append(f"attempt {attempt} has more than one surviving job: {states}")
         last = {state for attempt, state in self.jobs if attempt == kind.attempts}
         if kind.ends and not last & set(kind.ends):
-            found.append(f"its last attempt is {sorted(last)}, not {' or '.join(kind.ends)}")
+            found.append(f"the last attempt is {sorted(last)}, expected {' or '.join(kind.ends)}")
         return [f"{self.name}: {one}" for one in found]
 
 
 class Chaos:
-    """Runs once: trouble for ``seconds``, then the account."""
+    """Runs once: disturbances for ``seconds``, then the account of every item."""
 
     def __init__(self, seconds: float, seed: int) -> None:
-        self._console = Console()
-        if not self._console.is_terminal:
-            self._console.width = 160  # for the table: there is no window that could be too narrow
+        self._console = Console(soft_wrap=True)
         self._seconds = seconds
         self._seed = seed
-        options = Options(tick_every=TICK, lease=LEASE, settings=SETTINGS)
-        self._cloud = Cloud(options)
+        self._cloud = Cloud(Options(tick_every=TICK, lease=LEASE, settings=SETTINGS))
+        self._items = Items(self._cloud)
         self._slots = int(yaml.safe_load((CONFIG / "launch-config.yaml").read_text())["max_jobs"])
         self._over = threading.Event()
         self._kinds: dict[str, Kind] = {}
         self._stopped: set[str] = set()
         self._count: Counter[str] = Counter()
+        self._disturbed = ""
+        self._began = time.monotonic()
+        self._reported = 0.0
 
     def run(self) -> int:
-        """Run it; 0 only if every item is accounted for."""
-        began = time.monotonic()
-        self._say(f"Chaos with seed {self._seed} for {self._seconds:g} s.")
-        self._cloud.start()
+        """Run it and return the exit status: 0 if every item ended as it must."""
         try:
-            config = json.dumps({"resource_args": {"gcp-vertex": pool("n1-standard-4")}})
+            self._say(STARTING)
             for queue in _QUEUES:
-                self._ask(_MAKE_QUEUE, queue=queue, config=config)
+                self._cloud.wandb.store.create_queue(ENTITY, queue, resource_args=pool("n1-standard-4"))
+            self._cloud.start()
+            self._say(
+                f"For {self._seconds:g} s, kill passes and disturb services while items are pushed (seed {self._seed})."
+            )
             self._trouble()
-            self._say(f"After {time.monotonic() - began:.0f} s nothing goes wrong any more. {self._counted()}")
+            self._say(f"{self._time()}  The disturbances are over. Waiting until every item has ended.")
             problems = self._drain(time.monotonic() + PATIENCE)
-            return self._tell([*problems, *self._broken()], time.monotonic() - began)
+            return self._report([*problems, *self._broken()])
         finally:
+            self._over.set()
             self._cloud.stop()
 
-    # Trouble
+    # Disturbances
 
     def _trouble(self) -> None:
-        """Push, kill and disturb, side by side, until the time is over; an error of ours ends it and is raised."""
+        """Push, kill and disturb in parallel until the time is over. An error in one of them ends all and is raised."""
         parts: Sequence[Callable[[random.Random], None]] = (self._push, self._kill, self._disturb, self._post)
         deadline = time.monotonic() + self._seconds
         with ThreadPoolExecutor(len(parts)) as threads:
@@ -195,6 +198,7 @@ class Chaos:
             try:
                 while time.monotonic() < deadline and not any(one.done() for one in running):
                     self._stop_runs()
+                    self._progress(f", disturbing {self._disturbed}")
                     time.sleep(0.5)
             finally:
                 self._over.set()
@@ -206,7 +210,7 @@ class Chaos:
             function.wait()
 
     def _push(self, chance: random.Random) -> None:
-        """Push an item of some kind every so often."""
+        """Push an item of a random kind every few seconds."""
         while True:
             number = len(self._kinds)
             first = KINDS[number] if number < len(KINDS) else None  # one of each, however short the time
@@ -233,7 +237,7 @@ class Chaos:
                 return
 
     def _kill(self, chance: random.Random) -> None:
-        """Kill both dispatchers while a pass runs, some times also job_state; start them again as the platform does."""
+        """Kill both dispatchers while a pass runs, sometimes also job_state, and start them again as the platform does."""
         seen = 0
         cloud = self._cloud
         while not self._over.wait(0.02):
@@ -249,12 +253,12 @@ class Chaos:
             for function in victims:
                 function.stop()
             self._count["kills"] += len(victims)
-            self._count["passes killed in their middle"] += self._held() == generation
+            self._count["passes killed halfway"] += self._held() == generation
             for function in victims:
                 function.start()
 
     def _held(self) -> int:
-        """Give the generation of the hold that a pass has, 0 for none."""
+        """Return the generation of the lock that a pass has, 0 without one."""
         try:
             hold = self._cloud.storage.objects.get("demo-state", f"{_FOLDER}/{record.HOLD}", {})
         except HttpRefused:
@@ -263,7 +267,7 @@ class Chaos:
         return 0 if free == hold.generation or json.loads(hold.data)["expires"] < time.time() else hold.generation
 
     def _ledger(self) -> dict[str, Any]:
-        """Give the ledger as it stands in the bucket; before the first pass ends there is none."""
+        """Return the ledger as it is stored, empty before the first pass has ended."""
         try:
             stored = self._cloud.storage.objects.get("demo-state", f"{_FOLDER}/{record.LEDGER}", {})
         except HttpRefused:
@@ -272,11 +276,11 @@ class Chaos:
         return ledger
 
     def _disturb(self, chance: random.Random) -> None:
-        """Let one service after another refuse, fail and lose answers for some seconds."""
+        """Make one service after another fail, refuse and lose answers for some seconds."""
         began, turns = time.monotonic(), list[str]()
         while not self._over.is_set():
             turns = turns or chance.sample(list(_OPERATIONS), len(_OPERATIONS))
-            service = turns.pop()
+            service = self._disturbed = turns.pop()
             early = time.monotonic() - began < self._seconds / 3
             chosen = chance.sample(_OPERATIONS[service], min(len(_OPERATIONS[service]), 4))
             faults = [_fault(chance, service, operation, early=early) for operation in chosen]
@@ -285,11 +289,11 @@ class Chaos:
             self._over.wait(_BURST)
             left = self._cloud.faults[service].state()["faults"]
             self._cloud.faults[service].clear()
-            self._count[f"troubled calls of {service}"] += sum(fault.times or 0 for fault in faults) - _times(left)
+            self._count[f"disturbed calls of {service}"] += sum(fault.times or 0 for fault in faults) - _times(left)
             self._over.wait(chance.uniform(0, 1))
 
     def _post(self, chance: random.Random) -> None:
-        """Ask for a pass by hand every so often, whatever the answer."""
+        """Request a pass from dispatch_now every few seconds, whatever the answer."""
         headers = {"Content-Type": "application/json"}
         while not self._over.wait(_POST_EVERY * chance.uniform(0.5, 1.5)):
             try:
@@ -299,7 +303,7 @@ class Chaos:
                 self._count["requests that dispatch_now did not answer"] += 1
 
     def _stop_runs(self) -> None:
-        """Stop, as a person does, the runs that go on until somebody does so."""
+        """Stop the runs that go on until a person stops them."""
         for queue in self._cloud.state()["wandb"]["queues"]:
             for item in queue["items"]:
                 name, run = item["name"], item["run"]
@@ -312,72 +316,78 @@ class Chaos:
     # The account
 
     def _drain(self, deadline: float) -> list[str]:
-        """Wait until nothing is open and every item is accounted for; give what is wrong at the end."""
+        """Wait until every item has ended as it must and the ledger is empty. Return what is wrong when the time is over."""
         while True:
             self._stop_runs()
             problems = [problem for account in self._accounts() for problem in account.problems()]
             problems += [f"item {item} is still open in the ledger" for item in self._ledger().get("open", {})]
             if not problems or time.monotonic() > deadline:
                 return problems
+            self._progress("")
             time.sleep(0.5)
 
     def _accounts(self) -> list[Account]:
-        state = self._cloud.state()
         found = {}
-        for item in [item for queue in state["wandb"]["queues"] for item in queue["items"]]:
-            label = labels.item_value(self._cloud.wandb.url, ENTITY, item["id"])
-            jobs = [
-                (int(job["labels"][labels.ATTEMPT]), job["state"].removeprefix("JOB_STATE_"))
-                for job in state["jobs"]
-                if job["labels"].get(labels.ITEM) == label
-            ]
-            said = " ".join(one["message"] for one in (item["error"], *item["warnings"]) if one)
-            found[item["name"]] = Account(item["name"], self._kinds[item["name"]], item["state"], said, jobs)
+        for item in self._items.read(self._cloud.state()):
+            jobs = [(int(job["labels"][labels.ATTEMPT]), job["state"].removeprefix("JOB_STATE_")) for job in item.jobs]
+            found[item.name] = Account(item.name, self._kinds[item.name], item.state, " ".join(item.messages), jobs)
         return [found.get(name, Account(name, kind, "lost", "", [])) for name, kind in self._kinds.items()]
 
     def _broken(self) -> list[str]:
-        """Say what is wrong beside the items."""
+        """Return what is wrong apart from the items."""
         moments = [(job.create_time, 1) for job in self._cloud.vertex.jobs.values()]
         moments += [(job.end_time, -1) for job in self._cloud.vertex.jobs.values() if job.end_time]
         active = most = 0
         for _, change in sorted(moments):
             active += change
             most = max(most, active)
-        self._count["jobs active at once at most"] = most
+        self._count["jobs active at once, at most"] = most
         broken = [f"{most} jobs were active at once, more than {self._slots}"] if most > self._slots else []
         logs = [path for path in self._cloud.folder.glob("*.log") if API_KEY in path.read_text(errors="replace")]
-        return broken + [f"the API key stands in {path.name}" for path in logs]
+        return broken + [f"{path.name} contains the API key" for path in logs]
 
-    def _tell(self, problems: Sequence[str], seconds: float) -> int:
-        table = Table(title="Every item, its jobs and its attempts", title_justify="left")
-        for column in ("item", "item is", "attempts", "jobs", "W&B says"):
-            table.add_column(column, no_wrap=True)
+    def _report(self, problems: Sequence[str]) -> int:
         accounts = self._accounts()
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+        for heading in ("item", "item is", "jobs, by attempt"):
+            table.add_column(heading, no_wrap=True)
         for account in accounts:
-            ends = " ".join(f"{attempt}:{state.lower()}" for attempt, state in account.jobs)
-            attempts = str(len({attempt for attempt, _ in account.jobs}))
-            style = "red" if account.problems() else ""
-            table.add_row(account.name, account.state, attempts, ends, account.said[:60], style=style)
+            ends = " ".join(f"{attempt}:{state}" for attempt, state in account.jobs)
+            table.add_row(account.name, account.state, ends, style="red" if account.problems() else "")
         self._console.print(table)
-        self._say(
-            f"{len(accounts)} items, {len(self._cloud.vertex.jobs)} jobs. {self._counted()} {seconds:.0f} s in all."
-        )
+        self._say(f"\n{len(accounts)} items and {len(self._cloud.vertex.jobs)} jobs in {self._time()}:")
+        for what, number in sorted(self._counted().items()):
+            self._say(f"{number:>6} {what}")
         for problem in problems:
-            self._say(f"FAILED: {problem}")
+            self._console.print(f"FAILED: {problem}", style="red", markup=False, highlight=False)
         if problems:
-            self._say(self._cloud.dispatch.log.read_text(errors="replace")[-6000:])
+            log = self._cloud.dispatch.log.read_text(errors="replace")[-6000:]
+            self._say(f"The log of dispatch ends with:\n{log}")
             return 1
-        self._say("Every item is accounted for, and no API key stands in a log.")
+        self._say("\nEvery item ended as it must, and no log contains the API key.")
         return 0
 
-    def _counted(self) -> str:
+    def _progress(self, now: str) -> None:
+        """Print how far the items are, every few seconds."""
+        if time.monotonic() - self._reported < _REPORT_EVERY:
+            return
+        self._reported = time.monotonic()
+        states = Counter(account.state for account in self._accounts() if account.problems())
+        left = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "none"
+        done = len(self._kinds) - sum(states.values())
+        killed = f"{self._count['passes killed halfway']} of {self._count['passes']} passes killed"
+        self._say(f"{self._time()}  {done} of {len(self._kinds)} items ended, open: {left}; {killed}{now}")
+
+    def _counted(self) -> Mapping[str, int]:
         calls = Counter[str]() if isinstance(self._cloud.pubsub, PubSubEmulator) else self._cloud.pubsub.calls
         again = calls["Push"] - calls["Publish"]  # each message has one subscription
-        counts = {**self._count, "messages": calls["Publish"], "deliveries again": again}
-        return ", ".join(f"{number} {what}" for what, number in sorted(counts.items())) + "."
+        return {**self._count, "messages of Pub/Sub": calls["Publish"], "messages delivered again": again}
+
+    def _time(self) -> str:
+        return clock(time.monotonic() - self._began)
 
     def _ask(self, query: str, **variables: str) -> dict[str, Any]:
-        """Ask W&B as a person's tool does; one that meets trouble asks again."""
+        """Send a query to W&B as a person's tool does, and try again after an error."""
         key = base64.b64encode(f"api:{API_KEY}".encode()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {key}"}
         body = json.dumps({"query": query, "variables": variables}).encode()
@@ -390,15 +400,15 @@ class Chaos:
         raise RuntimeError(f"W&B answers {status}: {answer.decode(errors='replace')[:300]}")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False)
 
 
 def _fault(chance: random.Random, service: str, operation: str, *, early: bool) -> Fault:
-    """Make a fault: a refusal or, for what changes something, perhaps a lost answer."""
+    """Create a fault: an error or, for an operation that changes something, perhaps a lost answer."""
     lost = operation not in ("entity", "project") and chance.random() < 0.3
     status: int | str = chance.choice((503, 429))
     if service in ("vertex", "secrets"):
-        # After a refused create the dispatcher waits for 90 s, then for longer: the last ones shall have come back by then.
+        # After a refused create the dispatcher waits for 90 s, then longer. The last of them must end before the patience does.
         full = operation != "CreateCustomJob" or early
         status = chance.choice(("UNAVAILABLE", "RESOURCE_EXHAUSTED")) if full else "UNAVAILABLE"
     return Fault(operation=operation, kind="lose" if lost else "fail", status=status, times=chance.randint(1, 5))
