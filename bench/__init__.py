@@ -1,1 +1,1 @@
-"""Measurements and calculations, to be run by hand: ``python -m bench.NAME``."""
+"""Measurements and calculations to run by hand: ``python -m bench.NAME``."""

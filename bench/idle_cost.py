@@ -1,7 +1,7 @@
-"""What it costs to be idle: the requests of a pass that finds nothing to do, times Google's list prices.
+"""Compute the cost of an idle month: the requests of a pass that finds nothing to do, times Google's list prices.
 
-``python -m bench.idle_cost`` prints the table of docs/operations.md. The requests are those that a test counts; the seconds of
-a pass are an assumption that stands here, for they are the latency of other services.
+``python -m bench.idle_cost`` prints the table of docs/operations.md. A test counts the requests. The seconds of a pass are
+an assumption, because they are the latency of other services.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ REQUESTS: Mapping[str, int] = {
     "project": 1,
     "popFromRunQueue": 1,
 }
-"""What an idle pass asks for, with one region, on an instance that knows the key, by the names of operations; the last two are
-W&B's."""
+"""The requests of an idle pass with one region, on an instance that has the key in memory. The last two go to W&B."""
 
 PASS_SECONDS = 1.0
 KEY_SECONDS = 300
-"""How long an instance keeps the key in memory (``key_ttl``)."""
+"""Seconds for which an instance keeps the key in memory (``key_ttl``)."""
 MONTH = 730 * 3600
 TICK = 60
 VCPUS, GIB = 1.0, 1.0
-"""Of a function that runs passes, as both ways of deploying make it; what it takes of that, ``bench.memory`` measures."""
+"""The memory of a function that runs passes, in both ways of deploying. ``bench.memory`` measures what it uses."""
 
 VCPU_SECOND, GIB_SECOND, REQUEST = 0.000024, 0.0000025, 0.40e-6
 """Cloud Run functions, request-based billing, tier 1 (https://cloud.google.com/run/pricing)."""
@@ -73,7 +72,7 @@ def bill() -> list[Line]:
 
 
 def table() -> str:
-    """Give the bill as a Markdown table."""
+    """Return the bill as a Markdown table."""
     lines = bill()
     rows = [f"| {line.what} | {line.how} | {line.usd:.2f} |" for line in lines]
     total = sum(line.usd for line in lines)
@@ -81,7 +80,7 @@ def table() -> str:
 
 
 def agent() -> tuple[float, float]:
-    """Give what a month of an agent that always runs costs at least, on an e2-small and on an e2-medium, in USD."""
+    """Return the least cost of an agent that always runs, on an e2-small and on an e2-medium, in USD a month."""
     hours = MONTH / 3600
     return hours * E2_SMALL, hours * E2_MEDIUM
 

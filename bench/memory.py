@@ -1,7 +1,7 @@
-"""What a function that runs passes takes of its memory: measured, with a real function and real job artifacts.
+"""Measure the memory of a function that runs passes, with a real function and real job artifacts.
 
-``python -m bench.memory`` starts the cloud on a laptop, makes a job with ``wandb job create``, lets ``dispatch_now`` start it,
-and prints what its processes and what they leave on disk take: a function's disk is memory, too. Linux only: it reads /proc.
+``python -m bench.memory`` starts the local cloud, creates jobs with ``wandb job create``, and lets ``dispatch_now`` start
+them. It prints the memory of the function's processes and files: a function's disk is memory. Linux only: it reads /proc.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ QUEUE = "cpu"
 FUNCTION = "dispatch_now"
 MIB = 2**20
 JOBS = 60
-"""As many as one minute's quota of Vertex AI lets begin."""
+"""The jobs that Vertex AI's quota of one minute allows."""
 HELPER = "wandb-core"
 """The program of the SDK's helper process."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What is taken at one moment, in MiB: by all processes together, with what they share counted once, and on disk."""
+    """The memory at one moment in MiB: of all processes, with shared memory counted once, and of the files."""
 
     when: str
     processes: float
     unshared: float
-    """The same with what they share counted for each: what it may come to where nothing is shared."""
+    """The memory of all processes with shared memory counted for each: the most it can be if nothing is shared."""
     disk: float
     helpers: int
-    """How many helper processes of the SDK's there are."""
+    """The number of the SDK's helper processes."""
 
 
 def measure(jobs: int) -> Iterator[Taken]:
-    """Measure a function before and after the first pass, and with a first and then so many more code jobs."""
+    """Measure a function before and after its first pass, with a first code job, and with ``jobs`` more."""
     with _cloud() as cloud:
         disk = cloud.folder / "tmp"
         yield _taken("its start", disk)
@@ -61,7 +61,7 @@ def measure(jobs: int) -> Iterator[Taken]:
 
 @contextmanager
 def _cloud() -> Iterator[Cloud]:
-    """Start a cloud whose functions have a disk of their own, with room for all jobs, none of which ever begins."""
+    """Start a cloud whose functions have their own disk and slots for all jobs. The jobs never start."""
     settings = {"submissions_per_minute": 10_000}
     variables: dict[str, str] = {}
     cloud = Cloud(Options(tick_every=3600, queued=3600, variables=variables, settings=settings))
@@ -79,7 +79,7 @@ def _cloud() -> Iterator[Cloud]:
 
 
 def _make_job(cloud: Cloud) -> str:
-    """Make a job of a program, as people do; gives its name."""
+    """Create a job from a program with W&B's tool. Return its name."""
     home = cloud.folder / "home"
     (home / "code").mkdir(parents=True)
     (home / "code" / "train.py").write_text("import wandb\nwandb.init()\n")
@@ -97,10 +97,10 @@ def _run_spec(job: str) -> dict[str, Any]:
 
 
 def _pass(cloud: Cloud, submitted: int) -> None:
-    """Run a pass, which has to start so many jobs."""
+    """Run a pass that must start ``submitted`` jobs."""
     status, answer = post(cloud.dispatch_now.url, b"{}", {"Content-Type": "application/json"}, 120)
     if status != 200 or len(json.loads(answer)["submitted"]) != submitted:
-        raise RuntimeError(f"a pass that was to start {submitted} jobs answered {status}: {answer.decode()}")
+        raise RuntimeError(f"the pass answered {status} instead of starting {submitted} jobs: {answer.decode()}")
 
 
 def _taken(when: str, disk: Path) -> Taken:
@@ -118,7 +118,7 @@ def _taken(when: str, disk: Path) -> Taken:
 
 
 def _family(pid: int) -> Iterator[int]:
-    """Give a process and all that come from it."""
+    """Return a process and its descendants."""
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -130,12 +130,12 @@ def _command(pid: int) -> list[str]:
 
 
 def _sizes(pid: int) -> dict[str, float]:
-    """Give what the kernel says of a process's memory, in MiB."""
+    """Return the sizes in a process's smaps_rollup, in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     return {name: float(value.split()[0]) / 1024 for name, _, value in (line.partition(":") for line in lines)}
 
 
 if __name__ == "__main__":
-    print("| after | MiB | MiB if nothing were shared | MiB on disk | helpers |\n|---|---|---|---|---|")
+    print("| after | MiB | MiB if nothing is shared | MiB on disk | helpers |\n|---|---|---|---|---|")
     for taken in measure(JOBS):
         print(f"| {taken.when} | {taken.processes:.0f} | {taken.unshared:.0f} | {taken.disk:.1f} | {taken.helpers} |")

@@ -1,4 +1,4 @@
-"""From a worker pool to a process: argv and environment, as Kubernetes makes them of a container; pure."""
+"""Turn a worker pool into argv and environment, as Kubernetes does for a container. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _REFERENCE = re.compile(r"\$\$|\$\(([^)]*)\)")
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
-    """Replace ``$(NAME)`` by the variable's value; ``$$`` is one ``$``; references to nothing stay as they are."""
+    """Replace ``$(NAME)`` with the variable's value and ``$$`` with ``$``. Keep references to missing variables."""
 
     def replacement(match: re.Match[str]) -> str:
         if match.group() == "$$":
@@ -21,9 +21,9 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
 
 
 def environment(declared: Iterable[Any], service: Mapping[str, str]) -> dict[str, str]:
-    """Give the variables of a container: the service's, then the declared ones (EnvVar) in their order.
+    """Return the variables of a container: the service's, then the declared ones (EnvVar) in order.
 
-    A value can refer to what stands before it. Of two variables with one name the last one counts.
+    A value can refer to earlier variables. If two variables have one name, the last one counts.
     """
     variables = dict(service)
     for variable in declared:
@@ -38,9 +38,9 @@ def command_line(
     args: Sequence[str],
     variables: Mapping[str, str],
 ) -> list[str]:
-    """Give argv of a container whose image has ``entrypoint`` and ``cmd``.
+    """Return argv of a container whose image has ``entrypoint`` and ``cmd``.
 
-    ``command`` replaces both of them, ``args`` replaces ``cmd`` alone.
+    ``command`` replaces both, ``args`` replaces only ``cmd``.
     """
     head = command or entrypoint
     tail = args or (() if command else cmd)
@@ -48,7 +48,7 @@ def command_line(
 
 
 def task(pool: Any) -> tuple[str, Sequence[str], Sequence[str], Iterable[Any]]:
-    """Give image, command, args and env of a worker pool; a Python package is started with ``python -m``."""
+    """Return image, command, args and env of a worker pool. ``python -m`` starts a Python package."""
     if pool.WhichOneof("task") == "container_spec":
         container = pool.container_spec
         return container.image_uri, container.command, container.args, container.env
@@ -57,9 +57,9 @@ def task(pool: Any) -> tuple[str, Sequence[str], Sequence[str], Iterable[Any]]:
 
 
 def account(job: Any) -> str:
-    """Give the service account that a job's containers act as.
+    """Return the service account that a job's containers act as.
 
-    Where the job names none, that is its project's Vertex AI Custom Code Service Agent (CustomJobSpec.service_account).
+    The default is the project's Vertex AI Custom Code Service Agent (see CustomJobSpec.service_account).
     """
     number = job.name.split("/")[1]
     named: str = job.job_spec.service_account
@@ -67,7 +67,7 @@ def account(job: Any) -> str:
 
 
 def service_variables(job: Any, project_number: str) -> dict[str, str]:
-    """Give the variables that Vertex AI itself sets in the containers of a job."""
+    """Return the variables that Vertex AI sets in the containers of a job."""
     variables = {"CLOUD_ML_PROJECT_ID": project_number, "CLOUD_ML_JOB_ID": job.name.rsplit("/", 1)[1]}
     output = job.job_spec.base_output_directory.output_uri_prefix
     if output:

@@ -1,8 +1,8 @@
-"""Runs the containers of local Vertex AI jobs as processes of this machine, from the queue to the end.
+"""Run the containers of local Vertex AI jobs as processes of this machine, from the queue to the end.
 
-A job is QUEUED until there is capacity, PENDING for a while, then the first container of its first worker pool runs as
-a process with a working directory, a home, an environment and a metadata server of its own: nothing of ours reaches it.
-Other replicas and pools do not run. Nothing that a container started outlives it.
+A job is QUEUED until there is capacity and then PENDING for a while. Then the first container of its first worker pool
+runs as a process with its own working directory, home, environment and metadata server: nothing of this process reaches
+it. Other replicas and pools do not run. A container's processes end with it.
 """
 
 from __future__ import annotations
@@ -36,34 +36,33 @@ from local.standins.vertex.job_errors import JobError
 from local.standins.vertex.jobs import Jobs
 
 _MARK = "LOCAL_VERTEX_CONTAINER"
-"""The variable by which a container's processes are found again, also those that made a session of their own."""
+"""The variable that marks a container's processes, including those that started a session of their own."""
 
 _LOGGED = 32_768
-"""How many bytes of a container's output, the last ones, go to the log."""
-
+"""How many bytes at the end of a container's output go to the log."""
 
 _LOOK_AGAIN = 0.2
 
 
 class Fate(StrEnum):
-    """What becomes of a job that is not left alone."""
+    """How Vertex AI disturbs a job."""
 
     STOCKOUT = "stockout"
-    """FAILED instead of RUNNING: no machine is free."""
+    """The job becomes FAILED instead of RUNNING because no machine is free."""
 
     PREEMPTED = "preempted"
-    """Its machine is taken away; it starts again, or FAILED when it may not."""
+    """The job loses its machine. It starts again, or becomes FAILED if it may not restart."""
 
     INTERNAL = "internal"
-    """Vertex AI itself breaks; it starts again, or FAILED when it may not."""
+    """Vertex AI has an internal error. The job starts again, or becomes FAILED if it may not restart."""
 
 
 @dataclass
 class Script:
-    """What happens to the next ``times`` jobs whose display name and region match these patterns (as in a shell).
+    """The fate of the next ``times`` jobs whose display name and region match these shell patterns.
 
-    PREEMPTED and INTERNAL end the container ``after`` seconds after its start, for its first ``strikes`` starts. It starts
-    again, with the same environment, at most ``restarts`` times; never if the job has ``disable_retries``.
+    PREEMPTED and INTERNAL end the container ``after`` seconds after each of its first ``strikes`` starts. It starts again
+    with the same environment at most ``restarts`` times, or never if the job has ``disable_retries``.
     """
 
     fate: Fate
@@ -74,38 +73,38 @@ class Script:
     strikes: int = 1
     restarts: int = 0
 
-    def meets(self, job: Any) -> bool:
-        """Say whether this is for that job."""
+    def matches(self, job: Any) -> bool:
+        """Return whether the script applies to a job."""
         region = job.name.split("/")[3]
         return self.times > 0 and fnmatchcase(job.display_name, self.display_name) and fnmatchcase(region, self.region)
 
 
 @dataclass
 class _Life:
-    """One job's way to its end, walked by one thread."""
+    """What one job needs from its start to its end. One thread leads it."""
 
     name: str
     jobs: Jobs
     folder: Path
     stopped: threading.Event = field(default_factory=threading.Event)
-    """Set when the job is cancelled and when everything ends."""
+    """Set when the job is cancelled, and when the runner stops."""
     thread: threading.Thread | None = None
     process: subprocess.Popen[bytes] | None = None
     timer: threading.Timer | None = None
-    """Sends SIGKILL when the time after SIGTERM is over."""
+    """Sends SIGKILL when the grace period after SIGTERM is over."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class _Stopped(Exception):
-    """The job was cancelled, or everything ends."""
+    """The job was cancelled, or the runner stops."""
 
 
 class Containers:
-    """The runner of a VertexServer that really runs jobs. Times are in seconds.
+    """A runner for VertexServer that runs the containers of jobs. Times are in seconds.
 
-    ``queued`` and ``pending`` is how long a job stays so at least; ``grace`` how long a cancelled container has between
-    SIGTERM and SIGKILL. ``images`` maps image URIs to what runs here. ``scripts`` may be changed at any time. ``tokens``
-    makes the access tokens of the jobs' accounts. Git in a container finds ``repositories``.
+    A job stays QUEUED and PENDING for at least ``queued`` and ``pending``. A cancelled container has ``grace`` between
+    SIGTERM and SIGKILL. ``images`` maps image URIs to programs. ``scripts`` can change at any time. ``tokens`` issues the
+    access tokens of the jobs' accounts. Git in a container finds ``repositories``.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Containers:
         self._root: Path | None = None
 
     def launch(self, name: str, jobs: Jobs) -> None:
-        """Begin the life of a new job."""
+        """Start a thread that leads a new job to its end."""
         with self._lock:
             if self._ended:
                 return
@@ -144,11 +143,11 @@ class Containers:
             life.thread.start()
 
     def cancel(self, name: str) -> None:
-        """End a job that is CANCELLING: what has not started does not start, what runs gets SIGTERM, later SIGKILL."""
+        """End a job that is CANCELLING: do not start its container, or send it SIGTERM and later SIGKILL."""
         with self._lock:
             life = self._lives.get(name)
         if life is None:
-            return  # launch has yet to come, and finds the job CANCELLING
+            return  # launch comes later and finds the job CANCELLING
         with life.lock:
             _stop(life)
             if life.process is not None:
@@ -158,12 +157,12 @@ class Containers:
                 life.timer.start()
 
     def files(self, name: str) -> Path:
-        """Give the folder with what a job's container wrote last: its ``output``, its home, its working directory."""
+        """Return the folder of a job's last container: its ``output``, home and working directory."""
         with self._lock:
             return self._lives[name].folder
 
     def stop(self) -> None:
-        """Kill everything that still runs, wait for it, and remove its files; jobs stay in the state that they have."""
+        """Kill and remove everything that still runs. The jobs keep their states."""
         with self._lock:
             self._ended = True
             lives = list(self._lives.values())
@@ -192,7 +191,7 @@ class Containers:
         life.jobs.move(life.name, {JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING}, end, error)
 
     def _phases(self, life: _Life) -> JobError | None:
-        """Walk from the queue to the end; give the error, None for success. Raises _Stopped."""
+        """Lead a job from the queue to its end. Return its error, None for success. Raise _Stopped."""
         self._pause(life, self._queued)
         while not life.jobs.leave_queue(life.name):
             if life.jobs.get(life.name).state != JobState.JOB_STATE_QUEUED:
@@ -212,7 +211,7 @@ class Containers:
         return self._attempts(life, job, image, script)
 
     def _attempts(self, life: _Life, job: Any, image: Image, script: Script | None) -> JobError | None:
-        """Run the container, and again after a strike as long as it may restart."""
+        """Run the container, and restart it after a strike as often as it may restart."""
         restarts = 0 if script is None or job.job_spec.scheduling.disable_retries else script.restarts
         for attempt in itertools.count():
             limit = script.after if script and attempt < script.strikes else None
@@ -227,7 +226,7 @@ class Containers:
         return job_errors.exited(status) if status else None
 
     def _run(self, life: _Life, job: Any, image: Image, metadata: str, limit: float | None) -> int | None:
-        """Run the container to its end; give its exit status, None when ``limit`` seconds were over before it ended."""
+        """Run the container to its end. Return its exit status, or None if it was ended after ``limit`` seconds."""
         shutil.rmtree(life.folder, ignore_errors=True)
         app = life.folder / "app"
         if image.folder is None:
@@ -274,7 +273,7 @@ class Containers:
 
     def _script(self, job: Any) -> Script | None:
         with self._lock:
-            script = next((script for script in self.scripts if script.meets(job)), None)
+            script = next((script for script in self.scripts if script.matches(job)), None)
             if script is not None:
                 script.times -= 1
             return script
@@ -291,16 +290,16 @@ def _stop(life: _Life) -> None:
 
 
 def _await_room(life: _Life) -> None:
-    """Wait until there may be capacity for the job. Raises _Stopped."""
+    """Wait until there may be capacity for the job. Raise _Stopped."""
     with life.jobs.changed:
-        # The time-out is for capacity that somebody has just raised: nothing tells of that.
+        # The timeout is for a raised capacity: no notification reports that.
         life.jobs.changed.wait_for(lambda: life.stopped.is_set() or life.jobs.has_room(life.name), _LOOK_AGAIN)
     if life.stopped.is_set():
         raise _Stopped
 
 
 def _process(job: Any, image: Image, folder: Path, metadata: str) -> tuple[list[str], dict[str, str]]:
-    """Give argv and environment of the job's first container, and make the folders that they name."""
+    """Return argv and environment of the job's first container, and create the folders that they name."""
     for name in ("home", "tmp"):
         (folder / name).mkdir()
     _, command, args, declared = task(job.job_spec.worker_pool_specs[0])
@@ -310,7 +309,7 @@ def _process(job: Any, image: Image, folder: Path, metadata: str) -> tuple[list[
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "LANG": "C.UTF-8",
-        # Where Google's clients, and the product in a job, look for another metadata server than that of this machine.
+        # Google's clients, and the product in a job, use these instead of this machine's metadata server.
         "GCE_METADATA_HOST": metadata,
         "GCE_METADATA_IP": metadata,
     }
@@ -320,7 +319,7 @@ def _process(job: Any, image: Image, folder: Path, metadata: str) -> tuple[list[
 
 
 def _packages(folder: Path) -> Path:
-    """Make a Python environment that has the packages of this one and can have others; gives where its programs are."""
+    """Create a Python environment with the packages of this one, into which more can be installed. Return its programs."""
     venv.create(folder, symlinks=True)
     ours, theirs = (Path(sysconfig.get_path("purelib", vars={"base": str(base)})) for base in (sys.prefix, folder))
     (theirs / "cloud.pth").write_text(f"{ours}\n")
@@ -328,10 +327,10 @@ def _packages(folder: Path) -> Path:
 
 
 def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """Kill a container's process and all that came of it, as happens to a container whose first process ends."""
-    process.kill()  # its environment cannot be read until the kernel has set it up, a moment after the start
+    """Kill a container's process and its descendants, as happens when the first process of a container ends."""
+    process.kill()  # the kernel shows its environment only a moment after the start
     if not Path("/proc/self/environ").exists():
-        # Without /proc only the process group can be found; the W&B SDK's helper, which leaves it, ends by itself.
+        # Without /proc only the process group can be found. The W&B SDK's helper leaves the group, but ends by itself.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         return
@@ -342,11 +341,11 @@ def _kill(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 
 def _marked(folder: Path) -> list[int]:
-    """Find the processes whose environment says that they belong to the container in ``folder``."""
+    """Return the processes whose environment has the mark of the container in ``folder``."""
     mark = f"{_MARK}={folder}\0".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
-        # Processes come and go meanwhile, and those of other users cannot be read.
+        # Processes come and go in the meantime, and those of other users cannot be read.
         with contextlib.suppress(OSError):
             if mark in path.read_bytes():
                 found.append(int(path.parent.name))

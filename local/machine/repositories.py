@@ -1,7 +1,7 @@
-"""Git repositories on this disk that answer at addresses of their own, for people's tools and for containers alike.
+"""Git repositories on this disk that people's tools and containers reach at https addresses.
 
-Nothing is served: a Git configuration leads an address to a folder, and ``ssh`` to that folder to a command on this machine.
-W&B's client refuses to fetch from a folder, and from anything but https and ssh.
+There is no server. A Git configuration maps an address to a folder, and ``ssh`` to that folder to a local command. W&B's
+client fetches only from https and ssh addresses.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _WHO = ("-c", "user.name=ada", "-c", "user.email=ada@example.com")
 
 
 class Repositories:
-    """Repositories below ``folder``; ``configure`` a home to find them. They need git."""
+    """Repositories below ``folder``. ``configure`` a home folder to find them. They need git."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def add(self, name: str, files: Mapping[str, str]) -> tuple[str, str]:
-        """Make a repository with one commit of these files; give its address and the commit."""
+        """Create a repository with one commit of these files. Return its address and the commit."""
         folder = self._folder / f"{name}.git"
         folder.mkdir(parents=True)
         for path, text in files.items():
@@ -33,7 +33,7 @@ class Repositories:
         return f"https://{HOST}/{folder.name}", _git(folder, "rev-parse", "HEAD")
 
     def configure(self, home: Path) -> None:
-        """Let Git in that home find the repositories at their addresses."""
+        """Make Git in a home folder find the repositories at their addresses."""
         if not self._folder.exists():
             return
         ssh = self._folder / "ssh"

@@ -1,4 +1,4 @@
-"""Cloud Scheduler on a laptop: publishes a message to a topic every so often."""
+"""The stand-in for Cloud Scheduler: publish a message to a topic at a fixed interval."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from google.cloud.pubsub_v1 import types
 _log = logging.getLogger(__name__)
 _PUBLISH_SECONDS = 10.0
 _LONGEST_WAIT = 0.5
-"""Seconds after which the clock is looked at again, for it need not be the one by which threads wait."""
+"""Seconds between two reads of the clock, because it may differ from the one that threads wait by."""
 
 
 class Scheduler:
     """Publishes ``data`` to ``topic`` (``projects/P/topics/T``) at ``pubsub`` (``host:port``) every ``every`` seconds.
 
-    ``start`` begins, the first message one interval later; ``stop`` ends. ``clock`` gives seconds; a test that passes its
-    own one needs no ``start`` and calls ``tick``. ``calls`` counts messages: published and failed.
+    The first message comes one interval after ``start``. ``clock`` returns seconds. A test that passes its own clock calls
+    ``tick`` instead of ``start``. ``calls`` counts the messages that were published and that failed.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class Scheduler:
         )
 
     def start(self) -> None:
-        """Begin to publish."""
+        """Start to publish."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Publish no more."""
+        """Stop to publish."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
         self._channel.close()
 
     def tick(self) -> bool:
-        """Publish if it is time; says whether it was. What was missed is not made up for."""
+        """Publish if the interval is over, and return whether it was. Do not catch up on missed intervals."""
         with self._lock:
             now = self._clock()
             if now < self._due:
@@ -71,7 +71,7 @@ class Scheduler:
         return True
 
     def run_now(self) -> bool:
-        """Publish at once, whatever time it is; says whether Pub/Sub took the message."""
+        """Publish now, and return whether Pub/Sub accepted the message."""
         message = types.PubsubMessage(data=self._data)
         try:
             self._stub(types.PublishRequest(topic=self._topic, messages=[message]), timeout=_PUBLISH_SECONDS)

@@ -1,8 +1,7 @@
-"""What stands between a push subscription and a function in the cloud: Eventarc's event, and one instance.
+"""The part of the platform between a push subscription and a function: Eventarc's event, and a single instance.
 
-A gen2 function with a Pub/Sub trigger gets a binary CloudEvent, not the push. A function deployed for HTTP gets the push
-as it is. Either has one instance with concurrency one here, so that whatever arrives while a request is in the function
-is answered 429 by the platform.
+A gen2 function with a Pub/Sub trigger gets a binary CloudEvent instead of the push. A function with an HTTP trigger gets
+the push unchanged. Both have one instance with concurrency one: while it is busy, the platform answers 429.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ TYPE = "google.cloud.pubsub.topic.v1.messagePublished"
 
 
 class PushShim(WebServer):
-    """Hands pushes on to ``function_url``: ``start`` and ``stop`` it; ``url`` is the push endpoint.
+    """Forwards pushes to ``function_url``. Its ``url`` is the push endpoint.
 
-    ``topic`` (``projects/P/topics/T``) is where the messages come from. ``raw`` hands the push on unchanged. A function
-    that takes longer than ``timeout`` seconds is answered for with 504; one that is not there with 503. ``calls`` counts
-    the answers by their status.
+    ``topic`` (``projects/P/topics/T``) is the source of the messages. ``raw`` forwards the push unchanged. The answer is
+    504 if the function takes longer than ``timeout`` seconds, and 503 if it cannot be reached. ``calls`` counts the answers
+    by status.
     """
 
     def __init__(
@@ -37,12 +36,12 @@ class PushShim(WebServer):
         self._lock = threading.Lock()
         super().__init__(_Handler, port)
 
-    def hand_on(self, push: bytes) -> tuple[int, bytes]:
-        """Give status and body for one push."""
+    def forward(self, push: bytes) -> tuple[int, bytes]:
+        """Return status and body of the answer to a push."""
         try:
             headers, body = self._request(push)
         except (ValueError, KeyError, TypeError) as error:
-            status, answer = 400, f"This is no push of Pub/Sub: {error!r}".encode()
+            status, answer = 400, f"The body is not a push of Pub/Sub: {error!r}".encode()
         else:
             status, answer = self._call(headers, body)
         with self._lock:
@@ -81,4 +80,4 @@ class _Handler(Handler):
     server: PushShim
 
     def serve(self) -> None:
-        self.answer(*self.server.hand_on(self.body()))
+        self.answer(*self.server.forward(self.body()))

@@ -1,4 +1,4 @@
-"""What the demo makes with W&B's tools: two queues, jobs, a sweep, and items, each with the end that it must come to."""
+"""What the demo creates with W&B's tools: two queues, jobs, a sweep, and items. Each item declares how it must end."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from local.machine.images import REGISTRY
 
 @dataclass(frozen=True)
 class Push:
-    """One ``wandb launch``, and what must become of it: the item's state, its last job's, its run's; "" for none."""
+    """One ``wandb launch``, and the states in which its item, its last job and its run must end; "" means none."""
 
     name: str
     queue: str
     image: str = ""
     options: Sequence[str] = ()
     made: Sequence[str] = ()
-    """What to launch instead of an image: a job that is made first, by ``wandb job create`` with these arguments."""
+    """The arguments of ``wandb job create`` for a job to launch instead of an image."""
     sweep: int | None = None
-    """Its place in the sweep: 0 is the scheduler, which ``wandb launch-sweep`` pushes, and that pushes the others."""
+    """Its place in the sweep: ``wandb launch-sweep`` pushes the scheduler, which is 0, and the scheduler pushes the others."""
     item: str = "CLAIMED"
     job: str = "SUCCEEDED"
     run: str = "finished"
     said: Sequence[str] = ()
-    """What W&B must say of the item, in its message or in its warnings."""
+    """What W&B must show on the item, in its message or in its warnings."""
     attempts: int = 1
     stop: bool = False
     """Whether a person stops the run once it is running."""
 
     def commands(self, places: Mapping[str, str]) -> list[list[str]]:
-        """Give the command lines, as a person would type them; ``places`` are the names in braces of a job's arguments."""
+        """Return the command lines of a person. ``places`` replace the names in braces in a job's arguments."""
         where = ["-e", ENTITY, "-p", "demo"]
         if self.sweep is not None:
             return [] if self.sweep else [["wandb", "launch-sweep", places["sweep"], "-q", self.queue, *where]]
@@ -56,7 +56,7 @@ def _args(*args: str) -> tuple[str, str]:
 
 
 def _fails(name: str, queue: str, image: str, *said: str) -> Push:
-    """Give an item whose job ends before its run begins."""
+    """Return a push whose job ends before its run begins."""
     return Push(name, queue, image, item="FAILED", job="FAILED", run="", said=said)
 
 
@@ -135,7 +135,7 @@ SWEEP = {
     "metric": {"name": "loss", "goal": "minimize"},
     "parameters": {"learning_rate": {"values": [0.01, 0.1]}, "epochs": {"value": 3}},
     "run_cap": 2,
-    # What `wandb scheduler` runs in: any image with W&B's client.
+    # The image of `wandb scheduler`: any image with W&B's client.
     "scheduler": {"resource": "gcp-vertex", "docker_image": f"{REGISTRY}/quick:1", "num_workers": 2},
 }
 
@@ -143,7 +143,7 @@ SCRIPTS = (Script(Fate.PREEMPTED, display_name="preempted-twice", times=2, after
 
 
 def pool(machine: str, **accelerator: Any) -> dict[str, Any]:
-    """Give a queue's configuration with one worker pool."""
+    """Return a queue configuration with one worker pool."""
     worker_pool = {
         "machine_spec": {"machine_type": machine, **accelerator},
         "replica_count": 1,

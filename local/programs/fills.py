@@ -1,6 +1,6 @@
-"""How fast slots were filled that became free while items waited, and whether an event or the clock made it so. Pure.
+"""How fast free slots were filled while items waited, and whether an event or the clock caused it. Pure.
 
-For the demo's summary: a tick that ``job_state`` publishes names the job that has ended, one of the scheduler names none.
+A tick of ``job_state`` names the job that has ended. A tick of the scheduler names no job.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 PASS = 3.0
-"""Seconds that a pass may take: a scheduled tick so long before a job's end may have begun the one that saw it."""
+"""Seconds that a pass may take: a scheduled tick up to that long before a job's end may have started the pass that saw it."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """From when to when a job held its slot, or an item waited for one; Unix seconds, ``end`` None for still."""
+    """The time in Unix seconds that a job held its slot, or an item waited for one. ``end`` is None if it still does."""
 
     begin: float
     end: float | None
@@ -23,23 +23,23 @@ class Span:
 
 @dataclass(frozen=True)
 class Fill:
-    """A slot that a job freed while items waited, and that the next submission took; Unix seconds."""
+    """When a job freed a slot while items waited, and when the next submission filled it, in Unix seconds."""
 
     freed: float
     filled: float
 
     @property
     def seconds(self) -> float:
-        """How long the slot was empty."""
+        """How long the slot was free."""
         return self.filled - self.freed
 
     def by_event(self, scheduled: Iterable[float]) -> bool:
-        """Tell whether no scheduled tick, published at these times, can have had a part in it."""
+        """Return whether an event caused it: no tick that the scheduler published at these times can have."""
         return not any(self.freed - PASS <= tick <= self.filled for tick in scheduled)
 
 
 def fills(jobs: Collection[Span], waits: Collection[Span], slots: int) -> list[Fill]:
-    """Find what became of each slot that was freed while all were taken and an item waited, the first freed first."""
+    """Return when each slot was filled that became free while all were in use and an item waited, in their order."""
     moments = [(job.begin, 1) for job in jobs] + [(job.end, -1) for job in jobs if job.end is not None]
     taken, freed, found = 0, deque[float](), list[Fill]()
     for moment, change in sorted(moments):

@@ -1,9 +1,8 @@
-"""What goes wrong on purpose: latency, failures, lost answers and lag, for any stand-in server.
+"""Faults of a stand-in server: latency, failures, lost answers and lag.
 
-A server asks ``before`` when a request has arrived and nothing is done yet, and ``after`` when all is done and nothing
-is answered yet. Operations are named as their service names them: ``popFromRunQueue``, ``CreateCustomJob``,
-``storage.insert``. Tests call the methods; another process sends the same as JSON (``apply``), as in
-``{"latency": 0.08, "faults": [{"operation": "ackRunQueueItem", "kind": "lose", "times": 1}]}``.
+A server calls ``before`` when a request has arrived, and ``after`` when it is done and not yet answered. Operations have
+the names of their service: ``popFromRunQueue``, ``CreateCustomJob``, ``storage.insert``. Tests call the methods. Other
+processes send JSON (``apply``): ``{"latency": 0.08, "faults": [{"operation": "ackRunQueueItem", "kind": "lose"}]}``.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 ANY = "*"
-"""The operation of a fault that meets every request."""
+"""The operation of a fault that applies to every request."""
 
 PATH = "/_local/faults"
-"""Where a stand-in takes ``apply`` over HTTP (POST) and shows what is set (GET)."""
+"""The path at which a stand-in sets faults (POST) and shows them (GET)."""
 
 
 class Fault(BaseModel):
-    """One thing that goes wrong the next ``times`` times that ``operation`` is asked for; ``times`` None is for ever.
+    """A fault of the next ``times`` requests for ``operation``; None means all of them.
 
-    ``fail``: answer ``status`` (an HTTP status, or a gRPC code's name) and ``message``, do nothing.
-    ``refuse``: only this field of a batch is an error with ``message``, its neighbours are done (GraphQL).
-    ``lose``: do it, then break the connection without an answer.
-    ``delay``: begin ``seconds`` later.
-    ``lag``: reads show the state of ``seconds`` ago; counts down at each read.
+    ``fail``: do nothing, and answer with ``status`` (an HTTP status, or a gRPC code's name) and ``message``.
+    ``refuse``: make only this field of a GraphQL batch an error with ``message``, and do the others.
+    ``lose``: do everything, then break the connection without an answer.
+    ``delay``: start ``seconds`` later.
+    ``lag``: show reads the state of ``seconds`` ago. Each read counts.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -38,12 +37,12 @@ class Fault(BaseModel):
     kind: Literal["fail", "refuse", "lose", "delay", "lag"]
     times: PositiveInt | None = 1
     status: int | str = 503
-    message: str = "a fault that was asked for"
+    message: str = "an injected fault"
     seconds: NonNegativeFloat = 0.0
 
 
 class FaultError(Exception):
-    """The server must fail this request: ``status`` and ``message`` as the fault has them; nothing was done."""
+    """The server must fail this request with ``status`` and ``message``. Nothing was done."""
 
     def __init__(self, status: int | str, message: str) -> None:
         super().__init__(message)
@@ -52,16 +51,16 @@ class FaultError(Exception):
 
     @property
     def http_status(self) -> int:
-        """The status for an HTTP server, which knows no names of gRPC codes."""
+        """The status for an HTTP server, which does not know the names of gRPC codes."""
         return self.status if isinstance(self.status, int) else 503
 
 
 class AnswerLost(Exception):
-    """The server must break the connection without an answer; everything was done."""
+    """The server must break the connection without an answer. Everything was done."""
 
 
 class FaultRequestError(ValueError):
-    """What another process sent is no valid set of faults; the message has every problem."""
+    """The JSON is not a valid set of faults. The message lists every problem."""
 
 
 class _Request(BaseModel):
@@ -73,7 +72,7 @@ class _Request(BaseModel):
 
 
 class Faults:
-    """The faults of one server; safe to use from many threads. ``latency`` in seconds is added to every request."""
+    """The faults of one server, for use from many threads. ``latency`` in seconds is added to every request."""
 
     def __init__(self, latency: float = 0.0, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.latency = latency
@@ -84,39 +83,39 @@ class Faults:
     def fail(
         self, operation: str, status: int | str = 503, *, times: int | None = 1, message: str = "unavailable"
     ) -> None:
-        """Answer the next ``times`` requests of ``operation`` with ``status``, without doing them."""
+        """Answer the next ``times`` requests of ``operation`` with ``status``, and do not do them."""
         self.add(Fault(operation=operation, kind="fail", status=status, times=times, message=message))
 
     def refuse(self, operation: str, message: str, *, status: int = 400, times: int | None = 1) -> None:
-        """Make the next ``times`` fields ``operation`` errors, without doing them; other fields are done."""
+        """Make the next ``times`` fields ``operation`` errors, and do the other fields."""
         self.add(Fault(operation=operation, kind="refuse", status=status, times=times, message=message))
 
     def lose(self, operation: str, *, times: int | None = 1) -> None:
-        """Do the next ``times`` requests of ``operation``, but break the connection instead of answering."""
+        """Do the next ``times`` requests of ``operation``, and break the connection instead of answering."""
         self.add(Fault(operation=operation, kind="lose", times=times))
 
     def delay(self, operation: str, seconds: float, *, times: int | None = 1) -> None:
-        """Begin the next ``times`` requests of ``operation`` ``seconds`` later."""
+        """Delay the next ``times`` requests of ``operation`` by ``seconds``."""
         self.add(Fault(operation=operation, kind="delay", seconds=seconds, times=times))
 
     def lag(self, operation: str, seconds: float, *, times: int | None = None) -> None:
-        """Let the next ``times`` reads ``operation`` show the state of ``seconds`` ago."""
+        """Show the next ``times`` reads ``operation`` the state of ``seconds`` ago."""
         self.add(Fault(operation=operation, kind="lag", seconds=seconds, times=times))
 
     def add(self, fault: Fault) -> None:
-        """Set one fault; it joins those that are set already."""
+        """Add a fault to those that are set."""
         with self._lock:
             self._faults.append(fault.model_copy())
 
     def clear(self) -> None:
-        """Nothing goes wrong any more; ``latency`` stays."""
+        """Remove all faults. ``latency`` stays."""
         with self._lock:
             self._faults.clear()
 
     def before(self, *operations: str) -> None:
-        """A request for these operations has arrived: wait as asked for. Raises FaultError when it has to fail.
+        """Wait for the latency and the delays of a request that has arrived. Raise FaultError if it must fail.
 
-        A request counts once for each operation in it, however often it is there.
+        A request counts once for each operation in it, even if it contains the operation several times.
         """
         named = dict.fromkeys(operations)
         delays = [fault.seconds for operation in named for fault in self._take("delay", operation)]
@@ -127,23 +126,23 @@ class Faults:
                 raise FaultError(fault.status, fault.message)
 
     def before_field(self, operation: str) -> None:
-        """One field of a batch is about to be done. Raises FaultError when it alone has to fail."""
+        """Raise FaultError if one field of a batch must fail before it is done."""
         for fault in self._take("refuse", operation):
             raise FaultError(fault.status, fault.message)
 
     def after(self, *operations: str) -> None:
-        """These operations are done. Raises AnswerLost when nobody may hear of it."""
+        """Raise AnswerLost if the answer to operations that are done must get lost."""
         if any(self._take("lose", operation) for operation in operations):
             raise AnswerLost
 
     def lag_of(self, operation: str) -> float:
-        """How many seconds a read is behind."""
+        """Return by how many seconds a read lags."""
         return max((fault.seconds for fault in self._take("lag", operation)), default=0.0)
 
     def apply(self, body: object) -> dict[str, Any]:
-        """Set what another process asks for in JSON, see this module's head; give what is set now.
+        """Set the faults in JSON that another process sent, and return what is set now.
 
-        Raises FaultRequestError, with every problem, when ``body`` is not of that form; nothing is changed then.
+        Raise FaultRequestError with every problem, and change nothing, if ``body`` is not valid.
         """
         try:
             request = _Request.model_validate(body)
@@ -159,12 +158,12 @@ class Faults:
         return self.state()
 
     def state(self) -> dict[str, Any]:
-        """What is set now, in JSON types."""
+        """Return the latency and the faults that are set, in JSON types."""
         with self._lock:
             return {"latency": self.latency, "faults": [fault.model_dump() for fault in self._faults]}
 
     def _take(self, kind: str, operation: str) -> list[Fault]:
-        """The first fault that meets this operation now, counted down; none is an empty list."""
+        """Count down the first fault that applies to an operation. Return a list of it, or an empty list."""
         with self._lock:
             met = [fault for fault in self._faults if fault.kind == kind and fault.operation in (operation, ANY)][:1]
             for fault in met:

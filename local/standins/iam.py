@@ -76,12 +76,12 @@ class IamServer(WebServer):
         return f"{self.scheme}://{self._rpc.address}"
 
     def start(self) -> Self:
-        """Begin to answer."""
+        """Start to answer."""
         self._rpc.start()
         return super().start()
 
     def stop(self) -> None:
-        """End at once."""
+        """Stop at once."""
         super().stop()
         self._rpc.stop()
 

@@ -1,4 +1,4 @@
-"""A log sink on a laptop: publishes the entries that match its filter to a topic, in the form in which Cloud Logging does."""
+"""The stand-in for a log sink: publish the entries that match a filter to a topic, in the form of Cloud Logging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TEXT = re.compile("Job (completed successfully|failed|cancelled|canceled)")
 
 
 def matches(entry: Entry) -> bool:
-    """Tell whether a sink with the filter for ``job_state`` (``infra/job-ends.filter``) hands an entry on."""
+    """Return whether an entry matches the filter for ``job_state`` (``infra/job-ends.filter``)."""
     resource = entry["resource"]
     if resource["type"] != "ml_job" or resource["labels"].get("task_name") != "service":
         return False
@@ -32,10 +32,10 @@ def matches(entry: Entry) -> bool:
 
 
 class LogSink:
-    """Publishes to ``topic`` (``projects/P/topics/T``) at ``pubsub`` (``host:port``): ``start`` and ``stop`` it.
+    """Publishes to ``topic`` (``projects/P/topics/T``) at ``pubsub`` (``host:port``).
 
-    Entries are taken at any time and published in their order, without keeping who writes them waiting. ``calls`` counts
-    messages: published and failed.
+    A thread publishes the entries in order, so that ``write`` never waits. ``calls`` counts the messages that were
+    published and that failed.
     """
 
     def __init__(self, pubsub: str, topic: str) -> None:
@@ -46,18 +46,18 @@ class LogSink:
         self._thread = threading.Thread(target=self._run, name="log sink", daemon=True)
 
     def start(self) -> None:
-        """Begin to publish, first what was written before."""
+        """Start to publish, beginning with the entries that were written before."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Publish no more than what is written already."""
+        """Publish the entries that are written already, and stop."""
         self._entries.put(None)
         if self._thread.is_alive():
             self._thread.join()
         self._client.transport.close()
 
     def write(self, entry: Entry) -> None:
-        """Take an entry; it goes on if it matches."""
+        """Queue an entry if it matches the filter."""
         if matches(entry):
             self._entries.put(entry)
 

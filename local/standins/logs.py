@@ -1,7 +1,7 @@
-"""Cloud Logging on loopback, as far as reading a job's lines goes: ListLogEntries over the entries that it is given.
+"""The stand-in for Cloud Logging: ListLogEntries, which reads the lines of a job.
 
-Of the query language it knows comparisons (``field="text"``, ``!=``, ``>=``) of a few fields, joined by AND or line breaks;
-whatever else a caller begins to need is refused, and so shows at once.
+Its query language has comparisons (``field="text"``, ``!=``, ``>=``) of a few fields, joined by AND or line breaks. Any
+other query is refused, so that a caller that needs more finds out immediately.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _CODE = grpc.StatusCode
 
 
 class LogServer(RpcServer):
-    """A local Cloud Logging. ``start`` and ``stop`` it; clients go to ``url``; ``calls`` counts RPCs by name.
+    """A local Cloud Logging for clients of ``url``.
 
-    ``projects`` maps ids to numbers. While ``searching`` is positive an answer holds no entry yet, only the token for the
-    next page, as when a search takes long; each such answer counts it down.
+    ``projects`` maps ids to numbers. While ``searching`` is positive, each answer counts it down and has only the token for
+    the next page, as in a search that takes long.
     """
 
     def __init__(self, *, projects: Mapping[str, str], faults: Faults | None = None, port: int = 0) -> None:
@@ -47,11 +47,11 @@ class LogServer(RpcServer):
 
     @property
     def url(self) -> str:
-        """Where clients find it: ``http://127.0.0.1:port``, plaintext gRPC."""
+        """The address for plaintext gRPC: ``http://127.0.0.1:port``."""
         return f"http://{self.address}"
 
     def add(self, entry: Entry) -> None:
-        """Keep an entry in the shape in which a log sink hands it on, as ``VertexServer.on_log`` gives it."""
+        """Store an entry in the form of a log sink, as ``VertexServer.on_log`` passes it."""
         kept = json_format.ParseDict(entry, LogEntry.pb(LogEntry()))
         with self._lock:
             self._entries.append(kept)
@@ -68,7 +68,7 @@ class LogServer(RpcServer):
             raise Refused(_CODE.INVALID_ARGUMENT, "page_token is invalid.")
         meant = _conditions(request.filter)
         with self._lock:
-            # The service orders entries of one moment by their insert ids; here they stay in the order of their arrival.
+            # The service orders entries with one timestamp by their insert ids; here they keep the order of their arrival.
             found = sorted(self._entries, key=_moment)
             searching, self.searching = self.searching > 0, max(self.searching - 1, 0)
         found = [one for one in found if one.log_name.split("/")[1] in projects and all(true(one) for true in meant)]
@@ -82,7 +82,7 @@ class LogServer(RpcServer):
         )
 
     def _project(self, name: str) -> str:
-        """Give the id of a project that is ours, as log names hold it."""
+        """Return the id of a known project, which log names contain."""
         match = _NAME.fullmatch(name)
         project = self._ids.get(match.group(1), match.group(1)) if match else name
         if project not in self._ids.values():
@@ -94,7 +94,7 @@ class LogServer(RpcServer):
 
 
 def _conditions(text: str) -> list[Callable[[Any], bool]]:
-    """Read a filter; each part must be true of an entry."""
+    """Parse a filter into conditions that an entry must all meet."""
     return [_condition(part) for part in _JOINT.split(text.strip()) if part]
 
 
@@ -108,12 +108,12 @@ def _condition(part: str) -> Callable[[Any], bool]:
         try:
             moment = datetime.fromisoformat(text).timestamp()
         except ValueError as error:
-            raise Refused(_CODE.INVALID_ARGUMENT, f"Unparseable filter: {text} is no time.") from error
+            raise Refused(_CODE.INVALID_ARGUMENT, f"Unparseable filter: {text} is not a time.") from error
         return lambda entry: compare(_moment(entry), moment)
     if field == "resource.type":
         return lambda entry: compare(entry.resource.type, text)
     label = field.rpartition(".")[2]
-    # As in the query language nothing is true of a label that an entry does not have, != neither.
+    # As in the query language, no comparison of a missing label is true, not even !=.
     return lambda entry: label in entry.resource.labels and compare(entry.resource.labels[label], text)
 
 

@@ -1,8 +1,8 @@
-"""The metadata server of one container: who the container acts as, and access tokens that prove it.
+"""The metadata server of one container: the container's service account, and access tokens for it.
 
-On Google's machines it is at ``metadata.google.internal``; here each container is told an address of its own
-(``GCE_METADATA_HOST``), so that none gets the tokens of another. Of the real server's tree there is what clients of Google's
-ask for on their way to a token; what is not there is not found.
+On Google's machines its address is ``metadata.google.internal``. Here each container has its own address in
+``GCE_METADATA_HOST``, so that no container gets the tokens of another. It has the paths that Google's clients read to get a
+token; other paths are not found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from local.standins.web import Handler, WebServer
 
 LIFETIME = 3599
-"""Seconds for which an access token is good."""
+"""Seconds for which an access token is valid."""
 
 _FLAVOR = {"Metadata-Flavor": "Google"}
 _ACCOUNTS = "/computeMetadata/v1/instance/service-accounts/"
@@ -25,9 +25,9 @@ _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
 
 class Tokens:
-    """Access tokens: random, each of one account and for a while. Safe to use from many threads.
+    """Random access tokens, each for one account and a limited time. For use from many threads.
 
-    ``clock`` gives seconds. Servers that take tokens ask it whose they are.
+    ``clock`` returns seconds. Servers look up the account of a token here.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,26 +36,26 @@ class Tokens:
         self._given: dict[str, tuple[str, float]] = {}
 
     def give(self, account: str) -> str:
-        """Make a token of an account, good for ``LIFETIME`` seconds."""
+        """Create a token of an account, valid for ``LIFETIME`` seconds."""
         token = f"ya29.{secrets.token_urlsafe(40)}"
         with self._lock:
             self._given[token] = (account, self._clock() + LIFETIME)
         return token
 
     def account(self, token: str) -> str | None:
-        """Say whose a token is; None for one that was never given or is too old."""
+        """Return the account of a token, or None if it is unknown or too old."""
         with self._lock:
             account, end = self._given.get(token, (None, 0.0))
             return account if self._clock() < end else None
 
     def given(self) -> list[str]:
-        """Give all tokens that there ever were, to look for them where they must not be."""
+        """Return all tokens ever issued, to search for them in places where they must not be."""
         with self._lock:
             return list(self._given)
 
 
 class MetadataServer(WebServer):
-    """Serves what a container of ``account`` may know, at ``host``: a context manager, or ``start`` and ``stop`` it."""
+    """Serves the metadata of a container that acts as ``account``, at ``host``."""
 
     def __init__(self, account: str, tokens: Tokens) -> None:
         self._account = account
@@ -64,12 +64,12 @@ class MetadataServer(WebServer):
 
     @property
     def host(self) -> str:
-        """What ``GCE_METADATA_HOST`` has to be: ``127.0.0.1:port``."""
+        """The value of ``GCE_METADATA_HOST``: ``127.0.0.1:port``."""
         return urlsplit(self.url).netloc
 
     def find(self, path: str, *, recursive: bool) -> object | None:
-        """Give what is at a path, a text or what becomes JSON; None for nothing."""
-        if path == "/":  # by which clients tell that they are on a machine of Google's
+        """Return the text or the JSON value at a path, or None if the path does not exist."""
+        if path == "/":  # clients detect Google's machines by it
             return "computeMetadata/\n"
         name, _, field = path.removeprefix(_ACCOUNTS).partition("/")
         if not path.startswith(_ACCOUNTS) or unquote(name) not in ("default", self._account):
@@ -84,7 +84,7 @@ class MetadataServer(WebServer):
 
 
 class _Handler(Handler):
-    """Turns requests into answers."""
+    """Answers the requests of one container."""
 
     server: MetadataServer
 
@@ -92,14 +92,14 @@ class _Handler(Handler):
         """Answer one request."""
         self.body()
         parts = urlsplit(self.path)
-        # So that no page in a browser, and no URL that a program was talked into fetching, gets a token.
+        # This keeps tokens from pages in a browser, and from URLs that a program was tricked into fetching.
         if self.headers["Metadata-Flavor"] != "Google" or self.headers["X-Forwarded-For"]:
             return self._say(403, "text/html", "Missing required header: Metadata-Flavor: Google")
         if self.command != "GET":
             return self._say(405, "text/html", f"{self.command} is not allowed.")
         found = self.server.find(parts.path, recursive="true" in parse_qs(parts.query).get("recursive", ()))
         if found is None:
-            return self._say(404, "text/html", f"{parts.path} is not there.")
+            return self._say(404, "text/html", f"{parts.path} does not exist.")
         if isinstance(found, str):
             return self._say(200, "application/text", found)
         return self._say(200, "application/json", json.dumps(found))

@@ -1,8 +1,8 @@
-"""Pub/Sub on loopback: the few RPCs that a deployment needs, and push over HTTP with back-off and dead letters.
+"""The stand-in for Pub/Sub: the RPCs that a deployment needs, and push over HTTP with backoff and dead letters.
 
-It does as Google's emulator does (one set of tests runs against both) and starts at once, without Java. Its pushes have
-``deliveryAttempt``, as the real service's do where there is a dead letter policy. Ordering, filters, StreamingPull and the
-OIDC header of a push are not there.
+It behaves like Google's emulator (one set of tests runs against both) and starts without Java. Its pushes have
+``deliveryAttempt`` if there is a dead letter policy, like those of the real service. It has no ordering, filters,
+StreamingPull or OIDC header.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from local.standins.rpc import Method, Refused, RpcServer
 from local.standins.web import is_loopback, post
 
 ACCEPTED = frozenset({102, 200, 201, 202, 204})
-"""Answers to a push that acknowledge the message."""
+"""The statuses of a push endpoint that acknowledge the message."""
 
 _PUBLISHER = "/google.pubsub.v1.Publisher/"
 _SUBSCRIBER = "/google.pubsub.v1.Subscriber/"
@@ -43,7 +43,7 @@ _CODE = grpc.StatusCode
 
 @dataclass
 class _Delivery:
-    """One message on its way to one subscription; ``attempt`` counts from 1 once it has been sent."""
+    """The delivery of one message to one subscription. ``attempt`` is 1 for the first push or pull."""
 
     message: Any
     attempt: int = 0
@@ -56,14 +56,14 @@ class _Subscription:
     deleted: bool = False
     ready: deque[_Delivery] = field(default_factory=deque)
     leased: dict[str, tuple[float, _Delivery]] = field(default_factory=dict)
-    """What was pulled: when the lease ends (monotonic seconds) and what it is for, by its ack id."""
+    """Pulled messages by ack id, each with the end of its lease in monotonic seconds."""
 
     @property
     def is_push(self) -> bool:
         return bool(self.config.push_config.push_endpoint)
 
     def backoff(self, attempt: int) -> float:
-        """Seconds to wait after a failed attempt."""
+        """Return the seconds to wait after a failed attempt."""
         policy = self.config.retry_policy
         if not self.config.HasField("retry_policy"):
             least, most = 0.1, 60.0
@@ -74,12 +74,11 @@ class _Subscription:
 
 
 class PubSubServer(RpcServer):
-    """A local Pub/Sub: ``start`` and ``stop`` it; ``address`` is what PUBSUB_EMULATOR_HOST takes.
+    """A local Pub/Sub. ``address`` is the value of PUBSUB_EMULATOR_HOST.
 
-    ``clock`` gives Unix seconds for publish times. ``pace`` is how long a second of a subscription's settings (ack
-    deadline, back-off) lasts here, in seconds. ``calls`` counts RPCs by name, and Push. Faults meet the same names: a
-    Push that fails or whose answer is lost is delivered again. ``denied`` are permissions on topics that callers who ask
-    for them have not; they are not enforced.
+    ``clock`` returns Unix seconds for publish times. ``pace`` is the length of one second of a subscription's settings (ack
+    deadline, backoff). ``calls`` and faults also know Push: a push that fails or whose answer is lost is delivered again.
+    ``denied`` are permissions on topics that TestIamPermissions does not grant; they are not enforced.
     """
 
     def __init__(
@@ -103,12 +102,12 @@ class PubSubServer(RpcServer):
         super().__init__(self._table(), faults=faults, port=port)
 
     def start(self) -> None:
-        """Begin to answer and to deliver."""
+        """Start to answer and to deliver."""
         self._thread.start()
         super().start()
 
     def stop(self) -> None:
-        """End at once; what was not delivered is gone."""
+        """Stop, and drop what was not delivered."""
         super().stop()
         with self._changed:
             self._stopped = True
@@ -172,7 +171,7 @@ class PubSubServer(RpcServer):
         return message_id
 
     def _test_iam_permissions(self, request: Any) -> Any:
-        """Tell which permissions the caller has; none on a topic that does not exist, which is no error."""
+        """Return the caller's permissions. A topic that does not exist has none, and is not an error."""
         granted = (
             [one for one in request.permissions if one not in self.denied] if request.resource in self._topics else []
         )
@@ -255,7 +254,7 @@ class PubSubServer(RpcServer):
             self._failed(subscription, delivery)
 
     def _failed(self, subscription: _Subscription, delivery: _Delivery) -> None:
-        """Send a message to the dead letters, or again after a while."""
+        """Publish a message to the dead letter topic, or deliver it again after the backoff."""
         policy = subscription.config.dead_letter_policy
         with self._changed:
             if policy.dead_letter_topic in self._topics and delivery.attempt >= (policy.max_delivery_attempts or 5):
@@ -270,7 +269,7 @@ class PubSubServer(RpcServer):
             self._changed.notify_all()
 
     def _run(self) -> None:
-        """Call what is due, until the end."""
+        """Call what is due, until the server stops."""
         with self._changed:
             while not self._stopped:
                 while self._due and self._due[0][0] <= time.monotonic():
@@ -301,7 +300,7 @@ class PubSubServer(RpcServer):
         )
 
     def _extend(self, subscription: _Subscription, ack_id: str, seconds: float) -> None:
-        """Let a lease end in so many seconds."""
+        """Set a lease to end after ``seconds``."""
         end = time.monotonic() + seconds * self._pace
         subscription.leased[ack_id] = (end, subscription.leased[ack_id][1])
 
@@ -333,7 +332,7 @@ def _legal(kind: str, name: str) -> None:
 
 
 def _check(config: Any) -> None:
-    """Refuse a subscription that the real service refuses, or that is more than is served here."""
+    """Refuse a subscription that the real service refuses, or that this server does not support."""
     endpoint = config.push_config.push_endpoint
     if endpoint and not is_loopback(endpoint):
         raise Refused(_CODE.INVALID_ARGUMENT, "Unsupported push_endpoint: this local Pub/Sub pushes to loopback only")
@@ -360,7 +359,7 @@ def _check(config: Any) -> None:
             )
     for name in ("filter", "enable_message_ordering"):
         if getattr(config, name):
-            raise Refused(_CODE.UNIMPLEMENTED, f"{name} is no part of this local Pub/Sub")
+            raise Refused(_CODE.UNIMPLEMENTED, f"{name} is not supported by this local Pub/Sub")
 
 
 def _seconds(duration: Any) -> float:
@@ -387,7 +386,7 @@ def _push_body(config: Any, delivery: _Delivery) -> dict[str, Any]:
 
 
 def _dead(config: Any, delivery: _Delivery) -> dict[str, str]:
-    """Give the attributes of a message among the dead letters."""
+    """Return the attributes of a dead letter."""
     _, project, _, subscription = config.name.split("/")
     return {
         **delivery.message.attributes,

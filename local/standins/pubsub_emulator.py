@@ -1,7 +1,7 @@
-"""Google's Pub/Sub emulator, where Java and the emulator's jar are installed (gcloud components install pubsub-emulator).
+"""Google's Pub/Sub emulator, which needs Java and the emulator's jar (gcloud components install pubsub-emulator).
 
-It takes the place of ``local.standins.pubsub``: same ``start``, ``stop`` and ``address``. Java is started directly, because
-gcloud's wrapper leaves it behind when it ends.
+It replaces ``local.standins.pubsub`` and has the same ``start``, ``stop`` and ``address``. Java is started directly, because
+gcloud's wrapper leaves Java running when it ends.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _START_SECONDS = 30.0
 
 
 class EmulatorMissing(Exception):
-    """Java or the jar is not there; the message says which and how to get it."""
+    """Java or the jar is missing. The message says which one, and how to install it."""
 
 
 class EmulatorFailed(Exception):
-    """Java ended or did not answer; the message has the end of what it said."""
+    """Java ended or did not answer. The message has the end of its output."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """Where the parts are."""
+    """The paths of Java and of the emulator's jar."""
 
     java: Path
     jar: Path
 
 
 def find() -> Installed:
-    """Look for Java and the newest jar of the emulator, without asking gcloud. Raises EmulatorMissing."""
+    """Find Java and the newest jar of the emulator, without calling gcloud. Raise EmulatorMissing."""
     java = shutil.which("java")
     if java is None:
-        raise EmulatorMissing("Google's Pub/Sub emulator needs Java, and there is no java on PATH")
+        raise EmulatorMissing("Google's Pub/Sub emulator needs Java, and PATH has no java. Install Java")
     jars = [jar for root in _sdk_roots() for jar in sorted(root.glob(_JARS))]
     if not jars:
         raise EmulatorMissing(
-            "Google's Pub/Sub emulator is not installed: gcloud components install pubsub-emulator, "
-            "or apt-get install google-cloud-cli-pubsub-emulator"
+            "Google's Pub/Sub emulator is not installed. Run `gcloud components install pubsub-emulator` "
+            "or `apt-get install google-cloud-cli-pubsub-emulator`"
         )
     return Installed(Path(java), jars[-1])
 
@@ -63,21 +63,20 @@ def _sdk_roots() -> Iterator[Path]:
 
 
 class PubSubEmulator:
-    """Google's emulator as a process of ours: ``start`` and ``stop`` it; ``address`` is what PUBSUB_EMULATOR_HOST takes."""
+    """Google's emulator as a child process. ``address`` is the value of PUBSUB_EMULATOR_HOST."""
 
     def __init__(self, installed: Installed, port: int = 0) -> None:
         self._installed = installed
-        self._port = port
+        self._port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        """Where it is: ``127.0.0.1:port``."""
+        """Its address: ``127.0.0.1:port``."""
         return f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start Java and wait until it answers, 1 to 4 s. Raises EmulatorFailed."""
-        self._port = self._port or free_port()
+        """Start Java and wait until it answers, for 1 to 4 s. Raise EmulatorFailed."""
         with tempfile.TemporaryFile() as said:
             self._launch(said)
             end = time.monotonic() + _START_SECONDS
@@ -109,7 +108,7 @@ class PubSubEmulator:
             )
 
     def stop(self) -> None:
-        """End Java and wait for it."""
+        """Stop Java and wait for its end."""
         process = self._process
         if process is None:
             return

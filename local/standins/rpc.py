@@ -1,7 +1,6 @@
-"""gRPC servers on loopback as one table of methods; Vertex AI, Secret Manager and Pub/Sub are each such a table.
+"""The base of the gRPC stand-ins: a server that is one table of methods.
 
-Plaintext, no credentials, exact status codes. A method that is not in the table answers UNIMPLEMENTED, so that a client
-that begins to need more says so at once.
+A method that is not in the table answers UNIMPLEMENTED, so that a client that needs more finds out immediately.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from local.standins.faults import AnswerLost, FaultError, Faults
 
 Method = tuple[type[Any], Callable[[Any], Any]]
-"""The request's type (proto-plus or plain) and the function that answers it."""
+"""The request's type (proto-plus or plain), and the function that answers it."""
 
 
 bearer: ContextVar[str] = ContextVar("bearer", default="")
@@ -28,9 +27,9 @@ bearer: ContextVar[str] = ContextVar("bearer", default="")
 
 
 class Refused(Exception):
-    """The call ends with this status, and its caller reads this message.
+    """The call ends with this status and message.
 
-    ``violations`` are pairs (field, description), sent as ``google.rpc.BadRequest`` beside the message.
+    ``violations`` are pairs (field, description), sent as ``google.rpc.BadRequest`` with the message.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, violations: Sequence[tuple[str, str]] = ()) -> None:
@@ -41,10 +40,10 @@ class Refused(Exception):
 
 
 class RpcServer:
-    """Serves ``table`` ({"/package.Service/Method": (request type, function)}) on 127.0.0.1.
+    """The base of every gRPC server: serve ``table`` on 127.0.0.1 from ``start`` to ``stop``.
 
-    ``calls`` counts by method name without its package. ``faults`` meets the same names. ``port`` 0 takes a free one.
-    ``certificate`` is a key and a certificate in PEM, for TLS.
+    The table is {"/package.Service/Method": (request type, function)}. ``calls`` and ``faults`` use the method's name without
+    its package. ``port`` 0 takes a free port. ``certificate`` is a key and a certificate in PEM, for TLS.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class RpcServer:
         self.faults = faults or Faults()
         self._calls_lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="rpc")
-        # Without SO_REUSEPORT a second server on the same port fails instead of taking half of the calls.
+        # With SO_REUSEPORT a second server on the port would get half of the calls. Without it, the second server fails.
         self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
         services: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         for full_name, (request_type, function) in table.items():
@@ -77,15 +76,15 @@ class RpcServer:
 
     @property
     def address(self) -> str:
-        """The address as gRPC channels take it: ``127.0.0.1:port``."""
+        """The address for gRPC channels: ``127.0.0.1:port``."""
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Begin to answer; calls sent before wait in the socket."""
+        """Start to answer. Earlier calls have waited in the socket."""
         self._server.start()
 
     def stop(self) -> None:
-        """End at once: calls under way are cut off."""
+        """Stop, and cut off calls in progress."""
         self._server.stop(grace=None).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -107,7 +106,7 @@ class RpcServer:
             except FaultError as fault:
                 return _abort(context, Refused(_code(fault.status), fault.message))
             except AnswerLost:
-                # What gRPC tells a client whose connection breaks before the answer is there.
+                # gRPC reports this to a client whose connection breaks before the answer.
                 return _abort(context, Refused(grpc.StatusCode.UNAVAILABLE, "Socket closed"))
             return response
 
@@ -117,7 +116,7 @@ class RpcServer:
 
 
 def _deserializer(request_type: type[Any]) -> Callable[[bytes], Any]:
-    """Proto-plus types have ``deserialize``, plain ones ``FromString``."""
+    """Return the deserializer of a proto-plus type (``deserialize``) or a plain type (``FromString``)."""
     read: Callable[[bytes], Any] = getattr(request_type, "deserialize", None) or request_type.FromString
     return read
 
@@ -140,14 +139,14 @@ def _abort(context: Any, refused: Refused) -> None:
 
 
 def http_status(code: grpc.StatusCode) -> int:
-    """Give the HTTP status that Google's REST APIs answer with where gRPC has this code."""
+    """Return the HTTP status that Google's REST APIs use for a gRPC code."""
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         return 400
     return next((status for status, paired in _BY_HTTP_STATUS.items() if paired is code), 500)
 
 
 def _code(status: int | str) -> grpc.StatusCode:
-    """The gRPC code of a fault: by its name, or the one that Google's APIs pair with an HTTP status."""
+    """Return the gRPC code with a name, or the one that Google's APIs use for an HTTP status."""
     if isinstance(status, str):
         return grpc.StatusCode[status]
     return _BY_HTTP_STATUS.get(status, grpc.StatusCode.UNKNOWN)

@@ -1,8 +1,8 @@
-"""Secret Manager on loopback, as far as reading a secret goes: AccessSecretVersion, over gRPC and over REST, on one port.
+"""The stand-in for Secret Manager: AccessSecretVersion over gRPC and REST, on one port.
 
-Over gRPC, in plaintext and so without credentials, the functions come, which may read everything. Over REST jobs come, each
-with an access token of its own account. Names that it gives hold the project's number, as the real service's do; it takes
-number and id.
+The functions use gRPC, in plaintext without credentials, and may read everything. Jobs use REST, each with an access token
+of its own account. Names in answers have the project's number, like those of the real service. Requests may have number or
+id.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _STATE = SecretVersion.State
 
 
 class SecretServer(SharedPort):
-    """A local Secret Manager. ``start`` and ``stop`` it; channels and URLs go to ``address``.
+    """A local Secret Manager. Channels and URLs use ``address``.
 
-    ``projects`` maps ids to numbers, ``tokens`` knows whose an access token is. ``calls`` counts calls by name, those over
-    REST, too; ``read`` has account and version of each secret that was read over REST. While ``corrupt`` is true every
-    payload arrives changed, its checksum does not.
+    ``projects`` maps ids to numbers. ``tokens`` knows the account of an access token. ``calls`` counts calls by name, over
+    gRPC and REST. ``read`` lists the account and the version of each secret read over REST. While ``corrupt`` is true,
+    payloads arrive changed, and their checksums do not.
     """
 
     def __init__(
@@ -71,36 +71,36 @@ class SecretServer(SharedPort):
         return self._rpc.calls
 
     def start(self) -> Self:
-        """Begin to answer."""
+        """Start to answer."""
         self._rpc.start()
         return super().start()
 
     def stop(self) -> None:
-        """End at once."""
+        """Stop at once."""
         super().stop()
         self._rpc.stop()
 
     def allow(self, secret: str, *accounts: str) -> None:
-        """Give accounts roles/secretmanager.secretAccessor on ``projects/P/secrets/S``, which need not be there yet."""
+        """Grant accounts roles/secretmanager.secretAccessor on ``projects/P/secrets/S``, which may not exist yet."""
         with self._lock:
             self._readers[self._secret(secret)].update(accounts)
 
     def add(self, secret: str, value: str) -> str:
-        """Add a version to ``projects/P/secrets/S``, which is made if it is not there; give the version's name."""
+        """Add a version to ``projects/P/secrets/S``, which is created if necessary. Return the version's name."""
         with self._lock:
             versions = self._secrets.setdefault(self._secret(secret), [])
             versions.append((value.encode(), _STATE.ENABLED))
             return f"{secret}/versions/{len(versions)}"
 
     def set_state(self, version: str, state: Any) -> None:
-        """Give ``projects/P/secrets/S/versions/N`` a SecretVersion.State: ENABLED, DISABLED or DESTROYED."""
+        """Set the SecretVersion.State of ``projects/P/secrets/S/versions/N``: ENABLED, DISABLED or DESTROYED."""
         secret, number = version.split("/versions/")
         with self._lock:
             versions = self._secrets[self._secret(secret)]
             versions[int(number) - 1] = (versions[int(number) - 1][0], state)
 
     def access(self, version: str, token: str) -> Any:
-        """Answer a call over REST by the holder of an access token. Raises Refused, FaultError, AnswerLost."""
+        """Answer a call over REST with an access token. Raise Refused, FaultError or AnswerLost."""
         self._rpc.count(_ACCESS)
         self.faults.before(_ACCESS)
         account = self._tokens.account(token)
@@ -144,7 +144,7 @@ class SecretServer(SharedPort):
         return AccessSecretVersionResponse(name=name, payload=SecretPayload(data=data, data_crc32c=checksum))
 
     def _secret(self, name: str) -> str:
-        """Give the secret's name with the project's number; refuse projects that are not ours."""
+        """Return the secret's name with the project's number. Refuse unknown projects."""
         match = _SECRET.fullmatch(name)
         project = match.group(1) if match else name
         number = self._numbers.get(project, project)
@@ -154,7 +154,7 @@ class SecretServer(SharedPort):
 
 
 class _Handler(Handler):
-    """Turns requests over REST into answers."""
+    """Answers requests over REST."""
 
     server: SecretServer
 
@@ -164,7 +164,9 @@ class _Handler(Handler):
         path = unquote(urlsplit(self.path).path)
         found = _URL.fullmatch(path)
         if found is None or self.command != "GET":
-            return self._refuse(404, "NOT_FOUND", f"{self.command} {path} is no part of this local Secret Manager.")
+            return self._refuse(
+                404, "NOT_FOUND", f"{self.command} {path} is not supported by this local Secret Manager."
+            )
         try:
             answer = self.server.access(found[1], self.headers.get("Authorization", "").removeprefix("Bearer "))
         except Refused as refused:

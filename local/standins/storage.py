@@ -1,8 +1,8 @@
-"""Cloud Storage on loopback: the JSON API for small objects, as Google's client uses it.
+"""The stand-in for Cloud Storage: the JSON API for small objects, as Google's client uses it.
 
-Objects are inserted (multipart and resumable), looked at, downloaded, listed by prefix and deleted, with preconditions on
-generation and metageneration. As in the real service one name takes about one write a second; more is answered 429.
-Names of operations, for faults and counts: storage.insert, .get, .download, .delete, .list, .getBucket and .testPermissions.
+It inserts (multipart and resumable), gets, downloads, lists and deletes objects, with preconditions on generation and
+metageneration. Like the real service, it accepts about one write a second for each name and answers 429 to more. The
+operations for faults and counts are storage.insert, .get, .download, .delete, .list, .getBucket and .testPermissions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from local.standins.web import Handler, WebServer
 
 
 class HttpRefused(Exception):
-    """The request is answered with this HTTP status and, but for 304, Google's JSON form of an error."""
+    """The answer is this HTTP status and, except for 304, an error in Google's JSON form."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         self.status = status
@@ -39,7 +39,7 @@ class HttpRefused(Exception):
         super().__init__(f"{status} {reason}: {message}")
 
     def body(self) -> dict[str, Any]:
-        """The JSON that Google's APIs send."""
+        """Return the error in the JSON form of Google's APIs."""
         domain = "usageLimits" if self.status == 429 else "global"
         one = {"message": self.message, "domain": domain, "reason": self.reason}
         return {"error": {"code": self.status, "message": self.message, "errors": [one]}}
@@ -59,7 +59,7 @@ class StoredObject:
 
     @property
     def crc32c(self) -> str:
-        """The checksum as Google writes it: base64 of four bytes, the highest first."""
+        """The checksum in Google's form: base64 of four bytes, the highest first."""
         return _crc32c(self.data)
 
     @property
@@ -68,7 +68,7 @@ class StoredObject:
         return _md5(self.data)
 
     def resource(self, url: str) -> dict[str, Any]:
-        """The object's metadata as JSON."""
+        """Return the object's metadata as JSON."""
         link = f"{url}/storage/v1/b/{self.bucket}/o/{self.name}"
         at = datetime.fromtimestamp(self.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return {
@@ -94,7 +94,7 @@ class StoredObject:
 
 @dataclass
 class _Upload:
-    """A resumable upload under way."""
+    """A resumable upload in progress."""
 
     bucket: str
     wanted: dict[str, Any]
@@ -103,7 +103,7 @@ class _Upload:
 
 
 class Objects:
-    """What is in the buckets; safe to use from many threads. ``write_interval`` is the least time between two writes."""
+    """The contents of the buckets, for use from many threads. ``write_interval`` is the least time between two writes."""
 
     def __init__(self, buckets: Sequence[str], clock: Callable[[], float], write_interval: float) -> None:
         self.write_interval = write_interval
@@ -114,7 +114,7 @@ class Objects:
         self._lock = threading.Lock()
 
     def insert(self, bucket: str, wanted: Mapping[str, Any], data: bytes, query: Mapping[str, str]) -> StoredObject:
-        """Write an object under the query's preconditions. Raises HttpRefused."""
+        """Write an object if the query's preconditions hold. Raise HttpRefused."""
         name = wanted.get("name") or query.get("name", "")
         if not name:
             raise HttpRefused(400, "required", "Required parameter: name")
@@ -141,21 +141,21 @@ class Objects:
             return objects[name]
 
     def get(self, bucket: str, name: str, query: Mapping[str, str]) -> StoredObject:
-        """Read an object under the query's preconditions. Raises HttpRefused."""
+        """Return an object if the query's preconditions hold. Raise HttpRefused."""
         with self._lock:
             found = self._find(bucket, name, query)
         _check(found, query, unchanged=304)
         return found
 
     def delete(self, bucket: str, name: str, query: Mapping[str, str]) -> None:
-        """Delete an object under the query's preconditions. Raises HttpRefused."""
+        """Delete an object if the query's preconditions hold. Raise HttpRefused."""
         with self._lock:
             _check(self._find(bucket, name, query), query, unchanged=412)
             self._write(bucket, name)
             del self._buckets[bucket][name]
 
     def list(self, bucket: str, prefix: str = "") -> list[StoredObject]:
-        """List objects by their names. Raises HttpRefused."""
+        """Return objects in the order of their names. Raise HttpRefused."""
         with self._lock:
             return [found for name, found in sorted(self._objects(bucket).items()) if name.startswith(prefix)]
 
@@ -171,7 +171,7 @@ class Objects:
         return found
 
     def _write(self, bucket: str, name: str) -> None:
-        """Count a write, or refuse it when the last one was less than ``write_interval`` ago."""
+        """Record a write, or refuse it if the last one was less than ``write_interval`` ago."""
         now = self._clock()
         if now - self._written.get((bucket, name), -self.write_interval) < self.write_interval:
             raise HttpRefused(
@@ -184,11 +184,11 @@ class Objects:
 
 
 class StorageServer(WebServer):
-    """A local Cloud Storage: ``start`` and ``stop`` it; ``url`` is what STORAGE_EMULATOR_HOST takes.
+    """A local Cloud Storage. ``url`` is the value of STORAGE_EMULATOR_HOST.
 
-    ``clock`` gives Unix seconds. ``calls`` counts operations. ``objects`` is what is stored: ``objects.write_interval``
-    may be changed, 0 lets everything be written at any rate. ``denied`` are permissions that callers who ask for them
-    have not; of these only storage.buckets.get is enforced. ``described`` is what a bucket's metadata says beside its name.
+    ``clock`` returns Unix seconds. ``calls`` counts operations. ``objects`` is what is stored; its ``write_interval`` can
+    change, and 0 allows any rate. ``denied`` are permissions that testPermissions does not grant; only storage.buckets.get
+    is enforced. ``described`` adds to the metadata of a bucket.
     """
 
     def __init__(
@@ -216,14 +216,14 @@ class StorageServer(WebServer):
             self.calls[operation] += 1
 
     def begin_upload(self, bucket: str, wanted: dict[str, Any], query: dict[str, str]) -> str:
-        """Begin a resumable upload; give its id."""
+        """Start a resumable upload and return its id."""
         with self._lock:
             upload_id = next(self._upload_ids)
             self._uploads[upload_id] = _Upload(bucket, wanted, query)
             return upload_id
 
     def upload(self, upload_id: str) -> _Upload:
-        """Find a resumable upload. Raises HttpRefused."""
+        """Return a resumable upload. Raise HttpRefused."""
         with self._lock:
             if upload_id not in self._uploads:
                 raise HttpRefused(404, "notFound", f"No such upload: {upload_id}")
@@ -238,7 +238,7 @@ class _Answer:
 
 
 class _Handler(Handler):
-    """Turns requests into operations."""
+    """Turns requests into operations on the objects."""
 
     server: StorageServer
 
@@ -260,7 +260,7 @@ class _Handler(Handler):
         self.answer(answer.status, answer.body, answer.headers)
 
     def _control(self, body: bytes) -> _Answer:
-        """Show or set faults, for other processes."""
+        """Return or set the faults, for other processes."""
         if self.command == "GET":
             return _json(self.server.faults.state())
         try:
@@ -362,15 +362,15 @@ _OPERATIONS = {
     ("POST", "/upload", "objects"): "storage.insert",
     ("PUT", "/upload", "objects"): "storage.insert",
 }
-"""Names of operations by method, first part of the path, and what is named."""
+"""Operations by method, first part of the path, and kind of resource."""
 
 
 def _not_served(method: str, path: str) -> HttpRefused:
-    return HttpRefused(501, "notImplemented", f"{method} {path} is no part of this local Cloud Storage.")
+    return HttpRefused(501, "notImplemented", f"{method} {path} is not supported by this local Cloud Storage.")
 
 
 def _check(found: StoredObject | None, query: Mapping[str, str], *, unchanged: int) -> None:
-    """Compare an object with the query's preconditions; ``unchanged`` is the status when a NotMatch one fails."""
+    """Check the query's preconditions. ``unchanged`` is the status if a NotMatch precondition fails."""
     versions = {"Generation": found.generation if found else 0, "Metageneration": 1 if found else 0}
     for kind, version in versions.items():
         wanted, other = query.get(f"if{kind}Match", version), query.get(f"if{kind}NotMatch", "")
@@ -404,7 +404,7 @@ def _media(found: StoredObject) -> _Answer:
 
 
 def _page(found: list[StoredObject], query: Mapping[str, str], url: str) -> dict[str, Any]:
-    """Give one page of a list; a page's token is the name that the page before ended with."""
+    """Return one page of a list. A page's token is the last name of the page before."""
     rest = [one for one in found if one.name > query.get("pageToken", "")]
     size = int(query.get("maxResults", 1000))
     page: dict[str, Any] = {"kind": "storage#objects", "items": [one.resource(url) for one in rest[:size]]}
@@ -414,7 +414,7 @@ def _page(found: list[StoredObject], query: Mapping[str, str], url: str) -> dict
 
 
 def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """Take metadata and data out of a multipart/related body."""
+    """Return metadata and data of a multipart/related body."""
     head = Message()
     head["Content-Type"] = content_type
     boundary = b"--" + str(head.get_param("boundary", "")).encode()

@@ -1,4 +1,4 @@
-"""HTTP/1.1 servers on loopback: a thread for each connection, kept alive, answers written in one piece."""
+"""The base of the HTTP stand-ins: HTTP/1.1 with a thread for each connection, and answers written in one piece."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What every handler here needs; a server's own one says in ``serve`` how it answers, whatever the method."""
+    """The base of every handler. ``serve`` answers requests of any method."""
 
     protocol_version = "HTTP/1.1"
-    # Unbuffered, as is the default, head and body leave in two packets, and the second one waits 40 ms for an ACK.
+    # Without a buffer, head and body leave in two packets, and the second waits 40 ms for an ACK.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -32,13 +32,13 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve  # noqa: N815 - http.server's names
 
     def body(self) -> bytes:
-        """Read the request's body: by its length, or in chunks."""
+        """Return the request's body, sent with a length or in chunks."""
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             return b"".join(self._chunks())
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def answer(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
-        """Send one whole answer."""
+        """Send an answer."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -49,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def answer_json(self, status: int, value: object, headers: Mapping[str, str] | None = None) -> None:
-        """Send one whole answer in JSON."""
+        """Send an answer in JSON."""
         kind = {"Content-Type": "application/json; charset=UTF-8"}
         self.answer(status, json.dumps(value).encode(), {**kind, **(headers or {})})
 
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that http.server gives it
-        """Say nothing: servers count their calls instead."""
+        """Log nothing: servers count their calls instead."""
 
     def _chunks(self) -> list[bytes]:
         chunks = []
@@ -100,12 +100,12 @@ class WebServer(ThreadingHTTPServer):
         self.stop()
 
     def start(self) -> Self:
-        """Begin to answer; connections made before wait in the socket."""
+        """Start to answer. Earlier connections have waited in the socket."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """End at once: kept connections and requests under way are cut off."""
+        """Stop, and cut off idle connections and requests in progress."""
         if self._thread.is_alive():
             self.shutdown()
             self._thread.join()
@@ -116,25 +116,25 @@ class WebServer(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Remember the connection, so that ``stop`` can end it while its thread waits for the next request."""
+        """Remember the connection, so that ``stop`` can close it while its thread waits for the next request."""
         with self._open_lock:
             self._open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Forget a connection that is done."""
+        """Forget a connection that is closed."""
         with self._open_lock:
             self._open.discard(request)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Pass over clients that went away; everything else is a mistake of ours and is shown."""
+        """Ignore clients that have disconnected. Show every other error: it is a bug."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
-    """Send a POST to this machine and give status and body of the answer; ``timeout`` in seconds. Raises OSError."""
+    """Send a POST to this machine. Return status and body of the answer. ``timeout`` is in seconds. Raise OSError."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
     try:
@@ -156,6 +156,6 @@ def free_port() -> int:
 
 
 def is_loopback(url: str) -> bool:
-    """Say whether a URL is plain HTTP and stays on this machine."""
+    """Return whether a URL is plain HTTP and stays on this machine."""
     parts = urlsplit(url)
     return parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")

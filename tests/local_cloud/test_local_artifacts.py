@@ -62,7 +62,7 @@ JOB_FILE = "wandb-job.json"
 
 
 def committed(server: WandbServer, text: str) -> Artifact:
-    """Make a version of a job without a client."""
+    """Create a version of a job without a client."""
     return server.store.create_artifact("acme", "demo", "job", "train", {JOB_FILE: text.encode()})
 
 
@@ -84,7 +84,7 @@ def commands(client: Client, *given: str, **more: str) -> str:
 
 
 def repository(folder: Path) -> str:
-    """Make a git repository with one commit, and give that."""
+    """Create a git repository with one commit, and give that."""
     folder.mkdir()
     (folder / "train.py").write_text("print('from git')\n")
 
@@ -99,7 +99,7 @@ def repository(folder: Path) -> str:
 
 
 def local_ssh(folder: Path) -> dict[str, str]:
-    """Give the environment in which git's ``ssh://`` reaches this machine without a server.
+    """Return the environment in which git's ``ssh://`` reaches this machine without a server.
 
     The client takes no other address of a repository on disk: it forbids git the transport ``file``.
     """
@@ -490,7 +490,7 @@ class TestArtifacts:
             server.store.artifacts.create("acme", "demo", "code", "train", "digest", username="alice")
         alias = '{entityName: "acme", projectName: "demo", artifactCollectionName: "train", alias: "v7"}'
         answer = self.change(server, "addAliases", f'artifactID: "{made.id}", aliases: [{alias}]')
-        assert (answer.status, answer.errors[0]["message"]) == (400, "v7: a version is no alias that could be given")
+        assert (answer.status, answer.errors[0]["message"]) == (400, "v7: a version cannot be set as an alias")
 
     def test_the_state_for_a_live_table(self, server: WandbServer) -> None:
         made = committed(server, "one")

@@ -764,7 +764,7 @@ def wandb() -> Iterator[WandbServer]:
 
 
 def stepping(wandb: WandbServer, *args: str, **more: str) -> Any:
-    """Give a job that reports as the run acme/demo/run1."""
+    """Return a job that reports as the run acme/demo/run1."""
     variables = {
         "WANDB_BASE_URL": wandb.url,
         "WANDB_API_KEY": "k" * 40,

@@ -302,7 +302,7 @@ def test_lists_lag_behind_for_longer_than_a_lease(name: str, lost: bool, tmp_pat
 
 
 def _world(name: str, folder: Path, **settings: Any) -> Deployment:
-    """Give a world whose past lies before the clock of other processes."""
+    """Return a world whose past lies before the clock of other processes."""
     return Deployment(folder, Clock(behind=1000), entity=CASES[name].entity, max_jobs=MAX_JOBS, **settings)
 
 

@@ -141,17 +141,17 @@ class World:
         return report
 
     def items(self) -> dict[str, dict[str, Any]]:
-        """Give W&B's items by their names."""
+        """Return W&B's items by their names."""
         queues = self.cloud.state()["wandb"]["queues"]
         return {item["name"]: item for queue in queues for item in queue["items"]}
 
     def jobs_of(self, name: str) -> list[Any]:
-        """Give the jobs of an item, the oldest first."""
+        """Return the jobs of an item, the oldest first."""
         label = labels.item_value(self.cloud.wandb.url, ENTITY, self.items()[name]["id"])
         return [job for job in self.cloud.vertex.jobs.values() if job.labels[labels.ITEM] == label]
 
     def output(self, name: str) -> str:
-        """Give all that the container of an item's last job wrote."""
+        """Return all that the container of an item's last job wrote."""
         return (self.cloud.containers.files(self.jobs_of(name)[-1].name) / "output").read_text()
 
     def finish(self, *good: str, bad: tuple[str, ...] = ()) -> None:
@@ -170,7 +170,7 @@ class World:
         assert eventually(is_done, PATIENCE), json.dumps(self.items(), indent=1)
 
     def owner(self, name: str) -> str:
-        """Give the user of the key that an item's run reported with."""
+        """Return the user of the key that an item's run reported with."""
         run = self.cloud.wandb.store.runs.get(ENTITY, "demo", self.items()[name]["run"])
         assert run is not None
         return run.username
@@ -292,7 +292,7 @@ def test_a_job_reads_the_configured_version_when_it_starts(tmp_path: Path, versi
 
 
 def repository(folder: Path) -> str:
-    """Make a repository with one commit, and give that."""
+    """Create a repository with one commit, and give that."""
     folder.mkdir()
     (folder / "train.py").write_text(PROGRAM)
     who = ("-c", "user.name=ada", "-c", "user.email=ada@localhost")

@@ -281,18 +281,18 @@ class Deployment:
         return self.wandb.store.push(ENTITY, queue, run_spec(image, **changes))
 
     def states(self) -> Mapping[str, str]:
-        """Give the state of every item."""
+        """Return the state of every item."""
         return {item: self.wandb.store.state(item) for item in list(self.wandb.store.items)}
 
     # Vertex AI
 
     def jobs(self) -> list[ManagedJob]:
-        """Give all jobs, the oldest first."""
+        """Return all jobs, the oldest first."""
         found = (readback.managed(job, deployment="default", region=REGION) for job in self.vertex.jobs.values())
         return [job for job in found if job is not None]
 
     def jobs_of(self, item: str) -> list[ManagedJob]:
-        """Give the jobs that were made for an item."""
+        """Return the jobs that were made for an item."""
         return [job for job in self.jobs() if job.item == item]
 
     def end_jobs(self, *items: str) -> None:
@@ -326,7 +326,7 @@ class Deployment:
 
 
 def run_spec(image: str = IMAGE, **changes: Any) -> dict[str, Any]:
-    """Give the run spec of a small image job."""
+    """Return the run spec of a small image job."""
     spec = {
         "entity": ENTITY,
         "project": "demo",
@@ -338,7 +338,7 @@ def run_spec(image: str = IMAGE, **changes: Any) -> dict[str, Any]:
 
 
 def resource_args(**spec: Any) -> dict[str, Any]:
-    """Give resource arguments of one small worker pool, with ``spec`` beside it."""
+    """Return resource arguments of one small worker pool, with ``spec`` beside it."""
     pool = {
         "machine_spec": {"machine_type": "n1-standard-4"},
         "replica_count": 1,

@@ -54,7 +54,7 @@ class Function:
         self._connection.send(dict(body or {}))
 
     def answer(self) -> tuple[int, dict[str, Any]]:
-        """Give status and JSON of the answer. Raises EOFError when the process has ended, TimeoutError."""
+        """Return status and JSON of the answer. Raises EOFError when the process has ended, TimeoutError."""
         if not self._connection.poll(PATIENCE):
             raise TimeoutError(f"no answer within {PATIENCE:.0f} s:\n{self.said()}")
         status, body = self._connection.recv()
@@ -74,7 +74,7 @@ class Function:
         self._signal(signal.SIGCONT)
 
     def was_killed(self) -> bool:
-        """Say whether SIGKILL ended it; waits for its end."""
+        """Return whether SIGKILL ended it; waits for its end."""
         self._process.join(PATIENCE)
         return bool(self._process.exitcode == -signal.SIGKILL)
 
@@ -86,7 +86,7 @@ class Function:
         self._connection.close()
 
     def said(self) -> str:
-        """Give the end of its output."""
+        """Return the end of its output."""
         return self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
 
     def _signal(self, which: signal.Signals) -> None:
@@ -135,7 +135,7 @@ class Command:
             )
 
     def output(self) -> str:
-        """Give all that it has said so far."""
+        """Return all that it has said so far."""
         return self._log.read_text(errors="replace")
 
     def says(self, words: str, patience: float) -> bool:
@@ -149,11 +149,11 @@ class Command:
         os.killpg(self._process.pid, number)
 
     def wait(self, patience: float) -> int:
-        """Give its exit status. Raises TimeoutExpired after ``patience`` seconds."""
+        """Return its exit status. Raises TimeoutExpired after ``patience`` seconds."""
         return self._process.wait(patience)
 
     def left_behind(self, patience: float = 3.0) -> list[str]:
-        """Give the command lines of the processes that have outlived it, after a moment for those that are ending."""
+        """Return the command lines of the processes that have outlived it, after a moment for those that are ending."""
         eventually(lambda: not self._orphans(), patience)
         return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self._orphans()]
 

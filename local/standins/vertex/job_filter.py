@@ -1,8 +1,8 @@
-"""The filter language of ListCustomJobs, as far as it is known; what is not known for sure is refused.
+"""The filter language of ListCustomJobs. What could not be verified on the real service is refused.
 
 Known: ``state`` (= !=), ``display_name`` (= != and ``:`` with ``*``), ``create_time`` (= != < <= > >=),
-``labels.key=value``, ``labels.key:*``, AND, OR, NOT. As in Google's filters OR binds more tightly than AND. Refused,
-since nobody could check them on the real service: parentheses, label keys with hyphens, other comparisons of labels.
+``labels.key=value``, ``labels.key:*``, AND, OR, NOT. As in Google's filters, OR binds more tightly than AND. Refused:
+parentheses, label keys with hyphens, other comparisons of labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from google.cloud.aiplatform_v1 import JobState
 
 Test = Callable[[Any], bool]
-"""Says whether a CustomJob (the plain protobuf message) is meant."""
+"""Returns whether a CustomJob (the plain protobuf message) matches."""
 
 _TOKEN = re.compile(r'\s*(?:("(?:[^"\\]|\\.)*")|(!=|<=|>=|=|<|>|:)|([()])|([^\s"=!<>:()]+))')
 _LABEL = re.compile(r"labels\.([a-z][a-z0-9_]*)")
@@ -32,11 +32,11 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 class FilterError(ValueError):
-    """The filter cannot be understood; the message says where and why."""
+    """The filter is not valid. The message says where and why."""
 
 
 def parse(text: str) -> Test:
-    """Turn a filter into a test of jobs; the empty filter means every job. Raises FilterError."""
+    """Turn a filter into a test of jobs. The empty filter matches every job. Raise FilterError."""
     if not text.strip():
         return lambda _: True
     reader = _Reader(text)
@@ -47,7 +47,7 @@ def parse(text: str) -> Test:
 
 
 class _Reader:
-    """Reads one filter from left to right, the loosest operator first."""
+    """Parses one filter from left to right, the loosest operator first."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -136,7 +136,7 @@ def _label(key: str, sign: str, value: str) -> Test:
 
 def _state(sign: str, value: str) -> Test:
     if value not in JobState.__members__:
-        raise FilterError(f"{value!r} is no state; states are {', '.join(JobState.__members__)}")
+        raise FilterError(f"{value!r} is not a state: use one of {', '.join(JobState.__members__)}")
     compare, state = _COMPARISONS[sign], int(JobState[value])
     return lambda job: compare(job.state, state)
 

@@ -1,4 +1,4 @@
-"""The entries that a CustomJob leaves in Cloud Logging, in the shape in which a log sink hands them on."""
+"""The entries of a CustomJob in Cloud Logging, in the form in which a log sink publishes them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SERVICE_TEXTS = {
     JobState.JOB_STATE_FAILED: ("Finished tearing down training program.", "Job failed."),
     JobState.JOB_STATE_CANCELLED: ("Finished tearing down training program.", "Job cancelled."),
 }
-"""What the service writes when a job enters a state, in this order."""
+"""The texts that the service writes when a job enters a state, in order."""
 
 
 def service_entry(project_id: str, job_id: str, text: str, now: float) -> Entry:
-    """Give one entry of the service about a job (``task_name`` service); ``now`` in Unix seconds."""
+    """Return an entry of the service about a job (``task_name`` service). ``now`` is in Unix seconds."""
     entry = _entry(project_id, job_id, "service", f"ml.googleapis.com%2F{job_id}", now)
     entry["textPayload"] = text
     if text == "Job completed successfully.":
@@ -39,14 +39,14 @@ def service_entry(project_id: str, job_id: str, text: str, now: float) -> Entry:
 
 
 def output_entry(project_id: str, job_id: str, line: str, now: float) -> Entry:
-    """Give the entry of one line that the container wrote."""
+    """Return the entry of a line that the container wrote."""
     entry = _entry(project_id, job_id, "workerpool0-0", "workerpool0-0", now)
     entry["jsonPayload"] = {"attrs": {"tag": "workerpool0-0"}, "levelname": "INFO", "message": line}
     return entry
 
 
 def timestamp(now: float) -> str:
-    """Write Unix seconds as RFC 3339 with milliseconds."""
+    """Return Unix seconds as RFC 3339 with milliseconds."""
     return datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

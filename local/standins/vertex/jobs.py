@@ -1,7 +1,7 @@
-"""The jobs of the local Vertex AI: what each one was at any time, and what it wrote to the log when it changed.
+"""The jobs of the local Vertex AI: each job's versions over time, and its log entries.
 
-Every change adds a version that holds from a moment on. So a list can lag behind, and an error can become visible some
-time after its state, without a thread that waits: a read at a time finds the last version of that time.
+Every change adds a version that is valid from a moment on, and a read finds the last version of its moment. So a list can
+lag, and an error can become visible some time after its state, without a thread that waits.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _FIRST_ID = 3_000_721_679_224_668_160
 
 @dataclass
 class Capacity:
-    """What is free for the jobs of one region; None is as much as anybody wants. May be changed at any time.
+    """The capacity of one region, which can change at any time. None is unlimited.
 
-    ``jobs`` is how many may be out of their queue at once; ``accelerators`` how many of a type there are in all.
+    ``jobs`` limits the jobs that have left their queue. ``accelerators`` is the number of each type.
     """
 
     jobs: int | None = None
@@ -62,17 +62,17 @@ class _Kept:
     number: int
     parent: str
     versions: list[tuple[float, Any]]
-    """Pairs (Unix seconds, the plain CustomJob, or None once deleted), the oldest first."""
+    """Pairs (Unix seconds, the plain CustomJob or None after the deletion), the oldest first."""
 
     def at(self, moment: float) -> Any:
         return next((job for time, job in reversed(self.versions) if time <= moment), None)
 
 
 class Jobs:
-    """Keeps jobs; safe to use from many threads. ``clock`` gives Unix seconds, ``error_lag`` is in seconds.
+    """Stores jobs, for use from many threads. ``clock`` returns Unix seconds. ``error_lag`` is in seconds.
 
-    ``project_ids`` maps project numbers, as they stand in names, to ids, as they stand in log entries. ``on_log`` gets
-    every log entry. Names are ``projects/NUMBER/locations/REGION/customJobs/ID``.
+    ``project_ids`` maps project numbers, which names contain, to ids, which log entries contain. ``on_log`` gets every log
+    entry. Names are ``projects/NUMBER/locations/REGION/customJobs/ID``.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Jobs:
         self.capacity = capacity or Capacity()
         self.error_lag = error_lag
         self.changed = threading.Condition(threading.RLock())
-        """Notified at every change of a job."""
+        """Notified when a job changes."""
         self._clock = clock
         self._project_ids = project_ids
         self._on_log = on_log
@@ -95,7 +95,7 @@ class Jobs:
         self._kept: dict[str, _Kept] = {}
 
     def add(self, parent: str, asked: Any) -> Any:
-        """Make a job, QUEUED, of the fields that a caller may set; gives it with its name and times."""
+        """Create a QUEUED job from the fields that a caller may set. Return it with its name and times."""
         with self.changed:
             number = next(self._numbers)
             job = _copied(asked)
@@ -108,31 +108,31 @@ class Jobs:
         return job
 
     def get(self, name: str) -> Any:
-        """Give a job as it is now, None where there is none."""
+        """Return a job as it is now, or None if it does not exist."""
         with self.changed:
             kept = self._kept.get(name)
             return kept and kept.at(self._clock())
 
     def in_region(self, parent: str, behind: float = 0.0) -> list[tuple[int, Any]]:
-        """Give the jobs of a region as they were ``behind`` seconds ago, the newest first, each with its number."""
+        """Return the jobs of a region as they were ``behind`` seconds ago, the newest first, with their numbers."""
         with self.changed:
             moment = self._clock() - behind
             found = [(kept.number, kept.at(moment)) for kept in self._kept.values() if kept.parent == parent]
         return [(number, job) for number, job in reversed(found) if job is not None]
 
     def names(self) -> list[str]:
-        """Name all jobs that are not deleted, the oldest first."""
+        """Return the names of all jobs that are not deleted, the oldest first."""
         with self.changed:
             return [name for name, kept in self._kept.items() if kept.at(self._clock()) is not None]
 
     def delete(self, name: str) -> None:
-        """Forget a job from now on."""
+        """Delete a job from now on."""
         with self.changed:
             self._kept[name].versions.append((self._clock(), None))
             self.changed.notify_all()
 
     def move(self, name: str, before: Collection[JobState], after: JobState, error: JobError | None = None) -> bool:
-        """Let a job enter a state if it is in one of ``before``; says whether it was."""
+        """Move a job to a state if it is in one of ``before``. Return whether it was."""
         with self.changed:
             job = self.get(name)
             if job is None or job.state not in before:
@@ -142,12 +142,12 @@ class Jobs:
         return True
 
     def leave_queue(self, name: str) -> bool:
-        """Let a QUEUED job become PENDING if there is capacity for it; says whether it did."""
+        """Move a QUEUED job to PENDING if there is capacity for it. Return whether there was."""
         with self.changed:
             return self.has_room(name) and self.move(name, {JobState.JOB_STATE_QUEUED}, JobState.JOB_STATE_PENDING)
 
     def has_room(self, name: str) -> bool:
-        """Say whether there is capacity for a job beside those that are out of their queue."""
+        """Return whether there is capacity for a job in addition to those that have left their queue."""
         with self.changed:
             running = [
                 job
@@ -160,7 +160,7 @@ class Jobs:
         return all(taken[kind] <= limit for kind, limit in self.capacity.accelerators.items())
 
     def log_output(self, name: str, lines: Collection[str]) -> None:
-        """Write what a job's container wrote."""
+        """Log the output of a job's container."""
         project_id, job_id = self._ids(name)
         for line in lines:
             self._send(output_entry(project_id, job_id, line, self._clock()))
@@ -178,9 +178,9 @@ class Jobs:
         versions = self._kept[job.name].versions
         versions.append((now, job))
         if error is not None:
-            told = _copied(job)
-            told.error.code, told.error.message = error
-            versions.append((now + self.error_lag, told))
+            with_error = _copied(job)
+            with_error.error.code, with_error.error.message = error
+            versions.append((now + self.error_lag, with_error))
         self.changed.notify_all()
 
     def _write(self, job: Any, state: JobState) -> None:

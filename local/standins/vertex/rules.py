@@ -1,7 +1,7 @@
-"""What CreateCustomJob refuses before any job exists; pure.
+"""What CreateCustomJob refuses. Pure.
 
-Only what is documented or was seen to be refused stands here. Two entries of one name in ``env`` are accepted: jobs
-that the official agent submits have them.
+The rules are documented, or were seen in answers of the real service. Two entries of one name in ``env`` are accepted,
+because the official agent submits jobs with them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from google.cloud.aiplatform_v1 import AcceleratorType
 
 Violation = tuple[str, str]
-"""A field's path and what is wrong there."""
+"""The path of a field, and what is wrong with its value."""
 
 MAX_VARIABLES = 100
 MAX_LABELS = 64
@@ -24,7 +24,7 @@ LABELS = (
     "than 64 characters in length, and must be less that 128 bytes in length when encoded in UTF-8. Label values must "
     "be less than 64 characters in length, and must be less that 128 bytes in length when encoded in UTF-8."
 )
-"""The real service's own words, its mistakes included."""
+"""The words of the real service, including its mistakes."""
 
 _IMAGE = re.compile(
     r"[a-zA-Z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
@@ -33,18 +33,18 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def violations(job: Any) -> list[Violation]:
-    """List everything that is wrong with a CustomJob (the plain protobuf message)."""
+    """Return everything that is wrong with a CustomJob (the plain protobuf message)."""
     return [*_head(job), *_pools(job.job_spec)]
 
 
 def message(found: list[Violation]) -> str:
-    """Put violations as the real service does, tabs between them."""
+    """Return violations in the form of the real service, separated by tabs."""
     lines = [f"{n}.Field: {field}; Message: {text}" for n, (field, text) in enumerate(found, 1)]
     return "List of found errors:\t" + "\t".join(lines) + "\t"
 
 
 def accelerators(job: Any) -> Counter[str]:
-    """Count the accelerators that a job takes in all its pools, by type name."""
+    """Return the number of accelerators in all pools of a job, by the name of their type."""
     taken: Counter[str] = Counter()
     for pool in job.job_spec.worker_pool_specs:
         if pool.machine_spec.accelerator_type:
@@ -54,7 +54,7 @@ def accelerators(job: Any) -> Counter[str]:
 
 
 def quota_metric(accelerator: str) -> str:
-    """Name the quota of an accelerator type: NVIDIA_TESLA_T4 is custom_model_training_nvidia_t4_gpus."""
+    """Return the quota of an accelerator type: custom_model_training_nvidia_t4_gpus for NVIDIA_TESLA_T4."""
     name = accelerator.lower().replace("tesla_", "")
     unit = "_gpus" if name.startswith("nvidia") else ""
     return f"aiplatform.googleapis.com/custom_model_training_{name}{unit}"

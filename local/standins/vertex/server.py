@@ -1,8 +1,8 @@
-"""Vertex AI's JobService on loopback, as far as CustomJobs go: create, get, list, cancel and delete.
+"""The stand-in for Vertex AI's JobService: create, get, list, cancel and delete CustomJobs.
 
-It keeps real messages, refuses what the real service is known to refuse, and leaves the lives of jobs to a test
-(``server.advance``) or to a runner that really runs their containers (``local.machine.containers``). Names that it gives hold
-the project's number, as the real service's do; it takes number and id.
+It stores real messages and refuses what the real service is known to refuse. A test moves jobs through their states
+(``server.advance``), or a runner runs their containers (``local.machine.containers``). Names in answers have the project's
+number, like those of the real service. Requests may have number or id.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ _CODE = grpc.StatusCode
 
 
 class Runner(Protocol):
-    """Leads jobs through their lives."""
+    """Moves jobs through their states."""
 
     def launch(self, name: str, jobs: Jobs) -> None:
-        """Begin the life of a new job, which is QUEUED."""
+        """Start with a new job, which is QUEUED."""
 
     def cancel(self, name: str) -> None:
         """Bring a job that is CANCELLING to its end."""
 
     def stop(self) -> None:
-        """Leave nothing running."""
+        """End everything that runs."""
 
 
 @dataclass
 class Limits:
-    """What the service allows; every part may be changed at any time.
+    """The limits of the service, which can change at any time.
 
-    Creates and deletes of a project in a region are ``submissions``, all else are ``requests``. ``list_lag`` is how many
-    seconds later a list shows what has changed. Nobody may act as one of ``denied_accounts``.
+    Creates and deletes of a project in a region are ``submissions``, all other calls are ``requests``. A list shows changes
+    ``list_lag`` seconds late. Jobs cannot run as one of ``denied_accounts``.
     """
 
     submissions_per_minute: int = 60
@@ -69,11 +69,11 @@ class Limits:
 
 
 class VertexServer(RpcServer):
-    """A local Vertex AI. ``start`` and ``stop`` it; channels go to ``address``; ``calls`` counts RPCs by their names.
+    """A local Vertex AI for channels to ``address``.
 
-    ``clock`` gives Unix seconds. ``projects`` maps ids to numbers. Without a ``runner`` jobs stay QUEUED, and
-    CANCELLING once cancelled, until ``advance`` is called. The error of a failed job can be read ``error_lag`` seconds
-    after its state. ``on_log`` gets every log entry that the service or a container writes.
+    ``clock`` returns Unix seconds. ``projects`` maps ids to numbers. Without a ``runner`` jobs stay QUEUED, or CANCELLING
+    after a cancel, until ``advance`` is called. The error of a failed job becomes visible ``error_lag`` seconds after its
+    state. ``on_log`` gets every log entry of the service and of containers.
     """
 
     def __init__(
@@ -103,24 +103,24 @@ class VertexServer(RpcServer):
 
     @property
     def capacity(self) -> Capacity:
-        """What is free for jobs; may be changed."""
+        """The capacity for jobs, which can change."""
         return self.store.capacity
 
     @property
     def jobs(self) -> dict[str, Any]:
-        """All jobs as they are now, as ``CustomJob`` messages by their names, the oldest first."""
+        """All jobs as they are now: ``CustomJob`` messages by name, the oldest first."""
         return {name: CustomJob.wrap(self.store.get(name)) for name in self.store.names()}
 
     def stop(self) -> None:
-        """End at once; the runner ends, too, and with it every process."""
+        """Stop at once, and stop the runner with all its processes."""
         super().stop()
         if self._runner is not None:
             self._runner.stop()
 
     def advance(self, name: str, state: JobState, error: JobError | None = None) -> None:
-        """Let a job enter a state, whatever it was, and write what the service would write to the log.
+        """Move a job to a state from any other, and log what the service logs.
 
-        Raises KeyError when there is no such job.
+        Raise KeyError if the job does not exist.
         """
         if not self.store.move(name, frozenset(JobState), state, error):
             raise KeyError(name)
@@ -196,7 +196,7 @@ class VertexServer(RpcServer):
         return operations_pb2.Operation(name=f"{job.name}/operations/1", done=True, response=done)
 
     def _parent(self, parent: str, verb: str) -> str:
-        """Give the parent with the project's number; refuse what is not ours, and more calls a minute than allowed."""
+        """Return the parent with the project's number. Refuse unknown parents, and too many calls a minute."""
         match = _PARENT.fullmatch(parent)
         if match is None:
             raise Refused(_CODE.INVALID_ARGUMENT, f'"{parent}" is not of the form projects/P/locations/R.')
@@ -228,7 +228,7 @@ class VertexServer(RpcServer):
         return job
 
     def _count(self, parent: str, *, submission: bool) -> None:
-        """Count a call, or refuse it when there were too many of its kind in the last minute."""
+        """Count a call, or refuse it if there were too many of its kind in the last minute."""
         allowed = self.limits.submissions_per_minute if submission else self.limits.requests_per_minute
         metric = "job_submission_requests" if submission else "resource_management_requests"
         with self._lock:
@@ -256,7 +256,7 @@ def _quota_exceeded(metrics: Sequence[str]) -> Refused:
 
 
 def _masked(job: Any, mask: Any) -> Any:
-    """Give the part of a job that a field mask names; all of it for an empty one and for ``*``."""
+    """Return the part of a job that a field mask names, or all of it if the mask is empty or ``*``."""
     if not mask.paths or "*" in mask.paths:
         return job
     if not mask.IsValidForDescriptor(job.DESCRIPTOR):
@@ -271,7 +271,7 @@ def _page_token(last: int, asked: str) -> str:
 
 
 def _page_begin(token: str, asked: str) -> float:
-    """Give the number below which a page begins. A token is only good for the list that it came from."""
+    """Return the number below which a page begins. A token is valid only for the list that it came from."""
     if not token:
         return float("inf")
     try:

@@ -1,4 +1,4 @@
-"""A W&B server for tests and demos: real protocol, unmodified clients, memory only."""
+"""The stand-in for W&B: the real protocol for unmodified clients, in memory."""
 
 from local.standins.wandb.server import DEFAULT_API_KEYS, WandbServer
 from local.standins.wandb.store import Store

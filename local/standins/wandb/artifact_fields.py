@@ -1,4 +1,4 @@
-"""What can be asked about artifacts, their collections, types and files."""
+"""The fields of artifacts and of their collections, types and files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Kind:
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The id of the type."""
         return f"ArtifactType:{self.project.id}:{self.name}"
 
 
@@ -64,7 +64,7 @@ class Member:
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The id of the membership."""
         return f"ArtifactCollectionMembership:{self.artifact.id}"
 
 
@@ -150,7 +150,7 @@ def _membership(collection: ArtifactCollection, info: Info, alias_name: str) -> 
 def _versions(
     collection: ArtifactCollection, _: Info, first: int | None = None, after: str | None = None, **narrowed: Any
 ) -> dict[str, Any]:
-    """Newest first, as the real server does."""
+    """Return the versions, the newest first as from the real server."""
     _plain(**narrowed)
     found = page(collection.versions()[::-1], first, after)
     for edge in found["edges"]:
@@ -235,7 +235,7 @@ def _files(artifact: Artifact, info: Info, **which: Any) -> dict[str, Any]:
 
 @artifact_type.field("createdBy")
 def _created_by(artifact: Artifact, info: Info) -> Run | User | None:
-    """The run that made it, null when that was deleted; a person's own is that person's."""
+    """Return the run that made it, null if that was deleted, or the user if a person made it."""
     if artifact.logged_by:
         return info.context.store.runs.by_path(artifact.logged_by[0])
     return info.context.store.users[artifact.username]
@@ -265,7 +265,7 @@ def _manifest_id(artifact: Artifact, _: Info) -> str:
 
 @manifest_type.field("file")
 def _manifest_file(artifact: Artifact, info: Info) -> dict[str, Any]:
-    """The manifest of an artifact; here the one stands for the other."""
+    """Return the artifact itself, which also represents its manifest here."""
     return file_node(artifact, Entry("wandb_manifest.json", artifact.manifest or "", 0), info.context.base_url)
 
 
@@ -313,7 +313,7 @@ def _of_kind(kind: Kind, info: Info) -> list[ArtifactCollection]:
 
 
 def _kinds(project: Project, info: Info) -> Mapping[str, Kind]:
-    """The types of the project's artifacts, by name."""
+    """Return the types of the project's artifacts, by name."""
     kinds: dict[str, Kind] = {}
     for one in _collections(project, info):
         kinds.setdefault(one.kind, Kind(project, one.kind, one.created_at))
@@ -321,6 +321,6 @@ def _kinds(project: Project, info: Info) -> Mapping[str, Kind]:
 
 
 def _plain(filters: Any = None, order: str | None = None) -> None:
-    """Refuse to narrow a list in any other way than it is."""
+    """Refuse filters and orders that are not supported."""
     if filters not in (None, {}, {"state": "COMMITTED"}) or order not in (None, "-createdAt"):
         raise invalid(f"the local W&B lists all committed artifacts, newest first, and not by {filters or order}")

@@ -1,4 +1,4 @@
-"""The files of artifacts as clients see them: the addresses that they are put to and got from."""
+"""The files of artifacts as clients see them: the addresses for upload and download."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from local.standins.wandb.contents import hex_digest
 def file_node(
     artifact: Artifact, entry: Entry, base_url: str, *, birth: Artifact | None = None, missing: bool = True
 ) -> dict[str, Any]:
-    """The schema's File; what is only referred to is where it is.
+    """The schema's File. A reference is at the place that it refers to.
 
-    ``birth`` is the artifact with which its content came, ``missing`` says whether that has still to come.
+    ``birth`` is the artifact that its content came with. ``missing`` is true before the upload.
     """
     path = "" if entry.ref else f"/_artifacts/{quote(artifact.of.entity)}/{hex_digest(entry.digest)}"
     address = entry.ref or f"{base_url}{path}"

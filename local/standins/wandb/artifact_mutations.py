@@ -1,4 +1,4 @@
-"""Mutations of artifacts: how a version comes to be, its aliases, its end, and who uses it."""
+"""Mutations of artifacts: create, alias, finish, delete and use a version."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _announced(
     upload_parts_input: Sequence[Any] | None = None,
     **_: object,
 ) -> dict[str, Any]:
-    """The schema's File, with an address to put it to where the server does not have it yet."""
+    """The schema's File, with an address for the upload if the server does not have it yet."""
     artifact = _artifact(context, artifact_id)
     if upload_parts_input:
         raise invalid(f"{name}: the local W&B takes files in one piece, which a client sends below 2 GB")

@@ -1,4 +1,4 @@
-"""Artifacts in memory: collections and their versions, aliases, files, and which run logged and used what."""
+"""Artifacts in memory: collections and their versions, aliases, files, and the runs that logged and used them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from local.standins.wandb.contents import Contents, md5
 from local.standins.wandb.errors import conflict, invalid, not_found
 
 LATEST = "latest"
-"""The alias that each new version gets."""
+"""The alias of the latest version."""
 
 VERSION = re.compile(r"v(\d+)")
-"""The alias that a version has for ever."""
+"""The alias that a version always keeps."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a version, or with ``ref`` a reference to one elsewhere; ``digest`` is its MD5 in Base64."""
+    """A file of a version or, with ``ref``, a reference to one elsewhere. ``digest`` is its MD5 in base64."""
 
     name: str
     digest: str
     size: int
     birth: str | None = None
-    """The id of the artifact with which its content came."""
+    """The id of the artifact that its content came with."""
     ref: str | None = None
 
 
 @dataclass(eq=False)
 class Artifact:
-    """A version of a collection, which has its ``version`` from its commit on. Times are Unix seconds.
+    """A version of a collection. It gets its ``version`` when it is committed. Times are Unix seconds.
 
-    ``logged_by`` and ``used_by`` are the runs that did, as ``entity/project/run``, in order; the first that logged it
-    has made it.
+    ``logged_by`` and ``used_by`` are runs, as ``entity/project/run``, in order. The first run that logged it made it.
     """
 
     id: str
@@ -53,37 +52,37 @@ class Artifact:
     description: str | None = None
     metadata: Any = None
     wanted: list[str] = field(default_factory=list)
-    """Aliases that it gets when it is committed."""
+    """The aliases that it gets when it is committed."""
     tags: list[str] = field(default_factory=list)
     manifest: str | None = None
-    """Digest of its manifest."""
+    """The digest of its manifest."""
     entries: dict[str, Entry] = field(default_factory=dict)
     ttl: int = -2
-    """Seconds until it is deleted, as far as the server is concerned never."""
+    """Seconds until it is deleted. The server never deletes it."""
     history_step: int | None = None
     logged_by: list[str] = field(default_factory=list)
     used_by: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """Collection and version, as ``train:v0``; before it is committed, the collection."""
+        """Collection and version (``train:v0``), or the collection before the commit."""
         return self.of.name if self.version is None else f"{self.of.name}:v{self.version}"
 
     @property
     def path(self) -> str:
-        """What people call it by: ``entity/project/name:version``."""
+        """The full name: ``entity/project/name:version``."""
         return f"{self.of.entity}/{self.of.project}/{self.name}"
 
     @property
     def aliases(self) -> list[str]:
-        """Its aliases, its version among them."""
+        """Its aliases, including its version."""
         own = [f"v{self.version}"] if self.state == "COMMITTED" else []
         return own + [alias for alias, artifact in self.of.aliases.items() if artifact is self]
 
 
 @dataclass(eq=False)
 class ArtifactCollection:
-    """All versions of one name; ``kind`` is their type, as ``job`` or ``code``."""
+    """All versions of one name. ``kind`` is their type: ``job`` or ``code``."""
 
     id: str
     entity: str
@@ -93,10 +92,10 @@ class ArtifactCollection:
     created_at: float
     artifacts: list[Artifact] = field(default_factory=list)
     aliases: dict[str, Artifact] = field(default_factory=dict)
-    """Whose each alias is; versions are not among them."""
+    """The version of each alias, without the versions themselves."""
 
     def versions(self) -> list[Artifact]:
-        """What is committed and was not deleted, oldest first."""
+        """The versions that are committed and not deleted, the oldest first."""
         return [artifact for artifact in self.artifacts if artifact.state == "COMMITTED"]
 
     def latest(self) -> Artifact | None:
@@ -105,10 +104,10 @@ class ArtifactCollection:
 
 
 class Artifacts:
-    """All artifacts. Every method is atomic; those that look up by id or change something raise Refused.
+    """All artifacts. Every method is atomic. Methods that look up by id or change something raise Refused.
 
-    A version is made by ``create``, its files and its manifest among the ``contents``, ``set_manifest`` and ``commit``.
-    ``deleted_by_name``: whether the name of a deleted version still finds it, with state DELETED, or nothing.
+    To add a version, call ``create``, put its files and its manifest into ``contents``, then call ``set_manifest`` and
+    ``commit``. With ``deleted_by_name`` the name of a deleted version still finds it, with state DELETED.
     """
 
     def __init__(self, clock: Callable[[], float], lock: threading.RLock, *, deleted_by_name: bool = True) -> None:
@@ -121,24 +120,24 @@ class Artifacts:
         self._artifacts: dict[str, Artifact] = {}
 
     def __iter__(self) -> Iterator[Artifact]:
-        """Every artifact, in any state, oldest first."""
+        """Every artifact in any state, the oldest first."""
         with self._lock:
             return iter(list(self._artifacts.values()))
 
     def collections_of(self, entity: str, project: str) -> list[ArtifactCollection]:
-        """The project's collections, oldest first."""
+        """Return the project's collections, the oldest first."""
         with self._lock:
             return [one for (*where, _), one in self.collections.items() if where == [entity, project]]
 
     def find(self, entity: str, project: str, name: str) -> Artifact | None:
-        """The artifact that ``name:alias`` or ``name:version`` means; the latest for a name alone."""
+        """Return the artifact with the name ``name:alias`` or ``name:version``; a name alone means the latest."""
         name, _, alias = name.partition(":")
         with self._lock:
             collection = self.collections.get((entity, project, name))
             return self.member(collection, alias or LATEST) if collection else None
 
     def member(self, collection: ArtifactCollection, alias: str) -> Artifact | None:
-        """The artifact of a collection that an alias or a version means."""
+        """Return the artifact of a collection with an alias or a version."""
         with self._lock:
             version = VERSION.fullmatch(alias)
             if version is None:
@@ -148,22 +147,22 @@ class Artifacts:
             return found if found and (self.deleted_by_name or found.state != "DELETED") else None
 
     def by_id(self, id_: str) -> Artifact:
-        """The artifact of that id, in any state."""
+        """Return the artifact with an id, in any state."""
         if id_ not in self._artifacts:
             raise not_found(f'artifact "{id_}"')
         return self._artifacts[id_]
 
     def get(self, id_: str) -> Artifact | None:
-        """The same, None for an id that is not known."""
+        """Return the artifact with an id, or None if the id is not known."""
         return self._artifacts.get(id_)
 
     def by_client_id(self, client_id: str) -> Artifact | None:
-        """The artifact that a client gave this id before it was logged."""
+        """Return the artifact to which a client gave an id before it was logged."""
         with self._lock:
             return next((one for one in self._artifacts.values() if one.client_id == client_id), None)
 
     def content(self, artifact: Artifact, name: str) -> bytes:
-        """A file of an artifact."""
+        """Return a file of an artifact."""
         entry = artifact.entries.get(name)
         if entry is None or entry.ref:
             raise not_found(f"file {name} of artifact {artifact.path}")
@@ -184,9 +183,9 @@ class Artifacts:
         deduplicate: bool = True,
         **details: Any,
     ) -> Artifact:
-        """Begin a version, or give the one that a client has begun already, or that has the same content.
+        """Create a version, or return the one that a client has already created or that has the same content.
 
-        ``run`` is the run that logs it; ``details`` are fields of Artifact.
+        ``run`` logs it. ``details`` are fields of Artifact.
         """
         with self._lock:
             collection = self._collection(entity, project, kind, name)
@@ -207,7 +206,7 @@ class Artifacts:
             return artifact
 
     def put(self, artifact: Artifact, files: Mapping[str, bytes]) -> Artifact:
-        """Upload and commit a version that was begun, without a client; one that is committed already stays as it is."""
+        """Upload and commit a version without a client. A committed version does not change."""
         with self._lock:
             if artifact.state != "COMMITTED":
                 contents = {name: {"digest": md5(content), "size": len(content)} for name, content in files.items()}
@@ -221,12 +220,12 @@ class Artifacts:
             return artifact
 
     def set_manifest(self, artifact: Artifact, digest: str) -> None:
-        """Announce the manifest, which is uploaded as a file is."""
+        """Announce the manifest, which is uploaded like a file."""
         with self._lock:
             artifact.manifest = digest
 
     def commit(self, artifact: Artifact) -> None:
-        """End a version: everything has arrived, it gets its number and its aliases."""
+        """Commit a version after all uploads: it gets its number and its aliases."""
         with self._lock:
             if artifact.state != "PENDING":
                 raise conflict(f"artifact {artifact.path} is {artifact.state.lower()} already")
@@ -236,26 +235,26 @@ class Artifacts:
             self.add_aliases(artifact, [*artifact.wanted, LATEST])
 
     def add_aliases(self, artifact: Artifact, aliases: Collection[str]) -> None:
-        """Give aliases to a version; others of its collection that had them lose them."""
+        """Set aliases of a version, and remove them from other versions of its collection."""
         with self._lock:
             if artifact.state != "COMMITTED":
                 raise conflict(f"artifact {artifact.path} is {artifact.state.lower()} and cannot have aliases")
             if wrong := [alias for alias in aliases if VERSION.fullmatch(alias) and alias != f"v{artifact.version}"]:
-                raise invalid(f"{', '.join(wrong)}: a version is no alias that could be given")
+                raise invalid(f"{', '.join(wrong)}: a version cannot be set as an alias")
             for alias in aliases:
                 if not VERSION.fullmatch(alias):
                     artifact.of.aliases[alias] = artifact
             artifact.updated_at = self.clock()
 
     def delete_aliases(self, artifact: Artifact, aliases: Collection[str]) -> None:
-        """Take aliases from a version, where it has them."""
+        """Remove aliases from a version if it has them."""
         with self._lock:
             for alias in aliases:
                 if artifact.of.aliases.get(alias) is artifact:
                     del artifact.of.aliases[alias]
 
     def delete(self, artifact: Artifact, *, with_aliases: bool = False) -> None:
-        """Delete a version: it keeps its id and its number, and loses files and aliases."""
+        """Delete a version. It keeps its id and its number, and loses files and aliases."""
         with self._lock:
             aliases = [alias for alias, one in artifact.of.aliases.items() if one is artifact]
             if aliases and not with_aliases:
@@ -265,7 +264,7 @@ class Artifacts:
             artifact.state = "DELETED"
 
     def use(self, artifact: Artifact, run: str) -> None:
-        """A run uses an artifact as its input."""
+        """Record that a run uses an artifact as its input."""
         with self._lock:
             if artifact.state != "COMMITTED":
                 raise conflict(f"artifact {artifact.path} is {artifact.state.lower()} and cannot be used")
@@ -290,7 +289,7 @@ class Artifacts:
         return next((one for one in collection.versions() if one.digest == digest), None)
 
     def _entries(self, artifact: Artifact) -> dict[str, Entry]:
-        """What the manifest lists; everything must have been uploaded."""
+        """Return the entries of the manifest. Refuse if one of them was not uploaded."""
         entity = artifact.of.entity
         if artifact.manifest is None:
             raise conflict(f"artifact {artifact.path} has no manifest yet and cannot be committed")

@@ -1,4 +1,4 @@
-"""What the files of artifacts are made of, in memory: each content once for an entity, known by its digest."""
+"""The contents of artifact files in memory, each stored once for an entity and found by its digest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from local.standins.wandb.errors import invalid, not_found
 
 
 class Contents:
-    """Contents by entity and digest. Methods are atomic; ``put`` and ``get`` raise Refused."""
+    """Contents by entity and digest. Methods are atomic. ``put`` and ``get`` raise Refused."""
 
     def __init__(self, lock: threading.RLock) -> None:
         self._lock = lock
@@ -19,7 +19,7 @@ class Contents:
         self._births: dict[tuple[str, str], str] = {}
 
     def announce(self, entity: str, digest: str, artifact_id: str) -> tuple[str, bool]:
-        """Give the id of the artifact with which a content came or comes, and whether it has to be uploaded."""
+        """Return the id of the artifact that a content comes with, and whether it must be uploaded."""
         with self._lock:
             missing = (entity, digest) not in self._contents
             if missing:
@@ -27,14 +27,14 @@ class Contents:
             return self._births.get((entity, digest), artifact_id), missing
 
     def put(self, entity: str, digest: str, content: bytes) -> None:
-        """A content has arrived, which must be what was announced."""
+        """Store an uploaded content, which must be what was announced."""
         if md5(content) != digest:
             raise invalid(f"the content has the MD5 {md5(content)}, announced was {digest}")
         with self._lock:
             self._contents[entity, digest] = content
 
     def get(self, entity: str, digest: str) -> bytes:
-        """The content of that digest."""
+        """Return the content with a digest."""
         with self._lock:
             if (entity, digest) not in self._contents:
                 raise not_found(f"content {digest} of {entity}")
@@ -42,20 +42,20 @@ class Contents:
 
 
 def md5(content: bytes) -> str:
-    """The digest of a content: its MD5 in Base64."""
+    """Return the digest of a content: its MD5 in base64."""
     return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
 def hex_digest(digest: str) -> str:
-    """A digest as it stands in addresses. Raises Refused."""
+    """Return a digest in the form of addresses. Raise Refused."""
     try:
         return base64.b64decode(digest, validate=True).hex()
     except ValueError as error:
-        raise invalid(f'"{digest}" is no MD5 in Base64') from error
+        raise invalid(f'"{digest}" is not an MD5 in base64') from error
 
 
 def digest_of(hex_digest: str) -> str:
-    """The digest of an address. Raises Refused."""
+    """Return the digest in an address. Raise Refused."""
     try:
         return base64.b64encode(binascii.unhexlify(hex_digest)).decode()
     except ValueError as error:

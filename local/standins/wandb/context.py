@@ -1,4 +1,4 @@
-"""What all resolvers share: whose request it is, the schema's scalars, pages of a list."""
+"""What all resolvers share: the user of a request, the schema's scalars, and pages of a list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Context:
-    """One request: the server's memory and faults, the user whose key it carries, the server's address."""
+    """One request: the server's memory and faults, the user with the key, and the server's address."""
 
     store: Store
     faults: Faults
@@ -48,7 +48,7 @@ SCALARS = (
 
 
 def page(nodes: Sequence[Any], first: int | None = None, after: str | None = None) -> dict[str, Any]:
-    """A connection: ``first`` of ``nodes`` (all for None) behind the cursor ``after``."""
+    """Return a connection: the ``first`` of ``nodes`` (None: all) after the cursor ``after``."""
     start = int(after) if after else 0
     end = len(nodes) if first is None else min(start + first, len(nodes))
     edges = [{"cursor": str(number), "node": node} for number, node in enumerate(nodes[start:end], start=start + 1)]

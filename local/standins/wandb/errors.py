@@ -1,10 +1,10 @@
-"""Why the server refuses a request, in W&B's own words where they are known."""
+"""The errors with which the server refuses a request, in W&B's own words if they are known."""
 
 from __future__ import annotations
 
 
 class Refused(Exception):
-    """One field is refused: ``status`` is the HTTP status of a request in which nothing else was asked for."""
+    """One field is refused. ``status`` is the HTTP status of a request without other fields."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -14,20 +14,20 @@ class Refused(Exception):
 
 
 def invalid(message: str) -> Refused:
-    """The input has the right types and makes no sense."""
+    """Return the error for an input that has the right types and is not valid."""
     return Refused(400, message)
 
 
 def permission_denied() -> Refused:
-    """The key is good, but not for this entity."""
+    """Return the error for a valid key without access to the entity."""
     return Refused(403, "permission denied", code="PERMISSION_ERROR")
 
 
 def not_found(what: str) -> Refused:
-    """There is no such thing, ``what`` names it."""
+    """Return the error for something that does not exist; ``what`` names it."""
     return Refused(404, f"{what} not found")
 
 
 def conflict(message: str) -> Refused:
-    """It would have been possible before."""
+    """Return the error for a change that comes too late."""
     return Refused(409, message)

@@ -1,4 +1,4 @@
-"""One GraphQL request from its body to its answer, with the HTTP statuses that W&B answers with."""
+"""One GraphQL request, from its body to its answer, with W&B's HTTP statuses."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from local.standins.wandb.context import SCALARS, Context
 from local.standins.wandb.errors import Refused
 
 ErrorStatus = Literal["alone", "always", "never"]
-"""When the HTTP status tells of a field's error: only if no field succeeded, at any error, or never (then 200)."""
+"""When the HTTP status shows a field's error: only if no field succeeded, always, or never (then 200)."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent back, JSON still to be written."""
+    """An answer, with a body that becomes JSON."""
 
     status: int
     body: dict[str, Any]
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Operation:
-    """A parsed and valid request; ``fields`` are the names of its top-level fields by the key of each in the answer."""
+    """A valid request. ``fields`` maps the keys of the answer to the names of the top-level fields."""
 
     document: DocumentNode
     name: str | None
@@ -59,7 +59,7 @@ class Operation:
 
 
 class BadRequest(Exception):
-    """The body is no valid GraphQL request for this schema; nothing was done."""
+    """The body is not a valid GraphQL request for this schema. Nothing was done."""
 
     def __init__(self, *errors: GraphQLError) -> None:
         super().__init__("; ".join(error.message for error in errors))
@@ -67,7 +67,7 @@ class BadRequest(Exception):
 
 
 def _snake_case(name: str, _schema: GraphQLSchema, _path: tuple[str, ...]) -> str:
-    """``defaultResourceConfigID`` is ``default_resource_config_id``, ``queueIDs`` is ``queue_ids``."""
+    """Return a GraphQL name in snake case: ``default_resource_config_id`` for ``defaultResourceConfigID``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
@@ -85,7 +85,7 @@ SCHEMA = make_executable_schema(
 
 
 def read(body: bytes) -> Operation:
-    """Parse and validate a request. Raises BadRequest."""
+    """Parse and validate a request. Raise BadRequest."""
     try:
         request = json.loads(body)
     except ValueError as error:
@@ -101,7 +101,7 @@ def read(body: bytes) -> Operation:
 
 
 def execute(operation: Operation, context: Context, error_status: ErrorStatus) -> Answer:
-    """Do it. A query sees one state of the store; fields of a mutation are done one after another."""
+    """Execute a request. A query sees one state of the store. The fields of a mutation are done in order."""
     with nullcontext() if operation.is_mutation else context.store.lock:
         result = execute_sync(
             SCHEMA,
@@ -123,7 +123,7 @@ def execute(operation: Operation, context: Context, error_status: ErrorStatus) -
 
 
 def refused(operation: Operation, status: int, message: str, *, code: str | None = None) -> Answer:
-    """The same error for each field, as W&B answers a key that it does not know."""
+    """Return the same error for each field, as W&B does for an unknown key."""
     error: dict[str, Any] = {"message": message}
     if code:
         error["extensions"] = {"code": code}
@@ -164,7 +164,7 @@ def _fields(document: DocumentNode, selections: SelectionSetNode) -> dict[str, s
 
 
 def _quoted(error: GraphQLError) -> str:
-    """Clients look for W&B's ``Cannot query field "x" on type "Y"``; here the library would have single quotes."""
+    """Return a message in W&B's form, which clients search: ``Cannot query field "x" on type "Y"``, with double quotes."""
     return error.message.replace("'", '"')
 
 

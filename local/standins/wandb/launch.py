@@ -14,20 +14,20 @@ from local.standins.wandb.errors import conflict, invalid, not_found
 from local.standins.wandb.run_spec import ResourceConfig
 
 LAUNCH_PROJECT = "model-registry"
-"""The project of an entity that holds its run queues."""
+"""The project of an entity that contains its run queues."""
 
 DEFAULT_PRIORITY = 2
-"""``medium``; 0 is ``critical`` and pops first, 3 is ``low``."""
+"""The priority ``medium``; ``critical`` is 0 and pops first, ``low`` is 3."""
 
 NOT_ELIGIBLE = "item already claimed or not eligible to be claimed"
-"""What W&B says when an ack comes too late."""
+"""W&B's message for an ack that comes too late."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class ItemError:
-    """Why an item failed (``stage`` agent or run), or a warning about it."""
+    """The reason why an item failed (``stage`` agent or run), or a warning on it."""
 
     message: str
     stage: str
@@ -36,7 +36,7 @@ class ItemError:
 
 @dataclass
 class Item:
-    """A run queue item. ``settled`` is what became of it, else the lease decides; times are Unix seconds."""
+    """A run queue item. ``settled`` is its final state; without one the lease decides. Times are Unix seconds."""
 
     id: str
     queue_id: str
@@ -53,13 +53,13 @@ class Item:
     pops: int = 0
 
     def state(self, now: float) -> str:
-        """PENDING, LEASED, CLAIMED or FAILED."""
+        """Return PENDING, LEASED, CLAIMED or FAILED."""
         return self.settled or ("LEASED" if now < self.leased_until else "PENDING")
 
 
 @dataclass
 class Queue:
-    """A run queue. ``items`` in the order of their pushes, ``waiting`` those of them that may still be popped."""
+    """A run queue. ``items`` are in the order of their pushes; ``waiting`` are those that can still be popped."""
 
     id: str
     entity: str
@@ -79,7 +79,7 @@ class Queue:
         return self.config.id if self.config else None
 
     def next_item(self, now: float) -> Item | None:
-        """What a pop gets: an item without a lease, by priority where that is on, else the oldest."""
+        """Return the next item without a lease: by priority if the queue has priorities, else the oldest."""
         free = (item for item in self.waiting.values() if item.state(now) == "PENDING")
         if self.prioritization_mode == "DISABLED":
             return next(free, None)
@@ -88,7 +88,7 @@ class Queue:
 
 @dataclass
 class Agent:
-    """A launch agent; ``run_queues`` are ids. ``stop_polling`` is a person's wish that it stops."""
+    """A launch agent. ``run_queues`` are ids. ``stop_polling`` is a person's request to stop."""
 
     id: str
     entity: str
@@ -105,9 +105,9 @@ class Agent:
 
 
 class Launch:
-    """All queues, items and agents. Every method is atomic; all of them raise Refused.
+    """All queues, items and agents. Every method is atomic and can raise Refused.
 
-    ``ack_after_lease``: whether an item whose lease ran out, and which nobody popped since, may still be acked.
+    With ``ack_after_lease`` an item can still be acked after its lease, until it is popped again.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Launch:
     def create_config(
         self, entity: str, resource: str, config: Mapping[str, Any], template_variables: Mapping[str, Any] | None = None
     ) -> ResourceConfig:
-        """Make a default resource config; ``config`` is ``{"resource_args": {<resource>: {...}}}``."""
+        """Create a default resource config. ``config`` is ``{"resource_args": {<resource>: {...}}}``."""
         variables = run_spec.template_variables(template_variables or {})
         with self._lock:
             made = ResourceConfig(self._id("DefaultResourceConfig"), entity, resource, config, variables)
@@ -143,7 +143,7 @@ class Launch:
         prioritization_mode: str = "DISABLED",
         config_id: str | None = None,
     ) -> Queue:
-        """Make a queue whose name is not taken."""
+        """Create a queue with a new name."""
         with self._lock:
             if self._named(entity, project, name):
                 raise conflict(f'run queue "{name}" already exists in {entity}/{project}')
@@ -162,7 +162,7 @@ class Launch:
         prioritization_mode: str | None = None,
         external_links: Mapping[str, Any] | None = None,
     ) -> Queue:
-        """Make a queue, or give the one of that name another config; what is pushed already stays as it is."""
+        """Create a queue, or change the config of an existing one. Its items do not change."""
         with self._lock:
             queue = self._named(entity, project, name) or self.create_queue(entity, name, project=project)
             queue.config = config
@@ -171,7 +171,7 @@ class Launch:
             return queue
 
     def delete_queues(self, ids: Collection[str]) -> None:
-        """Remove queues with all their items."""
+        """Delete queues with all their items."""
         with self._lock:
             queues = [self._known(self.queues, id_, "run queue") for id_ in ids]
             for queue in queues:
@@ -180,14 +180,14 @@ class Launch:
                     del self.items[id_]
 
     def queue(self, entity: str, project: str, name: str) -> Queue:
-        """The queue of that name."""
+        """Return the queue with a name."""
         with self._lock:
             if queue := self._named(entity, project, name):
                 return queue
             raise not_found(f'run queue "{name}" of {entity}/{project}')
 
     def queues_of(self, entity: str, project: str) -> list[Queue]:
-        """The project's queues, oldest first."""
+        """Return the project's queues, the oldest first."""
         with self._lock:
             return [queue for queue in self.queues.values() if (queue.entity, queue.project) == (entity, project)]
 
@@ -202,7 +202,7 @@ class Launch:
         template_variables: Mapping[str, Any] | None = None,
         author: str = "",
     ) -> str:
-        """Push a run spec as clients do, config merged and variables filled in, and give the item's id."""
+        """Push a run spec as clients do, merged with the config and the variables. Return the item's id."""
         with self._lock:
             return self.push_to(
                 self.queue(entity, project, queue),
@@ -221,7 +221,7 @@ class Launch:
         template_variables: Mapping[str, Any] | None = None,
         author: str = "",
     ) -> Item:
-        """Push to a queue that was looked up already."""
+        """Push to a queue."""
         if priority is not None and priority not in range(4):
             raise invalid(f"priority {priority} is not one of 0 (critical), 1 (high), 2 (medium), 3 (low)")
         with self._lock:
@@ -235,7 +235,7 @@ class Launch:
             return item
 
     def pop(self, queue: Queue, agent_id: str | None) -> Item | None:
-        """Lease the next item, or None where nothing waits. An item keeps its place while it is leased."""
+        """Lease the next item, or return None if no item waits. A leased item keeps its place."""
         with self._lock:
             now = self.clock()
             if agent_id is not None:
@@ -248,7 +248,7 @@ class Launch:
             return item
 
     def ack(self, item: Item, run_name: str) -> bool:
-        """Claim an item for good, for the run ``run_name``; False is too late."""
+        """Claim an item for the run ``run_name``. Return False if it is too late."""
         with self._lock:
             state = item.state(self.clock())
             if state != "LEASED" and not (state == "PENDING" and self.ack_after_lease):
@@ -258,22 +258,22 @@ class Launch:
             return True
 
     def fail(self, item: Item, error: ItemError) -> None:
-        """Fail an item that waits, is leased or was claimed; one that has failed keeps the reason that it has."""
+        """Fail an item in any state. A failed item keeps its reason."""
         with self._lock:
             item.error = item.error or error
             self._settle(item, "FAILED")
 
     def warn(self, item: Item, warning: ItemError) -> None:
-        """Put a warning beside an item."""
+        """Add a warning to an item."""
         with self._lock:
             item.warnings.append(warning)
 
     def item(self, id_: str) -> Item:
-        """The item of that id; ids are case-sensitive."""
+        """Return the item with an id. Ids are case-sensitive."""
         return self._known(self.items, id_, "run queue item")
 
     def delete_item(self, queue_id: str, id_: str) -> None:
-        """Take an item off its queue."""
+        """Remove an item from its queue."""
         with self._lock:
             queue = self._known(self.queues, queue_id, "run queue")
             item = self._known(queue.items, id_, "run queue item")
@@ -312,11 +312,11 @@ class Launch:
             return made
 
     def agent(self, id_: str) -> Agent:
-        """The agent of that id."""
+        """Return the agent with an id."""
         return self._known(self.agents, id_, "launch agent")
 
     def agents_of(self, entity: str, project: str) -> list[Agent]:
-        """The project's agents, oldest first."""
+        """Return the project's agents, the oldest first."""
         with self._lock:
             return [agent for agent in self.agents.values() if (agent.entity, agent.project) == (entity, project)]
 

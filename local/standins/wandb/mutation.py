@@ -1,4 +1,4 @@
-"""How a mutation is registered, and what several of them look up."""
+"""How mutations are registered, and look-ups that several of them share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Mutations(MutationType):
     """Some of the schema's mutations."""
 
     def performs(self, name: str) -> Callable[[Resolver], Resolver]:
-        """Register a mutation: its input as keyword arguments, under the store's lock, faults of the field before it."""
+        """Register a mutation, which gets its input as keyword arguments. It runs under the store's lock, after its faults."""
 
         def register(perform: Resolver) -> Resolver:
             @self.field(name)
@@ -41,7 +41,7 @@ class Mutations(MutationType):
 
 
 def run_called(context: Context, entity: str, project: str, name: str) -> Run:
-    """The run of that name, of an entity that the user may write to. Raises Refused."""
+    """Return the run with a name, of an entity that the user can write to. Raise Refused."""
     run = context.store.runs.get(context.store.entity_for(context.user, entity), project, name)
     if run is None:
         raise not_found(f"run {entity}/{project}/{name}")
@@ -49,7 +49,7 @@ def run_called(context: Context, entity: str, project: str, name: str) -> Run:
 
 
 def run_by_id(context: Context, id_: str) -> Run:
-    """The run with that ``Run.id``, of an entity that the user may write to. Raises Refused."""
+    """Return the run with a ``Run.id``, of an entity that the user can write to. Raise Refused."""
     run = context.store.runs.by_id(id_)
     context.store.entity_for(context.user, run.entity)
     return run

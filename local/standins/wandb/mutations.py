@@ -1,4 +1,4 @@
-"""Mutations of queues, items, agents, runs and their files. Each is atomic; those of one request are done in turn."""
+"""Mutations of queues, items, agents, runs and their files. Each is atomic; those of one request run in order."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from local.standins.wandb.run_fields import file_node
 mutation = Mutations()
 
 DEFAULT_PROJECT = "uncategorized"
-"""The project of runs that name none."""
+"""The project of runs that do not name one."""
 
 RUN_DETAILS = ("display_name", "description", "notes", "group_name", "job_type", "sweep", "tags", "host", "commit")
-"""What ``upsertBucket`` takes over as it comes."""
+"""The fields that ``upsertBucket`` copies unchanged."""
 
 
 @mutation.performs("createDefaultResourceConfig")

@@ -1,4 +1,4 @@
-"""Queries about people, projects, queues and agents. Fields that the store's objects have by name need no resolver."""
+"""Queries for people, projects, queues and agents. Fields that are attributes of the store's objects need no resolver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from local.standins.wandb.context import Info
 
 FILTERS = ("state", "name", "display_name", "group_name", "job_type", "sweep")
-"""What runs can be looked for by, each by its equal only, and with ``$and`` by several."""
+"""The fields by which runs can be filtered: each for equality, and several with ``$and``."""
 
 query = QueryType()
 user_type = ObjectType("User")

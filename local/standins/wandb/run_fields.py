@@ -1,4 +1,4 @@
-"""What can be asked about a run and its files."""
+"""The fields of runs and their files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ for _name, _resolver in _PLAIN.items():
 
 
 def file_node(run: Run, file: RunFile, base_url: str) -> dict[str, Any]:
-    """The schema's File. It is put to and got from the same address; before its upload it is empty."""
+    """The schema's File. Upload and download have the same address. Before the upload it is empty."""
     path = quote(f"{run.entity}/{run.project}/{run.name}/{file.name}")
     address = f"{base_url}/_files/{path}"
     content = file.content or b""
@@ -136,7 +136,7 @@ def _kind(value: object) -> str:
 
 
 def _rows(run: Run, keys: Sequence[str] | None, samples: int | None) -> list[dict[str, Any]]:
-    """Steps that have all of ``keys``, and only those; without keys, all that there is."""
+    """Return the steps that have all of ``keys``, with only those keys, or everything without keys."""
     rows = run.history()
     if keys:
         rows = [{key: row[key] for key in keys} for row in rows if row.keys() >= set(keys)]

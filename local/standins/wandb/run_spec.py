@@ -1,4 +1,4 @@
-"""What the server makes of a pushed run spec: the queue's config below it, template variables filled in. Pure."""
+"""How the server changes a pushed run spec: it merges the queue's config and replaces template variables. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from local.standins.wandb.errors import invalid
 
 SCHEDULER_URI = "placeholder-uri-scheduler"
-"""``uri`` of the item that starts a sweep's scheduler."""
+"""The ``uri`` of the item that starts a sweep's scheduler."""
 
 PLACEHOLDER = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
 
@@ -20,7 +20,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "
 
 @dataclass(frozen=True)
 class TemplateVariable:
-    """A value that the person who launches may choose; ``schema`` has type, default, minimum, maximum, enum."""
+    """A value that a person chooses at launch. ``schema`` has type, default, minimum, maximum, enum."""
 
     name: str
     schema: Mapping[str, Any]
@@ -29,7 +29,7 @@ class TemplateVariable:
 
 @dataclass(frozen=True)
 class ResourceConfig:
-    """A queue's default resource config: ``config`` is ``{"resource_args": {<resource>: {...}}}``."""
+    """A queue's default resource config. ``config`` is ``{"resource_args": {<resource>: {...}}}``."""
 
     id: str
     entity: str
@@ -39,9 +39,9 @@ class ResourceConfig:
 
 
 def template_variables(given: Mapping[str, Any]) -> dict[str, TemplateVariable]:
-    """Template variables as clients send them, ``{name: {"schema": {...}, "description": "..."}}``.
+    """Parse template variables as clients send them: ``{name: {"schema": {...}, "description": "..."}}``.
 
-    Raises Refused with every problem, such as an unknown type or a default that the schema forbids.
+    Raise Refused with every problem, such as an unknown type or a default that the schema forbids.
     """
     found = {}
     problems = []
@@ -61,11 +61,11 @@ def template_variables(given: Mapping[str, Any]) -> dict[str, TemplateVariable]:
 def resolve(
     run_spec: Mapping[str, Any], config: ResourceConfig | None, values: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The run spec that an agent gets: the queue's resource and resource args, the spec's own on top.
+    """Return the run spec for an agent: the queue's resource and resource args, overridden by the spec's own.
 
-    Dictionaries are merged deeply, lists and scalars of the spec replace the queue's. A string that is one placeholder
-    becomes the variable's value with its type. A sweep's scheduler that wants another resource than the queue's gets it,
-    and nothing of the queue's args. Raises Refused with every problem of ``values``.
+    Dictionaries are merged deeply. Lists and scalars of the spec replace the queue's. A string that is a single placeholder
+    becomes the variable's value with its type. A sweep's scheduler can have another resource, and then gets none of the
+    queue's args. Raise Refused with every problem of ``values``.
     """
     spec: dict[str, Any] = copy.deepcopy(dict(run_spec))
     elsewhere = spec.get("uri") == SCHEDULER_URI and spec.get("resource") not in (None, config and config.resource)

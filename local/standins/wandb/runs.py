@@ -15,12 +15,12 @@ from local.standins.wandb.errors import invalid, not_found
 HISTORY, EVENTS, SUMMARY, CONSOLE = "wandb-history.jsonl", "wandb-events.jsonl", "wandb-summary.json", "output.log"
 
 ALIVE = frozenset({"running", "preempting"})
-"""States in which the server expects a heartbeat."""
+"""The states in which the server expects a heartbeat."""
 
 
 @dataclass
 class RunFile:
-    """A file of a run; ``content`` is None until it has been uploaded."""
+    """A file of a run. ``content`` is None before the upload."""
 
     name: str
     content: bytes | None
@@ -29,9 +29,9 @@ class RunFile:
 
 @dataclass
 class Run:
-    """A W&B run. ``name`` is what everybody calls the run id; ``streams`` has the lines of what the SDK streams.
+    """A W&B run. ``name`` is what people call the run id. ``streams`` has the lines that the SDK streams.
 
-    ``heartbeat_at`` is when its SDK was last heard of, None before it ever was.
+    ``heartbeat_at`` is the time of the SDK's last request, None before the first.
     """
 
     entity: str
@@ -59,25 +59,25 @@ class Run:
 
     @property
     def path(self) -> str:
-        """What people call it by: ``entity/project/name``."""
+        """The full name: ``entity/project/name``."""
         return f"{self.entity}/{self.project}/{self.name}"
 
     @property
     def id(self) -> str:
-        """The id that mutations take, as stopRun does."""
+        """The id that mutations use, for example stopRun."""
         return base64.b64encode(f"Run:v1:{self.name}:{self.project}:{self.entity}".encode()).decode()
 
     def lines(self, stream: str) -> list[str]:
-        """The lines of one stream, in order."""
+        """Return the lines of one stream, in order."""
         return [line for _, line in sorted(self.streams.get(stream, {}).items())]
 
     def history(self) -> list[dict[str, Any]]:
-        """What ``wandb.log`` was called with, one dictionary a step."""
+        """Return the dictionaries that ``wandb.log`` was called with, one for each step."""
         return [json.loads(line) for line in self.lines(HISTORY)]
 
 
 class Runs:
-    """All runs. A run that has not been heard of for ``crash_after`` seconds has crashed. Methods raise Refused."""
+    """All runs. A run without a heartbeat for ``crash_after`` seconds has crashed. Methods raise Refused."""
 
     def __init__(self, clock: Callable[[], float], lock: threading.RLock, *, crash_after: float = 300.0) -> None:
         self.clock = clock
@@ -87,31 +87,31 @@ class Runs:
         self._runs: dict[tuple[str, str, str], Run] = {}
 
     def all(self) -> list[Run]:
-        """Every run, oldest first, with the state it has now."""
+        """Return every run with its current state, the oldest first."""
         with self._lock:
             return [self._seen_now(run) for run in self._runs.values()]
 
     def of(self, entity: str, project: str) -> list[Run]:
-        """The runs of a project, oldest first."""
+        """Return the runs of a project, the oldest first."""
         return [run for run in self.all() if (run.entity, run.project) == (entity, project)]
 
     def get(self, entity: str, project: str, name: str) -> Run | None:
-        """The run of that name, with the state it has now."""
+        """Return the run with a name, with its current state."""
         with self._lock:
             run = self._runs.get((entity, project, name))
             return self._seen_now(run) if run else None
 
     def by_path(self, path: str) -> Run | None:
-        """The run with that ``Run.path``, with the state it has now."""
+        """Return the run with a ``Run.path``, with its current state."""
         entity, project, name = path.split("/")
         return self.get(entity, project, name)
 
     def by_id(self, id_: str) -> Run:
-        """The run with that ``Run.id``."""
+        """Return the run with a ``Run.id``."""
         try:
             kind, version, name, project, entity = base64.b64decode(id_, validate=True).decode().split(":")
         except ValueError as error:
-            raise invalid(f'"{id_}" is no id of a run') from error
+            raise invalid(f'"{id_}" is not the id of a run') from error
         run = self.get(entity, project, name)
         if run is None or (kind, version) != ("Run", "v1"):
             raise not_found(f"run {entity}/{project}/{name}")
@@ -130,10 +130,10 @@ class Runs:
         summary: Mapping[str, Any] | None = None,
         **details: Any,
     ) -> tuple[Run, bool]:
-        """Make a run or change it, and say whether it is new; a run that has ended can begin again.
+        """Create or change a run, and return whether it is new. An ended run can start again.
 
-        ``alive``: it is the run's own SDK that says so, and nobody who edits it; only a pending run is not alive yet.
-        ``details`` are fields of Run; None leaves one as it is.
+        ``alive``: the request comes from the run's own SDK, not from an edit. A pending run is not alive yet. ``details``
+        are fields of Run; None does not change a field.
         """
         with self._lock:
             inserted = name is None or (entity, project, name) not in self._runs
@@ -154,7 +154,7 @@ class Runs:
             return run, inserted
 
     def stream(self, run: Run, update: Mapping[str, Any]) -> None:
-        """Take one update of the SDK's file stream: lines by offset, preempting, the end with its exit code."""
+        """Store an update of the SDK's file stream: lines by offset, preempting, and the end with its exit code."""
         with self._lock:
             run.heartbeat_at = self.clock()
             for name, chunk in (update.get("files") or {}).items():
@@ -170,23 +170,23 @@ class Runs:
                 run.state = "running"
 
     def stop(self, run: Run) -> None:
-        """Ask a run to stop; its SDK learns that from the next answer to its stream."""
+        """Ask a run to stop. The next answer to its stream reports that to its SDK."""
         with self._lock:
             run.stopped = True
 
     def delete(self, run: Run) -> None:
-        """Forget a run."""
+        """Delete a run."""
         with self._lock:
             self._runs.pop((run.entity, run.project, run.name), None)
 
     def register_files(self, run: Run, names: Sequence[str]) -> None:
-        """Files that will be uploaded."""
+        """Announce files that will be uploaded."""
         with self._lock:
             for name in names:
                 run.files.setdefault(name, RunFile(name, None, self.clock()))
 
     def upload(self, run: Run, name: str, content: bytes) -> None:
-        """A file has arrived."""
+        """Store an uploaded file."""
         with self._lock:
             run.files[name] = RunFile(name, content, self.clock())
 

@@ -1,4 +1,4 @@
-"""The local W&B server: GraphQL, run files, file streams, and the control endpoints of a stand-in."""
+"""The local W&B server: GraphQL, run files, file streams, and the control paths of a stand-in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from local.standins.wandb.store import Request, Store, User
 from local.standins.web import Handler, WebServer
 
 DEFAULT_API_KEYS: Mapping[str, str] = {"local" + "0" * 35: "alice"}
-"""A key of the length that W&B's clients accept, and whose it is."""
+"""A key that has the length of a real one, and its user."""
 
 NOT_LOGGED_IN = "user is not logged in"
 
@@ -32,23 +32,23 @@ _NAMES: Mapping[tuple[str, str], str] = {
     ("GET", "_artifacts"): "downloadArtifactFile",
     ("GET", "artifactsV2"): "downloadArtifactFile",
 }
-"""Operations that are no GraphQL, by method and beginning of the path."""
+"""Operations that are not GraphQL, by method and beginning of the path."""
 
 LOST = 0
-"""In ``store.operations``, the status of an answer that was never sent."""
+"""The status in ``store.operations`` of an answer that was never sent."""
 
 
 class WandbServer(WebServer):
-    """W&B on loopback, in threads of this process; all it remembers is in ``store``, what goes wrong is in ``faults``.
+    """A local W&B. Its memory is ``store``, its faults are ``faults``.
 
-    Faults know its operations by the names of GraphQL's top-level fields, and as ``fileStream``, ``uploadFile``,
+    The operations of faults are the names of GraphQL's top-level fields, and ``fileStream``, ``uploadFile``,
     ``uploadArtifactFile`` and ``downloadArtifactFile``.
-    ``lease`` and ``crash_after`` are seconds of ``clock``. ``api_keys`` gives the username of each key, ``teams`` the
-    members of each team, ``default_entities`` where a user's runs go if not to the entity of the user's own name.
-    ``max_operations_per_request``: one with more top-level fields is refused as a whole. ``acks_refused_in_errors``: a
-    late ack is an error of its field, else ``success: false``. ``ack_after_lease``: whether an item whose lease ran out
-    may be acked while nobody else has popped it. ``error_status``: see ``ErrorStatus``. ``deleted_by_name``: see
-    ``Artifacts``.
+
+    ``lease`` and ``crash_after`` are seconds of ``clock``. ``api_keys`` maps keys to usernames, ``teams`` maps teams to
+    their members, and ``default_entities`` maps users to the entity of their runs, if it is not their own. A request with
+    more than ``max_operations_per_request`` top-level fields is refused. A late ack is an error of its field with
+    ``acks_refused_in_errors``, else ``success: false``. For ``ack_after_lease`` see ``Launch``, for ``error_status`` see
+    ``ErrorStatus``, for ``deleted_by_name`` see ``Artifacts``.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class WandbServer(WebServer):
         super().__init__(_Handler, port)
 
     def graphql(self, body: bytes, user: User | None, operations: list[str]) -> Answer:
-        """Answer one GraphQL request of ``user``, None for a key that is not known; note what was asked for.
+        """Answer one GraphQL request of ``user``, None for an unknown key. Append its operations to ``operations``.
 
-        Raises BadRequest, FaultError, AnswerLost.
+        Raise BadRequest, FaultError or AnswerLost.
         """
         operation = read(body)
         operations.extend(operation.fields.values())
@@ -104,14 +104,14 @@ class WandbServer(WebServer):
         return answer
 
     def file_stream(self, run: Run, body: bytes, user: User | None) -> Answer:
-        """Take what the SDK in a run streams; the answer tells it whether somebody wants the run to stop."""
+        """Store what the SDK streams from a run. The answer reports whether the run was stopped in W&B."""
         if user is None:
             raise Refused(401, NOT_LOGGED_IN)
         self.store.runs.stream(run, _json(body))
         return Answer(200, {"exitcode": run.exit_code, "limits": {}, "stopped": run.stopped})
 
     def artifact_file(self, entity: str, digest: str, user: User | None) -> bytes:
-        """Give a file of an artifact by the MD5 of its content, in hexadecimal, to those who may see it."""
+        """Return a file of an artifact by the hexadecimal MD5 of its content, if the user has access."""
         if user is None:
             raise Refused(401, NOT_LOGGED_IN)
         return self.store.artifacts.contents.get(self.store.entity_for(user, entity), digest_of(digest))
@@ -121,7 +121,7 @@ class _Handler(Handler):
     server: WandbServer
 
     def serve(self) -> None:
-        """Answer one request and note it in ``store.operations``, but for those to ``/_local/``."""
+        """Answer one request, and record it in ``store.operations`` unless it goes to ``/_local/``."""
         began = time.perf_counter()
         wandb = self.server
         path = urlsplit(self.path).path
@@ -167,7 +167,7 @@ class _Handler(Handler):
         return answer
 
     def _file(self, wandb: WandbServer, parts: Sequence[str], body: bytes) -> Answer | bytes:
-        """Take or give what streams and files are made of."""
+        """Answer a request for streams or files."""
         match self.command, parts:
             case "POST", ["files", entity, project, name, "file_stream"]:
                 return wandb.file_stream(_run(wandb, entity, project, name), self._plain(body), self._user(wandb))
@@ -181,7 +181,7 @@ class _Handler(Handler):
                 return Answer(200, {})
             case "GET", ["_artifacts", entity, digest]:
                 return wandb.store.artifacts.contents.get(entity, digest_of(digest))
-            case "GET", ["artifactsV2", _, entity, _, _, *_, digest, _]:  # the address that a client makes up itself
+            case "GET", ["artifactsV2", _, entity, _, _, *_, digest, _]:  # an address that clients build themselves
                 return wandb.artifact_file(entity, digest, self._user(wandb))
         raise not_found("/".join(["", *parts]))
 

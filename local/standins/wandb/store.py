@@ -1,4 +1,4 @@
-"""Everything the local W&B remembers: who is who, projects, queues, runs, sweeps, and what was asked of it."""
+"""The memory of the local W&B: users, projects, queues, runs, sweeps, and the requests so far."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REMEMBERED_REQUESTS = 100_000
 
 @dataclass(frozen=True)
 class User:
-    """A person or a service account; ``entity`` is where its runs go unless they say otherwise."""
+    """A person or a service account. ``entity`` is the default entity of its runs."""
 
     id: str
     username: str
@@ -30,18 +30,18 @@ class User:
 
     @property
     def name(self) -> str:
-        """The name to show."""
+        """The display name."""
         return self.username
 
     @property
     def email(self) -> str:
-        """An address that reaches nobody."""
+        """An address that does not exist."""
         return f"{self.username}@localhost"
 
 
 @dataclass(frozen=True)
 class Entity:
-    """A team, or the personal entity of the user of that name."""
+    """A team, or the personal entity of the user with its name."""
 
     id: str
     name: str
@@ -60,13 +60,13 @@ class Project:
 
     @property
     def internal_id(self) -> str:
-        """The id once more: clients ask for both, and make a number of this one."""
+        """The id again: clients ask for both, and convert this one to a number."""
         return self.id
 
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request: its operations (top-level GraphQL fields, repeated ones repeated), bytes of body, seconds."""
+    """One HTTP request. ``operations`` are its top-level GraphQL fields, including repeated ones. Sizes are bytes."""
 
     at: float
     path: str
@@ -127,7 +127,7 @@ class Store:
         return self.launch.agents
 
     def push(self, entity: str, queue: str, run_spec: Mapping[str, Any], **how: Any) -> str:
-        """Push an item without a client, see ``Launch.push``; gives its id."""
+        """Push an item without a client, see ``Launch.push``. Return its id."""
         return self.launch.push(entity, queue, run_spec, **how)
 
     def create_queue(
@@ -140,7 +140,7 @@ class Store:
         template_variables: Mapping[str, Any] | None = None,
         prioritization_mode: str = "DISABLED",
     ) -> Queue:
-        """Make a queue without a client: ``resource_args`` is what stands under ``resource``."""
+        """Create a queue without a client. ``resource_args`` are the arguments of ``resource``."""
         with self.lock:
             config = {"resource_args": {resource: resource_args or {}}}
             made = self.launch.create_config(self.entity(entity).name, resource, config, template_variables)
@@ -151,9 +151,9 @@ class Store:
     def create_artifact(
         self, entity: str, project: str, kind: str, name: str, files: Mapping[str, bytes], **details: Any
     ) -> Artifact:
-        """Make a version of an artifact without a client, see ``Artifacts.create`` for ``details``.
+        """Create a version of an artifact without a client, or return the version with the same files.
 
-        It belongs to a member of the entity. Of the same files it is the version that there is.
+        It belongs to a member of the entity. For ``details`` see ``Artifacts.create``.
         """
         with self.lock:
             self.project(entity, project)
@@ -163,29 +163,29 @@ class Store:
             return self.artifacts.put(made, files)
 
     def state(self, item_id: str) -> str:
-        """PENDING, LEASED, CLAIMED or FAILED."""
+        """Return PENDING, LEASED, CLAIMED or FAILED."""
         return self.launch.item(item_id).state(self.clock())
 
     def user_of(self, api_key: str) -> User | None:
-        """Whose key that is."""
+        """Return the user of a key."""
         username = self._keys.get(api_key)
         return self.users[username] if username is not None else None
 
     def entity(self, name: str) -> Entity:
-        """The entity of that name. Raises Refused."""
+        """Return the entity with a name. Raise Refused."""
         if name not in self.entities:
             raise not_found(f"entity {name}")
         return self.entities[name]
 
     def entity_for(self, user: User, name: str | None) -> str:
-        """The name of an entity that ``user`` may write to, its default for None. Raises Refused."""
+        """Return an entity that ``user`` can write to, by default the user's own. Raise Refused."""
         entity = self.entity(name or user.entity)
         if user.username not in entity.members:
             raise permission_denied()
         return entity.name
 
     def project(self, entity: str, name: str) -> tuple[Project, bool]:
-        """The project, made where there is none, and whether it is new."""
+        """Return the project, which is created if necessary, and whether it is new."""
         with self.lock:
             inserted = (entity, name) not in self.projects
             if inserted:
@@ -193,7 +193,7 @@ class Store:
             return self.projects[entity, name], inserted
 
     def set_sweep(self, entity: str, project: str, name: str, state: str) -> None:
-        """Make a sweep that only has a state, or change the state of one."""
+        """Create a sweep that only has a state, or change the state of a sweep."""
         with self.lock:
             self.project(entity, project)
             now = self.clock()
@@ -201,11 +201,11 @@ class Store:
             self.sweeps.keep(known or Sweep(entity, project, name, state, now, now), state)
 
     def asked(self) -> Counter[str]:
-        """How often each operation was asked for, fields of a batch counted one by one."""
+        """Return how often each operation was requested; each field of a batch counts."""
         return Counter(operation for request in list(self.operations) for operation in request.operations)
 
     def snapshot(self) -> dict[str, Any]:
-        """What a live table shows, in JSON types."""
+        """Return what a live table shows, in JSON types."""
         with self.lock:
             now = self.clock()
             return {

@@ -1,4 +1,4 @@
-"""Sweeps: what can be asked about them, what makes and changes them, and what their agents say."""
+"""Sweeps: their fields, the mutations that create and change them, and the heartbeats of their agents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from local.standins.wandb.context import Info
 
 SWEEP_NAME = "WANDB_SWEEP_ID"
-"""What stands for the sweep's name in the run spec of a scheduler that is launched with it."""
+"""The placeholder for the sweep's name in the run spec of a scheduler that is launched with it."""
 
 project_type = ObjectType("Project")
 sweep_type = ObjectType("Sweep")
@@ -80,7 +80,7 @@ def _upsert_sweep(
     description: str | None = None,
     **other: Any,
 ) -> Payload:
-    """Make a sweep or change it; push its scheduler's item where one is given."""
+    """Create or change a sweep, and push its scheduler's item if it has one."""
     store = context.store
     if unknown := [name for name, value in other.items() if value]:
         raise invalid(f"the local W&B has no sweeps with {', '.join(unknown)}")

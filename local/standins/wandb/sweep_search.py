@@ -1,4 +1,4 @@
-"""Which runs a sweep tries: every combination of a grid, or random ones for ever. Pure."""
+"""The runs that a sweep tries: every combination of a grid, or random ones without end. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from local.standins.wandb.errors import invalid
 
 METHODS = ("grid", "random", "custom")
-"""``custom`` is a search by the sweep's scheduler; the server then suggests nothing."""
+"""The search methods. ``custom`` is a search by the sweep's scheduler, for which the server suggests nothing."""
 
 Suggestion = dict[str, Any]
 """The value of each parameter."""
@@ -33,9 +33,9 @@ def check(config: object) -> None:
 
 
 def suggestions(config: Mapping[str, Any], seed: str) -> Iterator[Suggestion] | None:
-    """What to try, in order, the same for the same ``seed``; no more than a configuration's ``run_cap``.
+    """Return the runs to try in order, at most ``run_cap``. The same ``seed`` gives the same runs.
 
-    None where somebody else searches.
+    Return None if the server does not search.
     """
     parameters = config["parameters"]
     if config["method"] == "custom":
@@ -45,7 +45,7 @@ def suggestions(config: Mapping[str, Any], seed: str) -> Iterator[Suggestion] | 
 
 
 def expected(config: Mapping[str, Any]) -> int | None:
-    """How many there will be, None where there is no end of them."""
+    """Return the number of runs, or None if there is no end."""
     cap: int | None = config.get("run_cap")
     if config["method"] != "grid":
         return cap
@@ -69,7 +69,7 @@ def _drawn(given: Mapping[str, Any], chance: random.Random) -> Any:
 
 
 def _values(given: Mapping[str, Any]) -> Sequence[Any] | None:
-    """All values of a parameter, None for a range without steps, or for what is none."""
+    """Return all values of a parameter, or None for a range without steps and for an invalid parameter."""
     if "value" in given:
         return [given["value"]]
     if isinstance(given.get("values"), list):

@@ -1,4 +1,4 @@
-"""Sweeps in memory: their states, the agents that ask for runs, and the runs that they are given."""
+"""Sweeps in memory: their states, the agents that ask for runs, and the runs that they get."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from local.standins.wandb.launch import Launch
 from local.standins.wandb.runs import ALIVE, Runs
 
 SWEEP_STATES = ("RUNNING", "PAUSED", "FINISHED", "CANCELED", "STOPPED")
-"""What people and schedulers may set a sweep to; a new one, or one that is launched again, is PENDING."""
+"""The states that people and schedulers can set. A new sweep, or one that is launched again, is PENDING."""
 
 Command = dict[str, Any]
-"""What an agent has to do, see ``AgentHeartbeatPayload``."""
+"""The commands for an agent, see ``AgentHeartbeatPayload``."""
 
 
 @dataclass
 class Sweep:
     """A sweep: ``state`` is PENDING or one of ``SWEEP_STATES``.
 
-    ``scheduler`` is how its scheduler was launched, ``runs`` are the names of those that it has begun, in order,
-    ``untried`` is what comes next, None where the server does not search.
+    ``scheduler`` is how its scheduler was launched. ``runs`` are the names of its runs, in order. ``untried`` are the next
+    runs, or None if the server does not search.
     """
 
     entity: str
@@ -45,13 +45,13 @@ class Sweep:
 
     @property
     def id(self) -> str:
-        """The id that mutations take."""
+        """The id that mutations use."""
         return base64.b64encode(f"Sweep:v1:{self.name}:{self.project}:{self.entity}".encode()).decode()
 
 
 @dataclass
 class SweepAgent:
-    """Who asks for a sweep's runs: a scheduler, one for each of its workers; ``runs`` are those that it was given."""
+    """An agent that asks for a sweep's runs: one for each worker of a scheduler. ``runs`` are those that it got."""
 
     id: str
     host: str
@@ -61,7 +61,7 @@ class SweepAgent:
 
 
 class Sweeps(Mapping[tuple[str, str, str], Sweep]):
-    """All sweeps by entity, project and name. Methods are atomic; those that look something up raise Refused."""
+    """All sweeps by entity, project and name. Methods are atomic. Those that look something up raise Refused."""
 
     def __init__(self, clock: Callable[[], float], lock: threading.RLock, runs: Runs, launch: Launch) -> None:
         self.clock = clock
@@ -73,19 +73,19 @@ class Sweeps(Mapping[tuple[str, str, str], Sweep]):
         self._sweeps: dict[tuple[str, str, str], Sweep] = {}
 
     def __getitem__(self, key: tuple[str, str, str]) -> Sweep:
-        """The sweep of an entity, a project and a name."""
+        """Return the sweep of an entity, a project and a name."""
         return self._sweeps[key]
 
     def __iter__(self) -> Iterator[tuple[str, str, str]]:
-        """Entity, project and name of each, oldest first."""
+        """Return entity, project and name of each sweep, the oldest first."""
         return iter(list(self._sweeps))
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of sweeps."""
         return len(self._sweeps)
 
     def draft(self, entity: str, project: str, config: Mapping[str, Any]) -> Sweep:
-        """A new sweep, PENDING, that is not there before it is kept."""
+        """Return a new PENDING sweep, which is not stored yet."""
         sweep_search.check(config)
         with self._lock:
             name, now = f"sweep{next(self._numbers):03d}", self.clock()
@@ -93,20 +93,20 @@ class Sweeps(Mapping[tuple[str, str, str], Sweep]):
             return Sweep(entity, project, name, "PENDING", now, now, config, untried=untried)
 
     def keep(self, sweep: Sweep, state: str) -> None:
-        """Keep a sweep, with this state from now on."""
+        """Store a sweep with a new state."""
         with self._lock:
             sweep.state, sweep.updated_at = state, self.clock()
             self._sweeps[sweep.entity, sweep.project, sweep.name] = sweep
 
     def by_id(self, id_: str) -> Sweep:
-        """The sweep with that ``Sweep.id``."""
+        """Return the sweep with a ``Sweep.id``."""
         with self._lock:
             if found := next((sweep for sweep in self._sweeps.values() if sweep.id == id_), None):
                 return found
             raise not_found(f"sweep {id_}")
 
     def create_agent(self, entity: str, project: str, name: str, *, host: str, username: str) -> SweepAgent:
-        """Register an agent, with which a pending sweep begins to run."""
+        """Register an agent. A pending sweep starts to run with its first agent."""
         with self._lock:
             if (entity, project, name) not in self._sweeps:
                 raise not_found(f"sweep {entity}/{project}/{name}")
@@ -118,16 +118,16 @@ class Sweeps(Mapping[tuple[str, str, str], Sweep]):
             return self.agents[id_]
 
     def agent(self, id_: str) -> SweepAgent:
-        """The agent of that id."""
+        """Return the agent with an id."""
         if id_ not in self.agents:
             raise not_found(f'sweep agent "{id_}"')
         return self.agents[id_]
 
     def heartbeat(self, agent: SweepAgent, running: Collection[str]) -> list[Command]:
-        """What an agent has to do of whose runs only those in ``running`` do still run.
+        """Return the commands for an agent. Of its runs only those in ``running`` still run.
 
-        One that runs nothing gets a new run, which is pending, or the command to exit when the sweep has ended. The
-        sweep ends when nothing is untried and all its runs have ended. One that was cancelled ends at once.
+        An agent without a run gets a new pending run, or the command to exit after the sweep's end. The sweep ends when
+        nothing is untried and all its runs have ended. A cancelled sweep ends at once.
         """
         with self._lock:
             sweep = agent.sweep
@@ -164,9 +164,9 @@ class Sweeps(Mapping[tuple[str, str, str], Sweep]):
         return {"type": "run", "run_id": run.name, "args": args, "program": sweep.config.get("program"), "logs": []}
 
     def _give_up(self, agent: SweepAgent, running: Collection[str]) -> None:
-        """Runs will not begin any more that this agent has given up, or whose items have failed, whoever was given them.
+        """Drop runs that will not start: those that this agent has given up, and those of failed items.
 
-        A scheduler does not ask for all of its workers once one of them gets nothing.
+        A scheduler stops asking for its other workers when one of them gets nothing.
         """
         sweep = agent.sweep
         failed = {str(item.run_spec.get("run_id")) for item in self._launch.items.values() if item.settled == "FAILED"}

@@ -1,4 +1,4 @@
-"""Crashes before wandb.init; its last words tell of much that did not happen."""
+"""Crash before wandb.init, with a last line that mentions many other causes."""
 
 
 def load(shard: int) -> None:

@@ -1,6 +1,6 @@
-"""Ends with the status that it is given."""
+"""Exit with the status in the first argument."""
 
 import sys
 
-print("this program fails, as it was asked to", file=sys.stderr)
+print("this program fails on purpose", file=sys.stderr)
 sys.exit(int(sys.argv[1]))

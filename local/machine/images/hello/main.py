@@ -1,4 +1,4 @@
-"""Greets, and says which variables its environment has (names only, for values may be secret)."""
+"""Print the arguments and the names of the environment variables. Their values may be secret."""
 
 import os
 import sys

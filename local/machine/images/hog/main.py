@@ -1,4 +1,4 @@
-"""Takes 64 MB and is killed for it, as the kernel does with a container that outgrows its machine."""
+"""Take 64 MB and be killed, as the kernel kills a container that needs more memory than its machine has."""
 
 import os
 import signal

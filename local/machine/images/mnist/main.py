@@ -1,6 +1,6 @@
-"""Trains a softmax classifier on small drawn digits, in plain Python, and reports every epoch to W&B.
+"""Train a softmax classifier on small drawn digits, in plain Python, and report every epoch to W&B.
 
-The digits 0, 1, 4 and 7 are drawn on 6 by 7 pixels, shifted and made noisy; no two seeds see the same ones.
+The digits 0, 1, 4 and 7 are drawn on 6 by 7 pixels, shifted, and made noisy. The seed selects them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def dataset(size: int, noise: float, dice: random.Random) -> list[tuple[Image, i
 
 
 def probabilities(weights: Sequence[Sequence[float]], image: Image) -> list[float]:
-    """Say how likely each class is (softmax of a linear model)."""
+    """Return the probability of each class (softmax of a linear model)."""
     scores = [sum(w * x for w, x in zip(row, image, strict=True)) for row in weights]
     top = max(scores)
     powers = [math.exp(score - top) for score in scores]
@@ -49,7 +49,7 @@ def probabilities(weights: Sequence[Sequence[float]], image: Image) -> list[floa
 
 
 def train_epoch(weights: list[list[float]], data: Sequence[tuple[Image, int]], rate: float) -> float:
-    """Go once through the data by stochastic gradient descent; give the mean cross entropy."""
+    """Train on all data once, by stochastic gradient descent. Return the mean cross entropy."""
     loss = 0.0
     for image, label in data:
         found = probabilities(weights, image)
@@ -62,7 +62,7 @@ def train_epoch(weights: list[list[float]], data: Sequence[tuple[Image, int]], r
 
 
 def accuracy(weights: Sequence[Sequence[float]], data: Sequence[tuple[Image, int]]) -> float:
-    """Give the share of pictures whose likeliest class is the right one."""
+    """Return the share of pictures that are classified correctly."""
     hits = 0
     for image, label in data:
         found = probabilities(weights, image)
@@ -71,7 +71,7 @@ def accuracy(weights: Sequence[Sequence[float]], data: Sequence[tuple[Image, int
 
 
 def main() -> None:
-    """Train as the command line says; the run's configuration in W&B wins over it."""
+    """Train with the options of the command line. The run's configuration in W&B overrides them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=0.02)

@@ -1,3 +1,3 @@
-"""Works without ever calling wandb.init, as programs do that forgot it."""
+"""Work without calling wandb.init, like a program whose author forgot it."""
 
 print(sum(n * n for n in range(10_000)))

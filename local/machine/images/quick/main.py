@@ -1,4 +1,4 @@
-"""Starts a W&B run and finishes it."""
+"""Start a W&B run and finish it."""
 
 import wandb
 

@@ -1,4 +1,4 @@
-"""Runs until it is stopped."""
+"""Run until it is stopped."""
 
 import time
 
