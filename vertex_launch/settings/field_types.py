@@ -21,7 +21,8 @@ from vertex_launch.settings.sources import REGIONS, STAGING, VARIABLES
 PLACEHOLDER = re.compile(r"\bYOUR-[A-Z]+(?:-[A-Z]+)*\b")
 """What the shipped files hold in place of the user's own names."""
 
-_OVERRIDES = {setting: variable for variable, setting in VARIABLES.items()} | {
+_OVERRIDES = {
+    **{setting: variable for variable, setting in VARIABLES.items()},
     "name": REGIONS,
     "staging_bucket": STAGING,
 }
@@ -45,6 +46,7 @@ def _no_text(value: Any) -> Any:
 
 
 def _own(value: str, info: ValidationInfo) -> str:
+    """Refuse a placeholder of the shipped files."""
     if found := PLACEHOLDER.search(value):
         variable = _OVERRIDES.get(info.field_name or "")
         remedy = f"Set {variable}, or replace it" if variable else "Replace it"
