@@ -226,12 +226,6 @@ def test_without_permission_there_are_no_lines_and_one_warning(
     assert len(warnings()) == 2, "another instance warns for itself"
 
 
-def test_logs_of_a_project_that_is_not_ours(job: str, logs: Make, warnings: Warnings) -> None:
-    assert logs(project="other").tail(job) == []
-    (warning,) = warnings()
-    assert "roles/logging.viewer in project other" in warning
-
-
 def test_errors_that_go_on_are_quoted(
     server: LogServer, job: str, logs: Make, warnings: Warnings, retry_clock: Clock
 ) -> None:
@@ -241,20 +235,6 @@ def test_errors_that_go_on_are_quoted(
     assert retry_clock.now - began <= 1
     (warning,) = warnings()
     assert "The service is unavailable" in warning
-
-
-def test_an_answer_that_takes_too_long(server: LogServer, job: str, logs: Make, warnings: Warnings) -> None:
-    server.faults.delay(LIST, 0.1)
-    assert logs(timeout=0.05).tail(job) == []
-    (warning,) = warnings()
-    assert "Deadline Exceeded" in warning
-
-
-def test_an_address_without_a_server(server: LogServer, job: str, logs: Make, warnings: Warnings) -> None:
-    reader = logs(timeout=0.4)
-    server.stop()
-    assert reader.tail(job) == []
-    assert len(warnings()) == 1
 
 
 def test_without_the_package(job: str, logs: Make, warnings: Warnings, monkeypatch: pytest.MonkeyPatch) -> None:

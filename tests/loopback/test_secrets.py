@@ -199,18 +199,6 @@ def test_errors_that_go_on_are_quoted(server: SecretServer, key: Key, retry_cloc
     assert reads(server) > 2
 
 
-def test_an_answer_that_takes_too_long(server: SecretServer, key: Key) -> None:
-    server.add(SECRET, FIRST)
-    server.faults.delay("AccessSecretVersion", 0.1)
-    assert "Deadline Exceeded" in refusal(key(timeout=0.05).get, Code.SECRET_UNAVAILABLE)
-
-
-def test_an_address_without_a_server(server: SecretServer, key: Key) -> None:
-    secret = key(timeout=0.4)
-    server.stop()
-    refusal(secret.get, Code.SECRET_UNAVAILABLE)
-
-
 def test_an_old_key_is_not_used_beyond_its_time_when_it_cannot_be_read_again(
     server: SecretServer, key: Key, clock: Clock
 ) -> None:

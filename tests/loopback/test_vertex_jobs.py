@@ -10,8 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.api_core import exceptions
-from google.cloud.aiplatform_v1 import AcceleratorType, CustomJob, JobServiceClient, JobState
+from google.cloud.aiplatform_v1 import AcceleratorType, JobServiceClient, JobState
 
 from local.standins.vertex.server import Limits, VertexServer
 from tests.support import specs
@@ -243,31 +242,6 @@ def test_what_a_status_means_for_an_item(
     server.faults.fail("CreateCustomJob", status, message="In Vertex's words", times=None)
     assert "In Vertex's words." in raised(lambda: jobs.create(request(), 5), kind, code)
     assert server.calls["CreateCustomJob"] == 1, "a create is never repeated"
-
-
-@pytest.mark.parametrize(
-    ("status", "kind", "code"),
-    [
-        (400, ItemRejected, Code.CREATE_INVALID),
-        (401, ItemDeferred, Code.CREATE_CREDENTIALS),
-        (403, ItemRejected, Code.CREATE_PERMISSION),
-        (404, ItemRejected, Code.CREATE_NOT_FOUND),
-        (409, ItemDeferred, Code.CREATE_CONFLICT),
-        (429, ItemDeferred, Code.QUOTA_CREATE),
-        (501, ItemRejected, Code.CREATE_INVALID),
-        *((status, OutcomeUnknown, Code.CREATE_OUTCOME_UNKNOWN) for status in (499, 500, 502, 503, 504, 599)),
-    ],
-)
-def test_the_rest_transports_errors_mean_the_same(
-    jobs: VertexJobs, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[CodedError], code: Code
-) -> None:
-    """REST raises the parents of what gRPC raises."""
-
-    def refuse(*_: Any, **__: Any) -> CustomJob:
-        raise exceptions.from_http_status(status, "In Vertex's words")
-
-    monkeypatch.setattr(JobServiceClient, "create_custom_job", refuse)
-    assert "In Vertex's words." in raised(lambda: jobs.create(request(), 5), kind, code)
 
 
 def test_a_create_beyond_its_deadline_may_have_taken_effect(server: VertexServer, jobs: VertexJobs) -> None:

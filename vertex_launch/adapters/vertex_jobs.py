@@ -127,7 +127,7 @@ class VertexJobs:
 
 
 def _not_created(error: Exception, region: str) -> LaunchError:
-    """Return what a failed create means for the item. gRPC and REST raise different subclasses of these parents."""
+    """Return what a failed create means for the item."""
     words, grant = _words(error), _grant(error, "create")
     match error:
         case exceptions.TooManyRequests():

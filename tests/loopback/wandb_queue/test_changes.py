@@ -1,0 +1,242 @@
+"""What the client changes: agents, pops, acks, failures, warnings, and the end of a sweep."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+
+from local.standins.wandb import WandbServer
+from tests.support.fakes import Clock
+from tests.support.wandb import (
+    ENTITY,
+    HOST,
+    SPEC,
+    Answer,
+    Answering,
+    Serve,
+    agent,
+    client,
+    data,
+    graphql_requests,
+    push,
+    refusal,
+)
+from vertex_launch.adapters.wandb_queue import LONGEST_MESSAGE, WandbQueue
+from vertex_launch.codes import Code
+from vertex_launch.model import Ack, ItemView, Phase
+
+
+def test_an_agent_is_made_with_its_host_and_queues(server: WandbServer, queue: WandbQueue) -> None:
+    made = server.store.agents[agent(server, queue)]
+    assert (made.hostname, made.run_queues) == (HOST, list(server.store.queues))
+    assert (made.agent_config, made.version) == ({"max_jobs": 3}, "vertex-launch@1.2.3")
+    queue.set_status(made.id, "RUNNING")
+    assert made.agent_status == "RUNNING"
+
+
+def test_an_agent_that_cannot_be_made_is_an_error_in_w_and_bs_words(server: WandbServer, queue: WandbQueue) -> None:
+    reason = refusal(lambda: queue.create_agent(ENTITY, ["nonsense"], HOST, {}), Code.WANDB_REFUSED)
+    assert 'entity acme: run queue "nonsense" not found' in reason
+
+
+def test_pops_come_in_order_with_the_agents_status(server: WandbServer, queue: WandbQueue) -> None:
+    first, second = push(server, count=2)
+    (third,) = push(server, "gpu")
+    mine = agent(server, queue)
+    server.store.operations.clear()
+    popped = queue.pop(ENTITY, ["cpu", "gpu", "cpu", "cpu", "gpu"], mine, "RUNNING")
+    assert [answer.item and answer.item.id for answer in popped] == [first, third, second, None, None]
+    assert [answer.queue for answer in popped] == ["cpu", "gpu", "cpu", "cpu", "gpu"]
+    assert not any(answer.error for answer in popped)
+    assert popped[0].item is not None
+    assert popped[0].item.spec["docker"] == SPEC["docker"]
+    assert server.store.items[first].launch_agent_id == mine
+    assert server.store.agents[mine].agent_status == "RUNNING"
+    assert graphql_requests(server) == [("updateLaunchAgent", *["popFromRunQueue"] * 5)]
+
+
+@pytest.mark.parametrize("status", ["alone", "always", "never"])
+def test_one_fields_error_spoils_no_other_whatever_the_status(
+    serve: Serve, status: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when the failed one is a fault of the server, for which the whole answer has status 500."""
+    server = serve(error_status=status)
+    queue = client(server.url)
+    first, second = push(server, count=2)
+    mine = agent(server, queue)
+    server.faults.refuse("updateLaunchAgent", "internal error", status=500)
+    server.faults.refuse("popFromRunQueue", "database is locked", status=500)
+    with caplog.at_level(logging.WARNING):
+        failed, popped = queue.pop(ENTITY, ["cpu", "cpu"], mine, "RUNNING")
+    assert failed.error == "database is locked"
+    assert popped.item is not None
+    assert popped.item.id == first
+    assert "internal error [VL-WANDB-AGENT-STATUS]" in caplog.text
+    server.faults.refuse("ackRunQueueItem", "database is locked", status=500)
+    assert queue.ack([(first, "run1"), (second, "run2")]) == [Ack.REFUSED, Ack.ACCEPTED]
+    assert server.store.state(first) == "LEASED"
+
+
+def test_a_pop_whose_answer_is_lost_is_not_repeated_and_loses_nothing(
+    server: WandbServer, queue: WandbQueue, clock: Clock
+) -> None:
+    (item,) = push(server)
+    mine = agent(server, queue)
+    server.faults.lose("popFromRunQueue")
+    reason = refusal(lambda: queue.pop(ENTITY, ["cpu"], mine), Code.WANDB_UNAVAILABLE)
+    assert f"no answer from {server.url}/graphql" in reason
+    assert server.store.asked()["popFromRunQueue"] == 1
+    assert server.store.state(item) == "LEASED"
+    assert queue.pop(ENTITY, ["cpu"], mine)[0].item is None
+    clock.now += 61
+    (back,) = queue.pop(ENTITY, ["cpu"], mine)
+    assert back.item is not None
+    assert back.item.id == item
+
+
+def test_the_answers_that_did_arrive_are_kept(server: WandbServer) -> None:
+    queue = client(server.url, pops=2)
+    ids = push(server, count=4)
+    mine = agent(server, queue)
+    server.faults.lose("popFromRunQueue")
+    popped = queue.pop(ENTITY, ["cpu"] * 4, mine)
+    assert [answer.item and answer.item.id for answer in popped] == [None, None, ids[2], ids[3]]
+    assert "no answer from" in popped[0].error
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pop_that_was_not_done_is_repeated(server: WandbServer, queue: WandbQueue, status: int) -> None:
+    (item,) = push(server)
+    mine = agent(server, queue)
+    server.faults.fail("popFromRunQueue", status, times=3)
+    (popped,) = queue.pop(ENTITY, ["cpu"], mine)
+    assert popped.item is not None
+    assert popped.item.id == item
+
+
+@pytest.mark.parametrize("status", [500, 502, 504])
+def test_a_pop_with_an_unknown_outcome_is_not_repeated(server: WandbServer, queue: WandbQueue, status: int) -> None:
+    mine = agent(server, queue)
+    server.faults.fail("popFromRunQueue", status, message="upstream failed")
+    reason = refusal(lambda: queue.pop(ENTITY, ["cpu"], mine), Code.WANDB_UNAVAILABLE)
+    assert f"HTTP {status} from {server.url}/graphql: upstream failed" in reason
+    assert server.store.asked()["popFromRunQueue"] == 1
+
+
+@pytest.mark.parametrize("in_errors", [True, False])
+def test_acks(serve: Serve, in_errors: bool) -> None:
+    server = serve(acks_refused_in_errors=in_errors)
+    queue = client(server.url)
+    one, two = push(server, count=2)
+    queue.pop(ENTITY, ["cpu", "cpu"], agent(server, queue))
+    queue.ack([(one, "theirs")])
+    assert queue.ack([(one, "ours"), (two, "ours"), ("Unknown", "ours")]) == [Ack.REFUSED, Ack.ACCEPTED, Ack.REFUSED]
+    assert server.store.items[one].associated_run_id == "theirs"
+    assert server.store.items[two].associated_run_id == "ours"
+
+
+def test_an_ack_is_repeated_after_a_lost_answer_and_then_refused(server: WandbServer, queue: WandbQueue) -> None:
+    """Its item shows that the ack was ours; so a refusal alone is no evidence."""
+    (item,) = push(server)
+    queue.pop(ENTITY, ["cpu"], agent(server, queue))
+    server.faults.lose("ackRunQueueItem")
+    assert queue.ack([(item, "run1")]) == [Ack.REFUSED]
+    assert queue.items(ENTITY, {item: "cpu"}) == {item: ItemView("CLAIMED", "run1")}
+
+
+def test_an_ack_without_any_answer_is_unknown(server: WandbServer) -> None:
+    queue = client(server.url)
+    server.faults.lose("ackRunQueueItem", times=None)
+    assert queue.ack([("one", "r"), ("two", "r")]) == [Ack.UNKNOWN, Ack.UNKNOWN]
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_failures_and_warnings(
+    server: WandbServer, queue: WandbQueue, caplog: pytest.LogCaptureFixture, phase: Phase
+) -> None:
+    one, two = push(server, count=2)
+    text = 'quotes " and \\ and $dollars and\nlines and {braces} and 🚀'
+    assert queue.fail([(one, text), ("Unknown", "x")], phase) == [True, False]
+    assert queue.warn([(two, text), ("Unknown", "x")], phase) == [True, False]
+    error, (warning,) = server.store.items[one].error, server.store.items[two].warnings
+    assert error is not None
+    assert (error.message, error.stage) == (warning.message, warning.stage) == (text, phase.value)
+    assert 'item Unknown: run queue item "Unknown" not found [VL-WANDB-ITEM-UPDATE]' in caplog.text
+    assert (queue.fail([], phase), queue.warn([], phase), queue.ack([])) == ([], [], [])
+
+
+def test_a_claimed_item_is_warned_about_and_failed(server: WandbServer, queue: WandbQueue) -> None:
+    (item,) = push(server)
+    queue.pop(ENTITY, ["cpu"], agent(server, queue))
+    assert queue.ack([(item, "run1")]) == [Ack.ACCEPTED]
+    assert queue.warn([(item, "no quota")], Phase.AGENT) == [True]
+    assert queue.warn([(item, "attempt 2 of 5")], Phase.RUN) == [True]
+    assert queue.fail([(item, "out of memory")], Phase.RUN) == [True]
+    assert queue.items(ENTITY, {item: "cpu"}) == {item: ItemView("FAILED", "run1")}
+    stored = server.store.items[item]
+    assert [(one.message, one.stage) for one in stored.warnings] == [("no quota", "agent"), ("attempt 2 of 5", "run")]
+    assert stored.error is not None
+    assert (stored.error.message, stored.error.stage) == ("out of memory", "run")
+
+
+@pytest.mark.parametrize("longer", [0, 1, 7_000])
+def test_a_message_that_is_too_long_is_cut_in_its_middle(server: WandbServer, queue: WandbQueue, longer: int) -> None:
+    """The start says what happened, and the end is the end of the job's log."""
+    one, two = push(server, count=2)
+    text = "Vertex AI says: " + "🚀" * (LONGEST_MESSAGE + longer - 27) + "MemoryError"
+    assert len(text) == LONGEST_MESSAGE + longer
+    queue.fail([(one, text)], Phase.RUN)
+    queue.warn([(two, text)], Phase.RUN)
+    error, (warning,) = server.store.items[one].error, server.store.items[two].warnings
+    assert error is not None
+    assert error.message == warning.message
+    if not longer:
+        assert error.message == text
+        return
+    assert LONGEST_MESSAGE - 10 < len(error.message) <= LONGEST_MESSAGE
+    found = re.fullmatch(r"(.*)\n\[… (\d+) characters are left out here …\]\n(.*)", error.message)
+    assert found is not None
+    assert text.startswith(found[1])
+    assert text.endswith(found[3])
+    assert len(found[1]) + int(found[2]) + len(found[3]) == len(text)
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PAUSED", "PENDING", "FINISHED", "CANCELED", "CRASHED"])
+def test_a_sweep_is_cancelled_unless_it_has_ended(server: WandbServer, queue: WandbQueue, state: str) -> None:
+    server.store.set_sweep(ENTITY, "demo", "sw1", state)
+    server.store.set_sweep(ENTITY, "other", "sw1", "RUNNING")
+    live = state in ("RUNNING", "PAUSED", "PENDING")
+    server.store.operations.clear()
+    assert queue.cancel_sweep(ENTITY, "demo", "sw1") is live
+    assert [sweep.state for sweep in server.store.sweeps.values()] == ["CANCELED" if live else state, "RUNNING"]
+    assert graphql_requests(server) == ([("project",), ("upsertSweep",)] if live else [("project",)])
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1")
+
+
+def test_a_sweep_that_does_not_exist_is_not_cancelled(server: WandbServer, queue: WandbQueue) -> None:
+    server.store.project(ENTITY, "demo")
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1")
+    assert not queue.cancel_sweep(ENTITY, "nowhere", "sw1")
+
+
+@pytest.mark.parametrize("operation", ["project", "upsertSweep"])
+def test_a_sweep_about_which_w_and_b_cannot_tell(server: WandbServer, operation: str) -> None:
+    server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
+    queue = client(server.url)
+    server.faults.fail(operation, 503, times=None)
+    reason = refusal(lambda: queue.cancel_sweep(ENTITY, "demo", "sw1"), Code.WANDB_UNAVAILABLE)
+    assert "HTTP 503" in reason
+    assert [sweep.state for sweep in server.store.sweeps.values()] == ["RUNNING"]
+
+
+def test_a_sweep_that_w_and_b_does_not_show_or_change(answering: Answering) -> None:
+    errors = [{"message": "no access", "path": ["f0", "sweep"]}]
+    found = data(f0={"sweep": {"id": "S1", "state": "Running"}})
+    refused, hidden = (Answer(body={"data": {"f0": value}, "errors": errors}) for value in (None, {"sweep": None}))
+    for answers in ([refused], [hidden], [found, refused], [found, data(f0=None)]):
+        queue = client(answering(*answers))
+        reason = refusal(lambda queue=queue: queue.cancel_sweep(ENTITY, "demo", "sw1"), Code.WANDB_REFUSED)  # type: ignore[misc]
+        assert "acme/demo/sw1: " in reason
+        assert ("no access" in reason) == (answers[-1] in (refused, hidden))

@@ -1,0 +1,275 @@
+"""Requests: retries, batches and the modes of a server, answers that are not answers, and the key."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import requests
+
+from local.standins.wandb import WandbServer
+from local.standins.web import Handler, WebServer
+from tests.support.fakes import Clock
+from tests.support.wandb import (
+    BASIC,
+    ENTITY,
+    KEY,
+    OLD_KEY,
+    PROJECT,
+    Answer,
+    Answering,
+    Keys,
+    Serve,
+    agent,
+    client,
+    data,
+    graphql_requests,
+    look,
+    push,
+    refusal,
+    start_run,
+)
+from vertex_launch.adapters.wandb_queue import WandbQueue
+from vertex_launch.codes import Code
+from vertex_launch.errors import KeyRefused, Unavailable
+from vertex_launch.log import Redactor
+from vertex_launch.model import Ack, Phase, Queued, RunId, RunView
+
+
+@pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, "lose"])
+def test_what_may_be_repeated_is_repeated(server: WandbServer, queue: WandbQueue, fault: int | str) -> None:
+    (item,) = push(server)
+
+    def burst(operation: str) -> None:
+        if isinstance(fault, int):
+            server.faults.fail(operation, fault, times=3)
+        else:
+            server.faults.lose(operation, times=3)
+
+    for operation in ("project", "viewer", "failRunQueueItem", "updateRunQueueItemWarning", "upsertSweep"):
+        burst(operation)
+    assert look(queue, viewer=True, items={item: "cpu"}).items
+    assert queue.warn([(item, "w")], Phase.RUN) == [True]
+    assert queue.fail([(item, "f")], Phase.RUN) == [True]
+    server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
+    burst("project")
+    assert queue.cancel_sweep(ENTITY, "demo", "sw1")
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_refused_batch_is_sent_one_by_one_and_that_is_remembered(serve: Serve, most: int) -> None:
+    server = serve(max_operations_per_request=most)
+    queue = client(server.url)
+    ids = push(server, count=4)
+    mine = agent(server, queue)
+    popped = queue.pop(ENTITY, ["cpu"] * 5, mine, "RUNNING")
+    assert [answer.item and answer.item.id for answer in popped] == [*ids, None]
+    assert len(max(graphql_requests(server), key=len)) == 6
+    server.store.operations.clear()
+    assert queue.ack([(item, "run") for item in ids]) == [Ack.ACCEPTED] * 4
+    assert queue.runs([RunId(ENTITY, "demo", "one"), RunId(ENTITY, "demo", "two")])
+    assert graphql_requests(server) == [("ackRunQueueItem",)] * 4 + [("project",)] * 2
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_look_at_a_server_that_takes_one_question_a_request(serve: Serve, batch_first: bool) -> None:
+    server = serve(max_operations_per_request=1)
+    queue = client(server.url)
+    one, two = push(server, count=2)
+    run, absent = start_run(server, "run1"), RunId(ENTITY, "demo", "absent")
+    mine = agent(server, queue)
+    if batch_first:
+        queue.warn([(one, "a"), (two, "b")], Phase.AGENT)
+    for _ in range(2):
+        server.store.operations.clear()
+        found = look(queue, agent=mine, items={one: "cpu", two: "cpu"}, runs=[run, absent], viewer=True)
+        assert found.agent is not None
+        assert (found.agent.id, found.viewer_entity) == (mine, ENTITY)
+        assert set(found.items) == {one, two}
+        assert found.runs == {run: RunView("running", stopped=False), absent: None}
+        assert found.queued["cpu"] == Queued((one, two), complete=True)
+    assert graphql_requests(server) == [("project",), ("launchAgent",), ("viewer",), *[("project",)] * 4]
+
+
+def test_a_server_that_does_not_show_what_a_queue_holds_is_asked_without_it_from_then_on(
+    answering: Answering,
+) -> None:
+    asked: list[str] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        asked.append(body["query"])
+        if "runQueueItems" in body["query"]:
+            return Answer(400, {"errors": [{"message": 'Cannot query field "runQueueItems" on type "RunQueue".'}]})
+        return data(f0=PROJECT, f1={"run": None}, f2={"entity": ENTITY})
+
+    queue, run = client(answering(say=say)), RunId(ENTITY, "demo", "run1")
+    for _ in range(2):
+        found = look(queue, runs=[run], viewer=True)
+        assert (found.queues, found.queued, found.viewer_entity) == ({"cpu": "Q1"}, {}, ENTITY)
+        assert found.runs == {run: None}
+    assert ["runQueueItems" in text for text in asked] == [True, False, False]
+
+
+def test_one_operation_that_the_server_does_not_know_ends_no_batches(answering: Answering) -> None:
+    """An unknown mutation is refused with the whole request, batch or not: that says nothing about batches."""
+    sizes: list[int] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        sizes.append(body["query"].count("input:"))
+        if "Warning" in body["query"]:
+            return Answer(400, {"errors": [{"message": 'Cannot query field "updateRunQueueItemWarning"'}]})
+        return data(**{f"f{i}": {"success": True} for i in range(sizes[-1])})
+
+    queue = client(answering(say=say))
+    assert queue.warn([("one", "a"), ("two", "b")], Phase.AGENT) == [False, False]
+    assert queue.fail([("one", "a"), ("two", "b")], Phase.AGENT) == [True, True]
+    assert sizes == [2, 1, 1, 2]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_proxy_may_refuse_a_batch_too(answering: Answering, status: int) -> None:
+    def say(body: dict[str, Any]) -> Answer:
+        return data(f0={"success": True}) if body["query"].count("input:") == 1 else Answer(status, b"<h1>Too big</h1>")
+
+    assert client(answering(say=say)).fail([("one", "a"), ("two", "b")], Phase.AGENT) == [True, True]
+
+
+def test_requests_one_by_one_end_when_they_take_too_long(answering: Answering, retry_clock: Clock) -> None:
+    asked: list[str] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        asked.append(body["variables"]["item_0"])
+        retry_clock.sleep(9)
+        return data(f0={"success": True})
+
+    queue = client(answering(say=say), read=20, updates=1)
+    assert queue.ack([(str(number), "run") for number in range(100)]) == [Ack.ACCEPTED] * 3 + [Ack.UNKNOWN] * 97
+    assert asked == ["0", "1", "2"]
+
+
+def test_batches_are_as_large_as_configured(server: WandbServer) -> None:
+    queue = client(server.url, pops=3, updates=2)
+    mine, ids = agent(server, queue), push(server, count=5)
+    server.store.operations.clear()
+    queue.pop(ENTITY, ["cpu"] * 5, mine)
+    queue.ack([(item, "run") for item in ids])
+    assert [len(operations) for operations in graphql_requests(server)] == [3, 2, 2, 2, 1]
+
+
+def test_data_null_with_a_path_blames_that_field_and_leaves_the_others_open(answering: Answering) -> None:
+    """A field that may not be null takes all others with it; their outcome is unknown."""
+    answer = {"data": None, "errors": [{"message": "already claimed", "path": ["f1", "success"]}]}
+    queue = client(answering(Answer(body=answer)))
+    assert queue.ack([("a", "r"), ("b", "r")]) == [Ack.UNKNOWN, Ack.REFUSED]
+
+
+NULLS = {"errors": [{"message": "permission denied"}], "data": {"f0": None}}
+PAGE = b"<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>"
+MOVED = {"Location": "https://login.example"}
+REFUSED, ADDRESS, DOWN = Code.WANDB_REFUSED, Code.WANDB_ADDRESS, Code.WANDB_UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("answer", "quoted", "code"),
+    [
+        (Answer(200, PAGE), "HTTP 200 from {url}: 502 Bad Gateway nginx", ADDRESS),
+        (Answer(200, b"[1]"), "HTTP 200 from {url}: [1]", ADDRESS),
+        (Answer(200, b"{}"), "HTTP 200 from {url}: {{}}", ADDRESS),
+        (Answer(302, b"", MOVED), "{url} redirects to https://login.example", ADDRESS),
+        (Answer(404, b"404 page not found\n"), "HTTP 404 from {url}: 404 page not found", ADDRESS),
+        (Answer(404, b"{}"), "HTTP 404 from {url}: {{}}", ADDRESS),
+        (Answer(403, {"error": "no access"}), 'HTTP 403 from {url}: {{"error": "no access"}}', ADDRESS),
+        (Answer(413, b""), "HTTP 413 from {url}: (nothing more)", ADDRESS),
+        (Answer(200, {"errors": [{"message": "rotten"}], "data": None}), "the request failed: rotten", REFUSED),
+        (Answer(404, {"errors": [{"message": "not found"}]}), "HTTP 404 from {url}: not found", REFUSED),
+        (Answer(404, {"errors": [{"message": "x"}], "data": {}}), "HTTP 404 from {url}: x", REFUSED),
+        (Answer(403, {"errors": [{"message": "no right"}]}), "HTTP 403 from {url}: no right", REFUSED),
+        (Answer(403, NULLS), "HTTP 403 from {url}: permission denied", REFUSED),
+        (Answer(400, {"errors": [{"message": "no"}]}), "HTTP 400 from {url}: no", REFUSED),
+        (Answer(405, {"errors": [{"message": "no"}], "data": None}), "HTTP 405 from {url}: no", REFUSED),
+        (Answer(502, PAGE), "HTTP 502 from {url}: 502 Bad Gateway nginx", DOWN),
+        (Answer(500, {"errors": [{"message": "panic: oh no"}]}), "HTTP 500 from {url}: panic: oh no", DOWN),
+        (Answer(429, {"errors": [{"message": "slow down"}]}), "HTTP 429 from {url}: slow down", DOWN),
+        (None, "no answer from {url}: ", DOWN),
+    ],
+)
+def test_an_answer_that_is_not_an_answer_is_quoted_with_its_address(
+    answering: Answering, answer: Answer | None, quoted: str, code: Code
+) -> None:
+    queue = client(url := answering(answer))
+    quoted = quoted.format(url=f"{url}/graphql")
+    assert quoted in refusal(lambda: look(queue), code)
+    try:
+        reason = queue.pop(ENTITY, ["cpu"], "A1")[0].error
+    except Unavailable as error:
+        reason = error.reason
+    assert quoted in reason
+    assert "W&B: " not in reason
+
+
+def test_an_address_without_a_server() -> None:
+    with WebServer(Handler) as gone:
+        queue = client(gone.url, read=1)
+    for ask in (lambda: look(queue), lambda: queue.pop(ENTITY, ["cpu"], "A1")):
+        reason = refusal(ask, Code.WANDB_UNAVAILABLE)
+        assert f"no answer from {gone.url}/graphql: " in reason
+        assert "Connection refused" in reason
+
+
+def test_a_pop_that_could_not_be_sent_is_sent_again(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was never opened has carried nothing."""
+    queue = client(server.url)
+    mine = agent(server, queue)
+    (item,) = push(server)
+    post, tries = requests.Session.post, iter([True, True, False])
+
+    def sometimes(session: requests.Session, url: str, **how: Any) -> requests.Response:
+        return post(session, "http://127.0.0.1:1/graphql" if next(tries) else url, **how)
+
+    monkeypatch.setattr(requests.Session, "post", sometimes)
+    (popped,) = queue.pop(ENTITY, ["cpu"], mine)
+    assert popped.item is not None
+    assert popped.item.id == item
+
+
+def test_an_answer_that_takes_too_long(server: WandbServer) -> None:
+    server.faults.delay("project", 0.1, times=None)
+    reason = refusal(lambda: look(client(server.url, read=0.02)), Code.WANDB_UNAVAILABLE)
+    assert "read timed out" in reason.lower()
+
+
+def test_a_refused_key_is_read_again_once(server: WandbServer) -> None:
+    (item,) = push(server)
+    keys = Keys([OLD_KEY, KEY])
+    queue = client(server.url, keys)
+    assert look(queue, items={item: "cpu"}).items
+    look(queue)
+    assert keys.renewed == 1
+
+
+def test_a_key_that_stays_refused(server: WandbServer) -> None:
+    keys = Keys([OLD_KEY])
+    reason = refusal(lambda: look(client(server.url, keys)), Code.WANDB_KEY_REFUSED, KeyRefused)
+    assert f"HTTP 401 from {server.url}/graphql: user is not logged in" in reason
+    assert keys.renewed == 1
+    assert len(server.store.operations) == 2
+    assert client(server.url, keys).ack([("one", "run")]) == [Ack.UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("status", "as_json"),
+    [*((status, False) for status in (200, 400, 401, 403, 429, 500)), *((status, True) for status in (400, 401, 500))],
+)
+def test_a_key_that_the_server_repeats_is_quoted_whole_or_not_at_all(
+    answering: Answering, status: int, as_json: bool
+) -> None:
+    """Whoever shows the text redacts it, and half a key would not be found."""
+    filler, redact = "x" * 240, Redactor()
+    redact.add(KEY)
+    text = f"{filler} {KEY} Authorization: Basic {BASIC} {KEY}"
+    body = {"errors": [{"message": text}]} if as_json else text.encode()
+    with pytest.raises(Unavailable) as error:
+        look(client(answering(Answer(status, body))))
+    assert filler in error.value.reason
+    assert not re.search(f"{KEY[:8]}|{BASIC[:8]}", redact(str(error.value)))
