@@ -117,8 +117,22 @@ ERRORS: list[tuple[Exception, Code, tuple[int, int], str | None, str, Event | No
     (PassBusy("busy", 75.0), Code.PASS_BUSY, (409, 429), "5", "INFO", Event.BUSY),
     (PassLost("lost"), Code.PASS_LOST, (409, 429), "1", "WARNING", None),
     (JobNotEnded("runs"), Code.JOB_NOT_ENDED, (409, 429), "5", "INFO", None),
-    (Unavailable("W&B", "down", code=Code.UNEXPECTED), Code.UNEXPECTED, (503, 503), "10", "ERROR", Event.FAILED),
-    (KeyRefused("W&B", "no", code=Code.UNEXPECTED), Code.UNEXPECTED, (503, 503), "10", "ERROR", Event.FAILED),
+    (
+        Unavailable("W&B", "down", code=Code.WANDB_UNAVAILABLE),
+        Code.WANDB_UNAVAILABLE,
+        (503, 503),
+        "10",
+        "ERROR",
+        Event.FAILED,
+    ),
+    (
+        KeyRefused("W&B", "no", code=Code.WANDB_KEY_REFUSED),
+        Code.WANDB_KEY_REFUSED,
+        (503, 503),
+        "10",
+        "ERROR",
+        Event.FAILED,
+    ),
     (ConfigError([PROBLEM]), Code.CONFIG_INVALID, (500, 500), None, "ERROR", Event.FAILED),
     (ZeroDivisionError("oh"), Code.UNEXPECTED, (500, 500), None, "ERROR", Event.FAILED),
 ]
@@ -279,7 +293,9 @@ def test_caches_on_disk_are_emptied_after_every_pass(here: Here, monkeypatch: py
     for body in ({}, {"dry_run": True}):
         here.send(name, push(body) if name == "dispatch" else body)
     assert here.world.job_artifacts.forgotten == 2
-    monkeypatch.setattr(here.world.record, "read", raiser(Unavailable("Cloud Storage", "down")))
+    monkeypatch.setattr(
+        here.world.record, "read", raiser(Unavailable("Cloud Storage", "down", code=Code.STORAGE_UNAVAILABLE))
+    )
     assert here.send(name, push({}) if name == "dispatch" else {}).status_code == 503
     assert here.world.job_artifacts.forgotten == 3
 
@@ -351,7 +367,7 @@ def test_job_state_needs_a_topic(here: Here) -> None:
     [
         RequestError([Problem(KEY, KEY, KEY, Code.REQUEST_VALUE)]),
         ConfigError([Problem(KEY, KEY, KEY, Code.REQUEST_VALUE)]),
-        Unavailable(f"W&B {KEY}", f"refused {KEY}"),
+        Unavailable(f"W&B {KEY}", f"refused {KEY}", code=Code.WANDB_UNAVAILABLE),
         PassBusy(f"pass {KEY} is running", 5),
         PassLost(KEY),
         JobNotEnded(KEY),

@@ -243,7 +243,7 @@ class Jobs(FakeVertex):
         self.asked.append(name)
         region = name.split("/")[3]
         if region in self.down:
-            raise Unavailable("Vertex AI", f"{region} is down")
+            raise Unavailable("Vertex AI", f"{region} is down", code=Code.VERTEX_UNAVAILABLE)
         job = self.jobs.get(name)
         return None if job is None else readback.managed(job, deployment=self.deployment, region=region)
 
@@ -269,7 +269,7 @@ class Topic:
 
     def publish(self, body: Mapping[str, str]) -> None:
         if self.down:
-            raise Unavailable("Pub/Sub", "down")
+            raise Unavailable("Pub/Sub", "down", code=Code.PUBSUB_UNAVAILABLE)
         self.published.append(body)
 
 
@@ -422,5 +422,6 @@ def test_while_a_service_is_down_an_entry_is_kept_for_ten_minutes(
     for old in (PATIENCE, -1e9, None):
         assert here.hear(ended=ended, age=old)
     assert [line.split()[0] for line in told()] == ["WARNING"] * 3
-    assert {vars(record)["event"] for record in caplog.records} == {Event.FAILED}
+    code = Code.VERTEX_UNAVAILABLE if trouble == "Vertex AI" else Code.PUBSUB_UNAVAILABLE
+    assert {(vars(record)["event"], vars(record)["code"]) for record in caplog.records} == {(Event.FAILED, code)}
     assert here.topic.published == []
