@@ -246,10 +246,10 @@ def test_what_cannot_get_the_key_fails_with_the_reason(tmp_path: Path) -> None:
 
         (job,) = world.jobs_of("no-right")
         assert job.job_spec.service_account == OTHER_ACCOUNT
-        said = f"{OTHER_ACCOUNT} may not read {VERSION}; grant it roles/secretmanager.secretAccessor on that secret"
-        assert f"vertex-launch: key: failed: {said} (403 Permission " in world.output("no-right")
+        refusal = f"key: failed [{Code.BOOT_SECRET}]: {OTHER_ACCOUNT} cannot read {VERSION} (403 Permission "
+        assert f"vertex-launch: {refusal}" in world.output("no-right")
         assert "exited with a non-zero status of 1" in told["no-right"]
-        assert said in told["no-right"]
+        assert refusal in told["no-right"]
         assert world.cloud.secrets.read == []
         assert world.places(API_KEY, OTHER_KEY, *world.cloud.tokens.given()) == set()
 

@@ -1,11 +1,10 @@
-"""Runs first in the container of a job whose code is not in its image, or whose W&B key is not in its spec.
+"""Start the program in the container of a job whose code is not in its image, or whose W&B key is not in its spec.
 
-The dispatcher hands this text to ``python3 -c``, the program with its arguments behind it, and the plan to VERTEX_LAUNCH_PLAN.
-It reads the key, fetches the code, installs its requirements and becomes the program, so that signals and exit status are the
-program's own. It needs Python 3.8 and its standard library. Each step says what it does; one that fails says what to do and
-exits with status 1.
+``boot`` passes this text to ``python3 -c``, followed by the program and its arguments, and the plan in VERTEX_LAUNCH_PLAN. It
+reads the key, fetches the code, installs its requirements and becomes the program, so that signals and the exit status are the
+program's own. It needs only Python 3.8. Each step logs what it does. A step that fails logs the remedy and exits with status 1.
 
-The kernel takes 128 KiB in one argument; Vertex AI documents no limit of its own, but expands dollars: here are none.
+The kernel takes 128 KiB in one argument. Vertex AI documents no limit, but it expands dollars, so this text has none.
 """
 
 # ruff: noqa: E402, S310, S603 - imports follow the path; URLs and commands are our own, and no shell is involved
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-# `python -c` looks for modules in the current folder first, and an image may have a json.py of its own there.
+# `python -c` searches the current folder for modules first, and an image can have a json.py there.
 sys.path[:] = filter(None, sys.path)
 
 import ast
@@ -39,7 +38,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 PLAN = "VERTEX_LAUNCH_PLAN"
 KEY = "WANDB_API_KEY"
 NO_PIP = "No module named pip"
-# `python -m pip` without the current folder, where the code is, on its path.
+# Like `python -m pip`, but without the folder of the code on the path.
 RUN_PIP = (
     "import sys; sys.path[:] = filter(None, sys.path); import runpy; runpy.run_module('pip', None, '__main__', True)"
 )
@@ -51,7 +50,7 @@ try:
     if not (hasattr(wandb.Api, "_artifact_from_id") or hasattr(wandb.Artifact, "_from_id")):
         raise ImportError("it is too old")
 except Exception as error:
-    print("no wandb to fetch with in the image:", error)
+    print("the image has no usable wandb:", error)
     sys.exit(77)
 try:
     api = wandb.Api()
@@ -67,7 +66,7 @@ except Exception as error:
     sys.exit(1)
 """
 
-# Where a user may not write to the packages of a Python: the folder for their own, a given one when that is none.
+# Prints where packages go if the user may not write to those of this Python: the user's folder if possible, else argv[1].
 USER_BASE = """
 import os, site, sys, sysconfig
 def can_write(path):
@@ -84,13 +83,13 @@ ARCHIVES = {
     "gitlab.com": "https://gitlab.com/api/v4/projects/{quoted}/repository/archive.tar.gz?sha={commit}",
     "bitbucket.org": "https://bitbucket.org/{path}/get/{commit}.tar.gz",
 }
-USERS = {"github.com": "x-access-token", "bitbucket.org": "x-token-auth"}  # where git asks; GitLab and others take any
+USERS = {"github.com": "x-access-token", "bitbucket.org": "x-token-auth"}  # GitLab and others accept any user
 
 PYTHON = re.compile(r"python(3(\.\d+)?)?")
 LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*([^;]*)(;.*)?")
 PIN = re.compile(r"===?\s*[^,*\s]+\s*|@.+")
-USER_OF_URL = re.compile(r"://([^/@\s]+)@")  # in a requirement; what is long in it is a token
+USER_OF_URL = re.compile(r"://([^/@\s]+)@")  # in a requirement; a long part is a token
 OF_A_FILE = re.compile(r"(-r|--requirement|-c|--constraint|-f|--find-links|-e|--editable)[ =]*(.+)")
 VARIABLE = re.compile(r"\x24\{([A-Z0-9_]+)\}")
 TORCH = re.compile(r"torch(?:vision|audio)?==\d+\.\d+\.\d+(?:\+(cu\d+|cpu))?")
@@ -104,11 +103,15 @@ children: list[subprocess.Popen[str]] = []
 
 
 class Failed(Exception):
-    """A step failed; the text says why and what to do."""
+    """A step failed; the text says why and what to do. The documentation explains the code."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 def show(text: str) -> str:
-    """Write text into the job's log, and give it, both without secrets."""
+    """Write text to the job's log without secrets, and return it so."""
     for word in filter(None, hidden):
         text = text.replace(word, "***")
     sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
@@ -117,14 +120,19 @@ def show(text: str) -> str:
 
 
 def say(name: str, text: str) -> None:
-    """Write a line into the job's log; ``name`` is the step at work."""
+    """Log a line of the step ``name``."""
     global step
     step = name
     show(f"vertex-launch: {name}: {text}\n")
 
 
+def warn(name: str, code: str, text: str) -> None:
+    """Log a warning of the step ``name``."""
+    say(name, f"warning [{code}]: {text}")
+
+
 def run(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:
-    """Run a command that sees neither the plan nor our key; show its output, give its status and output."""
+    """Run a command that sees neither the plan nor the key, log its output, and return its status and output."""
     environment = {name: value for name, value in os.environ.items() if name not in (PLAN, KEY)}
     pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     environment.update(variables)
@@ -136,23 +144,23 @@ def run(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:
 
 
 def pip(python: str, arguments: list[str], folder: Path, **variables: str) -> tuple[int, str]:
-    """Run ``pip install``, also in an image that manages its own packages (PEP 668): the container is ours."""
+    """Run ``pip install``, even if the image's system manages its packages (PEP 668): this is only a container."""
     settings = {f"PIP_{name}": "1" for name in ("BREAK_SYSTEM_PACKAGES", "DISABLE_PIP_VERSION_CHECK", "NO_INPUT")}
-    settings.update(PIP_PROGRESS_BAR="off", PIP_ROOT_USER_ACTION="ignore")  # pips pass over what they do not know
+    settings.update(PIP_PROGRESS_BAR="off", PIP_ROOT_USER_ACTION="ignore")  # older pips ignore unknown ones
     return run([python, "-c", RUN_PIP, "install", *arguments], folder, **settings, **variables)
 
 
 def end_of(output: str) -> str:
-    """Give the last line of a command's output, where the error mostly stands."""
-    return (output.strip().splitlines() or ["it said nothing"])[-1]
+    """Return the last line of a command's output, which usually is the error."""
+    return (output.strip().splitlines() or ["no output"])[-1]
 
 
 def get(url: str, headers: dict[str, str], pause: float, into: Path | None = None) -> bytes:
-    """Give what is at a URL, or write it ``into`` a file; five tries, the second after ``pause`` s. Raises OSError."""
+    """Return the content of a URL, or write it ``into`` a file. Five tries, the second after ``pause`` s. Raises OSError."""
     request = urllib.request.Request(url)
     for name, value in headers.items():
         request.add_unredirected_header(name, value)  # a redirect must not carry a token to another host
-    direct = [urllib.request.ProxyHandler({})] if "Metadata-Flavor" in headers else []  # no proxy knows that server
+    direct = [urllib.request.ProxyHandler({})] if "Metadata-Flavor" in headers else []  # never through a proxy
     for wait in (pause, 2 * pause, 4 * pause, 8 * pause, None):
         try:
             with urllib.request.build_opener(*direct).open(request, timeout=60) as response:
@@ -180,26 +188,30 @@ def secret(plan: dict[str, Any], version: str, what: str) -> str:
         account = get(identity + "email", flavor, pause).decode().strip()
     except (OSError, ValueError, KeyError) as error:
         raise Failed(
-            f"the metadata server gives no access token ({error}), without which {what} cannot be read from Secret Manager; "
-            "run the job on Vertex AI, with a service_account in its spec"
+            "VL-BOOT-IDENTITY",
+            f"the metadata server returned no access token ({error}), so {what} cannot be read from Secret Manager. "
+            "Run the job on Vertex AI with a service_account in its spec",
         ) from error
     try:
         url = f"{plan['secretmanager'].rstrip('/')}/v1/{version}:access"
         data = json.loads(get(url, {"Authorization": f"Bearer {token}"}, pause))["payload"]["data"]
         text = base64.b64decode(data).decode("ascii").strip()
     except urllib.error.HTTPError as error:
-        told = re.search(r'"message":\s*"([^"]*)', error.read().decode(errors="replace"))
-        reason = {
-            403: f"{account} may not read {version}; grant it roles/secretmanager.secretAccessor on that secret",
-            404: f"{account} finds no {version}; add that version, or correct its name in the configuration",
-        }.get(error.code, f"{account} cannot read {version}; see that this version is enabled")
-        raise Failed(f"{reason} ({error.code} {told[1] if told else error.reason})") from error
+        quoted = re.search(r'"message":\s*"([^"]*)', error.read().decode(errors="replace"))
+        remedy = {
+            403: "Grant the account roles/secretmanager.secretAccessor on that secret",
+            404: "Add that version, or correct its name in the configuration",
+        }.get(error.code, "Check that this version is enabled")
+        reason = f"{error.code} {quoted[1] if quoted else error.reason}"
+        raise Failed("VL-BOOT-SECRET", f"{account} cannot read {version} ({reason}). {remedy}") from error
     except UnicodeDecodeError:
         text = ""
     except (OSError, ValueError, KeyError) as error:
-        raise Failed(f"Secret Manager gives no answer about {version} ({error}); check the job's network") from error
+        found = f"Secret Manager did not return {version} ({error}). Check the job's network"
+        raise Failed("VL-BOOT-SECRET", found) from error
     if not text or not text.isprintable() or " " in text:
-        raise Failed(f"{version} is empty or not a single line of ASCII text; add a version that holds {what} alone")
+        found = f"{version} is empty or not a single line of ASCII text. Add a version that contains only {what}"
+        raise Failed("VL-BOOT-SECRET", found)
     hidden.add(text)
     return text
 
@@ -207,8 +219,8 @@ def secret(plan: dict[str, Any], version: str, what: str) -> str:
 def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
     """Download artifacts with the image's own wandb, else with one from pip. Raises Failed.
 
-    That one goes into a folder of ours: in the program's environment it could change versions of what the program uses, and
-    it would hide that the program's requirements lack wandb.
+    pip installs it into a private folder. In the program's environment it could change the versions of other packages, and
+    hide that the program's requirements lack wandb.
     """
     names, folders = " and ".join(wanted), {name: str(folder) for name, folder in wanted.items()}
     command = [sys.executable, "-c", FETCH, json.dumps(folders)]
@@ -217,74 +229,78 @@ def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
     say("source", f"fetching {names}")
     status, output = run(command, private, **variables)
     if status == 77:
-        say("wandb", "installing wandb into a private folder, to fetch with")
+        say("wandb", "installing wandb into a private folder to fetch with it")
         variables["PYTHONPATH"] = str(private / "lib")
         status, output = pip(sys.executable, ["--target", variables["PYTHONPATH"], "wandb"], private, PIP_USER="0")
         if status:
-            reason = "has no pip either" if NO_PIP in output else f"pip cannot install it ({end_of(output)})"
+            reason = "has no pip" if NO_PIP in output else f"pip cannot install it ({end_of(output)})"
             raise Failed(
-                f"the image has no usable wandb and {reason}; use a base image with wandb or pip, and see that the job "
-                "reaches a package index (PIP_INDEX_URL names a mirror)"
+                "VL-BOOT-WANDB",
+                f"the image has no usable wandb and {reason}. Use a base image with wandb or pip, and check that the job "
+                "can reach a package index (PIP_INDEX_URL sets a mirror)",
             )
-        say("source", f"fetching {names} with the wandb just installed")
+        say("source", f"fetching {names} with that wandb")
         status, output = run(command, private, **variables)
     if status:
         raise Failed(
-            f"{os.environ.get('WANDB_BASE_URL', 'W&B')} does not give {names} ({end_of(output)}); check that the job and its "
-            "code still exist and that the owner of the key may read their project"
+            "VL-BOOT-ARTIFACT",
+            f"{os.environ.get('WANDB_BASE_URL', 'W&B')} did not return {names} ({end_of(output)}). Check that the job and its "
+            "code still exist and that the owner of the key may read their project",
         )
 
 
 def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
-    """Check out the commit with git; without git unpack the host's archive of it. Raises Failed."""
+    """Check out the commit with git. Without git, unpack the archive of the repository's host. Raises Failed."""
     url, commit, pause = urlsplit(plan["remote"]), plan["commit"], plan.get("retry_seconds", 1)
     host, user, token = url.hostname or "", url.username or "", unquote(url.password or "")
     hidden.update((url.password or "", token))
     url = url._replace(netloc=url.netloc.rpartition("@")[2])
-    advice = "check that it has been pushed"
+    advice = "Check that the commit has been pushed"
     if plan.get("token_secret"):
         own, _, token = secret(plan, plan["token_secret"], "the token for git").rpartition(":")
         user = own or USERS.get(host) or user
         hidden.add(token)
         advice += f", and that the token in {plan['token_secret']} may read it"
     elif not token:
-        advice += "; a private repository needs a secret with a token"
-    say(
-        "source",
-        f"fetching {commit} of {url.geturl()}" + (", over HTTPS, for a job has no SSH key" if plan.get("ssh") else ""),
-    )
+        advice += ". A private repository needs a token (git_token_secrets)"
+    over = " over HTTPS, because a job has no SSH key" if plan.get("ssh") else ""
+    say("source", f"fetching {commit} of {url.geturl()}{over}")
     if token and url.scheme == "http" and host not in ("127.0.0.1", "localhost"):
-        raise Failed(f"the token must not go to {host} in the clear; use an https:// remote")
+        raise Failed("VL-BOOT-GIT", f"the token must not be sent to {host} unencrypted. Use an https:// remote")
     if shutil.which("git"):
         return checkout(url, commit, user or "oauth2", token, code, pause, advice)
     if host not in ARCHIVES:
-        raise Failed(
-            f"the image has no git, and archives of {host or url.geturl()} are not known; use an image with git"
+        found = (
+            f"the image has no git, and {host or url.geturl()} is not a host with known archives. Use an image with git"
         )
+        raise Failed("VL-BOOT-GIT", found)
     template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
     path = re.sub(r"\.git/*\Z", "", url.path).strip("/")
     address = template.format(path=quote(path), quoted=quote(path, ""), commit=quote(commit, ""))
     headers = {"PRIVATE-TOKEN": token} if host == "gitlab.com" else {"Authorization": f"Bearer {token}"}
-    if host == "bitbucket.org" and user != USERS[host]:  # its passwords of apps want their user, its access tokens none
+    if host == "bitbucket.org" and user != USERS[host]:  # app passwords need their user, access tokens do not
         headers = {"Authorization": "Basic " + base64.b64encode(f"{user}:{token}".encode()).decode()}
-    say("source", f"the image has no git: unpacking {address}")
+    say("source", f"the image has no git, unpacking {address}")
     try:
         get(address, headers if token else {}, pause, private / "archive")
         unpack(private / "archive", code)
     except Failed as error:
-        raise Failed(f"{address}: {error}; use an image with git, or take that out of the repository") from error
+        remedy = "Use an image with git, or remove that from the repository"
+        raise Failed("VL-BOOT-ARCHIVE", f"{address}: {error}. {remedy}") from error
     except (OSError, EOFError, tarfile.TarError) as error:
-        raise Failed(f"{address}: {error}; {advice}, or use an image with git") from error
+        raise Failed("VL-BOOT-ARCHIVE", f"{address}: {error}. {advice}, or use an image with git") from error
     if (code / ".gitmodules").exists():
-        say("source", "warning: an archive has no submodules; use an image with git if the program needs them")
+        warn(
+            "source", "VL-BOOT-ARCHIVE", "an archive has no submodules. Use an image with git if the program needs them"
+        )
     return None
 
 
 def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, pause: float, advice: str) -> None:
-    """Fetch one commit with git, or all where the server does not give a single one. Raises Failed."""
+    """Fetch one commit with git, or all if the server does not allow that. Raises Failed."""
     base = ["git", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "protocol.ext.allow=never"]
     variables = {"GIT_TERMINAL_PROMPT": "0"}
-    if token:  # for this host alone, and in the environment alone; any git knows credential helpers
+    if token:  # only for this host, and only in the environment; every git knows credential helpers
         variables["VERTEX_LAUNCH_GIT"] = f"username={user}\npassword={token}"
         base += ["-c", f"credential.{url.scheme}://{url.netloc}.helper=!printenv VERTEX_LAUNCH_GIT #"]
     if url.scheme == "https":  # for submodules on the same host
@@ -292,35 +308,36 @@ def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, p
         base += ["-c", f"url.https://{url.netloc}/.insteadOf=ssh://git@{url.hostname}/"]
 
     def git(*arguments: str) -> str:
-        """Give the error, nothing when there is none."""
+        """Return the error, the empty text if there is none."""
         status, output = run([*base, *arguments], code, **variables)
         first = re.search(r"(?:fatal|error): .*", output)
         return (first[0] if first else end_of(output)) if status else ""
 
     error = git("init", "-q") or git("remote", "add", "origin", url.geturl())
     if not error and git("fetch", "-q", "--depth", "1", "origin", commit):
-        say("source", "the commit is not to be had alone: fetching the whole repository")
+        say("source", "the server does not allow fetching a single commit; fetching the full history")
         time.sleep(pause)
         error = git("fetch", "-q", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
         error = error or git("checkout", "-q", "--detach", commit)
     else:
         error = error or git("checkout", "-q", "--detach", "FETCH_HEAD")
     if error:
-        raise Failed(f"git cannot check out {commit} of {url.geturl()} ({error}); {advice}")
+        raise Failed("VL-BOOT-GIT", f"git cannot check out {commit} of {url.geturl()} ({error}). {advice}")
     if (code / ".gitmodules").exists():
         error = git("submodule", "update", "--init", "--recursive")
     if error:
         raise Failed(
-            f"git cannot fetch the submodules of {url.geturl()} ({error}); each must be within reach over HTTPS, and a token "
-            f"is used on {url.hostname} alone"
+            "VL-BOOT-GIT",
+            f"git cannot fetch the submodules of {url.geturl()} ({error}). Each must be reachable over HTTPS, and a token is "
+            f"used only on {url.hostname}",
         )
 
 
 def inside(root: Path, name: str, advice: str = "") -> Path:
-    """Give a path in a folder. Raises Failed when it is not in it, also by way of symbolic links."""
+    """Return a path in a folder. Raises Failed if it is outside of it, symbolic links resolved."""
     top = os.path.realpath(str(root))
     if os.path.commonpath([top, os.path.realpath(str(root / name))]) != top:
-        raise Failed(f"{name} leads out of the code{advice}")
+        raise Failed("VL-BOOT-PATH", f"{name} is outside of the code{advice}")
     return root / name
 
 
@@ -334,34 +351,35 @@ def unpack(archive: Path, code: Path) -> None:
             if member.issym():
                 inside(code, str(parent / member.linkname))
             elif not (member.isfile() or member.isdir()):
-                raise Failed(f"{member.name} is no file, folder or symbolic link")
+                raise Failed("VL-BOOT-ARCHIVE", f"{member.name} is not a file, folder or symbolic link")
             if member.name:
                 tar.extract(member, str(code), **safely)
 
 
 def apply_patch(patch: bytes, code: Path) -> None:
-    """Apply a ``git diff``, exactly; not with git or patch, for a slim image has neither. Raises Failed."""
+    """Apply a ``git diff`` exactly, without git or patch, because a slim image has neither. Raises Failed."""
     parts = re.split(rb"^(?=diff --git )", patch + b"\n", flags=re.MULTILINE)[1:]
     say("patch", f"applying diff.patch to {len(parts)} files")
     for part in parts:
         head, *hunks = re.split(rb"^(?=@@ )", part, flags=re.MULTILINE)
         title = os.fsdecode(head.splitlines()[0])
         if b"\nBinary files " in head:
-            say("patch", f"warning: {title}: left out, for a patch does not hold what is in binary files")
+            warn("patch", "VL-BOOT-PATCH", f"{title}: skipped, because a patch does not contain binary files")
             continue
         try:
             patch_file(head, hunks, code)
         except (ValueError, LookupError, OSError) as error:
-            raise Failed(f"{title}: {error}; the patch does not fit the commit: create the job again") from error
+            remedy = "The patch does not fit the commit. Create the job again"
+            raise Failed("VL-BOOT-PATCH", f"{title}: {error}. {remedy}") from error
 
 
 def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
-    """Apply the part of a ``git diff`` that is about one file. Raises ValueError, LookupError, OSError, Failed."""
+    """Apply the part of a ``git diff`` for one file. Raises ValueError, LookupError, OSError, Failed."""
     title = os.fsdecode(head.splitlines()[0])
-    links = "symbolic links and submodules cannot be patched; commit and push the change, then create the job again"
+    links = "symbolic links and submodules cannot be patched. Commit and push the change, then create the job again"
 
     def path(sign: bytes, side: bytes, word: bytes) -> Path:
-        """Find a name; where only a mode changes or a file is empty, it stands in the title alone."""
+        """Return the path in one of the headers; if only a mode changes or a file is empty, only the title has it."""
         patterns = rb'^%s ("?)%s/(.*?)\1\t?\n' % (sign, side), rb'^(?:rename|copy) %s ("?)(.*)\1\n' % word
         for pattern in (*patterns, rb'^diff --git ("?)a/(.*)\1 \1b/\2\1\n'):
             found = re.search(pattern, head, re.MULTILINE)
@@ -369,12 +387,12 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
                 name = ast.literal_eval(f'b"{found[2].decode()}"') if found[1] else found[2]
                 place = inside(code, os.fsdecode(name))
                 if any(part.is_symlink() for part in (place, *place.parents) if code in part.parents):
-                    raise Failed(f"{title}: it is or lies behind a symbolic link; {links}")
+                    raise Failed("VL-BOOT-PATCH", f"{title}: it is a symbolic link or behind one, but {links}")
                 return place
-        raise ValueError("it names no file")
+        raise ValueError("it does not name a file")
 
     if re.search(rb"^GIT binary|^index .* 1[26]0000|mode 1[26]0000", head, re.MULTILINE):
-        raise Failed(f"{title}: binary files, {links}")
+        raise Failed("VL-BOOT-PATCH", f"{title}: binary files, {links}")
     source, target = path(b"-{3}", b"a", b"from"), path(b"[+]{3}", b"b", b"to")
     old = [] if b"\nnew file" in head else LINE.findall(source.read_bytes())
     new, at = [], 0
@@ -388,7 +406,7 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
             sign, text = line[:1], line[1:].replace(b"\0\n", b"")
             if sign in b" -":
                 if old[at] != text:
-                    raise ValueError(f"line {at + 1} is not what the patch says")
+                    raise ValueError(f"line {at + 1} differs from the patch")
                 at += 1
             if sign in b" +":
                 new.append(text)
@@ -403,7 +421,7 @@ def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
 
 
 def find_room(python: str, work: Path) -> None:
-    """See that a user who may not write to the program's packages has a place for some, in the program's environment too."""
+    """Set a folder for packages, also for the program, if the user may not write to those of its Python."""
     command = [python, "-c", USER_BASE, str(work / "user")]
     base = subprocess.check_output(command, cwd=str(work / "private"), encoding="utf-8").strip()
     if base:
@@ -411,30 +429,30 @@ def find_room(python: str, work: Path) -> None:
 
 
 def read_requirements(path: Path, top: Path, above: tuple[Path, ...] = ()) -> list[str]:
-    """Give the lines of a requirements file and of those that it refers to, without what pip takes in a file alone.
+    """Return the lines of a requirements file and of those that it refers to, without syntax that pip takes only in a file.
 
-    ``top`` is where pip runs and looks for what is to be edited; else it is beside the file, as all others are.
-    ``above`` are the files that have led here.
+    pip runs in ``top`` and searches editable projects there, else beside the file like all other paths. ``above`` are the
+    files that referred to this one.
     """
     if not path.is_file():
-        say("requirements", f"warning: there is no {path.name}")
+        warn("requirements", "VL-BOOT-REQUIREMENTS", f"{path.name} does not exist")
         return []
     if path.resolve() in above:
         return []
     data, lines = path.read_bytes(), []
-    code = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # the first is what PowerShell writes
+    code = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # PowerShell writes the first
     for raw in data.decode(code, "replace").replace("\r\n", "\n").replace("\\\n", " ").splitlines():
         line = re.sub(r"(\A|\s)#.*|\s--hash[ =]\S+|\A--require-hashes\b", "", raw).strip()
         line = VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line)
         hidden.update(word for user in USER_OF_URL.findall(line) for word in user.split(":") if len(word) > 15)
         other = OF_A_FILE.fullmatch(line)
-        if other and ":" not in other[2]:  # and no URL
+        if other and ":" not in other[2]:  # not a URL
             kind, near = other[1].strip("-")[0], path.parent / other[2]
             if kind == "r":
                 lines += read_requirements(near, top, (*above, path.resolve()))
                 continue
             if kind == "c" and not near.is_file():
-                say("requirements", f"warning: there is no {near.name}")
+                warn("requirements", "VL-BOOT-REQUIREMENTS", f"{near.name} does not exist")
                 continue
             if kind == "e":
                 line = line if (top / other[2]).exists() else f"-e {near}"
@@ -445,10 +463,10 @@ def read_requirements(path: Path, top: Path, above: tuple[Path, ...] = ()) -> li
 
 
 def install_requirements(frozen: Path, code: Path, folder: Path, python: str) -> None:
-    """Install what W&B's own bootstrap would; what fails is reported by name and is not fatal.
+    """Install what W&B's own bootstrap would. What fails is reported by name and is not fatal.
 
-    That is the frozen list without dependencies; of code with a requirements.txt what that names, in the frozen versions.
-    ``wandb job create`` freezes nothing: a list with open versions needs its dependencies, an empty one says nothing.
+    That is the frozen list without dependencies, or the packages in the code's requirements.txt, in their frozen versions.
+    ``wandb job create`` does not freeze: a list with open versions needs its dependencies, an empty one does not count.
     """
     lines, pins = read_requirements(frozen, folder), {}
 
@@ -471,7 +489,7 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
         lines, alone = ["."], []
     options: list[str] = []
     torch: list[str] = []
-    apart: list[str] = []  # of what git has to fetch pip does not say which one failed
+    apart: list[str] = []  # if git fetches packages, pip does not report which one failed
     rest: list[str] = []
     for line in lines:
         variant = TORCH.match(line)
@@ -481,8 +499,8 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
             try:
                 options += shlex.split(line)
             except ValueError as error:
-                say("requirements", f"warning: left out: {line} ({error})")
-        else:  # development versions of wandb are in no index
+                warn("requirements", "VL-BOOT-REQUIREMENTS", f"skipped: {line} ({error})")
+        else:  # no index has development versions of wandb
             kind = torch if variant else apart if "git+" in line else rest
             kind.append(re.sub(r"\Awandb==.*dev.*", "wandb", line))
     say("requirements", f"installing {len(torch + apart + rest)} packages")
@@ -490,30 +508,31 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
     failed += install(torch, options, python, folder)
     (errors / "_wandb_bootstrap_errors.json").write_text(json.dumps({"pip": failed}))
     if failed:
-        say("requirements", f"warning: failed to install: {', '.join(failed)}; the program starts without")
+        lost = f"failed to install: {', '.join(failed)}; the program starts without them"
+        warn("requirements", "VL-BOOT-REQUIREMENTS", lost)
 
 
 def install(wanted: list[str], options: list[str], python: str, folder: Path) -> list[str]:
-    """Install, and give what failed: when pip refuses the lot, each that it names is tried alone, or else each."""
+    """Install requirements and return those that failed. If pip refuses them together, try those that it names alone."""
     if not wanted:
         return []
     arguments = [word for line in wanted for word in (line.split(None, 1) if line.startswith("-") else [line])]
     status, output = pip(python, [*options, *arguments], folder)
     if status == 0:
         return []
-    if len(wanted) == 1 or NO_PIP in output or "Retry(total=0" in output:  # the last: no index is within reach
+    if len(wanted) == 1 or NO_PIP in output or "Retry(total=0" in output:  # the last: no index is reachable
         return wanted
-    said = re.findall(r".*(?:ERROR|error):.*", output) + re.findall(r"Collecting (.*)", output)[-1:]
-    errors = set(re.findall(r"[\w.-]+", " ".join(said)))
+    lines = re.findall(r".*(?:ERROR|error):.*", output) + re.findall(r"Collecting (.*)", output)[-1:]
+    errors = set(re.findall(r"[\w.-]+", " ".join(lines)))
     named = [line for line in wanted if re.split(r"[^\w.-]", line)[0] in errors] or wanted
     parts = [[line for line in wanted if line not in named], *([line] for line in named)]
     return [line for part in parts for line in install(part, options, python, folder)]
 
 
 def convert(notebook: Path) -> Path:
-    """Write a notebook's code as a script beside it. Raises Failed.
+    """Write a notebook's code to a script beside it. Raises Failed.
 
-    Not with nbconvert, which makes calls of IPython of magics: a program that Python runs has none.
+    nbconvert turns magics into calls of IPython, which a program that Python runs does not have.
     """
     script = notebook.with_suffix(".py")
     if script.exists():
@@ -522,7 +541,8 @@ def convert(notebook: Path) -> Path:
         cells = json.loads(notebook.read_text("utf-8"))["cells"]
         texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise Failed(f"{notebook.name} is not read as a notebook ({error!r}); correct the entry point") from error
+        found = f"{notebook.name} cannot be read as a notebook ({error!r}). Correct the entry point"
+        raise Failed("VL-BOOT-NOTEBOOK", found) from error
     for index, text in enumerate(texts):
         try:
             compile(text, notebook.name, "exec")
@@ -530,36 +550,34 @@ def convert(notebook: Path) -> Path:
             texts[index] = without_magics(text)
             try:
                 compile(texts[index], notebook.name, "exec")
-            except (SyntaxError, ValueError) as error:  # as with an `await` that is in no function
-                say(
-                    "notebook",
-                    f"warning: code cell {index + 1} cannot run in a script ({error}); change it in the notebook",
-                )
+            except (SyntaxError, ValueError) as error:  # for example an `await` outside of functions
+                found = f"code cell {index + 1} cannot run in a script ({error}). Change it in the notebook"
+                warn("notebook", "VL-BOOT-NOTEBOOK", found)
     script.write_text("\n\n".join(texts) + "\n", "utf-8")
     say("notebook", f"{notebook.name} runs as {script.name}")
     return script
 
 
 def without_magics(cell: str) -> str:
-    """Give a cell in which what only IPython understands is a comment; the log says so."""
+    """Return a cell in which lines that only IPython understands are comments, and log each."""
     lines = cell.split("\n")
     foreign = cell.lstrip().startswith("%%") and not CELL_OF_PYTHON.match(cell)
     for index, line in enumerate(lines):
         found, timed = MAGIC.fullmatch(line), TIMED.fullmatch(line)
         if timed and not foreign:
-            say("notebook", f"warning: not timed: {line.strip()}")
+            warn("notebook", "VL-BOOT-NOTEBOOK", f"not timed: {line.strip()}")
             lines[index] = f"{timed[1]}{timed[2] or ''}{timed[3]}"
         elif line.strip() and (foreign or found):
-            say("notebook", f"warning: left out: {line.strip()}")
+            warn("notebook", "VL-BOOT-NOTEBOOK", f"skipped: {line.strip()}")
             lines[index] = f"{found[1] if found and not foreign else ''}pass  # {line.strip()}"
     return "\n".join(lines)
 
 
 def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
-    """Fetch the code and make it ready; give the folder to start in. Raises Failed."""
+    """Fetch and prepare the code, and return the folder to start in. Raises Failed."""
     base = os.environ.get("VERTEX_LAUNCH_DIR") or tempfile.gettempdir()
     Path(base).mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="vertex-launch-", dir=base))  # a new one also when the container starts again
+    work = Path(tempfile.mkdtemp(prefix="vertex-launch-", dir=base))  # a new one at each start of the container
     code, job, private = work / "code", work / "job", work / "private"
     for place in (code, job, private):
         place.mkdir()
@@ -572,32 +590,31 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     if (job / "diff.patch").is_file():
         apply_patch((job / "diff.patch").read_bytes(), code)
     say("folder", plan.get("working_dir") or "the code's own")
-    folder = inside(code, plan.get("working_dir") or "", "; correct overrides.working_dir")
+    folder = inside(code, plan.get("working_dir") or "", ". Correct overrides.working_dir")
     if not folder.is_dir():
-        raise Failed("the code has no such folder; correct overrides.working_dir, or the job's build context")
+        remedy = "Correct overrides.working_dir, or the job's build context"
+        raise Failed("VL-BOOT-PATH", f"the code has no folder {plan['working_dir']}. {remedy}")
     python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
     say("requirements", "reading what to install")
     try:
         find_room(python or sys.executable, work)
         install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable)
-    except Exception as error:  # noqa: BLE001 - the program may well run without
-        say("requirements", f"warning: not all are installed ({error!r}); the program starts without")
+    except Exception as error:  # noqa: BLE001 - the program may run without them
+        warn("requirements", "VL-BOOT-REQUIREMENTS", f"not installed ({error!r}); the program starts without them")
     script = next((at for at, word in enumerate(command) if at and not word.startswith("-")), 0)
     is_python = PYTHON.fullmatch(Path(command[0]).name)
     for at, word in enumerate(command):  # `wandb job create` does not mark notebooks
         if word.endswith(".ipynb") and (plan.get("notebook") or (is_python and at == script)):
             say("notebook", "converting")
-            notebook = inside(folder, word, "; correct the entry point")
+            notebook = inside(folder, word, ". Correct the entry point")
             command[at] = str(convert(notebook).relative_to(folder))
     for place in sorted({(folder / word).parent / "Dockerfile.wandb" for word in command}):
-        if os.path.isfile(str(place)):  # noqa: PTH113 - a Path would raise an error where a word is no name at all
+        if os.path.isfile(str(place)):  # noqa: PTH113 - a Path raises an error for a word that cannot be a name
             name = os.path.relpath(str(place), str(folder))
-            say(
-                "folder",
-                f"warning: {name} is not used, for nothing here builds images: build one, or name a base image",
-            )
-    # File overrides need nothing here: launch.manage_config_file in the program applies WANDB_LAUNCH_FILE_OVERRIDES itself,
-    # relative to the folder it starts in (wandb/sdk/launch/inputs/files.py).
+            found = f"{name} is not used, because this deployment does not build images. Build one, or set a base image"
+            warn("folder", "VL-ARTIFACT-DOCKERFILE", found)
+    # File overrides need no work: launch.manage_config_file in the program applies WANDB_LAUNCH_FILE_OVERRIDES, relative to
+    # the folder in which it starts (wandb/sdk/launch/inputs/files.py).
     shutil.rmtree(str(private), ignore_errors=True)
     return folder
 
@@ -609,23 +626,24 @@ def start(command: list[str], folder: Path, key: str) -> None:
     if key:
         environment[KEY] = key
     if PYTHON.fullmatch(command[0]) and not shutil.which(command[0]):
-        say("start", f"the image has no {command[0]}; {sys.executable} ({sys.version.split()[0]}) takes its place")
+        say("start", f"the image has no {command[0]}, using {sys.executable} ({sys.version.split()[0]})")
         command[0] = sys.executable
     say("start", f"{shlex.join(command)} in {folder}")
     os.chdir(str(folder))
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the program would inherit that
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvpe(command[0], command, environment)  # noqa: S606 - this is what we are here for
+        os.execvpe(command[0], command, environment)  # noqa: S606 - the program is the user's own
     except OSError as error:
         raise Failed(
-            f"{command[0]} cannot be started ({error.strerror}); the entry point must begin with a program in the image or an "
-            "executable file in the code, as in `python train.py`"
+            "VL-BOOT-COMMAND",
+            f"{command[0]} cannot be started ({error.strerror}). Begin the entry point with a program in the image or an "
+            "executable file in the code, for example `python train.py`",
         ) from error
 
 
 def stop(*_: object) -> None:
-    """End at once on SIGTERM, which the first process of a container would not notice."""
+    """End at once on SIGTERM, which the first process of a container ignores by default."""
     for child in children:
         child.terminate()
     os.write(1, f"vertex-launch: {step}: stopped by SIGTERM\n".encode())
@@ -642,7 +660,7 @@ def main() -> None:
         key = secret(plan, plan["api_key_secret"], "the W&B API key")
     command = sys.argv[1:]
     if not command:
-        raise Failed("there is no command to run; the job needs an entry point")
+        raise Failed("VL-BOOT-COMMAND", "there is no command to run. Create the job with an entry point")
     start(command, Path.cwd() if plan["source"] == "image" else prepare(plan, command, key), key)
 
 
@@ -650,7 +668,7 @@ if __name__ == "__main__":
     try:
         main()
     except Failed as error:
-        say(step, f"failed: {error}")
-    except Exception:  # noqa: BLE001 - whatever it was, the log names the step
-        say(step, f"failed unexpectedly: {traceback.format_exc()}")
+        say(step, f"failed [{error.code}]: {error}")
+    except Exception:  # noqa: BLE001 - the log names the step of any error
+        say(step, f"failed unexpectedly [VL-BOOT-ERROR]: {traceback.format_exc()}")
     sys.exit(1)
