@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -75,8 +75,7 @@ ANSWERS = (
 """The answer to each error: the first row that fits. A person's own errors (4xx) are answered and not logged."""
 
 
-@dataclass(frozen=True)
-class Deployment:
+class Deployment(NamedTuple):
     """What the functions of this process work with."""
 
     settings: config.Settings
@@ -97,7 +96,7 @@ def load() -> Deployment:
 def dispatch(request: Request, *, pushed: bool) -> Response:
     """Run a pass for a tick that Pub/Sub has pushed, or for a person."""
     with _Answer(request, pushed=pushed) as answer:
-        settings, clients = (here := load()).settings, here.clients
+        settings, clients = load()
         raw = _posted(request)
         wanted = events.tick(raw, settings.queues) if pushed else events.request(raw, settings.queues)
         with clients.pass_services() as services:
@@ -113,7 +112,7 @@ def dispatch(request: Request, *, pushed: bool) -> Response:
 def job_state(request: Request) -> Response:
     """Publish a tick if the job of a log entry is ours and has ended."""
     with _Answer(request, pushed=True) as answer:
-        settings, clients = (here := load()).settings, here.clients
+        settings, clients = load()
         hint = events.job_hint(_posted(request))
         if hint is None:
             LOGGER.debug("The log entry is not about a job")
@@ -143,9 +142,12 @@ class _Answer:
         status = row.pushed if self._pushed else row.request
         message = error.message if isinstance(error, CodedError) else Message(row.code, row.text)
         problems = [str(problem) for problem in error.problems] if isinstance(error, ProblemsError) else []
-        body = {"error": str(message), "code": str(message.code)}
-        service = {"service": error.service} if isinstance(error, Unavailable) else {}
-        self.send(status, {**body, **service, **({"problems": problems} if problems else {})})
+        body: dict[str, Any] = {"error": str(message), "code": message.code}
+        if isinstance(error, Unavailable):
+            body["service"] = error.service
+        if problems:
+            body["problems"] = problems
+        self.send(status, body)
         if row.retry_after:
             wait = round(getattr(error, "retry_after", row.retry_after))
             self.response.headers["Retry-After"] = str(max(1, min(wait, row.retry_after)))

@@ -136,7 +136,7 @@ class JsonFormatter(logging.Formatter):
         }
         if self._project and (current := trace.get()):
             entry["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{current}"
-        entry.update({name: getattr(record, name) for name in FIELDS if hasattr(record, name)})
+        entry |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         line = json.dumps(self._redact.json(entry), ensure_ascii=False)
         return line.encode(errors="backslashreplace").decode()  # UTF-8 cannot encode half of a surrogate pair
 
