@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +53,7 @@ class _Sentences:
                 continue
             text = _text(node)
             if isinstance(node, ast.expr) and text is not None and _is_sentence(text) and not self._is_part(node):
-                found[node.lineno, node.col_offset] = f"{self._code(node):<24}{' '.join(text.split())}"
+                found[node.lineno, node.col_offset] = f"{self._code(node):<27} {' '.join(text.split())}"
         return (found[place] for place in sorted(found))
 
     def _is_part(self, node: ast.AST) -> bool:
@@ -64,21 +63,17 @@ class _Sentences:
         return isinstance(node, ast.FormattedValue)
 
     def _code(self, node: ast.AST) -> str:
-        """Return the code of the innermost call that a text is an argument of, or that its variable is an argument of."""
-        names: set[str] = set()
+        """Return the code of the innermost call that a text is an argument of, or the next one that its variable is."""
+        names: list[ast.Name] = []
         while not isinstance(node, ast.FunctionDef | ast.Module):
             if isinstance(node, ast.Assign):
-                names = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+                names = [name for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
             elif isinstance(node, ast.Call) and (code := _codes(node)):
-                return "/".join(sorted(code))
+                return code
             node = self._parents[node]
-        codes: dict[str, set[str]] = defaultdict(set)
-        for call in ast.walk(node):
-            if isinstance(call, ast.Call):
-                for argument in (*call.args, *(keyword.value for keyword in call.keywords)):
-                    if isinstance(argument, ast.Name):
-                        codes[argument.id] |= _codes(call)
-        return "/".join(sorted(set().union(*(codes[name] for name in names))))
+        calls = sorted((one for one in ast.walk(node) if isinstance(one, ast.Call)), key=lambda one: one.lineno)
+        after = (call for name in names for call in calls if call.lineno >= name.lineno and name.id in _variables(call))
+        return next(filter(None, map(_codes, after)), "")
 
 
 def _is_sentence(text: str) -> bool:
@@ -86,14 +81,24 @@ def _is_sentence(text: str) -> bool:
     return " " in bare and len(re.findall(r"[^\W\d_]{2,}", bare)) > 1 and not OTHER.match(text)
 
 
-def _codes(call: ast.Call) -> set[str]:
+def _arguments(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(keyword.value for keyword in call.keywords)]
+
+
+def _variables(call: ast.Call) -> set[str]:
+    return {argument.id for argument in _arguments(call) if isinstance(argument, ast.Name)}
+
+
+def _codes(call: ast.Call) -> str:
     """Return the codes among a call's own arguments."""
-    arguments = (*call.args, *(keyword.value for keyword in call.keywords))
-    return {
-        f"VL-{argument.attr.replace('_', '-')}"
-        for argument in arguments
-        if isinstance(argument, ast.Attribute) and isinstance(argument.value, ast.Name) and argument.value.id == "Code"
-    }
+    codes = (
+        node.attr
+        for argument in _arguments(call)
+        if not isinstance(argument, ast.Call)
+        for node in ast.walk(argument)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Code"
+    )
+    return "/".join(f"VL-{code.replace('_', '-')}" for code in dict.fromkeys(codes))
 
 
 def _is_sum(node: ast.AST | None) -> bool:
