@@ -192,5 +192,5 @@ def _credentials() -> Iterator[None]:
     try:
         yield
     except GoogleAuthError as error:
-        remedy = "Attach a service account to the function, or run gcloud auth application-default login"
-        raise Unavailable("Google credentials", f"{error}. {remedy}", code=Code.CREDENTIALS_MISSING) from error
+        text = f"{error}. Attach a service account to the function, or run gcloud auth application-default login"
+        raise Unavailable("Google credentials", text, code=Code.CREDENTIALS_MISSING) from error

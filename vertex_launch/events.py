@@ -50,9 +50,9 @@ def _served(names: list[str], info: ValidationInfo) -> list[str]:
     served: Sequence[str] | None = info.context
     other = [shown(name) for name in dict.fromkeys(names) if served is not None and name not in served]
     if other:
-        queues = f"queue {other[0]} is" if len(other) == 1 else f"queues {', '.join(other[:MOST_PROBLEMS])} are"
-        remedy = f"This deployment serves {', '.join(served or ())}; add a queue to queues in launch-config.yaml"
-        raise wrong(f"{queues} not configured", remedy, code=Code.REQUEST_QUEUE)
+        unknown, known = ", ".join(other[:MOST_PROBLEMS]), ", ".join(served or ())
+        remedy = f"Name one of {known}, or add the queue to queues in launch-config.yaml"
+        raise wrong(f"this deployment does not serve {unknown}", remedy, code=Code.REQUEST_QUEUE)
     return names
 
 
@@ -223,16 +223,15 @@ def _decoded(text: Any, place: str, remedy: str) -> bytes:
 def _json(raw: bytes, place: str, remedy: str, most: float = math.inf) -> Any:
     """Decode JSON that the rest of the program can process; None if there is nothing. Raises RequestError."""
     if len(raw) > most:
-        found = f"has {len(raw)} bytes, and at most {most} are accepted"
-        raise _error(place, found, remedy, Code.REQUEST_SIZE)
+        raise _error(place, f"has {len(raw)} bytes, and at most {most} are accepted", remedy, Code.REQUEST_SIZE)
     try:
         value = json.loads(raw, parse_constant=_no_number) if raw.strip() else None
         _check(value)
     except (RecursionError, ValueError) as error:
-        found = f"is not JSON: {_reason(error)}"
+        reason = _reason(error)
     else:
         return value
-    raise _error(place, found, remedy, Code.REQUEST_JSON)
+    raise _error(place, f"is not JSON: {reason}", remedy, Code.REQUEST_JSON)
 
 
 def _check(value: Any) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Calls, Ticks, Vertex, side_by_side
-from vertex_launch.errors import JobNotEnded, Message, Problem, RequestError, Unavailable
+from vertex_launch.errors import JobNotEnded, Message, RequestError, Unavailable
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import JobHint, JobName, ManagedJob
 from vertex_launch.problems import problem, shown
@@ -96,18 +96,13 @@ def _get(vertex: Vertex, name: JobName) -> Answer:
 
 def _check(name: JobName, settings: Settings) -> None:
     """Refuse a job that cannot be ours. A project number may be, because Vertex AI writes that into its names."""
-    problems: list[Problem] = []
+    place, problems = "job in log entry", []
     if name.project != settings.project and not name.project.isdecimal():
         found = f"project {shown(name.project)} is not the project of this deployment"
-        remedy = f"Name a job in project {settings.project}"
-        problems.append(problem("job in log entry", found, remedy, code=Code.REQUEST_PROJECT))
+        problems.append(problem(place, found, f"Name a job in {settings.project}", code=Code.REQUEST_PROJECT))
     if settings.region(name.region) is None:
-        regions = ", ".join(region.name for region in settings.regions)
-        remedy = f"Name a job in {regions}, or add the region to regions in vertex-launch.yaml"
-        problems.append(
-            problem(
-                "job in log entry", f"region {shown(name.region)} is not configured", remedy, code=Code.REQUEST_REGION
-            )
-        )
+        known = ", ".join(region.name for region in settings.regions)
+        fix = f"Name a job in {known}, or add the region to regions in vertex-launch.yaml"
+        problems.append(problem(place, f"region {shown(name.region)} is not configured", fix, code=Code.REQUEST_REGION))
     if problems:
         raise RequestError(problems)
