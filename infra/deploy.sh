@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deploys vertex-launch with gcloud, step by step. Safe to repeat: what is there is left as it is, what differs is changed.
+# Deploys vertex-launch with gcloud, step by step. Safe to repeat: it changes only what differs, and keeps deployed options.
 set -euf -o pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=infra/common.sh
@@ -9,29 +9,31 @@ usage() {
   cat <<'END'
 infra/deploy.sh --project=PROJECT --region=REGION [options]
 
-Makes everything that vertex-launch needs in a Google Cloud project, or brings it up to date, from this checkout with
-launch-config.yaml and vertex-launch.yaml as they are. Needs gcloud, logged in as somebody who may (an owner of the project).
+Creates everything that vertex-launch needs in a Google Cloud project, or updates it, from this checkout with its
+launch-config.yaml and vertex-launch.yaml. Needs gcloud, logged in with an account that may do this (an owner of the project).
 
-  --project PROJECT          id of the project that everything is made in and that jobs run in
-  --region REGION            where the functions are, as us-central1
-  --name NAME                prefix of everything, and the deployment's name (vertex-launch)
-  --job-regions R,R          where jobs may run, the first is the default (the region)
-  --wandb-base-url URL       a self-hosted W&B server (what vertex-launch.yaml says)
-  --schedule CRON            when a pass is asked for besides jobs' ends, in UTC (* * * * *)
-  --invoker MEMBER           who may call dispatch-now, as user:ada@example.com; repeatable. Nobody's right is taken back
-  --job-account ADDRESS      an existing service account that jobs may run as; repeatable (NAME-jobs is made)
-  --staging-buckets B,B      existing buckets that jobs write to, one for each job region (PROJECT-NAME-staging-REGION are made)
-  --secret NAME              an existing secret of the project with the W&B API key (NAME-wandb-api-key is made)
-  --notification-channels C,C  Cloud Monitoring channels that alerts go to, as projects/P/notificationChannels/N
-  --vpc-connector NAME       a Serverless VPC Access connector, for a W&B server that only a VPC network reaches
-  --memory SIZE              memory of each function that runs passes: 512Mi, 1Gi, 2Gi or 4Gi (1Gi; 512Mi do where items bring only images)
+An option that you leave out keeps its deployed value; its default (in parentheses) is for the first deployment.
+
+  --project PROJECT          id of the project in which everything is created and jobs run
+  --region REGION            region of the functions, such as us-central1
+  --name NAME                prefix of all names, and the deployment's name (vertex-launch)
+  --job-regions R,R          regions in which jobs may run, the first is their default (the region)
+  --wandb-base-url URL       a self-hosted W&B server; none: the one in vertex-launch.yaml (none)
+  --schedule CRON            when to run a pass besides after a job's end, in UTC (* * * * *)
+  --invoker MEMBER           who may call dispatch-now, such as user:ada@example.com; repeatable. Removes nobody
+  --job-account ADDRESS      an existing service account that jobs may run as; repeatable (NAME-jobs is created)
+  --staging-buckets B,B      existing buckets that jobs write to, one for each job region (PROJECT-NAME-staging-REGION are created)
+  --secret NAME              an existing secret of the project with the W&B API key (NAME-wandb-api-key is created)
+  --notification-channels C,C  Cloud Monitoring channels for alerts, as projects/P/notificationChannels/N
+  --vpc-connector NAME       a Serverless VPC Access connector, for a W&B server in a VPC network; none: no connector (none)
+  --memory SIZE              memory of each function that runs passes: 512Mi, 1Gi, 2Gi or 4Gi (1Gi). 512Mi is enough if items bring images only
   --cloud-build              let the build account deploy the functions, as cloudbuild.yaml does
-  --functions-only           deploy the functions, and nothing else; changes no rights
-  --dry-run                  show the commands for an empty project and run none of them
+  --functions-only           deploy only the functions; changes no roles
+  --dry-run                  print the commands for an empty project and run none of them
 END
 }
 
-wandb_base_url='' schedule='* * * * *' invokers='' channels='' vpc_connector='' memory='' cloud_build='' functions_only=''
+wandb_base_url='' schedule='' invokers='' channels='' vpc_connector='' memory='' cloud_build='' functions_only=''
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -41,10 +43,10 @@ while [ $# -gt 0 ]; do
     --functions-only) functions_only=yes && shift && continue ;;
     --*=*) option=${1%%=*} value=${1#*=} && shift ;;
     --*)
-      case ${2:---} in --*) fail "$1 has no value, or is no option. --help shows all options." ;; esac
+      case ${2:---} in --*) fail "$1 has no value, or is not an option. --help lists all options." ;; esac
       option=$1 value=$2 && shift 2
       ;;
-    *) fail "'$1' is no option. --help shows all options." ;;
+    *) fail "'$1' is not an option. --help lists all options." ;;
   esac
   case $option in
     --wandb-base-url) wandb_base_url=$value ;;
@@ -53,25 +55,39 @@ while [ $# -gt 0 ]; do
     --notification-channels) channels=$value ;;
     --vpc-connector) vpc_connector=$value ;;
     --memory) memory=$value ;;
-    *) shared_option "$option" "$value" || fail "there is no option $option. --help shows all options." ;;
+    *) shared_option "$option" "$value" || fail "there is no option $option. --help lists all options." ;;
   esac
 done
 
-check_shared
-[[ $wandb_base_url =~ ^((https://[^/\"\\ ]+|http://(127\.0\.0\.1|localhost)(:[0-9]+)?)(/[^\"\\ ]*)?)?$ ]] || fail "--wandb-base-url '$wandb_base_url' has to begin with https://: the API \
-key is sent there."
-[[ $schedule =~ ^[^\ ]+(\ [^\ ]+){4}$ ]] || fail "--schedule '$schedule' does not have the five fields of cron, as in '*/5 * * * *'."
-memory=${memory:-1Gi}
-[[ $memory =~ ^(512Mi|[124]Gi)$ ]] || fail "--memory '$memory' cannot be used; write 512Mi, 1Gi, 2Gi or 4Gi, for one vCPU can have no more."
+check_options
+[[ $wandb_base_url =~ ^(none|(https://[^/\"\\ ]+|http://(127\.0\.0\.1|localhost)(:[0-9]+)?)(/[^\"\\ ]*)?)?$ ]] || fail "--wandb-base-url '$wandb_base_url' must begin with https://, \
+because the API key is sent there."
+[[ $schedule =~ ^([^\ ]+(\ [^\ ]+){4})?$ ]] || fail "--schedule '$schedule' does not have the five fields of cron, as in '*/5 * * * *'."
+[[ $memory =~ ^(512Mi|[124]Gi)?$ ]] || fail "--memory '$memory' cannot be used. Use 512Mi, 1Gi, 2Gi or 4Gi; one vCPU cannot have more."
 for member in $invokers; do
   [[ $member =~ ^(user|group|serviceAccount|principal|principalSet):.+ ]] || fail "--invoker '$member' is not user:…, group:…, \
-serviceAccount:…, principal:… or principalSet:…. allUsers would let anybody start jobs at your cost; name who may."
+serviceAccount:…, principal:… or principalSet:…. With allUsers, anyone could start jobs at your cost."
 done
 for file in main.py requirements.txt launch-config.yaml; do
-  [ -f "$file" ] || fail "$PWD has no $file: this is no whole checkout of vertex-launch."
+  [ -f "$file" ] || fail "$PWD has no $file, so it is not a complete checkout of vertex-launch."
 done
-! sed 's/#.*//' launch-config.yaml | grep -q YOUR- ||
-  fail "launch-config.yaml still has a placeholder such as YOUR-TEAM. Write your W&B team and your queues there."
+! placeholder=$(grep -Eo '^[^#]*YOUR-[A-Z-]+' launch-config.yaml | head -n 1) ||
+  fail "launch-config.yaml still has a placeholder: '$placeholder'. Write your W&B team and your queues there."
+
+# What is deployed. Without the API there is nothing, and asking for it would fail.
+apis=''
+[ -n "$functions_only" ] || apis=$(look services list --enabled --format='value(config.name)')
+if [ -n "$functions_only" ] || has "$apis" cloudfunctions.googleapis.com; then
+  keep_deployed
+  keep --wandb-base-url wandb_base_url "$(deployed 8)"
+  [ "$(deployed 9)" = 1Gi ] || keep --memory memory "$(deployed 9)"
+  keep --vpc-connector vpc_connector "$(deployed 10)"
+fi
+[ "$wandb_base_url" != none ] || wandb_base_url=''
+[ "$vpc_connector" != none ] || vpc_connector=''
+memory=${memory:-1Gi}
+set_names
+[ -z "$kept" ] || echo "Kept from the deployed functions, because these options were not given:$kept"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -86,7 +102,7 @@ build=serviceAccount:$(account build)
 
 # The functions
 
-# Only names: the key itself never gets into an environment, which everybody sees who may look at a function.
+# Only the secret's name: anyone who may view a function sees its environment, so the key must not be in it.
 cat >"$work/environment.yaml" <<END
 GOOGLE_CLOUD_PROJECT: "$project"
 GOOGLE_CLOUD_REGION: "$job_regions"
@@ -98,8 +114,8 @@ VERTEX_LAUNCH_DEPLOYMENT: "$name"
 ${wandb_base_url:+WANDB_BASE_URL: \"$wandb_base_url\"}
 END
 
-# deploy_function NAME ENTRY_POINT ACCOUNT TIMEOUT MAX_INSTANCES MEMORY: unless it is there with this code and these settings,
-# which the digest in its label tells. Sets uri.
+# deploy_function NAME ENTRY_POINT ACCOUNT TIMEOUT MAX_INSTANCES MEMORY: deploy it, unless the digest in its label says that it
+# has this code and these settings. Sets uri.
 deploy_function() {
   local function=$name-$1 found digest
   set -- --region="$region" --gen2 --runtime=python313 --entry-point="$2" --trigger-http --ingress-settings=all \
@@ -109,19 +125,19 @@ deploy_function() {
     ${vpc_connector:+--vpc-connector="$vpc_connector"}
   digest=$({ printf '%s\n' "$@" && cat "$work/environment.yaml" "$work/source"; } | sha)
   found=$(value_of "$functions" "$function")
-  if [ "${found%"$tab"*}" = "ACTIVE$tab$digest" ]; then
-    uri=${found##*"$tab"}
+  if [ "$(cut -f 1,2 <<<"$found")" = "ACTIVE$tab$digest" ]; then
+    uri=$(cut -f 3 <<<"$found")
     echo "$function is up to date."
     return
   fi
   if [ -z "$found" ]; then
-    set -- "$@" --no-allow-unauthenticated # only where it is new: else gcloud would rewrite who may call it
+    set -- "$@" --no-allow-unauthenticated # only for a new one: otherwise gcloud would rewrite who may call it
   elif [ -z "$vpc_connector" ]; then
     set -- "$@" --clear-vpc-connector
   fi
   uri=$(run functions deploy "$function" "$@" --source=. --env-vars-file="$work/environment.yaml" \
     --update-labels="digest=$digest$([ -n "$functions_only" ] || printf ,%s "$mark")" --format='value(serviceConfig.uri)') ||
-    fail "$function was not deployed; gcloud says above why. New rights take up to two minutes to work: if one is missing, run this again."
+    fail "$function was not deployed; see gcloud's message above. New roles take up to two minutes to work: if one is missing, run this again."
   [ -z "$dry_run" ] || uri=https://URL-OF-$function
 }
 
@@ -130,7 +146,6 @@ deploy_functions() {
   if [ -n "$dry_run" ]; then
     echo "environment.yaml:" && sed 's/^/  /' "$work/environment.yaml"
   fi
-  functions=$(look functions list --v2 --regions="$region" --format='value(name.basename(),state,labels.digest,serviceConfig.uri)')
   # The files that gcloud would upload, by name and content.
   look meta list-files-for-upload . | sort | while IFS= read -r file; do
     echo "$file $(sha <"$file")"
@@ -149,7 +164,6 @@ if [ -n "$functions_only" ]; then
 fi
 
 step "APIs"
-apis=$(look services list --enabled --format='value(config.name)')
 missing=''
 for api in aiplatform artifactregistry cloudbuild cloudfunctions cloudresourcemanager cloudscheduler iam logging monitoring pubsub run \
   secretmanager storage ${vpc_connector:+vpcaccess}; do
@@ -166,16 +180,18 @@ number=${number:-PROJECT_NUMBER}
 step "Accounts and roles"
 accounts=$(look iam service-accounts list --format='value(email)')
 
-make_account() { # make_account NAME WHAT-FOR
+make_account() { # make_account NAME PURPOSE
   has "$accounts" "$(account "$1")" || run iam service-accounts create "$name-$1" --display-name="$2" --description="$made"
 }
 
 make_account dispatch "$name: runs passes for ticks"
 make_account now "$name: runs passes for people"
-make_account job-state "$name: looks at jobs that ended"
+make_account job-state "$name: looks up jobs that ended"
 make_account push "$name: Pub/Sub calls the functions as this"
 make_account build "$name: builds the functions"
 if [ -z "$job_accounts" ]; then
+  [ -z "$functions" ] || has "$accounts" "$(account jobs)" ||
+    fail "this deployment has no account $(account jobs), so its jobs run as accounts of yours. Name them with --job-account."
   make_account jobs "$name: jobs run as this"
   job_accounts=$(account jobs)
 fi
@@ -188,7 +204,7 @@ make_role() { # make_role NAME TITLE PERMISSIONS: a role with exactly these perm
     run iam roles create "$role" --permissions="$3" --title="$name: $2" --description="$made" --stage=GA --quiet --format=none
     return
   fi
-  # A deleted role keeps its name for some weeks, and can be had back.
+  # A deleted role keeps its name for some weeks, and can be restored.
   [ "$(value_of "$roles" "$role")" != True ] || run iam roles undelete "$role" --format=none
   found=$(look iam roles describe "$role" --flatten=includedPermissions --format='value(includedPermissions)' | sort | paste -sd , -)
   [ "$found" = "$3" ] || run iam roles update "$role" --permissions="$3" --quiet --format=none
@@ -199,7 +215,7 @@ make_role dispatch "submit, look at and cancel jobs" "$jobs.cancel,$jobs.create,
 make_role job_state "look at a job" "$jobs.get"
 make_role record "keep the record" storage.objects.create,storage.objects.delete,storage.objects.get,storage.objects.list
 make_role act_as "let jobs run as an account" iam.serviceAccounts.actAs
-# Only who asks for the last lines of failed jobs' logs lets the functions read the project's logs.
+# The functions may read the project's logs only if log_lines asks for the last lines of failed jobs.
 log_lines=$(sed -n 's/^log_lines: *\([1-9][0-9]*\).*/\1/p' vertex-launch.yaml 2>/dev/null || true)
 [ -z "$log_lines" ] || make_role job_logs "read jobs' logs" logging.logEntries.list
 
@@ -212,7 +228,7 @@ if [ -n "$log_lines" ]; then
   grant "$now" "projects/$project/roles/${id}_job_logs"
 fi
 grant "$build" roles/logging.logWriter
-# Google puts the source of functions into a bucket of this name, and makes it at the first deployment.
+# Google keeps the source of functions in a bucket with this name, which the first deployment creates.
 grant "$build" roles/storage.objectViewer "$name-sources" \
   "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-$number-$region/\")"
 if [ -n "$cloud_build" ]; then
@@ -241,12 +257,12 @@ for address in $job_accounts; do
   if jobs_read_key; then
     grant "serviceAccount:$address" roles/secretmanager.secretAccessor
   elif [ "$address" = "$(account jobs)" ] && granted "serviceAccount:$address" roles/secretmanager.secretAccessor; then
-    revoke "serviceAccount:$address" roles/secretmanager.secretAccessor # only from ours: others may have theirs from others
+    revoke "serviceAccount:$address" roles/secretmanager.secretAccessor # only from our own: another account may have the role for another purpose
   fi
 done
 versions=$(look secrets versions list "$secret" --format='value(state)')
 for token in $(token_secrets); do
-  on secrets "$token" || fail "vertex-launch.yaml names $token in git_token_secrets, and gcloud says above why it cannot be used."
+  on secrets "$token" || fail "vertex-launch.yaml names $token in git_token_secrets, and it cannot be used. See gcloud's message above."
   for address in $job_accounts; do
     grant "serviceAccount:$address" roles/secretmanager.secretAccessor
   done
@@ -261,7 +277,7 @@ make_bucket() { # make_bucket BUCKET REGION [FLAG]
   fi
 }
 
-# Two small objects that every pass overwrites: old versions would pile up by the thousand a day.
+# Every pass overwrites two small objects: kept versions would add up to thousands a day.
 make_bucket "$state_bucket" "$region" --soft-delete-duration=0
 on "storage buckets" "gs://$state_bucket"
 grant "$dispatch" "projects/$project/roles/${id}_record"
@@ -278,7 +294,7 @@ done
 
 repositories=$(look artifacts repositories list --location="$region" --format='value(name.basename())')
 
-make_repository() { # make_repository NAME WHAT-FOR
+make_repository() { # make_repository NAME PURPOSE
   has "$repositories" "$name-$1" || run artifacts repositories create "$name-$1" --location="$region" --repository-format=docker \
     --labels="$mark" --description="$2"
 }
@@ -288,14 +304,14 @@ make_repository functions "Images of the functions of $name"
 on "artifacts repositories" "$name-functions" "--location=$region"
 grant "$build" roles/artifactregistry.writer
 on "artifacts repositories" "$name-images" "--location=$region"
-# Images are pulled by Google's own accounts of Vertex AI. The second one is made with the first job of the project; by then
-# both have a role of Google's that covers the repositories of the project, so that its right here may come later.
+# Google's own accounts of Vertex AI pull images. Google creates the second one with the project's first job. By then both have a
+# role from Google that covers the project's repositories, so the second one may get its role here later.
 for agent in gcp-sa-aiplatform gcp-sa-aiplatform-cc; do
   agent=serviceAccount:service-$number@$agent.iam.gserviceaccount.com
   if ! granted "$agent" roles/artifactregistry.reader; then
     [ "${agent#*-cc}" != "$agent" ] || run beta services identity create --service=aiplatform.googleapis.com
     change_policy run add "$agent" roles/artifactregistry.reader --condition= 2>/dev/null ||
-      echo "Google has not made ${agent#*:} yet. That is no problem."
+      echo "Google has not created ${agent#*:} yet. No action is needed."
   fi
 done
 
@@ -320,7 +336,7 @@ may_call() { # may_call FUNCTION MEMBERS
     grant "$member" roles/run.invoker
   done
   ! grep -q '^all\(Authenticated\)\{0,1\}Users'"$tab" <<<"$policy" ||
-    echo "WARNING: anybody may call $name-$1. 'gcloud run services get-iam-policy $name-$1 --region=$region' shows why." >&2
+    echo "WARNING: anyone may call $name-$1. 'gcloud run services get-iam-policy $name-$1 --region=$region' shows why." >&2
 }
 
 may_call dispatch "$push"
@@ -332,8 +348,8 @@ subscriptions=$(look pubsub subscriptions list --format='value(name.basename(),t
   pushConfig.oidcToken.serviceAccountEmail,pushConfig.oidcToken.audience,ackDeadlineSeconds,messageRetentionDuration,expirationPolicy.ttl,
   retryPolicy.minimumBackoff,retryPolicy.maximumBackoff,deadLetterPolicy.deadLetterTopic.basename(),deadLetterPolicy.maxDeliveryAttempts)')
 
-# subscribe TOPIC WANTED FLAGS: a subscription of the topic's name, kept for ever, with these flags. WANTED is how the list shows
-# them, so that one which differs is changed.
+# subscribe TOPIC WANTED FLAGS: create a subscription with the topic's name and these flags, which never expires. WANTED is how the
+# list shows them; one that differs is updated.
 subscribe() {
   local topic=$name-$1 wanted found
   wanted=$topic$tab$2
@@ -343,15 +359,15 @@ subscribe() {
   case $found in
     '') run pubsub subscriptions create "$topic" --topic="$topic" --expiration-period=never --labels="$mark" "$@" ;;
     "$topic$tab"*) run pubsub subscriptions update "$topic" --expiration-period=never "$@" ;;
-    *) fail "the subscription $topic is to another topic than $topic. Delete it ('gcloud pubsub subscriptions delete $topic \
+    *) fail "the subscription $topic belongs to another topic than $topic. Delete it ('gcloud pubsub subscriptions delete $topic \
 --project=$project') and run this again." ;;
   esac
 }
 
 columns() { (IFS=$tab && printf '%s' "$*"); } # columns WORDS: with tabs between them
 
-# subscribe_function TOPIC URI SECONDS: push a topic's messages to a function. SECONDS are more than the function may take. What
-# fails again and again ends up in a topic of dead letters, kept for a person to look at.
+# subscribe_function TOPIC URI SECONDS: push a topic's messages to a function. SECONDS must exceed the function's timeout. Messages
+# that keep failing go to a dead-letter topic, where they are kept for someone to look at.
 subscribe_function() {
   subscribe "$1-dead" "$(columns '' '' '' 60 604800s '' '' '' '' '')" --ack-deadline=60 --message-retention-duration=7d
   on "pubsub topics" "$name-$1-dead"
@@ -368,7 +384,7 @@ subscribe_function() {
   grant "$pubsub_agent" roles/pubsub.subscriber
 }
 
-pubsub_agent=serviceAccount:service-$number@gcp-sa-pubsub.iam.gserviceaccount.com # moves the dead letters
+pubsub_agent=serviceAccount:service-$number@gcp-sa-pubsub.iam.gserviceaccount.com # moves dead letters
 agent_is_there=''
 subscribe_function ticks "$dispatch_uri" 130
 subscribe_function job-logs "$job_state_uri" 70
@@ -376,6 +392,11 @@ subscribe_function job-logs "$job_state_uri" 70
 step "Scheduler"
 found=$(look scheduler jobs list --location="$region" --format='value(name.basename(),schedule,timeZone,pubsubTarget.topicName,pubsubTarget.data)')
 found=$(value_of "$found" "$name-tick")
+if [ -z "$schedule" ]; then
+  schedule=$(cut -f 1 <<<"$found")
+  schedule=${schedule:-* * * * *}
+  [ "$schedule" = '* * * * *' ] || echo "Kept from the deployed job: --schedule='$schedule'"
+fi
 wanted=$(columns "$schedule" Etc/UTC "projects/$project/topics/$name-ticks" e30=)
 if [ "$found" != "$wanted" ]; then
   if [ -z "$found" ]; then verb=create; else verb=update; fi
@@ -384,8 +405,8 @@ if [ "$found" != "$wanted" ]; then
 fi
 
 step "Log sink"
-# Entries about a job's end, of every job in the project: they carry no label. job-state looks which are ours.
-filter=$(tr -s ' \n' ' ' <infra/job-ends.filter) # in one line, as it is compared below
+# Log entries about the end of every job in the project, because they have no labels. job-state finds out which are ours.
+filter=$(tr -s ' \n' ' ' <infra/job-ends.filter) # in one line, because it is compared below
 filter=${filter% }
 destination=pubsub.googleapis.com/projects/$project/topics/$name-job-logs
 sinks=$(look logging sinks list --format='value(name,writerIdentity,destination,filter)')
@@ -400,9 +421,9 @@ on "pubsub topics" "$name-job-logs"
 grant "${writer:-WRITER_OF_THE_SINK}" roles/pubsub.publisher
 
 step "Monitoring"
-# metrics/*.yaml, alerts/*.yaml and dashboard.json are what Google's APIs take, but for the placeholder ${name}. What they were
-# like at the last time stands in a label of the record's bucket: only if it differs, what is there is changed.
-fill_in() { # fill_in FOLDER FILES: into files of that folder with the name in them
+# metrics/*.yaml, alerts/*.yaml and dashboard.json are in the form of Google's APIs, except for the placeholder ${name}. A label of
+# the record's bucket holds the digest of what was deployed last: if it is the same, nothing is updated.
+fill_in() { # fill_in FOLDER FILES: copy the files into that folder, with the name filled in
   local file folder=$work/$1
   mkdir "$folder" && shift
   for file in "$@"; do
@@ -436,7 +457,7 @@ for file in $(files alerts); do
     patiently alpha monitoring policies create --policy-from-file="$file" --user-labels="deployment=$name,$mark" \
       ${channels:+--notification-channels="$channels"}
   elif [ -n "$changed" ]; then
-    # Channels that were added by hand are kept.
+    # Keep channels that were added by hand.
     kept=${channels:-${found#*"$tab"}}
     run alpha monitoring policies update "${found%%"$tab"*}" --policy-from-file="$file" --update-user-labels="$mark" \
       ${kept:+--set-notification-channels="$kept"}
@@ -451,7 +472,7 @@ for file in $(files dashboards); do
     sed "1s/{/{$added,/" "$file" >"$work/dashboard.json"
     run monitoring dashboards create --config-from-file="$work/dashboard.json"
   elif [ -n "$changed" ]; then
-    # An update says which state of the dashboard it is for.
+    # An update must name the version of the dashboard that it replaces.
     sed "1s/{/{$added, \"etag\": \"${found#*"$tab"}\",/" "$file" >"$work/dashboard.json"
     run monitoring dashboards update "${found%%"$tab"*}" --config-from-file="$work/dashboard.json"
   fi
@@ -461,17 +482,18 @@ done
 step "Done"
 if ! grep -qix enabled <<<"$versions"; then
   cat <<END
-FIRST OF ALL, give it the W&B API key: the secret $secret has no version yet, and no pass can do anything.
+NOT READY YET: the secret $secret has no version. Add the W&B API key first, as step 1 shows.
 END
 fi
 cat <<END
-The W&B API key, now and when it changes (paste it, then Enter and Ctrl-D):
+1. Add the W&B API key, now and whenever it changes (paste it, then press Enter and Ctrl-D):
   gcloud secrets versions add $secret --project=$project --data-file=-
-Whether everything is there that the functions will meet (their environment first, then the question):
+2. Run the preflight before the first launch, with the environment of the functions:
 $(sed -n "s/^\([A-Z_]*\): \"\(.*\)\"\$/  export \1='\2'/p" "$work/environment.yaml")
+  pip install '.[preflight]'
   python -m vertex_launch check --as $(account dispatch)
-A pass that changes nothing and shows what stands in the queues; for those named with --invoker:
+3. Preview a pass, which changes nothing (for members named with --invoker):
   curl -X POST $dispatch_now_uri -H "Authorization: Bearer \$(gcloud auth print-identity-token)" -d '{"dry_run": true}'
-Accounts that jobs may run as, for service_account in the queue's config: $job_accounts
-Images for them: $region-docker.pkg.dev/$project/$name-images
+4. Set service_account in the queue's config, so that jobs run as: ${job_accounts% }
+   Push images for jobs to: $region-docker.pkg.dev/$project/$name-images
 END

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Takes back what deploy.sh made, and only that. Safe to repeat.
+# Deletes what deploy.sh created, and only that. Safe to repeat.
 set -euf -o pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=infra/common.sh
@@ -9,16 +9,16 @@ usage() {
   cat <<'END'
 infra/destroy.sh --project=PROJECT --region=REGION [options]
 
-Deletes what infra/deploy.sh made under this name, and takes back the rights that it gave. Whatever does not carry its label or
-description stays, and so do the APIs. Jobs that run go on running; nobody settles their items any more.
+Deletes what infra/deploy.sh created under this name, and removes the roles that it granted. Whatever lacks its label or
+description stays, and so do the APIs. Running jobs continue, and their items are no longer settled.
 
   --project PROJECT, --region REGION, --name NAME, --job-regions R,R,
   --job-account ADDRESS, --staging-buckets B,B, --secret NAME
-                             as for deploy.sh
-  --with-data                also delete the secret with the W&B API key, the record, the staging buckets with all that jobs wrote,
-                             and the repository of the jobs' images; without it they stay, and a new deployment goes on with them
-  --yes                      do not ask
-  --dry-run                  show the commands as if everything were there, and run none of them
+                             as for deploy.sh; one that you leave out is read from the deployed functions, but for --job-account
+  --with-data                also delete the secret with the W&B API key, the record, the staging buckets with everything that jobs
+                             wrote, and the repository of jobs' images. Without it they stay, and a new deployment uses them again
+  --yes                      do not ask for confirmation
+  --dry-run                  print the commands as if everything existed, and run none of them
 END
 }
 
@@ -32,33 +32,36 @@ while [ $# -gt 0 ]; do
     --yes) yes=yes && shift && continue ;;
     --*=*) option=${1%%=*} value=${1#*=} && shift ;;
     --*)
-      case ${2:---} in --*) fail "$1 has no value, or is no option. --help shows all options." ;; esac
+      case ${2:---} in --*) fail "$1 has no value, or is not an option. --help lists all options." ;; esac
       option=$1 value=$2 && shift 2
       ;;
-    *) fail "'$1' is no option. --help shows all options." ;;
+    *) fail "'$1' is not an option. --help lists all options." ;;
   esac
-  shared_option "$option" "$value" || fail "there is no option $option. --help shows all options."
+  shared_option "$option" "$value" || fail "there is no option $option. --help lists all options."
 done
 
-check_shared
+check_options
 job_accounts=${job_accounts:-$(account jobs)}
 
 if [ -z "$yes$dry_run" ]; then
   echo "This deletes the deployment $name in $project${with_data:+ WITH ITS DATA: the W&B API key, the record, the staging buckets, the images}."
-  read -r -p "Type its name to go on: " answer || fail "nobody answers here; --yes goes on without being asked."
-  [ "$answer" = "$name" ] || fail "nothing was deleted."
+  read -r -p "Type its name to continue: " answer || fail "there is no terminal to answer from. Use --yes to continue without confirmation."
+  [ "$answer" = "$name" ] || fail "the name does not match. Nothing was deleted."
 fi
 
-there() { [ -n "$dry_run" ] || has "$1" "$2"; } # there LIST LINE: whether it is in the list; a dry run takes everything to be there
+[ -n "$dry_run" ] || keep_deployed
+set_names
 
-# ours LIST NAME MARK: whether NAME is there and deploy.sh made it.
+there() { [ -n "$dry_run" ] || has "$1" "$2"; } # there LIST LINE: whether it is in the list; in a dry run everything exists
+
+# ours LIST NAME MARK: whether NAME exists and deploy.sh created it.
 ours() {
   if there "$1" "$2$tab$3"; then return; fi
-  ! grep -q "^$2$tab" <<<"$1" || echo "$2 stays: deploy.sh did not make it."
+  ! grep -q "^$2$tab" <<<"$1" || echo "$2 stays: deploy.sh did not create it."
   return 1
 }
 
-# all_of LIST NAMES: those of the names that are ours, each with a space before it. What is not is told to the user.
+# all_of LIST NAMES: those of the names that are ours, each with a space before it. The others are reported.
 all_of() {
   local one
   for one in $2; do
@@ -66,7 +69,7 @@ all_of() {
   done
 }
 
-step "What wakes it"
+step "Triggers"
 found=$(look scheduler jobs list --location="$region" --format='value(name.basename(),description)')
 ! ours "$found" "$name-tick" "$made" || run scheduler jobs delete "$name-tick" --location="$region"
 found=$(look logging sinks list --format='value(name,description)')
@@ -126,7 +129,7 @@ elif exists "$secrets" "$secret"; then
   revoke "$dispatch" roles/secretmanager.secretAccessor
   revoke "$now" roles/secretmanager.secretAccessor
   for address in $job_accounts; do
-    # An account that deploy.sh did not make may have it from others, unless the settings say that we gave it.
+    # An account that deploy.sh did not create may have the role for another purpose, unless the settings show that we granted it.
     if [ "$address" = "$(account jobs)" ] || jobs_read_key; then
       revoke "serviceAccount:$address" roles/secretmanager.secretAccessor
     fi
@@ -138,7 +141,7 @@ for token in $(token_secrets); do
       revoke "serviceAccount:$address" roles/secretmanager.secretAccessor
     done
   else
-    echo "Whatever may be granted on $token stays: gcloud says above why that cannot be looked at."
+    echo "Roles on $token stay, because its policy cannot be read. See gcloud's message above."
   fi
 done
 if deletes "$buckets" "$state_bucket"; then
@@ -183,7 +186,7 @@ revoke "$job_state" "${custom}_job_state"
 revoke "$build" roles/logging.logWriter
 revoke "$build" roles/cloudfunctions.developer
 revoke "$build" roles/storage.objectViewer "$name-sources"
-on projects "$project" # to revoke takes back what is granted under any condition
+on projects "$project" # read again: the line above removes the role under every condition
 revoke "$build" roles/storage.objectViewer "$name-builds"
 
 step "Accounts and roles"
@@ -198,4 +201,4 @@ for role in dispatch job_state record act_as job_logs; do
 done
 
 step "Done"
-[ -n "$with_data" ] || echo "The secret, the buckets and the images are still there; --with-data deletes what deploy.sh made of them."
+[ -n "$with_data" ] || echo "The secret, the buckets and the images still exist. --with-data deletes those that deploy.sh created."

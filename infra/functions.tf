@@ -1,8 +1,8 @@
-# The three functions, and the code that they run.
+# The three functions and their code.
 
 locals {
-  # Names of the functions without the prefix. One instance and one request at a time for those that run passes: passes exclude
-  # each other anyway, and what waits in Pub/Sub costs nothing.
+  # Names of the functions without the prefix. Those that run passes have one instance and one request at a time: only one pass can
+  # run anyway, and a message that waits in Pub/Sub costs nothing.
   functions = {
     dispatch = {
       entry_point   = "dispatch"
@@ -15,7 +15,7 @@ locals {
     dispatch-now = {
       entry_point   = "dispatch_now"
       account       = "now"
-      description   = "Runs a pass for a person, at once."
+      description   = "Runs a pass at once, for a person."
       timeout       = var.dispatch_timeout
       memory        = var.dispatch_memory
       max_instances = 1
@@ -23,14 +23,14 @@ locals {
     job-state = {
       entry_point   = "job_state"
       account       = "job-state"
-      description   = "Asks for a pass when one of the deployment's jobs has ended."
+      description   = "Requests a pass when one of the deployment's jobs has ended."
       timeout       = var.job_state_timeout
       memory        = "512Mi"
       max_instances = 3
     }
   }
 
-  # Only names: the key itself never gets into an environment, which everybody sees who may look at a function.
+  # Only the secret's name: anyone who may view a function sees its environment, so the key must not be in it.
   environment = merge(
     {
       GOOGLE_CLOUD_PROJECT     = var.project
@@ -46,12 +46,12 @@ locals {
 
   job_regions = length(var.job_regions) > 0 ? var.job_regions : [var.region]
 
-  # The code: nothing but what runs.
+  # The code: only files that run.
   checkout        = "${path.module}/.."
   launch_config   = coalesce(var.launch_config, "${local.checkout}/launch-config.yaml")
   launch          = yamldecode(file(local.launch_config))
   settings_file   = coalesce(var.vertex_launch_config, "${local.checkout}/vertex-launch.yaml")
-  settings_exists = fileexists(local.settings_file) # everything in it may be in the environment instead
+  settings_exists = fileexists(local.settings_file) # the environment may replace it
   settings        = local.settings_exists ? yamldecode(file(local.settings_file)) : null
   source_files = merge(
     { for path in setunion(["main.py", "requirements.txt"], fileset(local.checkout, "vertex_launch/**/*.py")) : path => "${local.checkout}/${path}" },
@@ -64,7 +64,7 @@ locals {
     generation = null
   }
 
-  # vertex-launch.yaml says how long a pass may take; these are its defaults.
+  # The longest pass according to vertex-launch.yaml, with its defaults.
   longest_pass = (
     try(tonumber(local.settings.timeouts.pass_budget), 45) +
     try(tonumber(local.settings.timeouts.create), 20) +
@@ -87,7 +87,7 @@ data "archive_file" "source" {
   }
 }
 
-# Named after its content, so that new code is a new object and the functions are deployed again.
+# Named after its content: new code is a new object, so the functions are deployed again.
 resource "google_storage_bucket_object" "source" {
   count = var.source_object == null ? 1 : 0
 
@@ -96,7 +96,7 @@ resource "google_storage_bucket_object" "source" {
   source = data.archive_file.source[0].output_path
 
   lifecycle {
-    create_before_destroy = true # the functions name the old one until they are deployed again
+    create_before_destroy = true # the functions refer to the old one until they are deployed again
     precondition {
       condition     = !strcontains(jsonencode(local.launch), "YOUR-")
       error_message = "${local.launch_config} still has a placeholder such as YOUR-TEAM. Write your W&B team and your queues there."
@@ -138,21 +138,21 @@ resource "google_cloudfunctions2_function" "this" {
     max_instance_count               = each.value.max_instances
     max_instance_request_concurrency = 1
     all_traffic_on_latest_revision   = true
-    ingress_settings                 = "ALLOW_ALL" # Pub/Sub pushes and people call from outside; IAM decides who may
+    ingress_settings                 = "ALLOW_ALL" # Pub/Sub and people call from outside; IAM decides who may
     vpc_connector                    = var.vpc_connector
     vpc_connector_egress_settings    = var.vpc_connector == null ? null : var.vpc_egress
   }
 
-  # Without an event_trigger: the subscription that Eventarc would make can have neither dead letters nor an ack deadline.
+  # No event_trigger: a subscription that Eventarc creates can have neither dead letters nor an ack deadline.
 
   lifecycle {
     precondition {
       condition     = each.value.entry_point == "job_state" || local.longest_pass <= var.dispatch_timeout
-      error_message = "A pass may take ${local.longest_pass} s by timeouts in ${local.settings_file} (pass_budget + create + margin), but dispatch_timeout is ${var.dispatch_timeout} s. Raise dispatch_timeout or shorten pass_budget."
+      error_message = "A pass may take ${local.longest_pass} s (pass_budget + create + margin in timeouts of ${local.settings_file}), but dispatch_timeout is ${var.dispatch_timeout} s. Raise dispatch_timeout or shorten pass_budget."
     }
   }
 
-  # A build without its rights fails, and so does a pass; rights take up to two minutes to work, so they come first.
+  # A build or a pass without its roles fails. Roles take up to two minutes to work, so they are granted first.
   depends_on = [
     google_project_service.this,
     google_project_iam_member.jobs,

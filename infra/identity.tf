@@ -1,6 +1,5 @@
-# Who may do what. One account for each function, one for pushes, one for builds, one for jobs; each right on the one thing
-# that it is for. What stands on the project has no resource of its own to stand on: custom jobs, logs, and what does not
-# exist before its first use.
+# Accounts and roles. Each function, Pub/Sub's pushes, builds and jobs have an account of their own, and each role is granted on
+# one resource. Roles on the project are for things without a policy: custom jobs, logs, and what does not exist before its first use.
 
 data "google_project" "this" {
   project_id = var.project
@@ -17,7 +16,7 @@ resource "google_project_service" "this" {
 
   project            = var.project
   service            = "${each.key}.googleapis.com"
-  disable_on_destroy = false # others in the project may use it
+  disable_on_destroy = false # others in the project may use them
 }
 
 locals {
@@ -33,15 +32,15 @@ locals {
   )
   emails = { for key, account in google_service_account.this : key => "${account.account_id}@${account.project}.iam.gserviceaccount.com" }
 
-  # The two that run passes, and the accounts that jobs may run as.
+  # The two accounts that run passes, and the accounts that jobs may run as.
   dispatchers = ["dispatch", "now"]
   job_emails = merge(
     { for key, email in local.emails : key => email if key == "jobs" },
     { for email in var.job_service_accounts : email => email },
   )
 
-  # What the bootstrap of a job reads as the job's account, by full name: the key where the settings keep it out of the jobs'
-  # specs, and each git token. Two hosts may share a token. What is no secret's name, the preflight and the functions tell.
+  # The secrets that a job's bootstrap reads with the job's account, by full name: the key, if the settings keep it out of jobs'
+  # specs, and each git token. Hosts may share a token. The preflight and the functions report names that are not secrets.
   job_secrets = merge(
     { for secret in toset(flatten([for version in try(values(local.settings.git_token_secrets), []) : regexall("^projects/[^/]+/secrets/[A-Za-z0-9_-]+", version)])) : secret => split("/", secret) },
     try(local.settings.api_key_delivery, "env") == "secret" ? { "the W&B key" = local.secret_parts } : {},
@@ -65,7 +64,7 @@ resource "google_service_account" "this" {
   depends_on = [google_project_service.this]
 }
 
-# Custom roles, each with exactly what is called.
+# Custom roles, each with exactly the permissions that are used.
 
 locals {
   roles = merge(
@@ -80,7 +79,7 @@ locals {
       }
       record = {
         title = "keep the record"
-        # Overwriting is creating and deleting. Without list, an object that does not exist is answered 403 instead of 404.
+        # Overwriting includes deleting. Without list, Cloud Storage answers 403 instead of 404 for a missing object.
         permissions = ["storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list"]
       }
       act_as = {
@@ -127,8 +126,8 @@ resource "google_project_iam_member" "job_logs" {
   member  = "serviceAccount:${local.emails[each.key]}"
 }
 
-# Whoever submits a job must be allowed to act as the account that it runs as. An account's address names its project; in
-# another project our custom role does not count.
+# Submitting a job requires permission to act as the account that it runs as. An account's address contains its project; our
+# custom role does not exist in another project.
 resource "google_service_account_iam_member" "act_as_job_accounts" {
   for_each = {
     for pair in setproduct(local.dispatchers, keys(local.job_emails)) : "${pair[0]} as ${pair[1]}" => {
@@ -169,7 +168,7 @@ resource "google_pubsub_topic_iam_member" "job_state_publishes_ticks" {
   member  = "serviceAccount:${local.emails["job-state"]}"
 }
 
-# Who may call the functions: pushes two of them, named people and machines the third. Each is a Cloud Run service of its name.
+# Who may call the functions: Pub/Sub's pushes two of them, the invokers the third. Each is a Cloud Run service with its name.
 
 resource "google_cloud_run_v2_service_iam_member" "push" {
   for_each = local.pushes
@@ -191,7 +190,7 @@ resource "google_cloud_run_v2_service_iam_member" "invokers" {
   member   = each.key
 }
 
-# Jobs: their output, the secrets that the settings let them read (none by default), and their images
+# Jobs: their output, their images, and the secrets that the settings let them read (none by default)
 
 resource "google_storage_bucket_iam_member" "jobs_write_output" {
   for_each = {

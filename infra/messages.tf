@@ -1,5 +1,5 @@
-# Ticks ask for a pass, log entries tell of jobs' ends. Both are pushed to a function, and tried again until it succeeds; what
-# never succeeds ends up in a topic of dead letters, kept for a person to look at.
+# Ticks request a pass, log entries report that a job has ended. Both are pushed to a function and retried. Messages that never
+# succeed go to a dead-letter topic, where they are kept for someone to look at.
 
 locals {
   pushes = {
@@ -7,7 +7,7 @@ locals {
     job-logs = { function = "job-state", timeout = var.job_state_timeout }
   }
 
-  # Full names. Built from the resources' own arguments, here and below, so that plans show them and the order is kept.
+  # Full names. Built from the resources' own arguments, here and below, so that plans show them and Terraform knows the order.
   topics             = { for key, topic in google_pubsub_topic.this : key => "projects/${topic.project}/topics/${topic.name}" }
   dead_letter_topics = { for key, topic in google_pubsub_topic.dead_letters : key => "projects/${topic.project}/topics/${topic.name}" }
 
@@ -42,7 +42,7 @@ resource "google_pubsub_subscription" "push" {
   topic   = local.topics[each.key]
   labels  = var.labels
 
-  # Longer than the function may take, or a message would be delivered again while it is being worked on.
+  # Longer than the function's timeout, because a message would otherwise be delivered again while it is processed.
   ack_deadline_seconds       = each.value.timeout + 10
   message_retention_duration = "${var.message_retention_seconds}s"
 
@@ -66,10 +66,10 @@ resource "google_pubsub_subscription" "push" {
   }
 
   expiration_policy {
-    ttl = "" # never, however long nothing happens
+    ttl = "" # never, even if nothing happens for long
   }
 
-  # A dead letter that comes before somebody keeps it is lost, and a push that comes before its right is refused.
+  # A dead letter without a subscription is lost, and a push without its role is refused.
   depends_on = [
     google_pubsub_subscription.dead_letters,
     google_pubsub_topic_iam_member.agent_publishes_dead_letters,
@@ -93,7 +93,7 @@ resource "google_pubsub_subscription" "dead_letters" {
   }
 }
 
-# Dead letters are moved by Pub/Sub's own account, which needs the right to publish here and to take away there.
+# Pub/Sub's own account moves dead letters: it publishes them here and acknowledges them there.
 
 resource "google_pubsub_topic_iam_member" "agent_publishes_dead_letters" {
   for_each = google_pubsub_topic.dead_letters
@@ -117,7 +117,7 @@ resource "google_cloud_scheduler_job" "tick" {
   project     = var.project
   region      = var.region
   name        = "${var.name}-tick"
-  description = "Asks for a pass."
+  description = "Requests a pass."
   schedule    = var.schedule
   time_zone   = "Etc/UTC"
 
@@ -129,11 +129,11 @@ resource "google_cloud_scheduler_job" "tick" {
   depends_on = [google_project_service.this]
 }
 
-# Entries about a job's end, of every job in the project: they carry no label. job-state looks which are ours.
+# Log entries about the end of every job in the project, because they have no labels. job-state finds out which are ours.
 resource "google_logging_project_sink" "job_ends" {
   project     = var.project
   name        = "${var.name}-job-ends"
-  description = "Tells ${var.name}-job-state that a job has ended."
+  description = "Reports to ${var.name}-job-state that a job has ended."
   destination = "pubsub.googleapis.com/${local.topics["job-logs"]}"
   filter      = trimspace(file("${path.module}/job-ends.filter"))
 

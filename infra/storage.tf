@@ -1,4 +1,4 @@
-# What is kept: the W&B key, the record of what is open, what jobs write, what jobs run, what the functions are built from.
+# Stored data: the W&B key, the record, jobs' output, jobs' images, and the functions' source and images.
 
 locals {
   secret = (
@@ -20,7 +20,7 @@ locals {
   images_repository_parts = split("/", local.images_repository) # projects, P, locations, L, repositories, R
 }
 
-# Without a version: the key comes in by `gcloud secrets versions add`, never through Terraform, whose state would keep it.
+# Without a version: add the key with `gcloud secrets versions add`, never with Terraform, whose state would contain it.
 resource "google_secret_manager_secret" "wandb_api_key" {
   count = var.wandb_secret == null ? 1 : 0
 
@@ -35,8 +35,8 @@ resource "google_secret_manager_secret" "wandb_api_key" {
   depends_on = [google_project_service.this]
 }
 
-# Two small objects that every pass overwrites. Old versions would pile up by the thousand a day, and a lifecycle rule could
-# take the record away under a running pass.
+# Every pass overwrites two small objects. Kept versions would add up to thousands a day, and a lifecycle rule could delete the
+# record during a pass.
 resource "google_storage_bucket" "record" {
   count = var.record_bucket == null ? 1 : 0
 
@@ -46,7 +46,7 @@ resource "google_storage_bucket" "record" {
   labels                      = var.labels
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
-  force_destroy               = false # what jobs are running is written there
+  force_destroy               = false # it holds the list of running jobs
 
   versioning {
     enabled = false
@@ -58,7 +58,7 @@ resource "google_storage_bucket" "record" {
   depends_on = [google_project_service.this]
 }
 
-# What jobs write. One in each region, for Vertex AI wants it where the job runs.
+# Jobs' output. One bucket per region, because Vertex AI requires it in the job's region.
 resource "google_storage_bucket" "staging" {
   for_each = toset([for region in local.job_regions : region if !contains(keys(var.staging_buckets), region)])
 
@@ -73,14 +73,14 @@ resource "google_storage_bucket" "staging" {
   lifecycle {
     precondition {
       condition     = length("${var.project}-${var.name}-staging-${each.key}") <= 63
-      error_message = "${var.project}-${var.name}-staging-${each.key} is longer than the 63 characters that a bucket's name may have. Choose a shorter name, or name an existing bucket for ${each.key} in staging_buckets."
+      error_message = "${var.project}-${var.name}-staging-${each.key} is longer than 63 characters, the limit for a bucket's name. Choose a shorter name, or name an existing bucket for ${each.key} in staging_buckets."
     }
   }
 
   depends_on = [google_project_service.this]
 }
 
-# What jobs run.
+# Jobs' images.
 resource "google_artifact_registry_repository" "images" {
   count = var.images_repository == null ? 1 : 0
 
@@ -94,7 +94,7 @@ resource "google_artifact_registry_repository" "images" {
   depends_on = [google_project_service.this]
 }
 
-# What the functions are built into.
+# The functions' images.
 resource "google_artifact_registry_repository" "functions" {
   project       = var.project
   location      = var.region
@@ -106,7 +106,7 @@ resource "google_artifact_registry_repository" "functions" {
   depends_on = [google_project_service.this]
 }
 
-# What the functions are built from.
+# The functions' source.
 resource "google_storage_bucket" "source" {
   count = var.source_object == null ? 1 : 0
 
@@ -116,7 +116,7 @@ resource "google_storage_bucket" "source" {
   labels                      = var.labels
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
-  force_destroy               = true # zips of a checkout, nothing that cannot be made again
+  force_destroy               = true # zips of a checkout, which can be created again
 
   soft_delete_policy {
     retention_duration_seconds = 0

@@ -1,8 +1,7 @@
-"""cloudbuild.yaml: what gcloud and Cloud Build would say to it, and its deployment as the build runs it."""
+"""cloudbuild.yaml: whether gcloud accepts it, and the deployment as the build runs it."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support import gcloud_server
 from tests.support.deploy_runs import NAME, REGION, Run, checkout, needs_gcloud, run
 from tests.support.google_apis import PROJECT, GoogleApis
 from tests.support.processes import ROOT
@@ -40,13 +40,13 @@ def apis() -> Iterator[GoogleApis]:
 
 
 def arguments(**changes: str) -> list[str]:
-    """Give the arguments of the step that deploys, with the substitutions' defaults and these changes."""
+    """Return the arguments of the deploying step, with the substitutions' defaults and these changes."""
     values = {**CONFIG["substitutions"], "PROJECT_ID": PROJECT, **changes}
     return [re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], word) for word in DEPLOY["args"]]
 
 
-def test_tests_come_first_and_what_fails_deploys_nothing() -> None:
-    """Steps run one after the other, and the first that fails ends the build, unless one of these words is there."""
+def test_the_tests_run_first_and_a_failure_deploys_nothing() -> None:
+    """Steps run in sequence, and the first failure ends the build, unless a step has one of these fields."""
     assert (TEST["id"], DEPLOY["id"]) == ("test", "deploy")
     assert (TEST["name"], TEST["entrypoint"], TEST["args"]) == ("python:3.13", "make", ["test"])
     for step in (TEST, DEPLOY):
@@ -59,7 +59,7 @@ def test_tests_come_first_and_what_fails_deploys_nothing() -> None:
 
 @needs_gcloud
 @pytest.mark.parametrize("place", ["global", "europe-west4"])
-def test_gcloud_takes_it(apis: GoogleApis, tmp_path: Path, place: str) -> None:
+def test_gcloud_accepts_it(apis: GoogleApis, tmp_path: Path, place: str) -> None:
     command = [
         "gcloud",
         "builds",
@@ -70,7 +70,7 @@ def test_gcloud_takes_it(apis: GoogleApis, tmp_path: Path, place: str) -> None:
         f"--project={PROJECT}",
     ]
     command += [f"--region={place}", "--substitutions=^;^_REGION=us-east4;_JOB_REGIONS=us-east4,us-central1"]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **apis.variables(tmp_path)}
+    environment = {"PATH": gcloud_server.path(), "HOME": str(tmp_path), **apis.variables(tmp_path)}
     subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60)
     (call,) = [call for call in apis.calls if call.changes]
     assert call.path == f"cloudbuild/projects/{PROJECT}/locations/{place}/builds"
@@ -80,8 +80,8 @@ def test_gcloud_takes_it(apis: GoogleApis, tmp_path: Path, place: str) -> None:
 
 
 @needs_gcloud
-def test_it_deploys_the_functions_and_touches_no_right(apis: GoogleApis, tmp_path: Path) -> None:
-    """The first time, with nothing new, and with new code: who may call a function is not even looked at."""
+def test_it_deploys_the_functions_and_changes_no_role(apis: GoogleApis, tmp_path: Path) -> None:
+    """The first time, without changes, and with new code: it does not even read who may call a function."""
     place = checkout(tmp_path / "checkout")
     functions = {f"{FUNCTIONS}/{NAME}-{name}" for name in ("dispatch", "dispatch-now", "job-state")}
 
@@ -109,7 +109,9 @@ def test_it_deploys_the_functions_and_touches_no_right(apis: GoogleApis, tmp_pat
         assert variables["WANDB_BASE_URL"] == "https://wandb.example.com"
         memory = changed.after.resources[name]["serviceConfig"]["availableMemory"]
         assert memory == ("512Mi" if name.endswith("job-state") else "2Gi")
-        assert "deploy_sh" not in changed.after.resources[name]["labels"], "so that destroy.sh leaves what others made"
+        assert "deploy_sh" not in changed.after.resources[name]["labels"], (
+            "so that destroy.sh leaves what it did not create"
+        )
 
 
 def test_a_broken_configuration_deploys_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Metrics, alerts and the dashboard: their form, and what they make of the log lines of the real functions, well and troubled."""
+"""Metrics, alerts and the dashboard: their form, and what they count in the log of the real functions, with and without faults."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SERVICES = {"dispatch": f"{NAME}-dispatch", "dispatch_now": f"{NAME}-dispatch-no
 
 
 def named(path: Path) -> str:
-    """Give a file with its placeholder filled in."""
+    """Return a file with its placeholder filled in."""
     return path.read_text().replace("${name}", NAME)
 
 
@@ -54,9 +54,9 @@ DASHBOARD = json.loads(named(INFRA / "monitoring" / "dashboard.json"))
 FILTERS = {name: parse(metric["filter"]) for name, metric in METRICS.items()}
 
 FAILURES = {"notices", "pass_failures", "job_state_failures", "dropped", "rejected", "deferrals", "start_failures"}
-"""Metrics that stay at zero while all is well."""
+"""Metrics that stay at zero without faults."""
 ALERTED = {"passes", "notices", "pass_failures", "job_state_failures", "dropped", "rejected", "start_failures"}
-"""Metrics that an alert looks at; what the others tell of is no fault."""
+"""Metrics with an alert; the others do not count faults."""
 DEAD_LETTERS = "pubsub.googleapis.com/subscription/num_undelivered_messages"
 TYPES = {DEAD_LETTERS: "pubsub_subscription"}
 TYPES |= {f"logging.googleapis.com/user/{metric['name']}": "cloud_run_revision" for metric in METRICS.values()}
@@ -67,7 +67,7 @@ TYPES |= {f"logging.googleapis.com/user/{metric['name']}": "cloud_run_revision" 
 
 
 def test_the_only_placeholder_is_the_name() -> None:
-    """Terraform fills it in as a template, a script by replacing it: both have to come to the same."""
+    """Terraform fills it in as a template, deploy.sh replaces it: the results must be the same."""
     assert {path.suffix for path in FILES} == {".yaml", ".json"}
     for path in FILES:
         text = path.read_text().replace("${name}", "")
@@ -93,11 +93,11 @@ ALIGNERS = {
     "INT64": ("ALIGN_SUM", "REDUCE_SUM"),
     "DISTRIBUTION": ("ALIGN_DELTA", "REDUCE_(MEAN|PERCENTILE_50|PERCENTILE_95)"),
 }
-"""What may be asked of counters and distributions: aligner and reducer."""
+"""Valid aligners and reducers of counters and distributions."""
 
 
 def check_query(query: Mapping[str, Any], aggregation: Mapping[str, Any]) -> str:
-    """Check a query of Cloud Monitoring and give its metric's type."""
+    """Check a query of Cloud Monitoring and return its metric's name."""
     found = re.match(r'metric\.type="([^"]+)" AND resource\.type="([^"]+)"', query["filter"])
     assert found, query
     kind = found[1].removeprefix(f"logging.googleapis.com/user/{NAME}/")
@@ -140,11 +140,13 @@ def test_an_alert_has_the_form_of_the_api(name: str) -> None:
         check_query(threshold, aggregation)
         duration = int(threshold["duration"].removesuffix("s"))
         assert duration % 60 == 0
-        assert duration or "evaluationMissingData" not in threshold, "the API refuses it for a duration under a minute"
+        assert duration or "evaluationMissingData" not in threshold, (
+            "the API refuses it for a duration of less than a minute"
+        )
         assert threshold["comparison"] in ("COMPARISON_GT", "COMPARISON_LT")
 
 
-def test_what_the_alerts_look_at() -> None:
+def test_each_metric_of_a_fault_has_one_alert() -> None:
     found = [
         check_query(condition["conditionThreshold"], condition["conditionThreshold"]["aggregations"][0])
         for alert in ALERTS.values()
@@ -153,7 +155,7 @@ def test_what_the_alerts_look_at() -> None:
     assert Counter(found) == Counter([*ALERTED, DEAD_LETTERS])
 
 
-def test_people_who_call_dispatch_now_do_not_stand_in_for_the_scheduler() -> None:
+def test_calls_of_dispatch_now_do_not_hide_that_the_scheduler_is_gone() -> None:
     (condition,) = ALERTS["no-pass"]["conditions"]
     assert f'resource.labels.service_name="{SERVICES["dispatch"]}"' in condition["conditionThreshold"]["filter"]
 
@@ -172,13 +174,12 @@ def test_the_dashboard_has_the_form_of_the_api_and_shows_every_metric() -> None:
             query = chart["timeSeriesQuery"]["timeSeriesFilter"]
             assert chart["minAlignmentPeriod"] == query["aggregation"]["alignmentPeriod"]
             shown.add(check_query(query, query["aggregation"]))
-    assert set(taken.values()) == {1}, "no tile lies on another one"
+    assert set(taken.values()) == {1}, "tiles do not overlap"
     assert {x for x, _ in taken} == set(range(DASHBOARD["mosaicLayout"]["columns"]))
     assert shown == {*METRICS, DEAD_LETTERS}
 
 
-@pytest.mark.skipif(not OPERATIONS.is_file(), reason="docs/operations.md is not here")
-def test_each_alert_is_explained_and_every_query_can_be_read() -> None:
+def test_each_alert_has_a_section_and_every_query_there_can_be_parsed() -> None:
     text = OPERATIONS.read_text()
     headings = {title.lower().replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
     assert set(ALERTS) <= headings
@@ -188,16 +189,16 @@ def test_each_alert_is_explained_and_every_query_can_be_read() -> None:
         parse(query)
 
 
-# What an alert makes of a metric
+# When an alert fires
 
 COMPARISONS = {"COMPARISON_GT": operator.gt, "COMPARISON_LT": operator.lt}
 MINUTE = 60
 
 
 def fires(alert: str, moments: Sequence[float], end: float) -> float | None:
-    """Give when the first condition of an alert is met for a metric that counts at these moments; all in seconds.
+    """Return when the first condition of an alert is met for a metric that counts at these moments; all in seconds.
 
-    As Cloud Monitoring does it: once a minute, over the alignment period that has passed, as soon as it holds for ``duration``.
+    Like Cloud Monitoring: once a minute, over the past alignment period, as soon as the condition holds for ``duration``.
     """
     condition = ALERTS[alert]["conditions"][0]["conditionThreshold"]
     period = float(condition["aggregations"][0]["alignmentPeriod"].removesuffix("s"))
@@ -215,7 +216,7 @@ def fires(alert: str, moments: Sequence[float], end: float) -> float | None:
 
 
 def failures(outage: float) -> list[float]:
-    """Give when passes fail in an outage: a tick a minute, each delivered again after 10 s, and twice as late, up to 60 s."""
+    """Return when passes fail in an outage: a tick a minute, each retried after 10 s and then with backoff, up to 60 s."""
     found = []
     for tick in range(0, int(outage), MINUTE):
         moment, pause = float(tick), 10.0
@@ -226,57 +227,57 @@ def failures(outage: float) -> list[float]:
 
 
 @pytest.mark.parametrize("minutes", [1, 2, 3, 4])
-def test_a_blip_alarms_nobody(minutes: int) -> None:
+def test_a_short_outage_does_not_alert(minutes: int) -> None:
     assert fires("passes-fail", failures(minutes * MINUTE), 7200) is None
 
 
 @pytest.mark.parametrize("minutes", [11, 60])
-def test_an_outage_is_told_after_ten_minutes(minutes: int) -> None:
+def test_an_outage_alerts_after_ten_minutes(minutes: int) -> None:
     found = fires("passes-fail", failures(minutes * MINUTE), 7200)
     assert found is not None
     assert 600 <= found <= 720
 
 
-def test_passes_that_fail_now_and_then_are_told_and_a_rare_one_is_not() -> None:
+def test_repeated_failures_alert_and_a_rare_one_does_not() -> None:
     now_and_then = [float(moment) for moment in range(0, 3600, 4 * MINUTE)]
     assert fires("passes-fail", now_and_then, 3600) is not None
     assert fires("passes-fail", now_and_then[::3], 3600) is None
 
 
-def test_no_pass_for_ten_minutes_is_told() -> None:
+def test_no_pass_for_ten_minutes_alerts() -> None:
     passes = [float(moment) for moment in range(0, 3600, MINUTE)]
     found = fires("no-pass", passes, 7200)
     assert found is not None
     assert 600 <= found - passes[-1] <= 720
     assert fires("no-pass", passes, 3600) is None
-    assert fires("no-pass", passes[::4], 3600) is None, "long passes, or ticks that met one"
+    assert fires("no-pass", passes[::4], 3600) is None, "long passes, or ticks during a pass"
 
 
-def test_one_rejected_item_is_told() -> None:
+def test_one_rejected_item_alerts() -> None:
     assert fires("items-rejected", [30.0], 600) == 60
     assert fires("jobs-fail-to-start", [30.0], 600) == 60
 
 
-# What the functions write
+# The log of the functions
 
 
 def counted(entries: Sequence[Entry]) -> Counter[str]:
-    """Count the entries that each metric counts."""
+    """Return how many entries each metric counts."""
     return Counter(name for entry in entries for name, means in FILTERS.items() if means(entry))
 
 
 def tripped(entries: Sequence[Entry]) -> set[str]:
-    """Name the metrics that tell of a failure."""
+    """Return the metrics of faults that count something."""
     return FAILURES & set(counted(entries))
 
 
 def values(metric: str, entries: Sequence[Entry]) -> list[float | None]:
-    """Give what a distribution records."""
+    """Return what a distribution records."""
     return [extract(METRICS[metric]["valueExtractor"], entry) for entry in entries if FILTERS[metric](entry)]
 
 
 def written(log: Path, service: str, begin: int = 0) -> Sequence[Entry]:
-    """Give the entries of a function's output from this byte on."""
+    """Return the entries of a function's output from this byte on."""
     entries = [log_samples.of_line(line, service) for line in log.read_bytes()[begin:].decode().splitlines()]
     for entry in entries:
         json_format.ParseDict(entry, LogEntry.pb(LogEntry()))
@@ -284,7 +285,7 @@ def written(log: Path, service: str, begin: int = 0) -> Sequence[Entry]:
 
 
 def tick_body(data: bytes = b"{}", published: float | None = None) -> bytes:
-    """Give a push of Pub/Sub."""
+    """Return the body of a push from Pub/Sub."""
     when = datetime.fromtimestamp(published or time.time(), UTC).isoformat(timespec="milliseconds")
     message = {"data": base64.b64encode(data).decode(), "messageId": "1", "publishTime": when}
     return json.dumps({"message": message, "subscription": f"projects/{PROJECT}/subscriptions/{NAME}-ticks"}).encode()
@@ -295,7 +296,7 @@ def ask(function: Function, body: bytes) -> tuple[int, bytes]:
 
 
 def until_free(send: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
-    """Send a request until it is not answered that another pass is running; gives that answer."""
+    """Send a request until no other pass is running, and return the answer."""
     answers: list[tuple[int, bytes]] = []
 
     def taken() -> bool:
@@ -307,7 +308,7 @@ def until_free(send: Callable[[], tuple[int, bytes]]) -> tuple[int, bytes]:
 
 
 class Recorder:
-    """The local cloud, and what its functions have written since ``begin``."""
+    """The local cloud, and the log of its functions since ``begin``."""
 
     def __init__(self, cloud: Cloud) -> None:
         self.cloud = cloud
@@ -331,16 +332,16 @@ class Recorder:
         return self.cloud.wandb.store.push(ENTITY, "vertex-cpu", run_spec(image, **changes))
 
     def tick(self, data: bytes = b"{}", published: float | None = None) -> int:
-        """Deliver a tick until it meets no other pass, as Pub/Sub does; jobs' ends ask for passes, too."""
+        """Deliver a tick until no other pass is running, as Pub/Sub does; jobs' ends also request passes."""
         return until_free(lambda: ask(self.cloud.dispatch, tick_body(data, published)))[0]
 
     def now(self, **wanted: Any) -> tuple[int, Any]:
-        """Ask for a pass until there is no other one."""
+        """Request a pass until no other one is running."""
         status, body = until_free(lambda: ask(self.cloud.dispatch_now, json.dumps(wanted).encode()))
         return status, json.loads(body)
 
     def hold(self, seconds: float) -> None:
-        """Let a pass of somebody else run for so long."""
+        """Let another pass hold the lock for this long."""
         content = json.dumps({"pass_id": "somebody", "expires": time.time() + seconds}).encode()
         assert eventually(lambda: self._write({"name": "vertex-launch/default/hold.json"}, content))
 
@@ -369,7 +370,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[Cloud]:
-    """A cloud whose ticks are asked for, with two slots."""
+    """A cloud with two slots and without a schedule."""
     patience = {"settle_grace": 0, "read": 2, "look": 2}
     options = Options(
         tick_every=3600,
@@ -392,8 +393,8 @@ def recorder(cloud: Cloud) -> Recorder:
     return Recorder(cloud)
 
 
-def test_a_healthy_time_trips_nothing(recorder: Recorder) -> None:
-    """Jobs succeed and others fill their slots; ticks meet a pass, come too late or twice; somebody only looks."""
+def test_without_faults_no_metric_of_a_fault_counts(recorder: Recorder) -> None:
+    """Jobs succeed and others take their slots; ticks meet a pass or come late or twice; there is a dry run."""
     for _ in range(3):
         recorder.push(f"{REGISTRY}/sleep:1")
     assert recorder.now(dry_run=True)[0] == 200
@@ -407,8 +408,8 @@ def test_a_healthy_time_trips_nothing(recorder: Recorder) -> None:
     assert eventually(lambda: _settled(recorder.entries()) == ["done"] * 3)
     status, report = recorder.now()
     assert status == 200
-    assert recorder.tick(published=time.time() - 5) == 200, "a pass has done what it asks for"
-    assert recorder.tick(published=time.time() - 601) == 200, "a younger one follows"
+    assert recorder.tick(published=time.time() - 5) == 200, "a pass has already done its work"
+    assert recorder.tick(published=time.time() - 601) == 200, "a newer one follows"
     recorder.hold(60)
     assert ask(recorder.cloud.dispatch, tick_body())[0] == 429
     assert ask(recorder.cloud.dispatch_now, b"")[0] == 409
@@ -450,7 +451,7 @@ def _lines(entries: Sequence[Entry], begin: str) -> int:
 
 @pytest.mark.parametrize("service", SERVICES.values())
 @pytest.mark.parametrize("sample", log_samples.harmless(NAME))
-def test_what_the_platform_says_while_all_is_well_trips_nothing(service: str, sample: str) -> None:
+def test_harmless_messages_of_the_platform_are_not_counted(service: str, sample: str) -> None:
     entry = log_samples.harmless(service)[sample]
     json_format.ParseDict(entry, LogEntry.pb(LogEntry()))
     assert counted([entry]) == {}
@@ -460,7 +461,7 @@ def test_what_the_platform_says_while_all_is_well_trips_nothing(service: str, sa
 
 
 def broken_service(name: str, operation: str, status: int | str) -> Callable[[Recorder], None]:
-    """Give a time in which a service refuses."""
+    """Return a fault: a service refuses requests."""
 
     def happen(recorder: Recorder) -> None:
         recorder.cloud.faults[name].fail(operation, status, times=None)
@@ -542,18 +543,18 @@ FAULTS: Mapping[str, tuple[Callable[[Recorder], None], str]] = {
     "a program crashes at once": (a_job_cannot_start("crash:1"), "start_failures"),
     "a program never calls wandb.init": (a_job_cannot_start("no-init:1"), "start_failures"),
 }
-"""What can go wrong, and the one metric that tells of it."""
+"""Faults, and the one metric that counts each."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_trips_its_metric_and_no_other(recorder: Recorder, fault: str) -> None:
+def test_a_fault_is_counted_by_its_metric_alone(recorder: Recorder, fault: str) -> None:
     happen, metric = FAULTS[fault]
     happen(recorder)
     assert tripped(recorder.entries()) == {metric}
 
 
 def test_a_function_that_is_gone_shows_in_the_passes(recorder: Recorder) -> None:
-    """It cannot say so itself: Cloud Run does, and no pass comes to its end."""
+    """It cannot report this itself. Cloud Run does, and no pass finishes."""
     shim, dispatch = recorder.cloud.shim, recorder.cloud.dispatch
     dispatch.stop()
     recorder.begin()
@@ -563,7 +564,7 @@ def test_a_function_that_is_gone_shows_in_the_passes(recorder: Recorder) -> None
     assert counted(recorder.entries()) == {}
     dispatch.start()
     dispatch.wait()
-    recorder.hold(0)  # what it may have held would expire by itself
+    recorder.hold(0)  # its lock, if it had one, would expire by itself
     assert recorder.tick() == 200
     assert counted(recorder.entries())["passes"] >= 1
     assert tripped(recorder.entries()) == set()
@@ -571,14 +572,14 @@ def test_a_function_that_is_gone_shows_in_the_passes(recorder: Recorder) -> None
 
 @pytest.mark.parametrize("target", SERVICES)
 @pytest.mark.parametrize("sample", log_samples.faults(NAME))
-def test_what_the_platform_says_of_a_fault_trips_the_metric_of_its_function(target: str, sample: str) -> None:
+def test_a_fault_reported_by_the_platform_is_counted_by_the_metric_of_its_function(target: str, sample: str) -> None:
     entry = log_samples.faults(SERVICES[target])[sample]
     json_format.ParseDict(entry, LogEntry.pb(LogEntry()))
     assert counted([entry]) == {"job_state_failures" if target == "job_state" else "pass_failures": 1}
 
 
 def test_other_services_are_not_counted() -> None:
-    """Of another deployment in the same project, or of somebody else."""
+    """Another deployment in the same project, or another program."""
     for service in (f"{NAME}-2-dispatch", f"my-{NAME}-dispatch", "frontend"):
         samples = [*log_samples.faults(service).values(), *log_samples.harmless(service).values()]
         line = json.dumps({"severity": "ERROR", "message": "no pass", "event": "failed"})
@@ -590,7 +591,7 @@ def test_other_services_are_not_counted() -> None:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Function]]:
-    """The functions, none of which can use its configuration."""
+    """The functions with a configuration that cannot be used."""
     folder = tmp_path_factory.mktemp("broken")
     variables = {"STATE_BUCKET": "nonsense", "WANDB_LAUNCH_MAX_JOBS": "many"}
     functions = {
@@ -611,7 +612,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Fu
 
 
 @pytest.mark.parametrize("target", SERVICES)
-def test_a_broken_configuration_trips_the_metric_of_its_function(broken: Mapping[str, Function], target: str) -> None:
+def test_a_broken_configuration_is_counted_by_the_metric_of_its_function(
+    broken: Mapping[str, Function], target: str
+) -> None:
     begin = broken[target].log.stat().st_size
     assert ask(broken[target], tick_body())[0] == 500
     entries = written(broken[target].log, SERVICES[target], begin)
@@ -620,7 +623,7 @@ def test_a_broken_configuration_trips_the_metric_of_its_function(broken: Mapping
 
 @dataclass(frozen=True)
 class Subscription:
-    """A push subscription of a deployment, as ``infra`` makes it: its topic, its function, its ack deadline in seconds."""
+    """A push subscription as ``infra`` creates it: its topic, its function, its ack deadline in seconds."""
 
     topic: str
     target: str
@@ -630,10 +633,10 @@ class Subscription:
 @pytest.mark.parametrize(
     "subscription", [Subscription("ticks", "dispatch", 130), Subscription("job-logs", "job_state", 70)], ids=str
 )
-def test_what_a_function_never_takes_ends_among_the_dead_letters(
+def test_a_message_that_a_function_never_accepts_becomes_a_dead_letter(
     broken: Mapping[str, Function], subscription: Subscription, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After 20 attempts; back-off and deadlines pass 500 times as fast."""
+    """After 20 attempts; backoff and deadlines pass 500 times as fast."""
     function = broken[subscription.target]
     topic = f"projects/{PROJECT}/topics/{NAME}-{subscription.topic}"
     dead = f"projects/{PROJECT}/subscriptions/{NAME}-{subscription.topic}-dead"
@@ -687,7 +690,7 @@ def test_what_a_function_never_takes_ends_among_the_dead_letters(
 SINK = parse((INFRA / "job-ends.filter").read_text())
 
 
-def test_the_sink_hands_on_entries_of_the_real_service_about_an_end() -> None:
+def test_the_sink_passes_on_the_real_service_s_entries_about_an_end() -> None:
     handed = {path.stem: SINK(json.loads(path.read_text())) for path in SAMPLES.glob("*.json")}
     known = {"succeeded": True, "failed": True, "cancelled": True, "running": False, "provisioned": False}
     assert handed.items() >= known.items()

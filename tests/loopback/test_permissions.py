@@ -1,6 +1,6 @@
-"""The permissions that each function uses, from the calls that it makes through a job's whole life on local services.
+"""The permissions that each function uses, from its calls during a job's whole life on local services.
 
-Each function runs alone, as a process under functions-framework, and is met as the cloud meets it.
+Each function runs alone, as a process under functions-framework, and is called like the cloud calls it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIGNATURES = {"dispatch": "cloudevent", "dispatch_now": "http", "job_state": "cl
 
 
 class Alone:
-    """One function and the services that it may meet."""
+    """One function and the services that it may use."""
 
     def __init__(self, name: str, outside: Deployment, logs: LogServer, pubsub: PubSubServer, url: str) -> None:
         self.name, self.outside, self.logs, self._url = name, outside, logs, url
@@ -46,11 +46,11 @@ class Alone:
         self.forget()
 
     def forget(self) -> None:
-        """Count from now on."""
+        """Count calls from now on."""
         self._before = self._calls()
 
     def ask(self, body: Mapping[str, Any] | None = None, *, again: bool = False) -> None:
-        """Send what the function takes, a push or a request; ``again`` where it has to be delivered again."""
+        """Send a push or a request, whichever the function takes; ``again`` if it must be delivered again."""
         self._missed |= not self._objects()
         data = base64.b64encode(json.dumps(body or {}).encode()).decode()
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
@@ -60,15 +60,15 @@ class Alone:
         assert status in ((429,) if again else (200, 204)), answer
 
     def used(self) -> set[tuple[str, str]]:
-        """Give the permissions for all calls; KeyError for a call that no permission is known of."""
+        """Return the permissions for all calls. Raises KeyError for a call whose permission is unknown."""
         calls = self._calls() - self._before
         used = {OF_CALLS[call] for call in calls}
         if calls["CreateCustomJob"] and any(job.job_spec.service_account for job in self.outside.vertex.jobs.values()):
             used.add((JOB_ACCOUNT, "iam.serviceAccounts.actAs"))
         if calls["storage.insert"] > len(self._objects()):
-            used.add((RECORD, "storage.objects.delete"))  # to overwrite is to delete
+            used.add((RECORD, "storage.objects.delete"))  # overwriting includes deleting
         if calls["storage.download"] and self._missed:
-            used.add((RECORD, "storage.objects.list"))  # else nobody is told that there is no such object
+            used.add((RECORD, "storage.objects.list"))  # otherwise a missing object is answered 403
         return used
 
     def _calls(self) -> Counter[str]:
@@ -114,14 +114,14 @@ def test_a_pass_uses_these_permissions_and_no_others(alone: Alone) -> None:
     stopped = runs.get(its.entity, its.project, its.id)
     assert stopped is not None
     runs.stop(stopped)
-    alone.ask()  # cancels that one
+    alone.ask()  # cancels that job
     outside.vertex.advance(outside.jobs_of(fails)[0].name, JobState.JOB_STATE_FAILED, INTERNAL)
-    alone.ask()  # submits the other one again
+    alone.ask()  # retries the other one
     second = outside.jobs_of(fails)[-1]
     run(outside, second)
     alone.logs.add(output_entry(PROJECT, second.name.rsplit("/", 1)[-1], "no such file", time.time()))
     outside.vertex.advance(second.name, JobState.JOB_STATE_FAILED, exited(1))
-    alone.ask()  # reads its log and tells its end
+    alone.ask()  # reads its log and settles it
     assert alone.used() == NEEDED[alone.name] | LOG_LINES
 
 
@@ -135,14 +135,14 @@ def test_job_state_uses_these_permissions_and_no_others(alone: Alone) -> None:
     alone.ask({"job": job.name}, again=True)  # has not ended
     outside.vertex.advance(job.name, JobState.JOB_STATE_SUCCEEDED)
     alone.ask({"job": job.name})
-    alone.ask({"job": f"{job.name}9"})  # is nobody's
+    alone.ask({"job": f"{job.name}9"})  # does not exist
     assert alone.used() == NEEDED["job_state"]
 
 
 @pytest.mark.deployment
 @needs_terraform
 @pytest.mark.parametrize("function", NEEDED)
-def test_terraform_grants_what_is_used_and_no_more(function: str) -> None:
+def test_terraform_grants_exactly_what_is_used(function: str) -> None:
     planned = plan()
     account = f"vertex-launch-{ACCOUNTS[function]}"
     assert granted(bindings(planned), permissions(planned), account) == NEEDED[function]
@@ -151,7 +151,7 @@ def test_terraform_grants_what_is_used_and_no_more(function: str) -> None:
 @pytest.mark.deployment
 @needs_terraform
 @pytest.mark.parametrize("function", NEEDED)
-def test_terraform_grants_the_logs_only_where_they_are_read(function: str) -> None:
+def test_terraform_grants_reading_logs_only_if_they_are_read(function: str) -> None:
     planned = plan({"read_job_logs": True})
     account = f"vertex-launch-{ACCOUNTS[function]}"
     more = set() if function == "job_state" else LOG_LINES

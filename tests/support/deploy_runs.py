@@ -1,7 +1,7 @@
 """infra/deploy.sh and infra/destroy.sh with the real gcloud against a stand-in for Google's APIs.
 
-A run asks gcloud a hundred times, at most of a second each. So there is one story, told once in a test session whichever
-process needs it first, and the tests read the record of it: a deployment, the same again, one that finds changes, the end.
+A run calls gcloud a hundred times. So there is one story, run once in a test session by the process that needs it first, and the
+tests read its record: a deployment, the same again, one that finds changes and gets no options, the end.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import gcloud_server
 from tests.support.google_apis import PROJECT, GoogleApis, Snapshot
 from tests.support.processes import ROOT
 
@@ -29,9 +30,10 @@ TEAM, QUEUE = "ada-and-friends", "vertex-cpu"
 """The W&B team and the queue of the checkout that is deployed."""
 INVOKERS = ("user:ada@example.com", f"serviceAccount:ci@{PROJECT}.iam.gserviceaccount.com")
 OPTIONS = (f"--project={PROJECT}", f"--region={REGION}", f"--job-regions={','.join(REGIONS)}")
+ALONE = OPTIONS[:2]
 DEPLOY = (*OPTIONS, "--wandb-base-url", "https://wandb.example.com", *(f"--invoker={one}" for one in INVOKERS))
 TOKENS = (f"projects/{PROJECT}/secrets/github-token", "projects/another-project/secrets/gitlab-token")
-"""Secrets that its jobs read, besides the key."""
+"""Secrets that its jobs read in addition to the key."""
 SETTINGS = f"""
 api_key_delivery: secret
 git_token_secrets:
@@ -48,19 +50,17 @@ DEPLOYED = (
     "Makefile",
     "cloudbuild.yaml",
     "infra",
-    "launch-config.yaml",
     "main.py",
     "requirements.txt",
-    "vertex-launch.yaml",
     "vertex_launch",
 )
 SECRETS = (".env", "key.json", "vertex_launch/__pycache__/old.pyc", ".venv/lib/site.py", "wandb/debug.log")
-"""What lies around in a checkout and must not get into a function."""
+"""Files in a checkout that must not get into a function."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A script that has ended: what it said, how long it took in seconds, what it left, what it asked for."""
+    """A script that has ended: its output, its duration in seconds, and what it left and called."""
 
     status: int
     output: str
@@ -68,11 +68,11 @@ class Run:
     after: Snapshot
 
     def commands(self) -> list[str]:
-        """Give the commands that it has shown."""
+        """Return the commands that it has printed."""
         return [line.removeprefix("+ ") for line in self.output.splitlines() if line.startswith("+ ")]
 
     def changes(self) -> list[str]:
-        """Give method and path of the requests that were there to change something."""
+        """Return method and path of the requests that were sent to change something."""
         return [f"{call.method} {call.path}" for call in self.after.calls if call.changes]
 
 
@@ -90,12 +90,12 @@ class Story:
     checkout: Path
 
     def runs(self) -> tuple[Run, ...]:
-        """Give all of them."""
+        """Return all of them."""
         return (self.deploy, self.repeat, self.change, self.destroy, self.destroy_data)
 
 
-def checkout(folder: Path) -> Path:
-    """Copy what is deployed, as a user has it: with a team and secrets in the configuration, and things lying around."""
+def checkout(folder: Path, settings: str = SETTINGS) -> Path:
+    """Copy what is deployed, as a user has it: with a configuration, and with files that must not be deployed."""
     for name in DEPLOYED:
         source = ROOT / name
         if source.is_dir():
@@ -106,16 +106,14 @@ def checkout(folder: Path) -> Path:
     for name in SECRETS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("secret")
-    with (folder / "vertex-launch.yaml").open("a") as settings:
-        settings.write(SETTINGS)
-    config = folder / "launch-config.yaml"
-    config.write_text(f"entity: {TEAM}\nqueues: [{QUEUE}]\nmax_jobs: 1\n")
+    (folder / "vertex-launch.yaml").write_text(settings)
+    (folder / "launch-config.yaml").write_text(f"entity: {TEAM}\nqueues: [{QUEUE}]\nmax_jobs: 1\n")
     return folder
 
 
 def run(script: Sequence[str], folder: Path, apis: GoogleApis, settings: Path) -> Run:
     """Run a script of the checkout in ``folder``; gcloud's own settings lie in ``settings``."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(settings), "DEPLOY_PAUSE": "0", **apis.variables(settings)}
+    environment = {"PATH": gcloud_server.path(), "HOME": str(settings), "DEPLOY_PAUSE": "0", **apis.variables(settings)}
     apis.snapshot()
     began = time.monotonic()
     done = subprocess.run(
@@ -133,7 +131,7 @@ def run(script: Sequence[str], folder: Path, apis: GoogleApis, settings: Path) -
 
 
 def story(factory: pytest.TempPathFactory) -> Story:
-    """Give the record of the story, which the first process of the session that asks for it makes."""
+    """Return the record of the story, which the first process of the session that needs it makes."""
     folder = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -159,7 +157,7 @@ def _tell(folder: Path) -> dict[str, Any]:
     chapters: tuple[tuple[str, Callable[[], object], list[str]], ...] = (
         ("deploy", lambda: strangers(apis), deploy),
         ("repeat", lambda: None, deploy),
-        ("change", lambda: disturb(apis, place), deploy),
+        ("change", lambda: disturb(apis, place), [deploy[0], *ALONE]),
         ("destroy", lambda: forget(apis), destroy),
         ("destroy_data", lambda: None, [*destroy, "--with-data"]),
     )
@@ -177,11 +175,11 @@ def _tell(folder: Path) -> dict[str, Any]:
     return {"runs": runs, "unknown": apis.unknown}
 
 
-# What is there before: things of others, some with names like ours, one with a name of ours.
+# Existing resources of others, some with names like ours, one with the name of one of ours.
 
 STRANGER = f"serviceAccount:{NAME}-other@{PROJECT}.iam.gserviceaccount.com"
 TAKEN = f"artifactregistry/projects/{PROJECT}/locations/{REGION}/repositories/{NAME}-images"
-"""A repository with the name of ours that somebody has made before."""
+"""A repository with the name of one of ours that existed before."""
 STRANGERS: dict[str, dict[str, Any]] = {
     f"pubsub/projects/{PROJECT}/topics/{NAME}-ticks2": {"name": f"projects/{PROJECT}/topics/{NAME}-ticks2"},
     f"pubsub/projects/{PROJECT}/topics/other-ticks": {
@@ -233,6 +231,8 @@ def strangers(apis: GoogleApis) -> None:
 
 # What happens to a deployment as time goes by
 
+FUNCTIONS = f"cloudfunctions/projects/{PROJECT}/locations/{REGION}/functions"
+CONNECTOR = f"projects/{PROJECT}/locations/{REGION}/connectors/main"
 SUBSCRIPTION = f"pubsub/projects/{PROJECT}/subscriptions/{NAME}-ticks"
 SCHEDULE = f"cloudscheduler/projects/{PROJECT}/locations/{REGION}/jobs/{NAME}-tick"
 SINK = f"logging/projects/{PROJECT}/sinks/{NAME}-job-ends"
@@ -245,7 +245,13 @@ KEPT_FILES = ("passes.yaml", "no-pass.yaml")
 def disturb(apis: GoogleApis, place: Path) -> None:
     """Change what was deployed by hand, and the checkout; give the secret its key."""
     apis.resources[SUBSCRIPTION]["ackDeadlineSeconds"] = 10
-    apis.resources[SCHEDULE]["schedule"] = "0 0 * * *"
+    apis.enabled.add("vpcaccess.googleapis.com")
+    apis.resources[SCHEDULE] |= {"schedule": "*/5 * * * *", "timeZone": "Europe/Berlin"}
+    for name in ("dispatch", "dispatch-now"):
+        apis.resources[f"{FUNCTIONS}/{NAME}-{name}"]["serviceConfig"] |= {
+            "availableMemory": "2Gi",
+            "vpcConnector": CONNECTOR,
+        }
     apis.resources[SINK]["filter"] = "severity>=ERROR"
     apis.resources[WIDENED]["includedPermissions"].append("aiplatform.customJobs.delete")
     apis.resources[DELETED]["deleted"] = True

@@ -1,8 +1,8 @@
-"""A local stand-in for the Google APIs that gcloud asks when it deploys: one HTTP server, one table of what it can do.
+"""A local stand-in for the Google APIs that gcloud uses when it deploys: one HTTP server with one table of methods.
 
-It remembers what is made, so that a second deployment finds the first one. It is as strict as Google where mistakes of a
-deployment would show: an API that is not enabled, an account, a role or a topic that is not there yet, a name that is taken.
-What is not in the table is answered 501 and noted in ``unknown``.
+It stores resources, so a second deployment finds the first one. It is as strict as Google about mistakes of a deployment: APIs
+that are not enabled, missing accounts, roles and topics, names that are taken. Anything else is answered 501 and listed in
+``unknown``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SERVICES = (
     "serviceusage",
     "storage",
 )
-"""As gcloud's properties and the names of the APIs call them."""
+"""Their names in gcloud's properties and in the names of the APIs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Call:
 
     @property
     def changes(self) -> bool:
-        """Say whether it was there to change something."""
+        """Whether it was sent to change something."""
         return self.method != "GET" and not self.path.endswith((":getIamPolicy", ":testIamPermissions"))
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Call:
 
 @dataclass
 class Snapshot:
-    """What there is at one moment, and the calls since the one before. Goes through JSON and back."""
+    """All resources at one moment, and the calls since the previous snapshot. Can be written as JSON."""
 
     calls: list[Call]
     resources: dict[str, Json]
@@ -72,16 +72,16 @@ class Snapshot:
     enabled: list[str]
 
     def dump(self) -> Json:
-        """Give it in JSON types."""
+        """Return it in JSON types."""
         return asdict(self)
 
     @classmethod
     def parse(cls, values: Json) -> Snapshot:
-        """Read what ``dump`` gave."""
+        """Parse what ``dump`` returned."""
         return cls(**{**values, "calls": [Call(**call) for call in values["calls"]]})
 
     def policies(self) -> dict[str, dict[str, set[str]]]:
-        """Give who may do what: resource to role to members. A role under a condition is written ``role if EXPRESSION``."""
+        """Return all roles: resource to role to members. A role with a condition is written ``role if EXPRESSION``."""
         found: dict[str, dict[str, set[str]]] = {}
         for resource, bindings in self.bindings.items():
             for binding in bindings:
@@ -91,7 +91,7 @@ class Snapshot:
         return found
 
     def permissions(self, role: str) -> set[str]:
-        """Give the permissions of a custom role, by its full name."""
+        """Return the permissions of a custom role, by its full name."""
         return set(self.resources[f"iam/{role}"]["includedPermissions"])
 
 
@@ -146,7 +146,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What a handler gets; ``match`` is of its pattern on the path."""
+    """The argument of a handler; ``match`` is its pattern's match on the path."""
 
     method: str
     path: str
@@ -204,7 +204,7 @@ class GoogleApis:
         self._web.stop()
 
     def variables(self, folder: Path) -> dict[str, str]:
-        """Give the environment by which gcloud asks these APIs and nobody else; its configuration lies in ``folder``."""
+        """Return the environment in which gcloud uses only these APIs, with its configuration in ``folder``."""
         endpoints = {f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{name.upper()}": f"{self.url}/{name}/" for name in SERVICES}
         return endpoints | {
             "CLOUDSDK_CONFIG": str(folder),
@@ -216,7 +216,7 @@ class GoogleApis:
         }
 
     def snapshot(self) -> Snapshot:
-        """Give what there is now and the calls since the last snapshot."""
+        """Return the current state and the calls since the last snapshot."""
         with self._lock:
             calls, self.calls = self.calls, []
             values = Snapshot(calls, self.resources, self.bindings, sorted(self.enabled)).dump()
@@ -257,7 +257,7 @@ class GoogleApis:
             )
 
     def _routes(self) -> Iterable[tuple[tuple[str, ...], str, Answer]]:
-        """Give methods, pattern and function of everything that is known; the first that fits answers."""
+        """Yield methods, pattern and function of everything that is known; the first match answers."""
         service = "([a-z]+)"
         yield ("GET",), f"serviceusage/{P}/services", self._list_services
         yield ("GET",), f"serviceusage/{P}/services/([^/]+)", self._get_service
@@ -291,7 +291,7 @@ class GoogleApis:
     # Resources of every kind
 
     def _named(self, path: str) -> str:
-        """Give the key of a resource; accounts may be named without their project."""
+        """Return the key of a resource; accounts may be named without their project."""
         path = re.sub(r"^iam/projects/-/serviceAccounts/", f"iam/projects/{PROJECT}/serviceAccounts/", path)
         if path not in self.resources:
             raise Refused(404, "NOT_FOUND", f"{path} does not exist")
@@ -519,7 +519,7 @@ class _Handler(Handler):
 
 
 def _run_service(path: str) -> str:
-    """Give the key of the Cloud Run service that serves a function."""
+    """Return the key of the Cloud Run service that serves a function."""
     return re.sub("^cloudfunctions/(.+)/functions/", r"run/\1/services/", path)
 
 

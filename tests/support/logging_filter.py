@@ -1,11 +1,11 @@
-"""The query language of Cloud Logging, as far as the filters of ``infra`` use it; what is not known here is an error.
+"""The query language of Cloud Logging, as far as the filters of ``infra`` use it; anything else is an error.
 
 Written after https://cloud.google.com/logging/docs/view/logging-query-language. Known: comparisons of a field with a word, a
 number, a quoted string or ``(a OR b)`` by ``= != > >= < <= : =~ !~``; ``field:*``; AND (which may be left out), OR, NOT,
 parentheses and comments. NOT binds more tightly than OR, and OR more tightly than AND.
 
-A field of the payload or a label that an entry lacks is missing: no comparison with it is true, ``!=`` neither. One that
-every entry has, as its severity, has a default. Strings are compared without regard to case, regular expressions are not.
+If an entry lacks a field of the payload or a label, no comparison with it is true, not even ``!=``. Fields that every entry
+has, such as the severity, have a default. Comparisons of strings ignore case, regular expressions do not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Entry = Mapping[str, Any]
 """A LogEntry in the JSON form of the API."""
 
 Test = Callable[[Entry], bool]
-"""Says whether a filter means an entry."""
+"""Returns whether an entry matches a filter."""
 
 SEVERITIES = ("DEFAULT", "DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRITICAL", "ALERT", "EMERGENCY")
 DEFAULTS = {
@@ -31,9 +31,9 @@ DEFAULTS = {
     "resource.type": "",
     "httpRequest.status": 0,
 }
-"""The fields that every entry has, with the value that counts where none is given."""
+"""The fields that every entry has, with their defaults."""
 OPEN = ("jsonPayload", "labels", "resource.labels")
-"""Where any name may follow."""
+"""Fields that may be followed by any name."""
 
 _TOKEN = re.compile(
     r"""\s+ | --[^\n]*
@@ -57,7 +57,7 @@ _BEYOND_RE2 = re.compile(r"\(\?(?:[=!]|<[=!])|\\[1-9]")
 
 
 class FilterError(ValueError):
-    """A filter cannot be understood, or compares what cannot be compared; the message says what and where."""
+    """A filter is malformed, or compares values that cannot be compared."""
 
 
 class Missing:
@@ -76,7 +76,7 @@ def parse(text: str) -> Test:
 
 
 def extract(extractor: str, entry: Entry) -> float | None:
-    """Give what the ``valueExtractor`` of a metric takes from an entry, None where there is no number. Raises FilterError."""
+    """Return what a metric's ``valueExtractor`` takes from an entry, None without a number. Raises FilterError."""
     match = re.fullmatch(r"EXTRACT\(([^()\s]+)\)", extractor)
     if match is None:
         raise FilterError(f"{extractor!r} is not supported; write EXTRACT(field)")
@@ -88,7 +88,7 @@ def extract(extractor: str, entry: Entry) -> float | None:
 
 
 def value(path: str, entry: Entry) -> Any:
-    """Give the value at a path, as ``labels."a/b"`` or ``jsonPayload.event``, Missing() for none. Raises FilterError."""
+    """Return the value at a path such as ``labels."a/b"`` or ``jsonPayload.event``, or Missing(). Raises FilterError."""
     found = _given(path, entry)
     return DEFAULTS.get(path, found) if isinstance(found, Missing) else found
 
@@ -190,12 +190,12 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 def _parts(path: str) -> list[str]:
-    """Split a path; only fields of a LogEntry that are known here are allowed."""
+    """Split a path. Only known fields of a LogEntry are allowed."""
     parts = [plain or _unquoted(quoted) for plain, quoted in _PART.findall(path)]
     known = path in DEFAULTS or any(path.startswith(f"{prefix}.") for prefix in OPEN)
     if not known or not _PATH.fullmatch(path):
         fields = ", ".join([*DEFAULTS, *(f"{prefix}.…" for prefix in OPEN)])
-        raise FilterError(f"{path!r} is no field that is known here: {fields}")
+        raise FilterError(f"{path!r} is not a known field: {fields}")
     return parts
 
 
@@ -238,7 +238,7 @@ def _severity(sign: str, text: str) -> Test:
 
 
 def _is_true(found: Any, sign: str, text: str) -> bool:
-    """Compare a value with a word of the filter, which becomes one of the value's type; what cannot is not true."""
+    """Compare a value with a word of the filter, converted to the value's type; False if that is impossible."""
     if found is None or isinstance(found, Missing):
         return False
     if isinstance(found, bool):

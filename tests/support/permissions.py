@@ -1,11 +1,11 @@
-"""What each account may do: what the functions were seen to need, which every way of deploying has to grant, and no more."""
+"""The permissions of each account: exactly those that the functions use, which every way of deploying must grant."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
 PROJECT, JOB_ACCOUNT, SECRET, RECORD, TICKS = "project", "job account", "secret", "record", "ticks"
-"""On what a permission is needed. CustomJobs have no policy of their own, so theirs are the project's."""
+"""The resources on which permissions are needed. CustomJobs have no policy of their own, so theirs are the project's."""
 
 DISPATCH = {
     (PROJECT, "aiplatform.customJobs.cancel"),
@@ -24,10 +24,10 @@ NEEDED = {
     "dispatch_now": DISPATCH,
     "job_state": {(PROJECT, "aiplatform.customJobs.get"), (TICKS, "pubsub.topics.publish")},
 }
-"""By function. ``tests/test_permissions.py`` records that each of them is used and that nothing else is."""
+"""By function. ``tests/loopback/test_permissions.py`` shows that each of them is used, and no others."""
 
 LOG_LINES = {(PROJECT, "logging.logEntries.list")}
-"""What ``dispatch`` and ``dispatch_now`` need beside, where ``log_lines`` asks for the output of failed jobs."""
+"""What ``dispatch`` and ``dispatch_now`` also need if ``log_lines`` asks for the output of failed jobs."""
 
 OF_CALLS: Mapping[str, tuple[str, str]] = {
     "CreateCustomJob": (PROJECT, "aiplatform.customJobs.create"),
@@ -48,7 +48,7 @@ OF_ROLES: Mapping[str, set[str]] = {
     "roles/pubsub.publisher": {"pubsub.topics.publish"},
     "roles/iam.serviceAccountUser": {"iam.serviceAccounts.actAs"},
 }
-"""What predefined roles hold of that, from https://cloud.google.com/iam/docs/roles-permissions."""
+"""Which of them predefined roles hold, from https://cloud.google.com/iam/docs/roles-permissions."""
 
 ACCOUNTS = {"dispatch": "dispatch", "dispatch_now": "now", "job_state": "job-state"}
 """The end of the name of each function's account."""
@@ -66,11 +66,11 @@ _KINDS = {
 def granted(
     bindings: Iterable[tuple[str, str, str]], roles: Mapping[str, Collection[str]], account: str
 ) -> set[tuple[str, str]]:
-    """Give what an account may do, of bindings (on what, role, member) and the permissions of custom roles by their names."""
+    """Return an account's permissions from bindings (on what, role, member) and the permissions of custom roles by name."""
     mine = [(on, role) for on, role, member in bindings if member.startswith(f"serviceAccount:{account}@")]
     return {(_kind(on), one) for on, role in mine for one in (roles.get(role) or OF_ROLES[role])}
 
 
 def _kind(resource: str) -> str:
-    """Tell what a resource is from how it is written, as ``topic`` from ``projects/P/topics/T``."""
+    """Return the kind of a resource from its name, such as ``topic`` for ``projects/P/topics/T``."""
     return next(kind for word, kind in _KINDS.items() if word in resource.lower())

@@ -1,6 +1,6 @@
-"""Terraform on a copy of ``infra/`` without the network: what it would make, for tests that ask what a deployment has.
+"""Terraform on a copy of ``infra/`` without the network: its plans, for tests of what a deployment has.
 
-A copy, so that nobody's state, variables and providers come into it. The providers are stand-ins that know the schemas only.
+It is a copy to keep state, variables and providers of the checkout out of it. Stand-ins for the providers know their schemas.
 """
 
 from __future__ import annotations
@@ -22,31 +22,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = ROOT.parent / "shared" / "tools" / "terraform-offline"
-TERRAFORM = shutil.which("terraform") or ""
+TERRAFORM = shutil.which("terraform") or "terraform"
 NUMBER = "google_project-number"
-"""What the stand-in for ``data.google_project`` says the project's number is."""
+"""The project's number according to the stand-in for ``data.google_project``."""
 PROJECT = {
     "project": "my-project",
     "region": "us-central1",
     "launch_config": str(ROOT / "infra/examples/one-queue/launch-config.yaml"),
 }
-"""The variables that have to be set, and a configuration that somebody has edited."""
+"""The required variables, and a configuration without placeholders."""
 
-MISSING = (
-    "terraform is not installed: infra/ is not checked"
-    if not TERRAFORM
-    else f"there is no {OFFLINE}: infra/ is not checked, for the providers cannot be fetched without the network"
-    if not OFFLINE.exists()
-    else ""
+needs_terraform = pytest.mark.skipif(
+    not OFFLINE.exists(),
+    reason=f"NOT CHECKED: infra/ with Terraform, which needs {OFFLINE} to work without the network",
 )
-needs_terraform = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-"""For tests that call anything of this module."""
+"""For tests that use this module. If the tool is there and Terraform is not, they fail."""
 
 _PATIENCE = 240.0
 
 
 def copy_of_checkout(target: Path) -> Path:
-    """Copy what Terraform reads into the empty folder ``target``; gives the copy of ``infra/``."""
+    """Copy what Terraform reads into the empty folder ``target``, and return the copy of ``infra/``."""
     for name in ("infra", "vertex_launch"):
         ignored = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf", "__pycache__")
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
@@ -56,20 +52,20 @@ def copy_of_checkout(target: Path) -> Path:
 
 
 def terraform(folder: Path, *commands: Sequence[str]) -> str:
-    """Run terraform commands in ``folder``, one after the other with one start of the providers; gives what they print.
+    """Run terraform commands in ``folder``, starting the providers once, and return what they print.
 
     Raises CalledProcessError, with all output in ``output``, when one of them fails.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        # The tool runs one command, `terraform`: this one, which is several. It says itself that all went well, for the tool's
-        # own exit status is that of the providers, which it kills at its end.
+        # The tool runs one command, `terraform`: this script of several. It reports success in a file, because the tool's exit
+        # status is that of the providers, which it kills at the end.
         several, succeeded = Path(scratch, "terraform"), Path(scratch, "succeeded")
         lines = (shlex.join([TERRAFORM, f"-chdir={folder}", *command]) for command in commands)
         several.write_text("\n".join(["#!/bin/sh", "set -e", *lines, f": >{shlex.quote(str(succeeded))}", ""]))
         several.chmod(0o755)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
         environment |= {"PATH": f"{scratch}{os.pathsep}{os.environ['PATH']}", "TF_CLI_ARGS": "-no-color"}
-        # One at a time: on a fresh machine the tool's first run installs what it needs.
+        # One at a time: the tool's first run on a machine installs what it needs.
         with Path(tempfile.gettempdir(), f"terraform-offline-{os.getuid()}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             done = subprocess.run(
@@ -81,7 +77,7 @@ def terraform(folder: Path, *commands: Sequence[str]) -> str:
 
 
 def plan_in(folder: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the plan for the configuration in ``folder`` as ``terraform show -json`` has it."""
+    """Return the plan for the configuration in ``folder``, in the form of ``terraform show -json``."""
     with tempfile.TemporaryDirectory() as scratch:
         values, planned = Path(scratch, "values.tfvars.json"), Path(scratch, "plan")
         values.write_text(json.dumps(variables))
@@ -92,7 +88,7 @@ def plan_in(folder: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan(variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Give the plan of ``infra/`` for ``variables`` besides those of ``PROJECT``; made once for the same ones. Change nothing in it.
+    """Return the plan of ``infra/`` for ``variables`` and those of ``PROJECT``, cached. Do not change it.
 
     ``resources`` and ``bindings`` read it.
     """
@@ -101,23 +97,23 @@ def plan(variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 @functools.cache
 def plan_of_example(name: str) -> dict[str, Any]:
-    """Give the plan of ``infra/examples/name``, made once. Change nothing in it."""
+    """Return the plan of ``infra/examples/name``, cached. Do not change it."""
     return plan_in(_checkout() / "examples" / name, {})
 
 
 def resources(planned: Mapping[str, Any], kind: str, *, read: bool = False) -> dict[str, dict[str, Any]]:
-    """Give the values of a plan's resources of one type, by address; ``read``: of its data sources, as they were read.
+    """Return the values of a plan's resources of one type by address, or with ``read`` those of its data sources.
 
-    What is known only after they are made is missing.
+    Values that are known only after ``apply`` are missing.
     """
     values = planned["prior_state"]["values"] if read else planned["planned_values"]
     return {r["address"]: r["values"] for r in _walk(values["root_module"]) if r["type"] == kind}
 
 
 def bindings(planned: Mapping[str, Any]) -> set[tuple[str, str, str]]:
-    """Give every right of a plan: what on, which role, who. The writer of the log sink, not known before, is ``SINK``.
+    """Return every role of a plan: on what, which role, for whom. The writer of the log sink, unknown in a plan, is ``SINK``.
 
-    What on is a kind and a name, as ``pubsub_topic vertex-launch-ticks``, and the condition where there is one.
+    On what is a kind and a name, such as ``pubsub_topic vertex-launch-ticks``, and the condition if there is one.
     """
     return {
         (_scope(r["type"], r["values"]), r["values"]["role"], r["values"].get("member", "SINK"))
@@ -127,7 +123,7 @@ def bindings(planned: Mapping[str, Any]) -> set[tuple[str, str, str]]:
 
 
 def permissions(planned: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    """Give the permissions of each custom role of a plan, by the name that bindings have for it."""
+    """Return the permissions of each custom role of a plan, by its name in bindings."""
     return {
         f"projects/{role['project']}/roles/{role['role_id']}": frozenset(role["permissions"])
         for role in resources(planned, "google_project_iam_custom_role").values()

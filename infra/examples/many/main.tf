@@ -1,5 +1,5 @@
-# Two deployments side by side in one project: research with several queues, regions and accounts that exist already, and
-# staging of its own, whose jobs are counted and settled apart. W&B is self-hosted and reached through a VPC network.
+# Two deployments in one project: research uses several queues, regions, existing accounts and buckets; trial is separate, so its
+# jobs are counted and settled separately. W&B is self-hosted in a VPC network.
 
 terraform {
   required_version = ">= 1.9"
@@ -32,7 +32,7 @@ module "research" {
   vertex_launch_config = "${path.module}/research/vertex-launch.yaml"
   job_regions          = ["europe-west4", "us-central1", "us-east4"] # the first is the default
 
-  # What exists already. us-east4 gets a new staging bucket.
+  # Existing resources. A staging bucket is created for us-east4.
   wandb_secret               = "projects/my-project/secrets/wandb-launch-key"
   staging_buckets            = { europe-west4 = "my-project-training-eu", us-central1 = "my-project-training-us" }
   images_repository          = "projects/my-project/locations/europe/repositories/training"
@@ -59,13 +59,13 @@ module "trial" {
   wandb_base_url = local.wandb
   vpc_connector  = "projects/my-project/locations/europe-west4/connectors/internal"
 
-  schedule    = "*/5 * * * *" # nobody waits for these
+  schedule    = "*/5 * * * *" # items may wait for five minutes
   invokers    = ["group:research@example.com"]
   labels      = { team = "research", stage = "trial" }
-  enable_apis = false # research has
+  enable_apis = false # research does
 }
 
 output "dispatch_now_urls" {
-  description = "Where to ask for a pass, by deployment."
+  description = "URLs that run a pass at once, by deployment."
   value       = { research = module.research.dispatch_now_url, trial = module.trial.dispatch_now_url }
 }

@@ -1,5 +1,5 @@
-# One queue, one region, everything made new: the smallest deployment. Copy this folder, write your project, your entity and
-# your queue, then: terraform init && terraform apply
+# The smallest deployment: one queue and one region, with everything created. Copy this folder, set your project, entity and queue,
+# then run: terraform init && terraform apply
 
 terraform {
   required_version = ">= 1.9"
@@ -11,7 +11,7 @@ terraform {
     }
   }
 
-  # The state holds no secret. Keep it where your team finds it:
+  # The state holds no secret. Keep it where your team can find it:
   # backend "gcs" {
   #   bucket = "my-terraform-state"
   #   prefix = "vertex-launch"
@@ -24,7 +24,7 @@ provider "google" {
 }
 
 module "vertex_launch" {
-  source = "../.." # the folder infra of the checkout, seen from here
+  source = "../.." # the folder infra of the checkout
 
   project       = "my-project"
   region        = "us-central1"
@@ -33,16 +33,16 @@ module "vertex_launch" {
 }
 
 output "add_key_command" {
-  description = "Run it once, and again for a new key."
+  description = "Run it once, and again for each new key."
   value       = module.vertex_launch.add_key_command
 }
 
 output "call_command" {
-  description = "Shows what a pass would find."
+  description = "Command that previews a pass."
   value       = module.vertex_launch.call_command
 }
 
 output "service_accounts" {
-  description = "The account jobs is what a queue's config names as service_account."
+  description = "Set service_account in a queue's config to the account jobs."
   value       = module.vertex_launch.service_accounts
 }
