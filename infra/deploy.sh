@@ -20,7 +20,7 @@ An option that you leave out keeps its deployed value; its default (in parenthes
   --job-regions R,R          regions in which jobs may run, the first is their default (the region)
   --wandb-base-url URL       a self-hosted W&B server; none: the one in vertex-launch.yaml (none)
   --schedule CRON            when to run a pass besides after a job's end, in UTC (* * * * *)
-  --invoker MEMBER           who may call dispatch-now, such as user:ada@example.com; repeatable. Removes nobody
+  --invoker MEMBER           who may call dispatch-now, such as user:ada@example.com; repeatable; others keep access
   --job-account ADDRESS      an existing service account that jobs may run as; repeatable (NAME-jobs is created)
   --staging-buckets B,B      existing buckets that jobs write to, one for each job region (PROJECT-NAME-staging-REGION are created)
   --secret NAME              an existing secret of the project with the W&B API key (NAME-wandb-api-key is created)

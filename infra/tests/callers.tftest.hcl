@@ -33,18 +33,18 @@ run "pushes_and_named_callers" {
   }
 }
 
-run "nobody_is_named" {
+run "without_invokers" {
   command = plan
   variables {
     invokers = []
   }
   assert {
     condition     = length(google_cloud_run_v2_service_iam_member.invokers) == 0
-    error_message = "Without invokers nobody may call dispatch-now."
+    error_message = "Without invokers, no one may call dispatch-now."
   }
 }
 
-run "everybody_is_refused" {
+run "all_users_are_refused" {
   command = plan
   variables {
     invokers = ["allUsers"]
@@ -52,7 +52,7 @@ run "everybody_is_refused" {
   expect_failures = [var.invokers]
 }
 
-run "everybody_with_an_account_is_refused" {
+run "all_authenticated_users_are_refused" {
   command = plan
   variables {
     invokers = ["user:ada@example.com", "allAuthenticatedUsers"]

@@ -43,7 +43,7 @@ run "by_default" {
       function.build_config[0].docker_repository == "projects/my-project/locations/us-central1/repositories/vertex-launch-functions" &&
       length(function.event_trigger) == 0 && length(function.service_config[0].secret_environment_variables) == 0
     ])
-    error_message = "Functions are built by the build account into their repository, have no trigger of Eventarc's and no secret in their environment."
+    error_message = "Functions are built by the build account into their repository, have no Eventarc trigger and no secret in their environment."
   }
   assert {
     condition = alltrue([
@@ -81,7 +81,7 @@ run "regions_a_server_and_a_network" {
   }
   assert {
     condition     = google_cloudfunctions2_function.this["dispatch"].location == "us-central1"
-    error_message = "Where jobs run does not move the functions."
+    error_message = "The job regions do not change the region of the functions."
   }
   assert {
     condition = alltrue([
@@ -111,7 +111,7 @@ run "code_from_a_bucket" {
   }
   assert {
     condition     = length(google_storage_bucket.source) == 0 && length(google_storage_bucket_object.source) == 0 && length(data.archive_file.source) == 0
-    error_message = "Nothing is zipped or uploaded where the code is in a bucket already."
+    error_message = "Nothing is zipped or uploaded if the code is in a bucket already."
   }
   assert {
     condition     = alltrue([for function in google_cloudfunctions2_function.this : function.build_config[0].source[0].storage_source[0].bucket == "releases" && function.build_config[0].source[0].storage_source[0].object == "vertex-launch-1.0.zip"])
@@ -139,7 +139,7 @@ run "passes_longer_than_the_function_may_take" {
   expect_failures = [google_cloudfunctions2_function.this["dispatch"], google_cloudfunctions2_function.this["dispatch-now"]]
 }
 
-run "long_passes_in_functions_that_may_take_so_long" {
+run "long_passes_with_a_longer_timeout" {
   command = plan
   variables {
     vertex_launch_config = "tests/long-pass.yaml"
@@ -147,6 +147,6 @@ run "long_passes_in_functions_that_may_take_so_long" {
   }
   assert {
     condition     = google_cloudfunctions2_function.this["dispatch"].service_config[0].timeout_seconds == 240
-    error_message = "The dispatchers may take as long as they are told."
+    error_message = "The dispatchers have the timeout that was set."
   }
 }

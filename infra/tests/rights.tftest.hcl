@@ -38,7 +38,7 @@ run "by_default" {
       "serviceAccount:vertex-launch-dispatch@my-project.iam.gserviceaccount.com projects/my-project/serviceAccounts/vertex-launch-jobs@my-project.iam.gserviceaccount.com",
       "serviceAccount:vertex-launch-now@my-project.iam.gserviceaccount.com projects/my-project/serviceAccounts/vertex-launch-jobs@my-project.iam.gserviceaccount.com",
     ])
-    error_message = "The dispatchers act as the account of jobs, nobody else does, and as no other account."
+    error_message = "Only the dispatchers may act as the account of jobs, and as no other account."
   }
   assert {
     condition     = toset([for binding in google_secret_manager_secret_iam_member.dispatchers_read_key : "${binding.secret_id} ${binding.member}"]) == toset([for who in ["dispatch", "now"] : "vertex-launch-wandb-api-key serviceAccount:vertex-launch-${who}@my-project.iam.gserviceaccount.com"])
@@ -50,7 +50,7 @@ run "by_default" {
   }
   assert {
     condition     = length(google_project_iam_member.job_logs) == 0 && length(google_project_iam_member.build_deploys) == 0 && length(google_project_iam_member.build_reads_checkout) == 0 && length(google_service_account_iam_member.build_acts_as) == 0
-    error_message = "Reading logs and deploying are granted only where asked for."
+    error_message = "Reading logs and deploying are granted only on request."
   }
   assert {
     condition     = google_project_iam_member.build_reads_platform_sources.condition[0].expression == "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-123456789012-us-central1/\")"
@@ -67,7 +67,7 @@ run "existing_accounts_of_jobs" {
 
   assert {
     condition     = !contains(keys(google_service_account.this), "jobs")
-    error_message = "No account of jobs is made where others are listed."
+    error_message = "The account of jobs is not created if others are listed."
   }
   assert {
     condition = toset([for binding in google_service_account_iam_member.act_as_job_accounts : "${binding.service_account_id} ${binding.role}"]) == toset([
@@ -101,7 +101,7 @@ run "accounts_of_jobs_are_not_wanted" {
   }
   assert {
     condition     = !contains(keys(google_service_account.this), "jobs") && length(google_service_account_iam_member.act_as_job_accounts) == 0
-    error_message = "Nobody may act as anybody where jobs run as Vertex AI's own account."
+    error_message = "No account may act as another if jobs run as Vertex AI's own account."
   }
 }
 
@@ -131,7 +131,7 @@ run "a_token_but_not_the_key" {
   }
   assert {
     condition     = [for binding in google_secret_manager_secret_iam_member.jobs_read_secrets : "${binding.secret_id} ${binding.member}"] == ["github-token serviceAccount:vertex-launch-jobs@my-project.iam.gserviceaccount.com"]
-    error_message = "A key that stands in the jobs' specs is read by no job."
+    error_message = "If the key is in the jobs' specs, no job may read it."
   }
 }
 
@@ -192,6 +192,6 @@ run "agents_that_do_not_exist_yet" {
   }
   assert {
     condition     = length(google_artifact_registry_repository_iam_member.vertex_reads_images) == 0
-    error_message = "With vertex_agents = [] nobody is granted the images."
+    error_message = "With vertex_agents = [], no role is granted on the images."
   }
 }

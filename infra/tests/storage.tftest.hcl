@@ -1,4 +1,4 @@
-# What is kept, and what is left out where it exists already.
+# Stored data, and what is not created if it exists.
 
 mock_provider "google" {
   mock_data "google_project" {
@@ -24,11 +24,11 @@ run "by_default" {
       length(google_storage_bucket.record[0].lifecycle_rule) == 0 &&
       length(google_storage_bucket.record[0].retention_policy) == 0
     )
-    error_message = "Nothing may keep old versions of the record or take it away."
+    error_message = "Nothing may keep old versions of the record or delete it."
   }
   assert {
     condition     = google_storage_bucket.record[0].force_destroy == false && alltrue([for bucket in google_storage_bucket.staging : bucket.force_destroy == false])
-    error_message = "Destroying must not take the record or results with it."
+    error_message = "Destroying must not delete the record or results."
   }
   assert {
     condition = alltrue([
@@ -39,7 +39,7 @@ run "by_default" {
   }
   assert {
     condition     = google_secret_manager_secret.wandb_api_key[0].secret_id == "vertex-launch-wandb-api-key"
-    error_message = "The secret is made, and only the secret: there is no resource for a version."
+    error_message = "Only the secret is created; there is no resource for a version."
   }
   assert {
     condition     = [for key, binding in google_artifact_registry_repository_iam_member.vertex_reads_images : "${binding.repository} ${binding.role} ${binding.member}"] == [for agent in ["aiplatform-cc", "aiplatform"] : "vertex-launch-images roles/artifactregistry.reader serviceAccount:service-123456789012@gcp-sa-${agent}.iam.gserviceaccount.com"]
@@ -69,7 +69,7 @@ run "everything_exists" {
       length(google_secret_manager_secret.wandb_api_key) == 0 && length(google_storage_bucket.record) == 0 && length(google_storage_bucket.staging) == 0 &&
       length(google_storage_bucket.source) == 0 && length(google_artifact_registry_repository.images) == 0 && length(google_project_service.this) == 0
     )
-    error_message = "What exists already is not made again."
+    error_message = "Existing resources are not created."
   }
   assert {
     condition     = alltrue([for binding in google_secret_manager_secret_iam_member.dispatchers_read_key : binding.project == "secrets-project" && binding.secret_id == "wandb"])
@@ -93,7 +93,7 @@ run "everything_exists" {
       google_cloudfunctions2_function.this["dispatch"].service_config[0].environment_variables["STATE_BUCKET"] == "gs://shared-state" &&
       google_cloudfunctions2_function.this["dispatch"].service_config[0].environment_variables["STAGING_BUCKETS"] == "gs://team-staging"
     )
-    error_message = "The functions are told of what exists."
+    error_message = "The functions use the existing resources."
   }
 }
 

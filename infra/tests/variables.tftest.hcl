@@ -1,4 +1,4 @@
-# What cannot be used is refused before anything is made.
+# Values that cannot be used are refused before anything is created.
 
 mock_provider "google" {}
 mock_provider "archive" {}
@@ -28,7 +28,7 @@ run "seventeen_letters_are_fine" {
   }
 }
 
-# One run for several variables: each of them has to be refused.
+# One run for several variables: each of them must be refused.
 run "several_at_once" {
   command = plan
   variables {

@@ -463,7 +463,7 @@ def link(installed: metadata.Distribution, needed: Requirement, packages: Path) 
     for file in installed.files or ():
         if ".." not in file.parts and "__pycache__" not in file.parts:
             (packages / file).parent.mkdir(parents=True, exist_ok=True)
-            (packages / file).symlink_to(file.locate())  # type: ignore[arg-type]
+            (packages / file).symlink_to(file.locate())
 
 
 @needs_gcloud
@@ -818,14 +818,6 @@ def test_an_option_that_cannot_be_used_is_named_before_anything_is_done(
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("deploy.sh: ")
     assert named in run.stderr
-
-
-def test_a_placeholder_is_named_before_anything_is_done(without_gcloud: str, tmp_path: Path) -> None:
-    place = checkout(tmp_path / "checkout")
-    (place / "launch-config.yaml").write_text("# YOUR-TEAM is a comment here\nentity: YOUR-ENTITY\nqueues: [q]\n")
-    run = script("deploy.sh", *OPTIONS, "--dry-run", path=without_gcloud, place=place)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert "'entity: YOUR-ENTITY'" in run.stderr
 
 
 # What is deployed, for options that are not given

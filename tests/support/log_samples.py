@@ -1,6 +1,6 @@
-"""Log entries as Cloud Logging keeps them: what Cloud Run's agent makes of a function's lines, and what Cloud Run itself writes.
+"""Log entries as Cloud Logging stores them: from the lines of a function, and from Cloud Run itself.
 
-The texts of Cloud Run are those that people have reported of the real one; entries are LogEntry messages in JSON form.
+The texts of Cloud Run are from reports of the real service. Entries are LogEntry messages in JSON form.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Entry = dict[str, Any]
 
 
 def of_line(line: str, service: str) -> Entry:
-    """Give the entry that the agent makes of one line of a service's output, with ``message`` left in the payload.
+    """Return the entry that the agent makes of one line of a service's output, with ``message`` left in the payload.
 
     See https://cloud.google.com/logging/docs/structured-logging#special-payload-fields.
     """
@@ -34,12 +34,12 @@ def of_line(line: str, service: str) -> Entry:
 
 
 def system(service: str, text: str, severity: str) -> Entry:
-    """Give an entry of Cloud Run about a container."""
+    """Return an entry of Cloud Run about a container."""
     return _entry(service, "varlog%2Fsystem") | {"textPayload": text, "severity": severity}
 
 
 def request(service: str, status: int, text: str = "") -> Entry:
-    """Give the entry of one request; Cloud Run adds ``text`` where it has not reached the function or got no answer."""
+    """Return the entry of one request; Cloud Run adds ``text`` if it did not reach the function or got no answer."""
     severity = "INFO" if status < 400 else "WARNING" if status < 500 else "ERROR"
     asked = {"requestMethod": "POST", "requestUrl": f"https://{service}-a1b2c3-uc.a.run.app/", "status": status}
     entry = _entry(service, "requests") | {"httpRequest": {**asked, "latency": "0.8s"}, "severity": severity}
@@ -53,7 +53,7 @@ NO_INSTANCE = (
 
 
 def harmless(service: str) -> Mapping[str, Entry]:
-    """Give what Cloud Run writes while all is well, a busy function and people's mistakes included; by what it is."""
+    """Return entries of Cloud Run without a fault, including a busy function and mistakes of callers."""
     return {
         "start": system(
             service,
@@ -83,7 +83,7 @@ def harmless(service: str) -> Mapping[str, Entry]:
 
 
 def faults(service: str) -> Mapping[str, Entry]:
-    """Give what Cloud Run writes when a function cannot speak for itself; by what has happened."""
+    """Return entries of Cloud Run about faults that a function cannot report itself."""
     lost = (
         "The request failed because either the HTTP response was malformed or connection to the instance had an error."
     )

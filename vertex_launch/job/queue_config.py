@@ -1,4 +1,4 @@
-"""What a queue says about its items before any comes, and the plainest item that shows what becomes of it. Pure."""
+"""A queue's config, and the plainest item with which the preflight tests it. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IMAGE = "us-docker.pkg.dev/any-project/any-repository/any-image:latest"
-"""Stands for the image that an item brings."""
+"""A placeholder for the image that an item brings."""
 
 _TEMPLATE = re.compile(r"\{\{\s*([\w.-]+)\s*\}\}")
 
 
 @dataclass(frozen=True)
 class QueueConfig:
-    """A queue's default resource config: ``resource`` as gcp-vertex, ``resource_args`` as each item gets them.
+    """A queue's default resource config: ``resource`` such as gcp-vertex, and the ``resource_args`` that each item gets.
 
     ``variables`` are the JSON schemas of its template variables by name.
     """
@@ -26,20 +26,20 @@ class QueueConfig:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it leaves all to the items."""
+        """Whether it sets nothing."""
         return not any(self.resource_args.values())
 
     def open_variables(self) -> list[str]:
-        """Give the template variables of which nobody can say beforehand what an item writes there."""
+        """Return the template variables whose values depend on the item."""
         return [name for name, schema in self.variables.items() if _likely(schema) is None]
 
     def likely_values(self) -> dict[str, Any]:
-        """Give the other template variables' values: the default, else the first one that is allowed."""
+        """Return likely values of the other template variables: the default, else the first allowed value."""
         likely = {name: _likely(schema) for name, schema in self.variables.items()}
         return {name: value for name, value in likely.items() if value is not None}
 
     def item(self) -> dict[str, Any]:
-        """Give the run spec of an item that brings an image and nothing else; open variables are left as they are."""
+        """Return the run spec of an item that brings only an image; open variables stay as they are."""
         return {
             "project": "preflight",
             "name": "preflight",
@@ -50,13 +50,13 @@ class QueueConfig:
 
 
 def _likely(schema: Mapping[str, Any]) -> Any:
-    """Give a value that the schema of a template variable allows, None where it names none."""
+    """Return a value that the schema of a template variable names, or None."""
     named = (schema.get("default"), *(schema.get("enum") or ()), schema.get("minimum"), schema.get("maximum"))
     return next((value for value in named if value is not None), None)
 
 
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """Fill template variables in as W&B does: text that is one variable and nothing else takes the value's type."""
+    """Fill in template variables as W&B does: a text that is only a variable gets the type of its value."""
     if isinstance(value, Mapping):
         return {key: _filled(one, values) for key, one in value.items()}
     if isinstance(value, list):

@@ -7,28 +7,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from typing import Generic, TypeVar
 
 from google.api_core import exceptions
 
+from vertex_launch.adapters.secrets import SecretKey
+from vertex_launch.adapters.vertex_jobs import VertexJobs
+from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import side_by_side
 from vertex_launch.errors import LaunchError, Unavailable
 from vertex_launch.job.request import JobRequest
 from vertex_launch.preflight.lines import Line, Verdict, fail, no_answer, ok, once, skip, warn
+from vertex_launch.preflight.permissions import BucketPermissions, BucketView, NotThere, Permissions, Refuses
 from vertex_launch.preflight.queues import Queues
-from vertex_launch.preflight.services import (
-    Asked,
-    BucketPermissions,
-    BucketView,
-    NotThere,
-    Outside,
-    Permissions,
-    Refuses,
-)
 from vertex_launch.settings.config import Settings
+
+T_co = TypeVar("T_co", covariant=True)
 
 CREATE, LIST, GET, CANCEL = (f"aiplatform.customJobs.{verb}" for verb in ("create", "list", "get", "cancel"))
 READ_LOGS = "logging.logEntries.list"
@@ -56,6 +54,27 @@ class Function(StrEnum):
         name = account.partition("@")[0]
         ends = {"-dispatch": cls.DISPATCH, "-now": cls.DISPATCH_NOW, "-job-state": cls.JOB_STATE}
         return next((function for end, function in ends.items() if name.endswith(end)), None)
+
+
+@dataclass(frozen=True)
+class Asked(Generic[T_co]):
+    """A service and the identity that it is asked with."""
+
+    service: T_co
+    who: str
+
+
+@dataclass(frozen=True)
+class Outside:
+    """All services. None stands for a service that needs credentials while there are none; ``wandb`` also needs the key."""
+
+    key: Asked[SecretKey] | None
+    wandb: WandbQueue | None
+    jobs: Asked[VertexJobs] | None
+    projects: Asked[Permissions] | None
+    accounts: Asked[Permissions] | None
+    buckets: Asked[BucketPermissions] | None
+    topics: Asked[Permissions] | None
 
 
 class Preflight:

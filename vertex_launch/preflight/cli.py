@@ -24,7 +24,7 @@ from vertex_launch.errors import ConfigError, Message, Unavailable
 from vertex_launch.functions import ROOT
 from vertex_launch.log import LOGGER, Redactor
 from vertex_launch.preflight import credentials
-from vertex_launch.preflight.checks import Function, Preflight
+from vertex_launch.preflight.checks import Asked, Function, Outside, Preflight
 from vertex_launch.preflight.credentials import Endpoints, Identity
 from vertex_launch.preflight.lines import Line, Verdict, fail, ok, skip, warn
 from vertex_launch.preflight.permissions import (
@@ -33,7 +33,6 @@ from vertex_launch.preflight.permissions import (
     ProjectPermissions,
     TopicPermissions,
 )
-from vertex_launch.preflight.services import Asked, Outside
 from vertex_launch.settings import config
 
 T = TypeVar("T")
@@ -181,8 +180,7 @@ def _outside(
     given = settings.timeouts
     bounded = {"look": min(given.look, TIMEOUT), "read": min(given.read, TIMEOUT)}
     settings = settings.model_copy(update={"timeouts": given.model_copy(update=bounded)})
-    timeout = settings.timeouts.look
-    anonymous = Clients(settings, redact)
+    anonymous, timeout = Clients(settings, redact), settings.timeouts.look
     ours = identity and Clients(settings, redact, identity.credentials)
     whose = (identity and identity.account) or UNKNOWN
 
@@ -205,7 +203,7 @@ def _outside(
         accounts=asked(
             ACCOUNTS, lambda clients: AccountPermissions(ACCOUNTS, clients.accounts(endpoints.iam), timeout=timeout)
         ),
-        buckets=asked(STORAGE, lambda clients: BucketPermissions(clients.storage, timeout=timeout)),
+        buckets=asked(STORAGE, lambda clients: BucketPermissions(STORAGE, clients.storage, timeout=timeout)),
         topics=asked(PUBSUB, lambda clients: TopicPermissions(PUBSUB, clients.publisher, timeout=timeout)),
     )
 

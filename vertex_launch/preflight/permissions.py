@@ -3,44 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from google.api_core import exceptions
-from google.api_core.retry import Retry
-from google.cloud.storage import Client
 
 from vertex_launch.adapters import bucket, grpc_endpoint
 from vertex_launch.codes import Code
-from vertex_launch.errors import Unavailable
-from vertex_launch.preflight.services import BucketView, NotThere, Refuses
+from vertex_launch.errors import LaunchError, Unavailable
 
 _UNANSWERED = (exceptions.Forbidden, exceptions.Unauthorized, exceptions.BadRequest, exceptions.MethodNotImplemented)
 """The errors with which a service refuses the question."""
 
 
-class Permissions:
-    """Permissions on the resources of one of Google's gRPC services; ``client`` has ``test_iam_permissions``."""
+class NotThere(LaunchError):
+    """The resource does not exist; the message holds the service's own words."""
 
-    def __init__(self, service: str, client: Any, *, timeout: float, backoff: Retry = grpc_endpoint.BACKOFF) -> None:
+
+class Refuses(Unavailable):
+    """The service does not let this caller ask, so whether the permission is granted is unknown."""
+
+
+class BucketView(NamedTuple):
+    """What a bucket does with its objects; ``soft_delete`` and ``retention`` are seconds, 0 for off."""
+
+    versioning: bool
+    soft_delete: float
+    lifecycle: bool
+    retention: float
+
+
+class Permissions:
+    """Permissions on the resources of one of Google's services; ``client`` tests them with ``test_iam_permissions``."""
+
+    BACKOFF = grpc_endpoint.BACKOFF
+
+    def __init__(self, service: str, client: Any, *, timeout: float) -> None:
         self._service = service
         self._client = client
-        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
+        self._again = {"timeout": timeout, "retry": self.BACKOFF.with_timeout(timeout)}
 
     def granted(self, resource: str, permissions: Sequence[str]) -> frozenset[str]:
         """Return those of the permissions that the caller has. Raises NotThere, Refuses, Unavailable."""
-        request = {"resource": self._name(resource), "permissions": list(permissions)}
         try:
-            granted = frozenset(self._client.test_iam_permissions(request=request, **self._again).permissions)
+            granted = frozenset(self._test(resource, list(permissions)))
         except exceptions.NotFound as error:
-            raise NotThere(error.message) from error
+            raise NotThere(_said(error)) from error
         except _UNANSWERED as error:
             self._look_for(resource)
-            raise Refuses(self._service, error.message, code=Code.CHECK_UNVERIFIED) from error
-        except grpc_endpoint.TROUBLE as error:
-            raise _no_answer(self._service, resource, str(error)) from error
+            raise Refuses(self._service, _said(error), code=Code.CHECK_UNVERIFIED) from error
+        except bucket.TROUBLE as error:
+            raise self._no_answer(resource, error) from error
         if not granted:
             self._look_for(resource)
+        return granted
+
+    def _test(self, resource: str, permissions: list[str]) -> Iterable[str]:
+        request = {"resource": self._name(resource), "permissions": permissions}
+        granted: Iterable[str] = self._client.test_iam_permissions(request=request, **self._again).permissions
         return granted
 
     def _name(self, resource: str) -> str:
@@ -48,6 +68,10 @@ class Permissions:
 
     def _look_for(self, resource: str) -> None:
         """Raise NotThere if the resource certainly does not exist."""
+
+    def _no_answer(self, resource: str, error: Exception) -> Unavailable:
+        reason = f"cannot test the permissions on {self._name(resource)}: {bucket.said(error)}"
+        return Unavailable(self._service, reason, code=Code.CHECK_CONNECTION)
 
 
 class ProjectPermissions(Permissions):
@@ -77,23 +101,17 @@ class TopicPermissions(Permissions):
             return  # a publisher need not have the permission to get the topic
 
 
-class BucketPermissions:
+class BucketPermissions(Permissions):
     """Permissions on buckets, and what a bucket does with its objects."""
 
-    def __init__(self, client: Client, *, timeout: float, backoff: Retry = bucket.BACKOFF) -> None:
-        self._client = client
-        self._again = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
+    BACKOFF = bucket.BACKOFF
 
-    def granted(self, resource: str, permissions: Sequence[str]) -> frozenset[str]:
-        """Return those of the permissions that the caller has on the bucket. Raises NotThere, Refuses, Unavailable."""
-        try:
-            return frozenset(self._client.bucket(resource).test_iam_permissions(list(permissions), **self._again))
-        except exceptions.NotFound as error:
-            raise NotThere(_said(error)) from error
-        except _UNANSWERED as error:
-            raise Refuses(bucket.SERVICE, _said(error), code=Code.CHECK_UNVERIFIED) from error
-        except bucket.TROUBLE as error:
-            raise _no_answer(bucket.SERVICE, f"gs://{resource}", bucket.said(error)) from error
+    def _name(self, resource: str) -> str:
+        return f"gs://{resource}"
+
+    def _test(self, resource: str, permissions: list[str]) -> Iterable[str]:
+        granted: Iterable[str] = self._client.bucket(resource).test_iam_permissions(permissions, **self._again)
+        return granted
 
     def view(self, resource: str) -> BucketView | None:
         """Return what the bucket does with its objects, or None if the caller may not see that.
@@ -108,7 +126,7 @@ class BucketPermissions:
         except _UNANSWERED:
             return None
         except bucket.TROUBLE as error:
-            raise _no_answer(bucket.SERVICE, f"gs://{resource}", bucket.said(error)) from error
+            raise self._no_answer(resource, error) from error
         return BucketView(
             versioning=bool(found.versioning_enabled),
             soft_delete=float(found.soft_delete_policy.retention_duration_seconds or 0),
@@ -133,11 +151,7 @@ def project_of(account: str) -> str:
     return "-"
 
 
-def _no_answer(service: str, resource: str, said: str) -> Unavailable:
-    return Unavailable(service, f"cannot test the permissions on {resource}: {said}", code=Code.CHECK_CONNECTION)
-
-
 def _said(error: exceptions.GoogleAPICallError) -> str:
-    """Return Cloud Storage's own words, without the URL of the request, which holds all permissions."""
+    """Return the service's own words, without the URL that Cloud Storage adds, which holds all permissions."""
     words = [one["message"] for one in error.errors if isinstance(one, dict) and "message" in one]
     return "; ".join(words) or str(error.message)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Unavailable
 from vertex_launch.job.build import build
@@ -16,14 +17,13 @@ from vertex_launch.job.run_spec import parse
 from vertex_launch.log import Redactor
 from vertex_launch.model import VERTEX_RESOURCES, Item
 from vertex_launch.preflight.lines import Line, fail, no_answer, ok, skip, warn
-from vertex_launch.preflight.services import Wandb
 from vertex_launch.settings.config import Settings
 
 
 class Queues:
     """The queues and their configs. ``built`` holds the jobs that they lead to; of the queues ``unknown`` that is not known."""
 
-    def __init__(self, settings: Settings, wandb: Wandb | None, wrong_regions: Collection[str]) -> None:
+    def __init__(self, settings: Settings, wandb: WandbQueue | None, wrong_regions: Collection[str]) -> None:
         self._settings = settings
         self._wandb = wandb
         self._wrong_regions = wrong_regions
@@ -52,13 +52,15 @@ class Queues:
         found = f"{settings.base_url} accepts the key of {user}; the queues belong to {entity} ({whose})"
         return [ok(what, found), *self._queues(wandb, entity, whose)]
 
-    def _queues(self, wandb: Wandb, entity: str, whose: str) -> Iterator[Line]:
+    def _queues(self, wandb: WandbQueue, entity: str, whose: str) -> Iterator[Line]:
         try:
             names = wandb.queue_names(entity)
             there = [name for name in self._settings.queues if name in names]
             configs = wandb.queue_configs(entity, there)
         except Unavailable as error:
-            remedy = f"Check {whose}" if self._settings.entity else "Set entity in launch-config.yaml, or WANDB_ENTITY"
+            remedy = (
+                f"Correct {whose}" if self._settings.entity else "Set entity in launch-config.yaml, or WANDB_ENTITY"
+            )
             yield replace(no_answer("queues", error), remedy=remedy)
             return
         for name in self._settings.queues:
@@ -69,7 +71,7 @@ class Queues:
                 yield fail(Code.CHECK_QUEUE, what, found, remedy)
             elif name not in configs:
                 found = "it exists, but W&B does not show its config, so its jobs could not be checked"
-                yield warn(Code.CHECK_CONFIG, what, found, "Give the key's owner access to the queue")
+                yield warn(Code.CHECK_CONFIG, what, found, "Grant the key's owner access to the queue")
             else:
                 yield from self._queue(name, entity, configs[name])
 
@@ -110,7 +112,7 @@ class Queues:
             return skip(what, f"needs a region that exists, which {', '.join(self._wrong_regions)} does not")
         found = f"an item that brings only an image would fail: {error.message.text}"
         if open_ones := ", ".join(config.open_variables()):
-            remedy = "Give them a default or an enum to have them tested, or check what items write there"
+            remedy = "Set a default or an enum for them to have them tested, or check what items write there"
             return warn(Code.CHECK_ITEM, what, f"{found} (template variables without a value: {open_ones})", remedy)
         started = self._with_entry_point(name, entity, config.item())
         if started is None:
