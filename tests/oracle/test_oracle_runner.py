@@ -50,6 +50,7 @@ from tests.support.wire import NOW, Wire, captured
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job import arguments, environment
 from vertex_launch.job.request import JobRequest
+from vertex_launch.model import SCHEDULER_URI
 from vertex_launch.settings.config import Settings
 
 OTHER_IMAGE = "gcr.io/demo/reduction:1"
@@ -173,7 +174,7 @@ def labels(case: Case) -> None:
         "vertex_launch_run": case.run_id,
         "vertex_launch_queue": "gpu",
         "vertex_launch_attempt": "1",
-        "vertex_launch_kind": "job",
+        "vertex_launch_kind": "scheduler" if case.spec.get("uri") == SCHEDULER_URI else "job",
         **({"vertex_launch_key": "item"} if case.spec.get("_wandb_api_key") else {}),
     }
     case.theirs.labels = dict(case.ours.labels)
@@ -285,7 +286,7 @@ def compare(wire: Wire, spec: dict[str, Any]) -> Case:
 
 
 @pytest.mark.parametrize("name", [name for name, spec in SAMPLES.items() if not spec.get("job")])
-def test_recorded_samples(wire: Wire, name: str) -> None:
+def test_samples(wire: Wire, name: str) -> None:
     compare(wire, SAMPLES[name])
 
 

@@ -27,9 +27,14 @@ SETTINGS = Settings(
     state_bucket="gs://demo-state",
 )
 
-_SAMPLES = Path(__file__).parents[3] / "shared" / "samples" / "run-specs"
-SAMPLES: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in sorted(_SAMPLES.glob("*.json"))}
-"""The recorded run specs by name; none in a checkout of its own."""
+_ROOT = Path(__file__).parents[2]
+_FOLDERS = {"": _ROOT / "tests/samples/run-specs", "shared-": _ROOT.parent / "shared/samples/run-specs"}
+SAMPLES: dict[str, Any] = {
+    prefix + path.stem: json.loads(path.read_text())
+    for prefix, folder in _FOLDERS.items()
+    for path in sorted(folder.glob("*.json"))
+}
+"""Run specs as the client pushes them, by name: those of the repository, and more if there is a folder beside it."""
 
 
 def item(spec: Any, *, id: str = "SXRlbTox", queue: str = "gpu") -> Item:  # noqa: A002

@@ -75,8 +75,7 @@ def build_request(
     if settings.api_key_delivery == "secret" and _shows_key(item, request, redact):
         raise ItemRejected(
             "The run spec or the queue's config contains a W&B API key, but this deployment keeps keys out of job specs "
-            "(vertex-launch.yaml: api_key_delivery). Remove it: "
-            f"the job gets {environment.API_KEY} without it.",
+            f"(see {settings.where('api_key_delivery')}). Remove it: the job gets {environment.API_KEY} without it.",
             code=Code.SPEC_KEY,
         )
     return spec, request

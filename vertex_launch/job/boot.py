@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from vertex_launch.job.run_spec import RunSpec
     from vertex_launch.settings.config import Settings
 
-_DELIVERY = "api_key_delivery: secret in vertex-launch.yaml"
-
 
 @dataclass(frozen=True)
 class Boot:
@@ -52,24 +50,25 @@ class Boot:
     def check(self, findings: Findings) -> None:
         """Report what keeps the bootstrap from reading the secrets that it needs, and a password in the job's spec."""
         if self.brings_key and self.spec.api_key:
-            found = f"the item brings a W&B key, but this deployment keeps keys out of job specs ({_DELIVERY})"
+            setting = self.settings.where("api_key_delivery")
+            found = f"the item brings a W&B key, but this deployment keeps keys out of job specs (see {setting})"
             findings.wrong("_wandb_api_key", found, "Launch it without a key", Code.SPEC_KEY)
         token = self.source and _token_secret(self.source, self.settings)
         if self.source and not token and urlsplit(self.source.remote).password is not None:
             findings.odd(
                 f"job: the repository address of {self.source.name} contains a password, which the job's spec shows. "
-                "Set a secret for its host in git_token_secrets (vertex-launch.yaml).",
+                f"Set a secret for its host in {self.settings.where('git_token_secrets')}.",
                 Code.ARTIFACT_PASSWORD,
             )
-        wanted = {
-            f"the W&B key ({_DELIVERY})": self.settings.key_secret if self.brings_key else None,
-            "the token for its repository (git_token_secrets in vertex-launch.yaml)": token,
-        }
-        for what, secret in wanted.items():
+        for what, setting, secret in (
+            ("the W&B key", "api_key_delivery", self.settings.key_secret if self.brings_key else None),
+            ("the token for its repository", "git_token_secrets", token),
+        ):
             if secret and not self.spec.arguments["service_account"]:
                 findings.wrong(
                     self.spec.arguments.place("service_account"),
-                    f"it is missing, but the job must read {what} as its own service account",
+                    f"it is missing, but the job must read {what} as its own service account "
+                    f"(see {self.settings.where(setting)})",
                     f"Name an account that has roles/secretmanager.secretAccessor on {secret}",
                     Code.SPEC_SERVICE_ACCOUNT,
                 )
@@ -105,7 +104,7 @@ def wrap(task: dict[str, Any], place: str, findings: Findings) -> None:
     if not task.get("command"):
         findings.wrong(
             place,
-            f"the container has no explicit command, so the bootstrap that reads the W&B key ({_DELIVERY}) cannot be prepended",
+            "the container has no explicit command, so the bootstrap that reads the W&B key cannot be prepended",
             "Set command in container_spec, or launch the item's own image with an entry point (wandb launch --entry-point)",
             Code.SPEC_COMMAND,
         )

@@ -112,7 +112,7 @@ def _region(arguments: Arguments, settings: Settings, findings: Findings) -> str
     region = arguments["location"] or names[0]
     if region not in names:
         found = f"this deployment has no region {shown(region)}"
-        remedy = f"Use {' or '.join(names)}, or add the region to regions in vertex-launch.yaml"
+        remedy = f"Use {' or '.join(names)}, or add the region to {settings.where('regions')}"
         findings.wrong(arguments.place("location"), found, remedy, Code.SPEC_REGION)
     return str(region)
 
@@ -124,7 +124,8 @@ def _output(arguments: Arguments, settings: Settings, region: str, now: datetime
     if not staging:
         if configured:
             found = f"it is missing, and region {region} has no staging bucket in the configuration"
-            remedy = "Set it to gs://BUCKET, or set staging_bucket of the region in vertex-launch.yaml"
+            bucket = settings.where("regions", settings.regions.index(configured), "staging_bucket")
+            remedy = f"Set it to gs://BUCKET, or set {bucket}"
             findings.wrong(place, found, remedy, Code.SPEC_MISSING)
         return ""
     if arguments["base_output_dir"]:

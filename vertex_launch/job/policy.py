@@ -34,7 +34,7 @@ def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings)
         findings.wrong(
             "overrides.entry_point",
             "the item overrides the entry point, but this deployment allows only the image's own",
-            "Launch it without an entry point, or have secure_mode in launch-config.yaml changed",
+            f"Launch it without an entry point, or have {settings.where('secure_mode')} changed",
             Code.POLICY_ENTRY_POINT,
         )
     policy, pools = (
@@ -45,7 +45,7 @@ def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings)
         allowed = getattr(policy, key)
         if allowed is not None and not _matches(value, allowed):
             found = f"{noun} {value} is not allowed" if value else f"it is missing, but only some {noun}s are allowed"
-            findings.wrong(place, found, _remedy(allowed, key), _CODES[key])
+            findings.wrong(place, found, _remedy(allowed, key, settings), _CODES[key])
     for index, pool in pools:
         kind, count = pool.machine_spec.accelerator_type.name, pool.machine_spec.accelerator_count
         most = policy.accelerators
@@ -54,7 +54,7 @@ def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings)
             findings.wrong(
                 f"{spec.arguments.place('worker_pool_specs')}[{index}].machine_spec.accelerator_count",
                 f"{count} {kind} per replica are not allowed",
-                _remedy([f"up to {limit} {name}" for name, limit in most.items()], "accelerators"),
+                _remedy([f"up to {limit} {name}" for name, limit in most.items()], "accelerators", settings),
                 Code.POLICY_ACCELERATOR,
             )
     replicas = sum(max(1, pool.replica_count) for _, pool in pools)  # Vertex AI takes an unset count as 1.
@@ -62,7 +62,7 @@ def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings)
         findings.wrong(
             spec.arguments.place("worker_pool_specs"),
             f"the job asks for {replicas} replicas in all, which is not allowed",
-            _remedy([f"at most {policy.max_replicas}"], "max_replicas"),
+            _remedy([f"at most {policy.max_replicas}"], "max_replicas", settings),
             Code.POLICY_REPLICAS,
         )
 
@@ -88,6 +88,6 @@ def _matches(value: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
 
 
-def _remedy(allowed: Sequence[str], key: str) -> str:
+def _remedy(allowed: Sequence[str], key: str, settings: Settings) -> str:
     use = f"Use {' or '.join(allowed)}" if allowed else "Remove it"
-    return f"{use}, or have policy.{key} in vertex-launch.yaml changed"
+    return f"{use}, or have {settings.where('policy', key)} changed"
