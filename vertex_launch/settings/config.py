@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,24 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Message, Problem
 from vertex_launch.problems import Codes, dotted, nearest, problem, translate, written_names, wrong
-from vertex_launch.settings.field_types import (
-    BaseUrl,
-    Bucket,
-    Count,
-    Deployment,
-    Endpoint,
-    Flag,
-    Host,
-    Macro,
-    Name,
-    Names,
-    ProjectId,
-    RegionName,
-    Seconds,
-    SecretVersion,
-    Topic,
-    distinct,
-)
+from vertex_launch.settings import field_types as types
 from vertex_launch.settings.sources import LAUNCH_FILE, VERTEX_FILE, Origins, SettingsFile, Sources
 
 CODES = Codes(unknown=Code.CONFIG_UNKNOWN, missing=Code.CONFIG_MISSING, value=Code.CONFIG_VALUE)
@@ -70,31 +53,31 @@ class Environment(Section):
 class Region(Section):
     """A place where jobs may run."""
 
-    name: RegionName = Field(examples=["us-central1"])
+    name: types.RegionName = Field(examples=["us-central1"])
     """Google Cloud region"""
-    staging_bucket: Bucket | None = Field(None, examples=["gs://my-bucket/staging"])
+    staging_bucket: types.Bucket | None = Field(None, examples=["gs://my-bucket/staging"])
     """path that jobs write to if their run spec names no bucket"""
 
 
 class Timeouts(Section):
     """Limits in seconds."""
 
-    connect: Seconds = Field(5, gt=0)
+    connect: types.Seconds = Field(5, gt=0)
     """seconds to open a connection to W&B"""
-    read: Seconds = Field(20, gt=0)
+    read: types.Seconds = Field(20, gt=0)
     """seconds to wait for an answer from W&B"""
-    look: Seconds = Field(20, gt=0)
+    look: types.Seconds = Field(20, gt=0)
     """seconds to list or get jobs, or to read the secret or the state"""
-    create: Seconds = Field(20, gt=0)
+    create: types.Seconds = Field(20, gt=0)
     """seconds to create one job in Vertex AI"""
-    pass_budget: Seconds = Field(45, gt=0)
+    pass_budget: types.Seconds = Field(45, gt=0)
     """seconds after which a pass starts nothing new"""
-    margin: Seconds = Field(10, gt=0)
+    margin: types.Seconds = Field(10, gt=0)
     """seconds left between the last ack and the end of its lease, and before the lock ends"""
-    intent_grace: Seconds = Field(120, gt=0, validate_default=True)
+    intent_grace: types.Seconds = Field(120, gt=0, validate_default=True)
     """seconds after which a create without a visible job counts as failed. Must be longer than `create` and `margin`
     together."""
-    settle_grace: Seconds = Field(90, ge=0)
+    settle_grace: types.Seconds = Field(90, ge=0)
     """seconds to wait after a job's end for its error or its run to appear"""
 
     @field_validator("intent_grace")
@@ -107,30 +90,34 @@ class Timeouts(Section):
 class Batches(Section):
     """How many operations go into one request to W&B."""
 
-    pops: Count = Field(64, ge=1)
+    pops: types.Count = Field(64, ge=1)
     """operations in a request for queue items: pops and the agent's status"""
-    updates: Count = Field(50, ge=1)
+    updates: types.Count = Field(50, ge=1)
     """acks, failures or warnings in one request"""
-    lookups: Count = Field(50, ge=1)
+    lookups: types.Count = Field(50, ge=1)
     """items or runs looked up in one request"""
 
 
 class Policy(Section):
     """What a run spec may ask for. Every list is optional: absent allows everything, empty allows nothing."""
 
-    images: tuple[Name, ...] | None = Field(None, examples=["[us-central1-docker.pkg.dev/my-project/*]"])
+    images: tuple[types.Name, ...] | None = Field(None, examples=["[us-central1-docker.pkg.dev/my-project/*]"])
     """container and executor images that jobs may use. `*` and `?` are wildcards."""
-    service_accounts: tuple[Name, ...] | None = Field(None, examples=["[jobs@my-project.iam.gserviceaccount.com]"])
+    service_accounts: tuple[types.Name, ...] | None = Field(
+        None, examples=["[jobs@my-project.iam.gserviceaccount.com]"]
+    )
     """service accounts that jobs may run as. `*` and `?` are wildcards."""
-    machine_types: tuple[Name, ...] | None = Field(None, examples=["[n1-standard-*]"])
+    machine_types: tuple[types.Name, ...] | None = Field(None, examples=["[n1-standard-*]"])
     """machine types that jobs may use. `*` and `?` are wildcards."""
-    accelerators: Mapping[str, Annotated[Count, Field(ge=0)]] | None = Field(None, examples=["{NVIDIA_TESLA_T4: 2}"])
+    accelerators: Mapping[str, Annotated[types.Count, Field(ge=0)]] | None = Field(
+        None, examples=["{NVIDIA_TESLA_T4: 2}"]
+    )
     """largest count per replica of each accelerator type"""
-    max_replicas: Count | None = Field(None, ge=1, examples=["4"])
+    max_replicas: types.Count | None = Field(None, ge=1, examples=["4"])
     """largest number of replicas of a job, all worker pools together"""
-    networks: tuple[Name, ...] | None = Field(None, examples=["[projects/123456789/global/networks/training]"])
+    networks: tuple[types.Name, ...] | None = Field(None, examples=["[projects/123456789/global/networks/training]"])
     """networks and network attachments that jobs may join. `*` and `?` are wildcards."""
-    environment_macros: tuple[Macro, ...] = Field((), examples=["[TEAM_BUCKET]"])
+    environment_macros: tuple[types.Macro, ...] = Field((), examples=["[TEAM_BUCKET]"])
     """environment variables of the function that `${NAME}` in a run spec may insert. Everyone who can see a job can
     read them."""
 
@@ -147,20 +134,20 @@ class Policy(Section):
 class AgentSettings(Section):
     """The settings of launch-config.yaml, which the official agent also reads."""
 
-    entity: Name | None = Field(None, examples=["my-team"])
+    entity: types.Name | None = Field(None, examples=["my-team"])
     """W&B team or user that owns the queues. Default: the default entity of the API key."""
-    queues: Names = Field(min_length=1, examples=["[my-queue]"])
+    queues: types.Names = Field(min_length=1, examples=["[my-queue]"])
     """names of the queues, served in turn"""
-    max_jobs: Count = Field(1, ge=-1, examples=["5"])
+    max_jobs: types.Count = Field(1, ge=-1, examples=["5"])
     """number of jobs that may be active at once. Includes jobs that wait in Vertex AI. -1 means no limit, 0 starts no
     jobs."""
-    max_schedulers: Count = Field(1, ge=-1, examples=["1"])
+    max_schedulers: types.Count = Field(1, ge=-1, examples=["1"])
     """number of sweep schedulers that may be active at once. -1 means no limit."""
-    secure_mode: Flag = False
+    secure_mode: types.Flag = False
     """whether to refuse items that override the entry point of their job"""
-    stopped_run_timeout: Seconds = Field(60, ge=0)
+    stopped_run_timeout: types.Seconds = Field(60, ge=0)
     """seconds that a run stopped in W&B has to end before its job is cancelled"""
-    verbosity: Count = Field(0, ge=0)
+    verbosity: types.Count = Field(0, ge=0)
     """1 or more writes debug lines to the log"""
     environment: Environment | None = Field(None, examples=["{type: gcp, region: us-central1}"])
     """the official agent's cloud environment. Its `region` is used if neither `regions` in vertex-launch.yaml nor
@@ -174,40 +161,40 @@ class AgentSettings(Section):
 class DeploymentSettings(Section):
     """The settings of vertex-launch.yaml."""
 
-    deployment: Deployment = Field("default", examples=["team-a"])
+    deployment: types.Deployment = Field("default", examples=["team-a"])
     """name of this deployment. Jobs are labelled with it, and the agent in W&B is called `vertex-launch/NAME`. Two
     deployments never touch each other's jobs."""
-    project: ProjectId = Field(examples=["my-project-123"])
+    project: types.ProjectId = Field(examples=["my-project-123"])
     """id of the project in which jobs run"""
     regions: tuple[Region, ...] = Field(
         min_length=1, examples=["[{name: us-central1, staging_bucket: gs://my-bucket}]"]
     )
     """regions in which jobs may run. The first is the default."""
-    key_secret: SecretVersion = Field(examples=["projects/my-project/secrets/wandb-api-key/versions/latest"])
+    key_secret: types.SecretVersion = Field(examples=["projects/my-project/secrets/wandb-api-key/versions/latest"])
     """secret version that holds the W&B API key"""
-    key_ttl: Seconds = Field(300, ge=0)
+    key_ttl: types.Seconds = Field(300, ge=0)
     """seconds for which the key is kept in memory. It is also read again after W&B refuses it."""
-    state_bucket: Bucket = Field(examples=["gs://my-bucket/vertex-launch"])
+    state_bucket: types.Bucket = Field(examples=["gs://my-bucket/vertex-launch"])
     """Cloud Storage path for the lock and the ledger"""
-    tick_topic: Topic | None = Field(None, examples=["projects/my-project/topics/ticks"])
+    tick_topic: types.Topic | None = Field(None, examples=["projects/my-project/topics/ticks"])
     """Pub/Sub topic whose messages start passes. `job_state` publishes there and needs it."""
-    base_url: BaseUrl = "https://api.wandb.ai"
+    base_url: types.BaseUrl = "https://api.wandb.ai"
     """URL of the W&B server"""
-    start_timeout: Seconds = Field(1800, ge=0)
+    start_timeout: types.Seconds = Field(1800, ge=0)
     """seconds that a job may be PENDING before it is cancelled and its item fails. Waiting for quota does not count. 0
     means no limit."""
-    queue_timeout: Seconds = Field(0, ge=0)
+    queue_timeout: types.Seconds = Field(0, ge=0)
     """seconds that a job may be QUEUED, waiting for quota, before it is cancelled and its item fails. 0 means no
     limit."""
-    max_attempts: Count = Field(5, ge=1)
+    max_attempts: types.Count = Field(5, ge=1)
     """number of jobs for one item if Vertex AI preempts them, has no machine or fails. Each continues the same run. 1
     means no retries."""
-    resubmit_after: Seconds = Field(30, ge=0)
+    resubmit_after: types.Seconds = Field(30, ge=0)
     """seconds before the second attempt. Doubled for each later one, up to 15 minutes."""
-    give_up_after: Seconds = Field(86400, gt=0)
+    give_up_after: types.Seconds = Field(86400, gt=0)
     """seconds after which an item fails that Vertex AI has no room for. Waiting for another of your jobs to end has no
     limit."""
-    log_lines: Count = Field(0, ge=0, le=100)
+    log_lines: types.Count = Field(0, ge=0, le=100)
     """number of last lines of a failed job's log to show on its item. The function's account needs
     `roles/logging.viewer`."""
     base_image: str | None = Field(
@@ -219,7 +206,7 @@ class DeploymentSettings(Section):
     """how jobs get the W&B API key. `env`: in the environment of the job's spec, which everyone who can see the job can
     read. `secret`: the job reads the secret as its own service account, which needs
     `roles/secretmanager.secretAccessor`; its image needs Python, and the job a command and a `service_account`."""
-    git_token_secrets: dict[Host, SecretVersion] = Field(
+    git_token_secrets: dict[types.Host, types.SecretVersion] = Field(
         {}, examples=["{github.com: projects/my-project/secrets/github-token/versions/latest}"]
     )
     """secret versions with tokens for private git repositories, by host. Jobs read them as their own service
@@ -227,13 +214,13 @@ class DeploymentSettings(Section):
     policy: Policy = Field(Policy(), examples=["{max_replicas: 4}"])
     """what a run spec may ask for. An item that asks for more fails. By default everything is allowed, except macros
     from the environment."""
-    submissions_per_minute: Count = Field(60, ge=1)
+    submissions_per_minute: types.Count = Field(60, ge=1)
     """creates and deletes per minute and region. Vertex AI has a quota for them."""
-    parallel_creates: Count = Field(50, ge=1)
+    parallel_creates: types.Count = Field(50, ge=1)
     """creates that may run in parallel"""
     timeouts: Timeouts = Field(Timeouts(), examples=["{create: 20}"])
     """limits in seconds. `pass_budget`, `create` and `margin` together must be shorter than the function's timeout."""
-    lease: Seconds = Field(60, gt=0, validate_default=True)
+    lease: types.Seconds = Field(60, gt=0, validate_default=True)
     """seconds after which W&B returns a popped item without an ack to its queue. A property of the W&B server. Must be
     longer than `timeouts.create` and `timeouts.margin` together."""
     batches: Batches = Field(Batches(), examples=["{pops: 64}"])
@@ -242,7 +229,7 @@ class DeploymentSettings(Section):
     @field_validator("regions")
     @classmethod
     def _each_once(cls, value: tuple[Region, ...]) -> tuple[Region, ...]:
-        distinct(tuple(region.name for region in value))
+        types.distinct(tuple(region.name for region in value))
         return value
 
     @field_validator("lease")
@@ -259,11 +246,11 @@ FILES = {LAUNCH_FILE: AgentSettings.model_fields, VERTEX_FILE: DeploymentSetting
 class Settings(AgentSettings, DeploymentSettings):
     """Everything that a pass needs to know in advance."""
 
-    aiplatform_endpoint: Endpoint | None = None
+    aiplatform_endpoint: types.Endpoint | None = None
     """host to use instead of Vertex AI's own"""
-    secretmanager_endpoint: Endpoint | None = None
+    secretmanager_endpoint: types.Endpoint | None = None
     """host to use instead of Secret Manager's own"""
-    logging_endpoint: Endpoint | None = None
+    logging_endpoint: types.Endpoint | None = None
     """host to use instead of Cloud Logging's own"""
     macro_values: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Values of ``policy.environment_macros`` in the environment at load."""
@@ -319,7 +306,8 @@ def load(environ: Mapping[str, str], root: Path) -> Settings:
         problems += translate(error, Settings, sources.origins.where, codes=CODES, not_missing=sources.unread())
     if settings is None or problems:
         # Raised outside the handler: pydantic's error repeats its input and must not get into a traceback.
-        raise ConfigError(_one_per_place(problems))
+        # One per place, the first: a problem of a file's text explains the problems of its values.
+        raise ConfigError([*{found.place: found for found in reversed(problems)}.values()][::-1])
     macros = {name: sources.environ[name] for name in settings.policy.environment_macros}
     settings._origins = sources.origins
     warnings = tuple(odd.message for odd in _warnings(settings, sources.environ))
@@ -345,38 +333,45 @@ def _file_problems(
     return []
 
 
-def _one_per_place(problems: Iterable[Problem]) -> list[Problem]:
-    """Keep the first problem of each place: a problem of a file's text explains the problems of its values."""
-    first: dict[str, Problem] = {}
-    for found in problems:
-        first.setdefault(found.place, found)
-    return list(first.values())
-
-
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Problem]:
     if settings.max_jobs == 0:
-        remedy = "Set it to the number of jobs that may be active at once"
-        yield problem(settings.where("max_jobs"), "is 0, so no job ever starts", remedy, code=Code.CONFIG_NO_JOBS)
+        yield problem(
+            settings.where("max_jobs"),
+            "is 0, so no job ever starts",
+            "Set it to the number of jobs that may be active at once",
+            code=Code.CONFIG_NO_JOBS,
+        )
     for key in (settings.environment and settings.environment.model_extra) or ():
-        remedy = nearest(key, written_names(Environment))
-        place = settings.where("environment", key)
-        yield problem(place, "is ignored, because it is not a known setting", remedy, code=Code.CONFIG_IGNORED)
+        yield problem(
+            settings.where("environment", key),
+            "is ignored, because it is not a known setting",
+            nearest(key, written_names(Environment)),
+            code=Code.CONFIG_IGNORED,
+        )
     if "WANDB_API_KEY" in environ:
-        remedy = f"Remove it; the key is read from the secret version in {settings.where('key_secret')}"
-        place = "the environment variable WANDB_API_KEY"
-        yield problem(place, "is ignored", remedy, code=Code.CONFIG_IGNORED)
+        yield problem(
+            "the environment variable WANDB_API_KEY",
+            "is ignored",
+            f"Remove it; the key comes from the secret that {settings.where('key_secret')} names",
+            code=Code.CONFIG_IGNORED,
+        )
     for field in ("base_url", "aiplatform_endpoint", "secretmanager_endpoint"):
         url = urlsplit(getattr(settings, field) or "")
         if url.scheme == "http" and not _is_loopback(url.hostname or ""):
-            found = f"the W&B API key is sent to {url.hostname} unencrypted"
-            remedy = "Use https:// unless you trust the network in between"
-            yield problem(settings.where(field), found, remedy, code=Code.CONFIG_PLAIN_HTTP)
-    limit = environ.get("CLOUD_RUN_TIMEOUT_SECONDS", "")
-    if re.fullmatch(r"[1-9]\d{0,5}", limit, re.ASCII) and int(limit) < settings.hold_seconds:
-        place = "the function's timeout (CLOUD_RUN_TIMEOUT_SECONDS)"
-        found = f"the function is stopped after {limit} s, but a pass may take {settings.hold_seconds:g} s"
-        remedy = f"Deploy with --timeout={math.ceil(settings.hold_seconds)}s, or shorten timeouts.pass_budget"
-        yield problem(place, found, remedy, code=Code.CONFIG_TIMEOUT)
+            yield problem(
+                settings.where(field),
+                f"the W&B API key is sent to {url.hostname} unencrypted",
+                "Use https:// unless you trust the network in between",
+                code=Code.CONFIG_PLAIN_HTTP,
+            )
+    limit, longest = environ.get("CLOUD_RUN_TIMEOUT_SECONDS", ""), math.ceil(settings.hold_seconds)
+    if re.fullmatch(r"[1-9]\d{0,5}", limit, re.ASCII) and int(limit) < longest:
+        yield problem(
+            "the function's timeout (CLOUD_RUN_TIMEOUT_SECONDS)",
+            f"is {limit} s, but a pass may take {longest} s",
+            f"Deploy with --timeout={longest}s, or shorten timeouts.pass_budget",
+            code=Code.CONFIG_TIMEOUT,
+        )
 
 
 def _is_loopback(host: str) -> bool:

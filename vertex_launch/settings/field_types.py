@@ -171,7 +171,7 @@ Topic = Annotated[
     Text, _form(r"projects/[^/\s]+/topics/[\w.~+%-]+", "a topic", "Write projects/my-project/topics/ticks")
 ]
 Deployment = Annotated[
-    Text, _form(_ID.format("{0,38}"), "a deployment's name", "Write up to 40 lowercase letters, digits and hyphens")
+    Text, _form(_ID.format("{0,38}"), "a valid deployment name", "Write up to 40 lowercase letters, digits and hyphens")
 ]
 Host = Annotated[
     str, AfterValidator(str.lower), _form(r"[a-z0-9._-]+", "a host", "Write the host alone, such as github.com")

@@ -189,16 +189,17 @@ def _read(root: Path, name: str, fields: Collection[str], if_missing: str) -> Se
     except FileNotFoundError:
         wrong = problem(name, f"there is no file {root / name}", if_missing, code=Code.CONFIG_FILE)
     except OSError as error:
-        remedy = "Make it a file that this process can read"
-        wrong = problem(name, f"cannot be read: {error.strerror}", remedy, code=Code.CONFIG_FILE)
+        found = f"cannot be read: {error.strerror}"
+        wrong = problem(name, found, "Make it a file that this process can read", code=Code.CONFIG_FILE)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
         remedy = "Indent with spaces, put a space after each colon, and close all brackets and quotes"
         wrong = problem(place, f"is not valid YAML: {error.problem}", remedy, code=Code.CONFIG_YAML)
     except yaml.YAMLError as error:
-        found = f"is not text that YAML allows: {getattr(error, 'reason', 'it cannot be parsed')}"
-        wrong = problem(name, found, "Save the file as UTF-8 text", code=Code.CONFIG_YAML)
+        reason = getattr(error, "reason", "it cannot be parsed")
+        remedy = "Save the file as UTF-8 text"
+        wrong = problem(name, f"is not text that YAML allows: {reason}", remedy, code=Code.CONFIG_YAML)
     except RecursionError:
         wrong = problem(name, "is nested too deeply", "Keep only known settings in the file", code=Code.CONFIG_YAML)
     return SettingsFile(name, fields, None, (wrong,))
