@@ -130,7 +130,7 @@ def test_a_job_that_was_deleted_and_made_again_is_the_new_one(server: WandbServe
 
 
 def helpers() -> list[int]:
-    """Give the helper processes of W&B's client that live, children of this one."""
+    """Return the live helper processes of W&B's client, children of this process."""
     if not Path("/proc/self/stat").exists():
         pytest.skip("processes are looked for in /proc, which is not here")
     found = []

@@ -41,7 +41,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def server(clock: Clock) -> Iterator[VertexServer]:
-    limits = Limits(submissions_per_minute=1000, denied_accounts={"nobody@demo-project.iam.gserviceaccount.com"})
+    limits = Limits(submissions_per_minute=1000, denied_accounts={"denied@demo-project.iam.gserviceaccount.com"})
     server = VertexServer(clock=clock, regions=(REGION, OTHER), limits=limits)
     server.start()
     yield server
@@ -156,7 +156,7 @@ def test_a_job_that_is_not_there(jobs: VertexJobs) -> None:
     jobs.cancel(f"{PARENT}/customJobs/12345")
 
 
-def test_cancelling_twice_or_too_late_is_no_error(server: VertexServer, jobs: VertexJobs) -> None:
+def test_cancelling_twice_or_too_late_is_not_an_error(server: VertexServer, jobs: VertexJobs) -> None:
     name = jobs.create(request(), 5)
     jobs.cancel(name)
     jobs.cancel(name)
@@ -169,7 +169,7 @@ def test_cancelling_twice_or_too_late_is_no_error(server: VertexServer, jobs: Ve
 
 
 def test_a_service_account_that_may_not_be_used(jobs: VertexJobs) -> None:
-    account = "nobody@demo-project.iam.gserviceaccount.com"
+    account = "denied@demo-project.iam.gserviceaccount.com"
     asked = request()
     asked.custom_job.job_spec.service_account = account
     text = raised(lambda: jobs.create(asked, 5), ItemRejected, Code.CREATE_PERMISSION)
@@ -189,10 +189,10 @@ def test_what_vertex_finds_wrong_is_quoted_in_one_line(jobs: VertexJobs) -> None
     asked = request()
     asked.custom_job.job_spec.worker_pool_specs[0].machine_spec.machine_type = ""
     text = raised(lambda: jobs.create(asked, 5), ItemRejected, Code.CREATE_INVALID)
-    assert text.endswith(
+    assert (
         ": List of found errors: 1.Field: job_spec.worker_pool_specs[0].machine_spec.machine_type; "
-        "Message: The machine type is required."
-    )
+        "Message: The machine type is required. "
+    ) in text
 
 
 def test_an_accelerator_without_quota(server: VertexServer, jobs: VertexJobs) -> None:

@@ -116,16 +116,18 @@ class Bucket:
             raise Unavailable(
                 SERVICE,
                 f"the function's service account may not {verb} {self._where}/{name}. Grant it "
-                f"roles/storage.objectUser on that bucket ({error.message})",
+                f"roles/storage.objectUser on that bucket ({words(error)})",
                 code=Code.STORAGE_PERMISSION,
             ) from error
         except TROUBLE as error:
             raise Unavailable(
-                SERVICE, f"cannot {verb} {self._where}/{name}: {said(error)}", code=Code.STORAGE_UNAVAILABLE
+                SERVICE, f"cannot {verb} {self._where}/{name}: {words(error)}", code=Code.STORAGE_UNAVAILABLE
             ) from error
 
 
-def said(error: Exception) -> str:
+def words(error: Exception) -> str:
     """Return Cloud Storage's own words, those of the last attempt if there were several."""
     last = getattr(error, "cause", None) or error
-    return str(exceptions.from_http_response(last.response) if isinstance(last, InvalidResponse) else last)
+    if isinstance(last, InvalidResponse | exceptions.GoogleAPICallError) and last.response is not None:
+        return str(exceptions.from_http_response(last.response))  # without the client's own technical remarks
+    return str(last)

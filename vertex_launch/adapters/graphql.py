@@ -114,7 +114,9 @@ class GraphQL:
             except KeyRefused:
                 return retry(self._post)(body, self._key.renew(key), repeatable)  # type: ignore[no-any-return]
         except RetryError as error:
-            raise Unavailable(SERVICE, str(error.cause), code=Code.WANDB_UNAVAILABLE) from error
+            raise Unavailable(
+                SERVICE, f"the request and its retries failed: {error.cause}", code=Code.WANDB_UNAVAILABLE
+            ) from error
 
     def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
         try:
@@ -137,15 +139,15 @@ def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
     answered = "data" in body or "errors" in body
     if answered and status == 200:
         return body
-    said = f"HTTP {status} from {response.url}: {_words(response, body)}"
+    quoted = f"HTTP {status} from {response.url}: {_words(response, body)}"
     if status == 401:
         raise KeyRefused(
             SERVICE,
-            f"the API key is refused, {said}. Add a valid key of this server to the secret, as a new version",
+            f"the API key is refused, {quoted}. Add a valid key of this server to the secret, as a new version",
             code=Code.WANDB_KEY_REFUSED,
         )
     if status in (429, 503):
-        raise Retryable(said)
+        raise Retryable(quoted)
     if response.is_redirect:
         raise Unavailable(
             SERVICE,
@@ -154,15 +156,15 @@ def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
         )
     if status >= 500 and not _has_value(body):
         if repeatable:
-            raise Retryable(said)
-        raise Unavailable(SERVICE, said, code=Code.WANDB_UNAVAILABLE)
+            raise Retryable(quoted)
+        raise Unavailable(SERVICE, f"the request failed, {quoted}", code=Code.WANDB_UNAVAILABLE)
     if not answered:
         refusal = RequestRefused if status in MAYBE_TOO_LARGE else Unavailable
         remedy = REMEDIES.get(status, "Check WANDB_BASE_URL and any proxy")
-        raise refusal(SERVICE, f"this is not a GraphQL answer, {said}. {remedy}", code=Code.WANDB_ADDRESS)
+        raise refusal(SERVICE, f"this is not a GraphQL answer, {quoted}. {remedy}", code=Code.WANDB_ADDRESS)
     if not _is_about_fields(body):
         remedy = f". {REMEDIES[status]}" if status in REMEDIES else ""
-        raise RequestRefused(SERVICE, f"the request is refused, {said}{remedy}", code=Code.WANDB_REFUSED)
+        raise RequestRefused(SERVICE, f"the request is refused, {quoted}{remedy}", code=Code.WANDB_REFUSED)
     return body
 
 
@@ -216,8 +218,8 @@ def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias:
         return Result(error="the answer leaves this operation out", lost=True)
     value = data.get(alias)
     lacking = None in (value.values() if isinstance(value, dict) else [value])
-    told = errors.get(alias) or (errors.get("", ()) if lacking else ())
-    return Result(value, "; ".join(told))
+    words = errors.get(alias) or (errors.get("", ()) if lacking else ())
+    return Result(value, "; ".join(words))
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class JobArtifacts:
         self._patience = timeout
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[str, JobArtifact]] = OrderedDict()
-        """Full name to id and job. The id tells a job that was deleted and created again under its name."""
+        """Full name to id and job. With the id, a job that was created again under its name is another one."""
         self.folder: Path | None = None
         """Where the SDK writes, after its first use."""
         self._api: Future[Any] | None = None

@@ -1,4 +1,4 @@
-"""Vertex AI's CustomJobs: create, list, get and cancel, each with a deadline and with errors that say what the item needs."""
+"""Vertex AI's CustomJobs: create, list, get and cancel. Each has a deadline, and errors that fit what the item needs next."""
 
 from __future__ import annotations
 
@@ -150,13 +150,18 @@ def _not_created(error: Exception, region: str) -> LaunchError:
             return ItemRejected(f"Vertex AI refused to create the job: {words} {grant}", code=Code.CREATE_PERMISSION)
         case exceptions.NotFound():
             return ItemRejected(
-                f"Vertex AI did not find something that the job refers to: {words}", code=Code.CREATE_NOT_FOUND
+                f"Vertex AI did not find something that the job refers to: {words} Correct its name in the run spec or the "
+                "queue's config.",
+                code=Code.CREATE_NOT_FOUND,
             )
         case exceptions.BadRequest() | exceptions.MethodNotImplemented():
-            return ItemRejected(f"Vertex AI does not accept this job: {words}", code=Code.CREATE_INVALID)
+            return ItemRejected(
+                f"Vertex AI does not accept this job: {words} Correct the run spec or the queue's config.",
+                code=Code.CREATE_INVALID,
+            )
     # A connection that was never opened looks the same as one that broke before the answer arrived.
     return OutcomeUnknown(
-        f"Vertex AI did not answer whether it created the job: {words} The next pass looks for the job before anything else "
+        f"Vertex AI did not report whether it created the job: {words} The next pass looks for the job before anything else "
         "is tried.",
         code=Code.CREATE_OUTCOME_UNKNOWN,
     )

@@ -56,7 +56,7 @@ class WandbServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = GraphQL(base_url, key, timeouts, agent=f"vertex-launch/{version}", backoff=backoff)
-        self._patience = timeouts.read
+        self._timeout = timeouts.read
         self._batches = batches
         self._version = version
         self._clock = clock
@@ -80,7 +80,7 @@ class WandbServer:
         The operations of a batch that the server refuses as a whole are sent one by one, and if that succeeds, so are all
         later ones. No request starts after the read timeout, or ``within`` seconds from now.
         """
-        until = self._clock() + min(self._patience, within)
+        until = self._clock() + min(self._timeout, within)
         batched = self._modes[0].batched
         waiting, results = list(fields), list[Result]()
         while waiting and (not results or self._clock() < until):

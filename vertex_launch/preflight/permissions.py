@@ -70,7 +70,7 @@ class Permissions:
         """Raise NotThere if the resource certainly does not exist."""
 
     def _no_answer(self, resource: str, error: Exception) -> Unavailable:
-        reason = f"cannot test the permissions on {self._name(resource)}: {bucket.said(error)}"
+        reason = f"cannot test the permissions on {self._name(resource)}: {bucket.words(error)}"
         return Unavailable(self._service, reason, code=Code.CHECK_CONNECTION)
 
 
