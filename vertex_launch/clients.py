@@ -144,9 +144,8 @@ class Clients:
 
         settings = self._settings
         if settings.tick_topic is None:
-            found = "is not set, and job_state publishes ticks there"
-            remedy = "Set it, or the environment variable DISPATCH_TOPIC, to projects/P/topics/T"
-            raise ConfigError([Problem("tick_topic in vertex-launch.yaml", found, remedy, Code.CONFIG_TICK_TOPIC)])
+            found, remedy = "is not set, and job_state publishes ticks there", "Set it to projects/P/topics/T"
+            raise ConfigError([Problem(settings.where("tick_topic"), found, remedy, Code.CONFIG_TICK_TOPIC)])
         return Ticks(settings.tick_topic, timeout=settings.timeouts.look)
 
     def projects(self, endpoint: str) -> ProjectsClient:

@@ -102,7 +102,7 @@ def _check(name: JobName, settings: Settings) -> None:
         problems.append(problem(place, found, f"Name a job in {settings.project}", code=Code.REQUEST_PROJECT))
     if settings.region(name.region) is None:
         known = ", ".join(region.name for region in settings.regions)
-        fix = f"Name a job in {known}, or add the region to regions in vertex-launch.yaml"
+        fix = f"Name a job in {known}, or add the region to {settings.where('regions')}"
         problems.append(problem(place, f"region {shown(name.region)} is not configured", fix, code=Code.REQUEST_REGION))
     if problems:
         raise RequestError(problems)
