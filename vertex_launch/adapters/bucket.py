@@ -15,9 +15,9 @@ from google.api_core import exceptions
 from google.api_core.retry import Retry
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.storage import Blob, Client
-from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
-from requests.exceptions import RequestException
+from requests import RequestException, Response
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
@@ -128,6 +128,6 @@ class Bucket:
 def words(error: Exception) -> str:
     """Return Cloud Storage's own words, those of the last attempt if there were several."""
     last = getattr(error, "cause", None) or error
-    if isinstance(last, InvalidResponse | exceptions.GoogleAPICallError) and last.response is not None:
-        return str(exceptions.from_http_response(last.response))  # without the client's own technical remarks
-    return str(last)
+    response = None if isinstance(last, DataCorruption) else getattr(last, "response", None)
+    # The words of an HTTP response, without the client's own technical remarks.
+    return str(exceptions.from_http_response(response) if isinstance(response, Response) else last)
