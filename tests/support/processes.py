@@ -28,7 +28,10 @@ _FORKS.set_forkserver_preload(
     [
         "main",
         "tests.support.processes",
-        *(f"vertex_launch.adapters.{name}" for name in ("bucket", "vertex_jobs", "wandb_queue")),
+        *(
+            f"vertex_launch.adapters.{name}"
+            for name in ("bucket", "job_artifacts", "secrets", "vertex_jobs", "wandb_queue")
+        ),
     ]
 )
 
