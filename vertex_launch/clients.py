@@ -127,7 +127,7 @@ class Clients:
         bucket = Bucket(
             settings.state_bucket, settings.deployment, project=settings.project, timeout=timeout, client=self.storage
         )
-        return Record(bucket)
+        return Record(bucket, self._redact)
 
     @cached_property
     def publisher(self) -> PublisherClient:

@@ -21,7 +21,7 @@ from vertex_launch import events, log
 from vertex_launch.clients import Clients
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.preview import preview
-from vertex_launch.dispatch.run import STALE_TICK, Dispatcher, is_stale
+from vertex_launch.dispatch.run import STALE_TICK, Skipped, run_pass
 from vertex_launch.dispatch.watch import follow
 from vertex_launch.errors import (
     CodedError,
@@ -75,6 +75,14 @@ ANSWERS = (
 """The answer to each error: the first row that fits. A person's own errors (4xx) are answered and not logged."""
 
 
+SKIPPED = {
+    Skipped.STALE: Message(
+        Code.TICK_STALE, f"The tick is older than {STALE_TICK:g} s and is dropped: a younger one follows"
+    ),
+    Skipped.COVERED: Message(Code.TICK_SERVED, "A pass that began after this tick was published has served it"),
+}
+
+
 class Deployment(NamedTuple):
     """What the functions of this process work with."""
 
@@ -102,10 +110,10 @@ def dispatch(request: Request, *, pushed: bool) -> Response:
         with clients.pass_services() as services:
             if wanted.dry_run:
                 answer.send(200, _logged(preview(settings, services, wanted)))
-            elif (report := Dispatcher(settings, services).run(wanted)) is not None:
-                answer.send(200, report.body())
+            elif isinstance(report := run_pass(settings, services, wanted), Skipped):
+                log.write(logging.INFO, SKIPPED[report])
             else:
-                _log_skipped(stale=is_stale(wanted, services.clock()))
+                answer.send(200, report.body())
     return answer.response
 
 
@@ -182,13 +190,3 @@ def _logged(report: PassReport) -> dict[str, Any]:
     public = {name: value for name, value in body.items() if name not in ("custom_job", "rejected")}
     LOGGER.info("Dry run", extra={"pass_id": report.pass_id, "report": public})
     return body
-
-
-def _log_skipped(*, stale: bool) -> None:
-    if stale:
-        message = Message(
-            Code.TICK_STALE, f"The tick is older than {STALE_TICK:g} s and is dropped: a younger one follows"
-        )
-    else:
-        message = Message(Code.TICK_SERVED, "A pass that began after this tick was published has served it")
-    log.write(logging.INFO, message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -146,7 +146,7 @@ class PassRequest:
 
 
 @dataclass(frozen=True)
-class Hold:
+class Lock:
     """The right of one pass to change anything, until ``expires`` (Unix seconds).
 
     ``taken_over`` from a pass that did not give it back, so that the ledger may have been written since it was read.
@@ -197,12 +197,29 @@ class Queued:
 
 
 @dataclass(frozen=True)
-class Look:
-    """W&B's answer to the one question at the beginning of a pass.
+class Question:
+    """What a pass asks W&B at its beginning.
 
-    ``queues`` maps the names of all queues of the entity to their ids; ``items`` and ``runs`` hold those asked for (None for a
-    run that does not exist), without those that W&B could not tell about; ``queued`` shows what is pending in the queues
-    asked for, as far as one bounded query tells.
+    ``items`` maps item ids to queue names. ``peek`` is how many items of each of ``queues`` to show. ``viewer`` asks for the
+    API key's default entity. An empty ``agent`` asks for all agents of the entity.
+    """
+
+    entity: str
+    agent: str = ""
+    items: Mapping[str, str] = field(default_factory=dict)
+    runs: Sequence[RunId] = ()
+    queues: Sequence[str] = ()
+    peek: int = 0
+    viewer: bool = False
+
+
+@dataclass(frozen=True)
+class WandbState:
+    """W&B's answer to a ``Question``.
+
+    ``queues`` maps the names of all queues of the entity to their ids. ``items`` and ``runs`` have those asked for (None for a
+    run that does not exist), without those that W&B cannot answer now. ``queued`` shows what is pending in the queues asked
+    for, as far as one bounded query shows it.
     """
 
     viewer_entity: str = ""
@@ -256,6 +273,10 @@ class PassReport:
     settled: list[dict[str, str]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     took_ms: int = 0
+    creates: int = 0
+    """Creates that were sent, whatever came of them; not part of the body."""
+    freed: list[float] = field(default_factory=list)
+    """When the jobs ended whose slots this pass is the first to see free; not part of the body."""
     shown: dict[str, Any] = field(default_factory=dict)
     """Only in a dry run: active jobs, queued items, the CustomJob of a posted run spec."""
 

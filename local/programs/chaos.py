@@ -260,10 +260,10 @@ class Chaos:
     def _held(self) -> int:
         """Return the generation of the lock that a pass has, 0 without one."""
         try:
-            hold = self._cloud.storage.objects.get("demo-state", f"{_FOLDER}/{record.HOLD}", {})
+            hold = self._cloud.storage.objects.get("demo-state", f"{_FOLDER}/{record.LOCK}", {})
         except HttpRefused:
             return 0
-        free = self._ledger().get("free_hold")
+        free = self._ledger().get("free_lock")
         return 0 if free == hold.generation or json.loads(hold.data)["expires"] < time.time() else hold.generation
 
     def _ledger(self) -> dict[str, Any]:

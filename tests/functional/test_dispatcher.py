@@ -10,10 +10,13 @@ import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
 from tests.support.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quota
+from vertex_launch.codes import Code
+from vertex_launch.dispatch.run import Skipped
 from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import SCHEDULER_URI, Ack, AgentView, ItemView, PassRequest
-from vertex_launch.state.ledger import Ledger, Stage
+from vertex_launch.model import SCHEDULER_URI, Ack, AgentView, PassReport, PassRequest
+from vertex_launch.state.ledger import Stage
+from vertex_launch.state.record import LEDGER, Record
 
 
 def test_an_item_becomes_one_job_and_is_claimed_for_its_run() -> None:
@@ -108,11 +111,11 @@ def test_an_idle_pass_costs_two_requests_to_wandb_and_one_list_a_region() -> Non
     world.run()
     world.queue.requests.clear()
     world.vertex.calls.clear()
-    world.record.calls.clear()
+    world.bucket.calls.clear()
     world.run()
-    assert world.queue.requests == {"look": 1, "pop": 1}
+    assert world.queue.requests == {"ask": 1, "pop": 1}
     assert world.vertex.calls == {"list": 1}
-    assert world.record.calls == {"read": 1, "take_hold": 1, "write": 1}
+    assert world.bucket.calls == {"read ledger.json": 1, "write hold.json": 1, "write ledger.json": 1}
 
 
 @pytest.mark.parametrize("history", [0, 1, 30])
@@ -124,11 +127,11 @@ def test_fifty_items_cost_as_many_requests_as_one(history: int) -> None:
     for _ in range(50):
         world.queue.push("cpu", image_spec())
     world.queue.requests.clear()
-    world.record.calls.clear()
+    world.bucket.calls.clear()
     assert len(world.run().submitted) == 50
     probes = 1 if history == 30 else 0
-    assert world.queue.requests == {"look": 1, "pop": 1 + probes, "ack": 1}
-    assert world.record.calls == {"read": 1, "take_hold": 1, "write": 2}
+    assert world.queue.requests == {"ask": 1, "pop": 1 + probes, "ack": 1}
+    assert world.bucket.calls == {"read ledger.json": 1, "write hold.json": 1, "write ledger.json": 2}
 
 
 def test_many_jobs_that_ended_are_got_side_by_side() -> None:
@@ -227,7 +230,7 @@ def test_no_quota_defers_warns_once_and_lets_others_through() -> None:
     world.vertex.on_create = lambda request, create: create()
     world.clock.sleep(61)
     assert [one["item"] for one in world.run().submitted] == [short]
-    assert world.record.ledger.waiting == {}
+    assert world.ledger.waiting == {}
 
 
 def test_many_items_without_quota_do_not_keep_others_from_starting_for_ever() -> None:
@@ -265,7 +268,8 @@ def test_an_item_that_waits_too_long_fails_with_the_reason() -> None:
         world.run()
         world.clock.sleep(61)
     assert world.queue.state(item) == "FAILED"
-    assert world.queue.contents[item].message == "It could not start within 1 hours (give_up_after): no quota"
+    assert Code.WAITED_TOO_LONG in world.queue.contents[item].message
+    assert "no quota" in world.queue.contents[item].message
 
 
 @pytest.mark.parametrize("limit", ["schedulers", "run"])
@@ -302,14 +306,14 @@ def test_what_was_done_is_reported_although_the_record_cannot_be_written_at_the_
     item = world.queue.push("cpu", image_spec())
 
     def down_after_the_intents() -> None:
-        if world.record.calls["write"] > 1:
+        if world.bucket.calls["write ledger.json"] > 1:
             down("Cloud Storage")()
 
-    world.record.trouble["write"] = down_after_the_intents
+    world.bucket.trouble["write ledger.json"] = down_after_the_intents
     report = world.run()
     assert [one["item"] for one in report.submitted] == [item]
     assert "Cloud Storage: down" in report.notices[0]
-    world.record.trouble.clear()
+    world.bucket.trouble.clear()
     world.clock.sleep(76)
     assert world.run().slots["active"] == 1
     assert len(world.vertex.of(item)) == 1
@@ -334,10 +338,8 @@ def test_two_items_with_one_run_id_never_run_at_once() -> None:
     world.vertex.set(world.vertex.of(first)[0].name, JobState.JOB_STATE_SUCCEEDED)
     world.clock.sleep(61)
     assert [one["item"] for one in world.run().submitted] == [second]
-    assert world.queue.contents[second].warnings == [
-        "run acme/demo/same is used by another job; this item waits until that has ended",
-        f"run acme/demo/same is used by another job of item {first}; this item waits until that has ended",
-    ]
+    assert all(Code.RUN_IN_USE in warning for warning in world.queue.contents[second].warnings)
+    assert len(world.queue.contents[second].warnings) == 2, "by a job of this round, then by one of the first item"
 
 
 def test_schedulers_have_slots_of_their_own() -> None:
@@ -408,7 +410,7 @@ def test_a_job_that_ended_before_its_item_was_acked_is_adopted_not_repeated() ->
     assert world.queue.state(item) == "CLAIMED"
     assert len(world.vertex.jobs) == 1
     world.run()
-    assert world.record.ledger.open == {}
+    assert world.ledger.open == {}
 
 
 # Twins and other people's claims
@@ -432,7 +434,7 @@ def test_the_older_of_two_twins_survives() -> None:
     assert world.run().cancelled == []
     world.vertex.set(younger, JobState.JOB_STATE_CANCELLED)
     assert world.run().slots["active"] == 1
-    assert world.record.ledger.open[item].stage is Stage.ACKED
+    assert world.ledger.open[item].stage is Stage.CLAIMED
 
 
 def test_a_twin_that_the_list_shows_late_does_not_cost_the_older_job() -> None:
@@ -441,11 +443,11 @@ def test_a_twin_that_the_list_shows_late_does_not_cost_the_older_job() -> None:
     world.run()
     (older,) = [job.name for job in world.vertex.of(item)]
     younger = twin(world, item)
-    world.record.text = world.record.ledger.model_copy(
-        update={"open": {item: world.record.ledger.open[item].model_copy(update={"job": younger})}}
-    ).dump()
+    ledger = world.ledger
+    ledger.open[item] = ledger.open[item].noted(job=younger)
+    world.lose_ledger(ledger.dump())
     assert [one["job"] for one in world.run().cancelled] == [younger]
-    assert world.record.ledger.open[item].job == older
+    assert world.ledger.open[item].job == older
 
 
 @pytest.mark.parametrize(
@@ -482,7 +484,7 @@ def test_an_ack_that_was_refused_because_it_had_won_before_counts() -> None:
     ack = world.queue.ack
     world.queue.ack = lambda claims, within: (ack(claims, within), ack(claims, within))[1]  # type: ignore[method-assign]
     world.run()
-    assert world.record.ledger.open[item].stage is Stage.ACKED
+    assert world.ledger.open[item].stage is Stage.CLAIMED
     assert world.vertex.living()[0].state == JobState.JOB_STATE_PENDING
 
 
@@ -505,17 +507,17 @@ def test_no_ack_is_sent_when_the_lease_may_be_over() -> None:
 def test_a_pass_that_runs_late_creates_nothing() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
-    world.record.trouble["write"] = lambda: world.clock.sleep(40)
+    world.bucket.trouble["write ledger.json"] = lambda: world.clock.sleep(40)
     report = world.run()
     assert world.vertex.jobs == {}
     assert [one["item"] for one in report.deferred] == [item]
-    assert world.record.ledger.open == {}
+    assert world.ledger.open == {}
 
 
 # Crashes
 
 
-@pytest.mark.parametrize("where", ["queue.look", "vertex.list", "queue.pop", "queue.ack", "queue.warn"])
+@pytest.mark.parametrize("where", ["queue.ask", "vertex.list", "queue.pop", "queue.ack", "queue.warn"])
 @pytest.mark.parametrize("after", [False, True])
 def test_no_item_is_lost_or_doubled_when_the_process_dies(where: str, after: bool) -> None:
     world = World(max_jobs=2)
@@ -559,18 +561,18 @@ def die_once(side: Any, operation: str, *, after: bool) -> None:
 def test_dying_at_a_write_of_the_ledger(nth: int, after: bool) -> None:
     world = World(max_jobs=2)
     item = world.queue.push("cpu", image_spec())
-    real, count = world.record.write, 0
+    real, count = world.bucket.write, 0
 
-    def write(ledger: Ledger, pass_id: str, generation: int) -> int:
+    def write(name: str, content: bytes, generation: int) -> int | None:
         nonlocal count
-        count += 1
-        if count == nth:
+        count += name == LEDGER
+        if name == LEDGER and count == nth:
             if after:
-                real(ledger, pass_id, generation)
+                real(name, content, generation)
             raise Crash
-        return real(ledger, pass_id, generation)
+        return real(name, content, generation)
 
-    world.record.write = write  # type: ignore[method-assign]
+    world.bucket.write = write  # type: ignore[method-assign]
     world.crash()
     for _ in range(4):
         world.clock.sleep(61)
@@ -587,14 +589,14 @@ def test_a_lost_ledger_is_rebuilt_from_the_lists() -> None:
     items = [world.queue.push("cpu", image_spec()) for _ in range(3)]
     world.run()
     world.vertex.set(world.vertex.of(items[0])[0].name, JobState.JOB_STATE_SUCCEEDED)
-    world.record.text = None
+    world.lose_ledger()
     with pytest.raises(PassBusy):
         world.run()
     world.clock.sleep(76)
     report = world.run()
     assert [one["item"] for one in report.submitted] == [items[2]]
-    assert set(world.record.ledger.open) == {items[1], items[2]}
-    assert world.record.ledger.open[items[1]].stage is Stage.ACKED
+    assert set(world.ledger.open) == {items[1], items[2]}
+    assert world.ledger.open[items[1]].stage is Stage.CLAIMED
     assert len(world.queue.agents) == 1, "the agent is found again by its host name"
 
 
@@ -602,7 +604,7 @@ def test_a_damaged_ledger_counts_as_lost() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
     world.run()
-    world.record.text = b'{"version": 99}'
+    world.lose_ledger(b'{"version": 99}')
     world.clock.sleep(76)
     assert world.run().slots["active"] == 1
     assert len(world.vertex.of(item)) == 1
@@ -612,10 +614,7 @@ def test_a_pass_that_lost_its_hold_writes_nothing() -> None:
     world = World()
     world.queue.push("cpu", image_spec())
 
-    def somebody_writes() -> None:
-        world.record.generation += 1
-
-    world.record.trouble["write"] = somebody_writes
+    world.bucket.trouble["write ledger.json"] = lambda: world.lose_ledger()
     with pytest.raises(PassLost):
         world.run()
     assert world.vertex.jobs == {}
@@ -626,13 +625,13 @@ def test_a_pass_that_lost_its_hold_writes_nothing() -> None:
 
 def test_a_second_pass_is_busy_until_the_hold_is_given_back_or_expires() -> None:
     world = World()
-    world.record.take_hold("other", world.clock(), world.clock() + 75, 0)
+    Record(world.bucket, str).take_lock("other", world.clock(), world.clock() + 75, 0)
     with pytest.raises(PassBusy) as busy:
         world.run()
     assert busy.value.retry_after == pytest.approx(75, abs=0.1)
     world.clock.sleep(76)
     world.run()
-    assert not world.record.held
+    assert not world.locked
     world.run()
 
 
@@ -642,25 +641,25 @@ def test_a_hundred_ticks_at_once_cost_one_more_pass() -> None:
     published = world.clock()
     for _ in range(100):
         world.clock.sleep(0.01)
-        passes += world.dispatcher().run(PassRequest(published=published)) is not None
+        passes += isinstance(world.tick(published), PassReport)
     assert passes == 1
-    assert world.dispatcher().run(PassRequest(published=world.clock())) is not None
+    assert isinstance(world.tick(world.clock()), PassReport)
 
 
 def test_a_tick_for_a_full_pass_is_not_covered_by_a_partial_one() -> None:
     world = World()
     world.clock.sleep(1)
     world.run(PassRequest(queues=("gpu",)))
-    assert world.dispatcher().run(PassRequest(published=world.clock() - 1)) is not None
+    assert isinstance(world.tick(world.clock() - 1), PassReport)
 
 
 def test_an_old_tick_is_dropped() -> None:
     world = World()
-    assert world.dispatcher().run(PassRequest(published=world.clock() - 601)) is None
-    assert world.record.calls == {}
+    assert world.tick(world.clock() - 601) is Skipped.STALE
+    assert world.bucket.calls == {}
 
 
-@pytest.mark.parametrize("operation", ["look", "pop"])
+@pytest.mark.parametrize("operation", ["ask", "pop"])
 def test_wandb_down_means_no_pass(operation: str) -> None:
     world = World()
     world.queue.push("cpu", image_spec())
@@ -749,9 +748,9 @@ def test_a_dry_run_changes_nothing_and_shows_what_there_is() -> None:
     first = world.queue.push("cpu", image_spec())
     world.run()
     second = world.queue.push("gpu", image_spec())
-    before = (world.record.text, dict(world.queue.agents), world.queue.state(second))
+    before = (dict(world.bucket.objects), dict(world.queue.agents), world.queue.state(second))
     report = world.preview()
-    assert (world.record.text, dict(world.queue.agents), world.queue.state(second)) == before
+    assert (world.bucket.objects, dict(world.queue.agents), world.queue.state(second)) == before
     assert report.slots == {"max_jobs": 5, "active": 1, "free": 4}
     assert report.body()["active_jobs"][0]["item"] == first
     assert report.body()["queued"] == {
@@ -784,4 +783,3 @@ def test_views_tell_absence_from_ignorance() -> None:
     del world.queue.contents[item]
     world.run()
     assert world.vertex.living()[0].state == JobState.JOB_STATE_PENDING, "an item that cannot be seen proves nothing"
-    assert ItemView("PENDING", "") != ItemView("CLAIMED", "")

@@ -176,7 +176,7 @@ def test_each_error_has_its_answer(
 def test_only_posts(here: Here, name: str, method: str) -> None:
     answer = here.send(name, method=method)
     assert (answer.status_code, answer.headers["Allow"]) == (405, "POST")
-    assert here.world.record.calls == {}
+    assert here.world.bucket.calls == {}
 
 
 @pytest.mark.parametrize("signature", ["http", "cloudevent", "event", None])
@@ -227,7 +227,7 @@ def test_junk_is_logged_and_acknowledged(here: Here, name: str, data: bytes, hea
     assert here.send(name, data, headers).status_code == 200
     (line,) = here.log()
     assert (line["severity"], line["code"], line["event"]) == ("ERROR", Code.REQUEST_INVALID, Event.DROPPED)
-    assert here.world.record.calls == {}
+    assert here.world.bucket.calls == {}
 
 
 def test_a_dropped_message_can_be_found_by_its_id(here: Here) -> None:
@@ -239,13 +239,13 @@ def test_a_dropped_message_can_be_found_by_its_id(here: Here) -> None:
 
 def test_a_tick_that_needs_no_pass_has_one_log_line_that_says_why(here: Here) -> None:
     here.world.run()
-    before = here.world.record.calls["write"]
+    before = here.world.bucket.calls["write ledger.json"]
     now = here.world.clock.now
     for published, code in ((now - 601, Code.TICK_STALE), (now - 5, Code.TICK_SERVED)):
         assert here.send("dispatch", push(published=published)).status_code == 200
         (line,) = here.log()
         assert (line["severity"], line["code"]) == ("INFO", code)
-    assert here.world.record.calls["write"] == before
+    assert here.world.bucket.calls["write ledger.json"] == before
 
 
 def test_an_entry_about_something_else_is_acknowledged(here: Here) -> None:
@@ -263,7 +263,7 @@ def test_a_request_that_is_invalid_is_answered_with_every_problem(here: Here) ->
     codes = (Code.REQUEST_QUEUE, Code.REQUEST_VALUE, Code.REQUEST_RUN_SPEC, Code.REQUEST_KEY)
     problems = answer.get_json()["problems"]
     assert [text.rpartition(" ")[2] for text in problems] == [f"[{code}]" for code in codes]
-    assert here.world.record.calls == {}
+    assert here.world.bucket.calls == {}
 
 
 @pytest.mark.parametrize("header", ["X-Cloud-Trace-Context", "traceparent"])
@@ -294,7 +294,7 @@ def test_caches_on_disk_are_emptied_after_every_pass(here: Here, monkeypatch: py
         here.send(name, push(body) if name == "dispatch" else body)
     assert here.world.job_artifacts.forgotten == 2
     monkeypatch.setattr(
-        here.world.record, "read", raiser(Unavailable("Cloud Storage", "down", code=Code.STORAGE_UNAVAILABLE))
+        here.world.bucket, "read", raiser(Unavailable("Cloud Storage", "down", code=Code.STORAGE_UNAVAILABLE))
     )
     assert here.send(name, push({}) if name == "dispatch" else {}).status_code == 503
     assert here.world.job_artifacts.forgotten == 3

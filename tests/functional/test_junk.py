@@ -32,7 +32,7 @@ from tests.support.numbers import FULL, JUNK, examples
 from vertex_launch import functions, log
 from vertex_launch.clients import Clients
 from vertex_launch.codes import Code
-from vertex_launch.dispatch.ports import Calls
+from vertex_launch.dispatch.ports import Calls, outcome
 from vertex_launch.dispatch.watch import PATIENCE, follow
 from vertex_launch.model import ManagedJob
 
@@ -51,7 +51,7 @@ LONGEST_LINE = 20_000
 
 
 def one_by_one(calls: Calls[Any], _: int) -> list[Any]:
-    return [call() for call in calls]
+    return [outcome(call) for call in calls]
 
 
 class KnownJobs(Jobs):
@@ -75,7 +75,7 @@ class Here:
     def __init__(self) -> None:
         self.world = World(tick_topic="projects/p/topics/ticks")
         self.world.clock = clock = Clock(NOW)
-        self.world.queue.clock = self.world.vertex.clock = self.world.record.clock = clock  # type: ignore[attr-defined]
+        self.world.queue.clock = self.world.vertex.clock = clock
         self.clock = clock
         self.vertex = KnownJobs(clock)
         self.topic = Topic()
@@ -87,10 +87,10 @@ class Here:
         handler = log.LOGGER.handlers[0]
         handler.setStream(self.output)  # type: ignore[attr-defined]
         clients = Clients(settings, redact)
-        services = replace(self.world.services(), together=one_by_one)
+        services = replace(self.world.services(), run_parallel=one_by_one)
         vars(clients).update(services=services, vertex=self.vertex, ticks=self.topic)
         self.deployment = functions.Deployment(settings, clients)
-        self.follow = functools.partial(follow, clock=clock, together=one_by_one)
+        self.follow = functools.partial(follow, clock=clock, parallel=one_by_one)
         self.functions = {name: functions_framework.create_app(name, str(ROOT / "main.py")) for name in FUNCTIONS}
 
     def send(self, function: str, body: bytes, headers: Mapping[str, str]) -> int:

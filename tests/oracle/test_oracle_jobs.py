@@ -31,7 +31,7 @@ from tests.support.fakes import KEY, FakeKey, World, image_spec
 from vertex_launch.adapters import job_artifacts
 from vertex_launch.adapters.job_artifacts import DESCRIPTION, JobArtifacts
 from vertex_launch.codes import Code
-from vertex_launch.dispatch.run import Dispatcher
+from vertex_launch.dispatch.run import run_pass
 from vertex_launch.errors import ItemRejected, Unavailable
 from vertex_launch.job import boot
 from vertex_launch.model import PassReport, PassRequest
@@ -274,8 +274,8 @@ def passed(jobs: JobArtifacts, server: WandbServer, *specs: Mapping[str, Any], *
     world = World(base_url=server.url, **settings)
     world.queue.sweep_states["sw1"] = "RUNNING"
     items = [world.queue.push("cpu", dict(one)) for one in specs]
-    report = Dispatcher(world.settings, replace(world.services(), jobs=jobs)).run(PassRequest())
-    assert report is not None
+    report = run_pass(world.settings, replace(world.services(), jobs=jobs), PassRequest())
+    assert isinstance(report, PassReport)
     return Passed(world, items, report)
 
 

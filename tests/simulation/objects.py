@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.simulation.scheduler import Broken, Scheduler, Service
 from vertex_launch.state.ledger import Ledger
-from vertex_launch.state.record import HOLD, LEDGER
+from vertex_launch.state.record import LEDGER, LOCK
 
 
 class Folder(Service):
@@ -43,15 +43,15 @@ class Folder(Service):
         if generation != current:
             return None
         program, now = self._scheduler.program, self._scheduler.now
-        if name == HOLD and found and now < json.loads(found)["expires"] and current not in self._given_back:
+        if name == LOCK and found and now < json.loads(found)["expires"] and current not in self._given_back:
             raise Broken(f"I0: {program.name} takes a hold that another pass has for a while yet")
-        if name == HOLD:
+        if name == LOCK:
             program.held = json.loads(content)["expires"]
         else:
             program.wrote = now
             program.writes.append(now)
             ledger = Ledger.model_validate_json(content)
-            self._given_back.add(ledger.free_hold)
+            self._given_back.add(ledger.free_lock)
             self.rebuilt = self.rebuilt if ledger.rebuild else min(self.rebuilt, now)
         self._generation += 1
         self.objects[name] = content, self._generation

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tests.simulation.scheduler import Program, Service
 from tests.support.fakes import ENTITY
-from vertex_launch.model import Ack, AgentView, Item, ItemView, Kind, Look, Phase, Popped, Queued, RunId, RunView
+from vertex_launch.model import (
+    Ack,
+    AgentView,
+    Item,
+    ItemView,
+    Kind,
+    Phase,
+    Popped,
+    Question,
+    Queued,
+    RunId,
+    RunView,
+    WandbState,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -149,28 +162,18 @@ class Wandb(Service):
     def default_entity(self) -> str:
         return ENTITY
 
-    def look(
-        self,
-        entity: str,
-        *,
-        agent: str,
-        items: Mapping[str, str],
-        queues: Sequence[str],
-        peek: int,
-        viewer: bool,
-        runs: Sequence[RunId] = (),
-    ) -> Look:
+    def ask(self, question: Question) -> WandbState:
         program = self._scheduler.program
         program.asked = self._scheduler.now
         program.redact.add(self._world.keys[-1])  # for whoever asks W&B has read the key
-        return Look(
-            viewer_entity=ENTITY if viewer else "",
-            agent=self.agents.get(agent),
-            agents=() if agent else tuple(self.agents.values()),
+        return WandbState(
+            viewer_entity=ENTITY if question.viewer else "",
+            agent=self.agents.get(question.agent),
+            agents=() if question.agent else tuple(self.agents.values()),
             queues={name: f"id-{name}" for name in QUEUES},
-            items=self.items(entity, items),
-            runs=self._sure((run, self._run_view(run, heartbeat=False)) for run in runs),
-            queued={name: self._queued(name, peek) for name in queues},
+            items=self.items(question.entity, question.items),
+            runs=self._sure((run, self._run_view(run, heartbeat=False)) for run in question.runs),
+            queued={name: self._queued(name, question.peek) for name in question.queues},
         )
 
     def _queued(self, queue: str, peek: int) -> Queued:

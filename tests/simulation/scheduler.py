@@ -12,6 +12,7 @@ from typing import Any
 
 import greenlet
 
+from vertex_launch.dispatch.ports import outcome
 from vertex_launch.errors import Unavailable
 from vertex_launch.log import Redactor
 from vertex_launch.model import PassRequest
@@ -165,17 +166,10 @@ class Program:
             return service.lose(operation, *args)
         return answer
 
-    def together(self, calls: Sequence[Callable[[], Any]], at_once: int) -> list[Any]:
-        """Run calls as ``services.side_by_side`` does, but one after the other, in an order that the seed gives."""
-        results: dict[int, Any] = {}
-        errors: dict[int, Exception] = {}
-        for index in self.scheduler.random.sample(range(len(calls)), len(calls)):
-            try:
-                results[index] = calls[index]()
-            except Exception as error:
-                errors[index] = error
-        if errors:
-            raise errors[min(errors)]
+    def run_parallel(self, calls: Sequence[Callable[[], Any]], at_once: int) -> list[Any]:
+        """Run calls as ``ports.run_parallel`` does, but one after the other, in an order that the seed gives."""
+        order = self.scheduler.random.sample(range(len(calls)), len(calls))
+        results = {index: outcome(calls[index]) for index in order}
         return [results[index] for index in range(len(calls))]
 
 

@@ -17,11 +17,11 @@ from tests.simulation.queues import QUEUES, Entry, Wandb
 from tests.simulation.scheduler import KINDS, START, Broken, Fault, Outside, Program, Scheduler, Service
 from tests.support.fakes import ENTITY, SETTINGS, image_spec
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.dispatch.run import Dispatcher
+from vertex_launch.dispatch.run import run_pass
 from vertex_launch.dispatch.watch import follow
 from vertex_launch.errors import JobNotEnded, PassBusy, PassLost, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import SCHEDULER_URI, JobHint, Kind, PassRequest, RunId
+from vertex_launch.model import SCHEDULER_URI, JobHint, Kind, PassReport, PassRequest, RunId
 from vertex_launch.settings.config import Policy, Region, Settings
 from vertex_launch.state.record import Record
 
@@ -33,7 +33,7 @@ TRIES = 6
 OPERATIONS = (
     "read",
     "write",
-    "look",
+    "ask",
     "active",
     "pop",
     "ack",
@@ -271,24 +271,24 @@ class World:
         services = Services(
             queue=cast(Any, Outside(program, self.wandb)),
             vertex=cast(Any, Outside(program, self.vertex)),
-            record=Record(cast(Any, Outside(program, deployment.folder))),
+            record=Record(cast(Any, Outside(program, deployment.folder)), program.redact),
             key=_Key(program, _Secret(self)),
             jobs=cast(Any, None),  # no item here names a job artifact
             redact=program.redact,
-            together=program.together,
+            run_parallel=program.run_parallel,
             clock=self.scheduler.clock,
             new_pass_id=lambda: program.name,
         )
         try:
-            report = Dispatcher(deployment.settings, services).run(request)
+            report = run_pass(deployment.settings, services, request)
         except (PassBusy, PassLost, Unavailable) as error:
             self.scheduler.tell(program.name, "ends: %s %s", type(error).__name__, error)
-            self.invariants.secret(str(error), "an error")
+            self.invariants.secret(program.redact(str(error)), "an error")
             return False
         except Exception as error:
             raise Broken(f"{program.name} raises {error!r}") from error
-        if report:
-            text = json.dumps(report.body())
+        if isinstance(report, PassReport):
+            text = program.redact(json.dumps(report.body()))
             self.scheduler.tell(program.name, "ends: %s", text)
             self.invariants.secret(text, "a report")
         return True
@@ -300,7 +300,7 @@ class World:
             done, vertex, ticks = False, Outside(program, self.vertex), Outside(program, _Topic(self, owner))
             settings = self.deployments[owner].settings
             try:
-                follow(hint, settings, cast(Any, vertex), cast(Any, ticks), self.scheduler.clock, program.together)
+                follow(hint, settings, cast(Any, vertex), cast(Any, ticks), self.scheduler.clock, program.run_parallel)
                 done = True
             except (JobNotEnded, Unavailable) as error:
                 self.scheduler.tell(program.name, "ends: %s", error)

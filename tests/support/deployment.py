@@ -34,7 +34,7 @@ from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.dispatch.run import Dispatcher
+from vertex_launch.dispatch.run import run_pass
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.job import readback
 from vertex_launch.log import Redactor
@@ -218,14 +218,16 @@ class Deployment:
     def start_anew(self, **changes: Any) -> None:
         """Replace the dispatcher here by one that remembers nothing, and has other settings where ``changes`` say so."""
         settings = config.load(self.variables, ROOT)
-        self.dispatcher = self._assemble(settings.model_copy(update=changes))
+        self.settings = settings.model_copy(update=changes)
+        self.services = self._assemble(self.settings)
 
     def tick(self, request: PassRequest | None = None) -> PassReport | None:
         """Run a pass here; None where there was none: another one has the hold, or a service is down."""
         try:
-            return self.dispatcher.run(request or PassRequest())
+            report = run_pass(self.settings, self.services, request or PassRequest())
         except (PassBusy, PassLost, Unavailable):
             return None
+        return report if isinstance(report, PassReport) else None
 
     def _configure(self) -> dict[str, str]:
         rest = {"project": PROJECT, "regions": [{"name": REGION, "staging_bucket": "gs://staging"}]}
@@ -246,8 +248,8 @@ class Deployment:
             "STORAGE_EMULATOR_HOST": self.storage.url,
         }
 
-    def _assemble(self, settings: config.Settings) -> Dispatcher:
-        """Put a dispatcher together as ``vertex_launch.functions`` does, but with this clock."""
+    def _assemble(self, settings: config.Settings) -> Services:
+        """Create the services as ``vertex_launch.clients`` does, but with this clock."""
         redact, look = Redactor(), settings.timeouts.look
         key = SecretKey(
             settings.key_secret, redact, ttl=settings.key_ttl, timeout=look, endpoint=settings.secretmanager_endpoint
@@ -261,18 +263,17 @@ class Deployment:
         bucket = Bucket(
             settings.state_bucket, settings.deployment, project=settings.project, timeout=look, client=client
         )
-        services = Services(
+        return Services(
             queue=WandbQueue(settings.base_url, key, settings.timeouts, settings.batches, version="0"),
             vertex=VertexJobs(
                 settings.project, settings.deployment, timeout=look, endpoint=settings.aiplatform_endpoint
             ),
-            record=Record(bucket),
+            record=Record(bucket, redact),
             key=key,
             jobs=JobArtifacts(settings.base_url, key, timeout=settings.timeouts.read),
             redact=redact,
             clock=self.clock,
         )
-        return Dispatcher(settings, services)
 
     # W&B
 

@@ -17,30 +17,31 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.preview import preview
-from vertex_launch.dispatch.run import Dispatcher
-from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, PassBusy, PassLost, Unavailable
+from vertex_launch.dispatch.run import Skipped, run_pass
+from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
 from vertex_launch.job import readback
 from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import (
     Ack,
     AgentView,
-    Hold,
     Item,
     ItemView,
     JobArtifact,
-    Look,
     ManagedJob,
     PassReport,
     PassRequest,
     Phase,
     Popped,
+    Question,
     Queued,
     RunId,
     RunView,
+    WandbState,
 )
 from vertex_launch.settings.config import Region, Settings
-from vertex_launch.state.ledger import Ledger, Stored
+from vertex_launch.state.ledger import Ledger
+from vertex_launch.state.record import LEDGER, LOCK, Record
 
 KEY = "k" * 40
 ENTITY = "acme"
@@ -119,27 +120,17 @@ class FakeQueue:
         self._called("default_entity")
         return ENTITY
 
-    def look(
-        self,
-        entity: str,
-        *,
-        agent: str,
-        items: Mapping[str, str],
-        runs: Sequence[RunId],
-        queues: Sequence[str],
-        peek: int,
-        viewer: bool,
-    ) -> Look:
-        self._called("look")
-        assert entity == ENTITY
-        return Look(
-            viewer_entity=ENTITY if viewer else "",
-            agent=self.agents.get(agent),
-            agents=() if agent else tuple(self.agents.values()),
+    def ask(self, question: Question) -> WandbState:
+        self._called("ask")
+        assert question.entity == ENTITY
+        return WandbState(
+            viewer_entity=ENTITY if question.viewer else "",
+            agent=self.agents.get(question.agent),
+            agents=() if question.agent else tuple(self.agents.values()),
             queues={name: f"id-{name}" for name in self.queues},
-            items=self._views(items),
-            runs=self._runs(runs, heartbeats=False),
-            queued={name: self._queued(name, peek) for name in queues},
+            items=self._views(question.items),
+            runs=self._runs(question.runs, heartbeats=False),
+            queued={name: self._queued(name, question.peek) for name in question.queues},
         )
 
     def _queued(self, queue: str, peek: int) -> Queued:
@@ -331,50 +322,34 @@ class FakeVertex:
             self.jobs[name].state = JobState.JOB_STATE_CANCELLING
 
 
-class FakeRecord:
-    """The record: two objects with generations."""
+class FakeObjects:
+    """The bucket: objects with generations. ``calls`` and ``trouble`` go by names such as ``write ledger.json``."""
 
     def __init__(self) -> None:
-        self.hold: Hold | None = None
-        self.text: bytes | None = None
-        self.generation = 0
+        self.objects: dict[str, tuple[bytes, int]] = {}
         self.calls: Counter[str] = Counter()
         self.trouble: dict[str, Callable[[], None]] = {}
+        self._generations = itertools.count(1)
 
     def _called(self, operation: str) -> None:
         self.calls[operation] += 1
         if trouble := self.trouble.get(operation):
             trouble()
 
-    def take_hold(self, pass_id: str, now: float, expires: float, free: int) -> Hold:
-        self._called("take_hold")
-        generation = self.hold.generation if self.hold else 0
-        if self.hold and generation != free and now < self.hold.expires:
-            raise PassBusy("a pass is running", self.hold.expires - now)
-        self.hold = Hold(pass_id, expires, generation + 1, taken_over=generation != free)
-        return self.hold
+    def read(self, name: str) -> tuple[bytes, int] | None:
+        self._called(f"read {name}")
+        return self.objects.get(name)
 
-    @property
-    def held(self) -> bool:
-        """Whether a pass runs, or died without giving the hold back."""
-        return self.hold is not None and self.ledger.free_hold != self.hold.generation
+    def write(self, name: str, content: bytes, generation: int) -> int | None:
+        self._called(f"write {name}")
+        if generation != self.objects.get(name, (b"", 0))[1]:
+            return None
+        self.put(name, content)
+        return self.objects[name][1]
 
-    def read(self) -> Stored:
-        self._called("read")
-        return Stored(Ledger.parse(self.text) if self.text is not None else None, self.generation)
-
-    def write(self, ledger: Ledger, pass_id: str, generation: int) -> int:
-        self._called("write")
-        if generation != self.generation:
-            raise PassLost("another pass has taken over")
-        self.text, self.generation = ledger.dump(), generation + 1
-        return self.generation
-
-    @property
-    def ledger(self) -> Ledger:
-        ledger = Ledger.parse(self.text or b"")
-        assert ledger is not None
-        return ledger
+    def put(self, name: str, content: bytes) -> None:
+        """Replace an object, whatever its generation."""
+        self.objects[name] = content, next(self._generations)
 
 
 class FakeKey:
@@ -422,14 +397,28 @@ class World:
         self.queue = FakeQueue(self.clock, lease=self.settings.lease)
         self.vertex = FakeVertex(self.clock, self.settings.deployment)
         self.vertex.runs = self.queue.run_views
-        self.record = FakeRecord()
+        self.bucket = FakeObjects()
         self.job_artifacts = FakeJobs()
         self.redact = Redactor()
         self.redact.add(KEY)
         self._passes = itertools.count(1)
 
-    def dispatcher(self, **changes: Any) -> Dispatcher:
-        return Dispatcher(self.settings.model_copy(update=changes), self.services())
+    @property
+    def ledger(self) -> Ledger:
+        ledger = Ledger.parse(self.bucket.objects[LEDGER][0])
+        assert ledger is not None
+        return ledger
+
+    @property
+    def locked(self) -> bool:
+        """Whether a pass runs, or died without giving the lock back."""
+        return self.ledger.free_lock != self.bucket.objects[LOCK][1]
+
+    def lose_ledger(self, left: bytes = b"damaged") -> None:
+        self.bucket.put(LEDGER, left)
+
+    def tick(self, published: float) -> PassReport | Skipped:
+        return run_pass(self.settings, self.services(), PassRequest(published=published))
 
     def preview(self, **wanted: Any) -> PassReport:
         return preview(self.settings, self.services(), PassRequest(dry_run=True, **wanted))
@@ -438,7 +427,7 @@ class World:
         return Services(
             queue=self.queue,
             vertex=self.vertex,
-            record=self.record,
+            record=Record(self.bucket, self.redact),
             key=FakeKey(),
             jobs=self.job_artifacts,
             redact=self.redact,
@@ -447,8 +436,9 @@ class World:
         )
 
     def run(self, request: PassRequest | None = None, **changes: Any) -> PassReport:
-        report = self.dispatcher(**changes).run(request or PassRequest())
-        assert report is not None
+        settings = self.settings.model_copy(update=changes)
+        report = run_pass(settings, self.services(), request or PassRequest())
+        assert isinstance(report, PassReport)
         return report
 
     def run_of(self, job: CustomJob) -> RunId:

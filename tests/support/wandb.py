@@ -18,7 +18,7 @@ from vertex_launch.adapters.graphql import BACKOFF
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
-from vertex_launch.model import Look, RunId
+from vertex_launch.model import Question, RunId, WandbState
 from vertex_launch.settings.config import Batches, Timeouts
 
 KEY, OLD_KEY = "k" * 40, "o" * 40
@@ -64,16 +64,9 @@ def refusal(act: Callable[[], Any], code: Code, kind: type[Unavailable] = Unavai
     return error.value.reason
 
 
-def look(queue: WandbQueue, **changes: Any) -> Look:
-    nothing: dict[str, Any] = {
-        "agent": "",
-        "items": {},
-        "runs": (),
-        "queues": ("cpu", "gpu"),
-        "peek": 5,
-        "viewer": False,
-    }
-    return queue.look(ENTITY, **nothing | changes)
+def look(queue: WandbQueue, **changes: Any) -> WandbState:
+    given: dict[str, Any] = {"queues": ("cpu", "gpu"), "peek": 5} | changes
+    return queue.ask(Question(ENTITY, **given))
 
 
 def start_run(server: WandbServer, name: str, state: str = "running") -> RunId:

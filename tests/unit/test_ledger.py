@@ -1,29 +1,34 @@
-"""The ledger: what it holds, what it forgets, and that it survives its JSON."""
+"""The ledger: what it holds, what it forgets, that it survives its JSON, and that version 1 is still read."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vertex_launch.model import Item, Kind, ManagedJob, RunId
-from vertex_launch.state.ledger import Ledger, OpenJob, Stage, Waiting
+from vertex_launch.state.ledger import Attempt, Ledger, OpenItem, Retry, Stage, Waiting, pause
 
+NAME = "projects/p/locations/{region}/customJobs/{number}"
+RUN = RunId("e", "p", "r")
 times = st.floats(0, 2e9)
 texts = st.text(max_size=20)
-jobs = st.builds(
-    OpenJob,
+attempts = st.builds(Attempt, number=st.integers(1, 9), region=texts, planned=times, job=texts, ended=times)
+items = st.builds(
+    OpenItem,
     item=texts,
     queue=texts,
     entity=texts,
     project=texts,
     run=texts,
-    region=texts,
     kind=st.sampled_from(Kind),
-    attempt=st.integers(1, 9),
-    stage=st.sampled_from(Stage),
-    job=texts,
-    since=times,
-    ended=st.booleans(),
+    claimed=st.booleans(),
+    attempts=st.lists(attempts, min_size=1, max_size=3).map(tuple),
+    retry=st.none() | st.builds(Retry, at=times),
+    warned=st.lists(texts, max_size=2).map(tuple),
 )
 ledgers = st.builds(
     Ledger,
@@ -32,7 +37,7 @@ ledgers = st.builds(
     turn=texts,
     full_pass_began=times,
     submissions=st.dictionaries(texts, st.lists(times, max_size=3), max_size=2),
-    open=st.dictionaries(texts, jobs, max_size=3),
+    open=st.dictionaries(texts, items, max_size=3),
     waiting=st.dictionaries(texts, st.builds(Waiting, since=times, seen=times, warned=st.lists(texts, max_size=2))),
 )
 
@@ -43,40 +48,105 @@ def test_it_survives_its_json(ledger: Ledger) -> None:
 
 
 @given(
-    st.binary()
-    | st.sampled_from([b"{}", b"{}[]", b"null", b"[]", b'{"version": 2}', b'{"open": 1}', b'{"open": {"a": {}}}'])
+    st.binary().filter(lambda text: not text.startswith(b"{"))
+    | st.sampled_from(
+        [
+            b"{}",
+            b"{}[]",
+            b"null",
+            b"[]",
+            b"[" * 100_000,
+            b'{"version": 3}',
+            b'{"version": 1, "open": 1}',
+            b'{"version": 1, "open": {"a": {}}}',
+            b'{"version": 1, "open": {"a": {"last": "x"}}}',
+            b'{"version": 2, "open": {"a": {}}}',
+        ]
+    )
 )
-def test_what_is_no_ledger_counts_as_lost(text: bytes) -> None:
+def test_a_damaged_ledger_counts_as_lost(text: bytes) -> None:
     assert Ledger.parse(text) is None
 
 
-def test_slots_count_listed_jobs_open_jobs_and_intents_once() -> None:
+def job(item: str, number: int = 1, attempt: int = 1, **changes: Any) -> ManagedJob:
+    given: dict[str, Any] = {
+        "state": "JOB_STATE_RUNNING",
+        "ended": False,
+        "cancelling": False,
+        "created": 1.0,
+    } | changes
+    name = NAME.format(region="r", number=number)
+    return ManagedJob(name=name, region="r", item=item, run=RUN, queue="q", attempt=attempt, kind=Kind.JOB, **given)
+
+
+def planned(ledger: Ledger, item: str, kind: Kind = Kind.JOB) -> None:
+    ledger.plan(Item(item, "q", {}), RUN, "r", kind, 1.0, stopped_before=False)
+
+
+def test_an_item_goes_through_its_stages() -> None:
+    ledger, stages = Ledger(), list[Stage]()
+
+    def note() -> OpenItem:
+        stages.append(ledger.open["a"].stage)
+        return ledger.open["a"]
+
+    planned(ledger, "a")
+    note()
+    ledger.created("a", job("a").name)
+    note()
+    ledger.claim("a")
+    note()
+    ledger.keep(ledger.open["a"].observe(job("a", state="JOB_STATE_FAILED", ended=True), 50.0))
+    ledger.retry("a", 60.0, "preempted", elsewhere=True, began=True)
+    assert note().past_jobs == {job("a").name}
+    ledger.plan_retry("a", "s", 70.0)
+    assert (note().reason, ledger.open["a"].began_before) == ("preempted", True)
+    ledger.create_failed("a", 80.0)
+    assert note().retry == Retry(at=80 + pause(1, 90), elsewhere=True)
+    ledger.plan_retry("a", "s", 90.0)
+    ledger.created("a", job("a", 2).name)
+    assert (note().current.number, ledger.open["a"].retry) == (2, None)
+    ledger.settle("a", 100.0)
+    retried = [Stage.RETRYING, Stage.PLANNED, Stage.RETRYING, Stage.CLAIMED]
+    assert stages == [Stage.PLANNED, Stage.UNCLAIMED, Stage.CLAIMED, *retried]
+    assert (ledger.open, ledger.settled) == ({}, {job("a", 2).name: 100.0})
+
+
+def test_a_first_create_that_failed_leaves_nothing() -> None:
     ledger = Ledger()
-    run = RunId("e", "p", "r")
-    for item in ("intent", "listed", "unlisted", "ended"):
-        ledger.intend(Item(item, "q", {}), run, "r", Kind.JOB, 1.0)
-    ledger.intend(Item("scheduler", "q", {}), run, "r", Kind.SCHEDULER, 1.0)
-    for item in ("listed", "unlisted", "ended"):
-        ledger.created(item, f"job of {item}")
-    ledger.open["ended"].ended = True
-    listed = [job("listed"), job("somebody's twin")]
-    assert ledger.slots_used(listed) == {Kind.JOB: 4, Kind.SCHEDULER: 1}
+    planned(ledger, "a")
+    ledger.create_failed("a", 2.0)
+    assert ledger.open == {}
 
 
-def job(item: str) -> ManagedJob:
-    return ManagedJob(
-        name=f"job of {item}",
-        region="r",
-        state="JOB_STATE_RUNNING",
-        ended=False,
-        cancelling=False,
-        item=item,
-        run=RunId("e", "p", "r"),
-        queue="q",
-        attempt=1,
-        kind=Kind.JOB,
-        created=1.0,
-    )
+def test_a_retry_that_is_given_up_is_settled_with_the_attempt_that_ended() -> None:
+    ledger = Ledger()
+    planned(ledger, "a")
+    ledger.created("a", job("a").name)
+    ledger.claim("a")
+    ledger.retry("a", 60.0, "preempted", elsewhere=False, began=False)
+    ledger.stop_retrying("a", "too late")
+    entry = ledger.open["a"]
+    assert (entry.stage, entry.no_retry, entry.job) == (Stage.CLAIMED, "too late", job("a").name)
+
+
+def test_a_job_of_a_later_attempt_than_the_known_one_is_appended() -> None:
+    ledger = Ledger()
+    planned(ledger, "a")
+    ledger.created("a", job("a").name)
+    entry = ledger.open["a"].observe(job("a", 2, attempt=2), 9.0)
+    assert [(one.number, one.job) for one in entry.attempts] == [(1, job("a").name), (2, job("a", 2).name)]
+
+
+def test_slots_count_listed_jobs_open_jobs_and_planned_creates_once() -> None:
+    ledger = Ledger()
+    for number, item in enumerate(("planned", "listed", "unlisted", "ended"), 1):
+        planned(ledger, item)
+        if item != "planned":
+            ledger.created(item, job(item, number).name)
+    planned(ledger, "scheduler", Kind.SCHEDULER)
+    ledger.keep(ledger.open["ended"].gone(5.0))
+    assert ledger.slots_used([job("listed", 2), job("another twin", 9)]) == {Kind.JOB: 4, Kind.SCHEDULER: 1}
 
 
 @given(st.lists(st.floats(0, 1000), max_size=80), st.floats(0, 1000))
@@ -89,7 +159,94 @@ def test_submissions_are_counted_within_a_minute(at: list[float], now: float) ->
     assert ledger.submissions_left("elsewhere", 60, now) == 60
 
 
-def test_pruning_forgets_items_that_nobody_saw_for_long() -> None:
+def test_pruning_forgets_items_that_were_not_seen_for_long() -> None:
     ledger = Ledger(waiting={"old": Waiting(since=0, seen=0), "new": Waiting(since=0, seen=90)})
     ledger.prune(100, 50)
     assert set(ledger.waiting) == {"new"}
+
+
+# Version 1
+
+FIRST, SECOND = (NAME.format(region=region, number=number) for region, number in (("us-central1", 1), ("us-east4", 2)))
+OLD = {
+    "entity": "acme",
+    "project": "demo",
+    "queue": "gpu",
+    "run": "r",
+    "region": "us-central1",
+    "since": 100.0,
+    "told": ["be patient"],
+}
+
+
+@pytest.mark.parametrize(
+    ("old", "stage", "expected"),
+    [
+        ({}, Stage.PLANNED, {"job": "", "planned": 100.0}),
+        ({"stage": "created", "job": FIRST}, Stage.UNCLAIMED, {"job": FIRST}),
+        (
+            {
+                "stage": "acked",
+                "claimed": True,
+                "job": FIRST,
+                "state": "JOB_STATE_RUNNING",
+                "state_since": 7,
+                "stop_seen": 8,
+            },
+            Stage.CLAIMED,
+            {"job": FIRST, "state": "JOB_STATE_RUNNING", "state_since": 7, "stop_seen": 8, "ended": 0},
+        ),
+        (
+            {"stage": "acked", "claimed": True, "job": FIRST, "ended": True, "ended_at": 9, "quiet": True},
+            Stage.CLAIMED,
+            {"job": FIRST, "ended": 9, "found_ended": True},
+        ),
+        ({"stage": "acked", "claimed": True, "ended": True}, Stage.CLAIMED, {"job": "", "ended": 100.0}),
+        (
+            {
+                "stage": "again",
+                "claimed": True,
+                "job": FIRST,
+                "last": FIRST,
+                "reason": "gone",
+                "again_at": 130,
+                "began": True,
+            },
+            Stage.RETRYING,
+            {"job": FIRST, "number": 1, "reason": "gone", "began": True, "ended": 100.0},
+        ),
+        (
+            {"claimed": True, "attempt": 2, "region": "us-east4", "last": FIRST, "reason": "gone", "elsewhere": True},
+            Stage.PLANNED,
+            {"job": "", "number": 2, "region": "us-east4"},
+        ),
+        (
+            {"stage": "acked", "claimed": True, "attempt": 2, "region": "us-east4", "job": SECOND, "last": FIRST},
+            Stage.CLAIMED,
+            {"job": SECOND, "number": 2, "region": "us-east4"},
+        ),
+        (
+            {"stage": "acked", "claimed": True, "job": FIRST, "ended": True, "ended_at": 9, "final": "stopped"},
+            Stage.CLAIMED,
+            {"job": FIRST, "ended": 9},
+        ),
+    ],
+)
+def test_an_item_of_version_1_is_still_read(old: dict[str, Any], stage: Stage, expected: dict[str, Any]) -> None:
+    value = {
+        "version": 1,
+        "free_hold": 5,
+        "writer": "p",
+        "open": {"I": {"item": "I", **OLD, **old}},
+        "settled": {FIRST: 3},
+    }
+    ledger = Ledger.parse(json.dumps(value).encode())
+    assert ledger is not None
+    entry = ledger.open["I"]
+    assert (ledger.version, ledger.free_lock, ledger.writer, ledger.settled) == (2, 5, "p", {FIRST: 3})
+    assert (entry.stage, entry.run_id, entry.warned) == (stage, RunId("acme", "demo", "r"), ("be patient",))
+    assert entry.current.model_dump() | expected == entry.current.model_dump()
+    assert (entry.reason == "gone") == (old.get("reason") == "gone")
+    assert entry.no_retry == old.get("final", "")
+    assert bool(entry.retry and entry.retry.elsewhere) == old.get("elsewhere", False)
+    assert Ledger.parse(ledger.dump()) == ledger, "and written as version 2"

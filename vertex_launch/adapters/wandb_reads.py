@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from vertex_launch.adapters.graphql import SERVICE, Field, RequestRefused, Result, dicts
 from vertex_launch.adapters.wandb_server import (
@@ -24,7 +25,7 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 from vertex_launch.job.queue_config import QueueConfig
 from vertex_launch.log import LOGGER
-from vertex_launch.model import AgentView, ItemView, Look, Queued, RunId, RunView
+from vertex_launch.model import AgentView, ItemView, Question, Queued, RunId, RunView, WandbState
 
 QUEUES = "runQueues { id name }"
 AGENT_FIELDS = "id hostname stopPolling runQueues"
@@ -34,16 +35,6 @@ RUN = "run(name: $id) { state stopped }"
 RUN_WITH_HEARTBEAT = "run(name: $id) { state stopped heartbeatAt }"
 CONFIG_FIELDS = "resource config templateVariables { name schema }"
 VIEWER = Field("viewer { entity username }")
-
-
-class _Question(NamedTuple):
-    entity: str
-    agent: str
-    items: Mapping[str, str]
-    runs: Sequence[RunId]
-    queues: Sequence[str]
-    peek: int
-    viewer: bool
 
 
 class WandbReads(WandbServer):
@@ -70,29 +61,18 @@ class WandbReads(WandbServer):
             )
         return str(entity)
 
-    def look(
-        self,
-        entity: str,
-        *,
-        agent: str,
-        items: Mapping[str, str],
-        runs: Sequence[RunId],
-        queues: Sequence[str],
-        peek: int,
-        viewer: bool,
-    ) -> Look:
+    def ask(self, question: Question) -> WandbState:
         """Ask everything that a pass needs beforehand in one request, or in several if there are many items or runs.
 
-        ``agent`` is the id of the deployment's agent, empty to list all agents of the entity; ``items`` maps ids to queue
-        names; heartbeats of ``runs`` are not asked; ``peek`` limits what is shown of each of ``queues``, 0 for nothing;
-        ``viewer`` also asks for the API key's default entity.
+        Heartbeats of runs are not asked.
         """
-        question = _Question(entity, agent, items, list(dict.fromkeys(runs)), queues, peek, viewer)
-        found, self._modes = in_best_mode(self._modes, lambda mode: self._look(mode, question))
+        question = replace(question, runs=list(dict.fromkeys(question.runs)))
+        found, self._modes = in_best_mode(self._modes, lambda mode: self._answer(mode, question))
         return found
 
-    def _look(self, mode: QueryMode, question: _Question) -> Look:
-        entity, agent, items, runs, queues, peek, viewer = question
+    def _answer(self, mode: QueryMode, question: Question) -> WandbState:
+        entity, agent, items, runs = question.entity, question.agent, question.items, question.runs
+        queues, peek, viewer = question.queues, question.peek, question.viewer
         most = self._batches.lookups if mode.batched else 0
         first_items, first_runs = dict(list(items.items())[:most]), runs[:most]
         peek = peek if mode.extended else 0
@@ -110,7 +90,7 @@ class WandbReads(WandbServer):
         views = _item_views(project, registry.aliases)
         views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, mode)
         views_of_runs = _run_views(first_runs, answers[1 + len(agent_fields) :])
-        return Look(
+        return WandbState(
             viewer_entity=str(value(answers[-1], "entity") or "") if viewer else "",
             agent=self._agent(entity, agent, answers[1]) if agent else None,
             agents=tuple(_agent_view(one) for one in dicts(project.get("launchAgents"))),

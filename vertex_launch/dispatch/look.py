@@ -1,136 +1,225 @@
-"""Step 2 of a pass: what Vertex AI and W&B say now, asked side by side. Changes nothing.
-
-Called by ``dispatcher`` for a pass and by ``preview`` for a dry run.
-"""
+"""Step 2 of a pass: ask Vertex AI and W&B in parallel what there is now. Changes nothing; ``Seen`` has what was learned."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vertex_launch.dispatch.ports import Services
-from vertex_launch.model import VERTEX_RESOURCES, AgentView, Look, ManagedJob, RunId
+from vertex_launch import log
+from vertex_launch.codes import Code
+from vertex_launch.dispatch.ports import Services, all_of
+from vertex_launch.errors import Message, Unavailable
+from vertex_launch.model import (
+    VERTEX_RESOURCES,
+    AgentView,
+    ItemView,
+    JobName,
+    ManagedJob,
+    Question,
+    RunId,
+    RunView,
+    WandbState,
+)
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, Stage
+from vertex_launch.state.ledger import Ledger, OpenItem, Stage
 
 PEEK = 20
 """Items of each queue that W&B is asked to show, as a hint of how many to pop and for a dry run."""
 REBUILD_WINDOW = 86400.0
-"""Seconds into the past in which a lost ledger looks for jobs that ended before their item was acked."""
+"""Seconds into the past in which a lost ledger looks for jobs that ended before their item was claimed."""
 CLOCK_SKEW = 300.0
 """Seconds by which Vertex AI's clock may differ from ours."""
+AT_ONCE = 16
+MOST_GETS = 200
+"""Open jobs that one pass gets one by one; the others hold their slots until a later one."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What there is: the deployment's jobs, W&B's answer, and the queues that can be served, whose turn it is first."""
+    """What there is: the deployment's jobs by name, W&B's answer, and the queues that can be served, in turn.
+
+    ``missing`` has the names of open jobs that Vertex AI says do not exist. ``resources`` maps queue ids to what they run on.
+    """
 
     entity: str
-    jobs: tuple[ManagedJob, ...]
-    wandb: Look
+    jobs: Mapping[str, ManagedJob]
+    missing: frozenset[str]
+    wandb: WandbState
     queues: tuple[str, ...]
+    resources: Mapping[str, str]
+    notices: tuple[Message, ...]
+    entity_changed: bool = False
 
     def queue_ids(self, names: Sequence[str]) -> list[str]:
-        """Give the ids of those queues that exist."""
+        """Return the ids of those queues that exist."""
         return sorted(self.wandb.queues[name] for name in names if name in self.wandb.queues)
 
     def agent(self, hostname: str, queue_ids: Sequence[str]) -> AgentView | None:
-        """Give the agent of that host name that serves these queues, rather one that nobody has stopped."""
+        """Return the agent of that host name that serves these queues, preferably one that is not stopped."""
         candidates = [self.wandb.agent] if self.wandb.agent else self.wandb.agents
         mine = [one for one in candidates if one.hostname == hostname and sorted(one.queues) == list(queue_ids)]
         return min(mine, key=lambda one: one.stop_polling, default=None)
 
 
-class Looker:
-    """Asks once; what it learns for good (the key's entity, what a queue runs on) it notes in the ledger.
+def look(
+    settings: Settings, services: Services, ledger: Ledger, queues: Sequence[str], now: float, ended: str = ""
+) -> Seen:
+    """Look at the jobs of every region that has some or may get some, and at these queues.
 
-    ``notice`` takes sentences on what concerns no single item. ``look`` raises Unavailable.
+    ``ended`` names a job that is said to have ended. Raises Unavailable.
     """
+    configured = [region.name for region in settings.regions]
+    regions = list(dict.fromkeys([*configured, *(entry.current.region for entry in ledger.open.values())]))
+    calls: list[Callable[[], Any]] = [partial(_ask_wandb, settings, services, ledger, queues)]
+    calls += [partial(_list, services, ledger, region, now) for region in regions]
+    (entity, state, changed), *lists = all_of(services.run_parallel(calls, len(calls)))
+    jobs = {job.name: job for listed in lists for job in listed}
+    missing = _get_unlisted(services, ledger, jobs, ended)
+    resources = _resources(settings, services, ledger, entity, state, queues)
+    unserved = {name: why for name in queues if (why := _unserved(name, entity, state, resources))}
+    notices = [changed] if changed else []
+    return Seen(
+        entity=entity,
+        jobs=jobs,
+        missing=missing,
+        wandb=state,
+        queues=tuple(name for name in _in_turn(queues, ledger.turn) if name not in unserved),
+        resources=resources,
+        notices=(*notices, *unserved.values()),
+        entity_changed=changed is not None,
+    )
 
-    def __init__(self, settings: Settings, services: Services, ledger: Ledger, notice: Callable[[str], None]) -> None:
-        self._settings = settings
-        self._services = services
-        self._ledger = ledger
-        self._notice = notice
 
-    def look(self, queues: Sequence[str], now: float) -> Seen:
-        """Look at the jobs of every region that has some or may get some, and at these queues."""
-        configured = [region.name for region in self._settings.regions]
-        regions = list(dict.fromkeys(configured + [entry.region for entry in self._ledger.open.values()]))
-        calls: list[Callable[[], Any]] = [partial(self._list, region, now) for region in regions]
-        (entity, answer), *lists = self._services.together([partial(self._ask_wandb, queues), *calls], len(calls) + 1)
-        jobs = {job.name: job for listed in lists for job in listed}
-        served = [name for name in self._in_turn(queues) if self._serves(name, entity, answer)]
-        return Seen(entity, tuple(jobs.values()), answer, tuple(served))
+def look_up_items(services: Services, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
+    """Look up items (id to queue); what W&B cannot answer now is missing, and stays as it is."""
+    try:
+        return services.queue.items(entity, wanted) if wanted else {}
+    except Unavailable as error:
+        log.warning(Message(Code.LOOKUP_FAILED, f"Cannot look up {len(wanted)} queue items: {error.message.text}"))
+        return {}
 
-    def _list(self, region: str, now: float) -> list[ManagedJob]:
-        """List a region's active jobs, and the ended ones that an open intent or a lost ledger may have to know of."""
-        jobs = self._services.vertex.active(region)
-        intents = {entry.item: entry for entry in self._ledger.at(Stage.INTENDED) if entry.region == region}
-        if self._ledger.rebuild:
-            jobs += self._services.vertex.recent(region, now - REBUILD_WINDOW)
-        elif intents:
-            since = min(entry.since for entry in intents.values()) - CLOCK_SKEW
-            jobs += [job for job in self._services.vertex.recent(region, since) if job.item in intents]
-        return jobs
 
-    def _ask_wandb(self, queues: Sequence[str]) -> tuple[str, Look]:
-        ledger, configured = self._ledger, self._settings.entity
-        entity = configured or ledger.entity or self._services.queue.default_entity()
-        answer = self._ask_about(entity, queues)
-        if not configured and answer.viewer_entity not in ("", entity):
-            self._notice(f"The default entity of the API key was {entity} and is {answer.viewer_entity} now")
-            entity, ledger.agent = answer.viewer_entity, ""
-            answer = self._ask_about(entity, queues)
-        ledger.entity = entity
-        return entity, answer
+def look_up_runs(services: Services, entity: str, entries: Sequence[OpenItem]) -> Mapping[RunId, RunView | None]:
+    """Look up the runs of these items; those of another entity, and what W&B cannot answer now, are missing."""
+    wanted = [entry.run_id for entry in entries if entry.entity == entity]
+    try:
+        return services.queue.runs(wanted) if wanted else {}
+    except Unavailable as error:
+        log.warning(Message(Code.LOOKUP_FAILED, f"Cannot look up {len(wanted)} runs: {error.message.text}"))
+        return {}
 
-    def _ask_about(self, entity: str, queues: Sequence[str]) -> Look:
-        return self._services.queue.look(
-            entity,
-            agent=self._ledger.agent,
-            items={entry.item: entry.queue for entry in self._ledger.open.values() if not entry.claimed},
-            runs=self._running(entity),
-            queues=queues,
-            peek=PEEK,
-            viewer=not self._settings.entity,
+
+# Vertex AI
+
+
+def _list(services: Services, ledger: Ledger, region: str, now: float) -> list[ManagedJob]:
+    """List a region's active jobs, and the ended ones that a planned create or a lost ledger may need."""
+    jobs = services.vertex.active(region)
+    planned = {entry.item: entry for entry in ledger.at(Stage.PLANNED) if entry.current.region == region}
+    if ledger.rebuild:
+        jobs += services.vertex.recent(region, now - REBUILD_WINDOW)
+    elif planned:
+        since = min(entry.current.planned for entry in planned.values()) - CLOCK_SKEW
+        jobs += [job for job in services.vertex.recent(region, since) if job.item in planned]
+    return jobs
+
+
+def _get_unlisted(services: Services, ledger: Ledger, jobs: dict[str, ManagedJob], ended: str) -> frozenset[str]:
+    """Get open jobs that the lists lack into ``jobs``: they have ended, are gone, or the list lags. Return missing ones.
+
+    A job that is said to have ended is asked for first, because a list may still show it as active.
+    """
+    hinted = {entry.job for entry in ledger.open.values() if entry.job and _same(entry.job, ended)}
+    open_jobs = [entry for entry in ledger.at(Stage.UNCLAIMED, Stage.CLAIMED) if entry.job]
+    wanted = [entry for entry in open_jobs if entry.job not in jobs or entry.job in hinted]
+    wanted.sort(key=lambda entry: (entry.job not in hinted, bool(entry.current.ended)))
+    names = [entry.job for entry in wanted[:MOST_GETS]]
+    got = services.run_parallel([partial(services.vertex.get, name) for name in names], AT_ONCE)
+    missing = set()
+    for name, job in zip(names, got, strict=True):
+        if isinstance(job, ManagedJob):
+            jobs[name] = job
+        elif job is None:
+            jobs.pop(name, None)
+            missing.add(name)
+        else:
+            log.warning(Message(Code.LOOKUP_FAILED, f"Cannot look up job {name}: {job}"), job=name)
+    return frozenset(missing)
+
+
+def _same(job: str, hint: str) -> bool:
+    with suppress(ValueError):
+        return bool(hint) and JobName.parse(job).names(JobName.parse(hint))
+    return False
+
+
+# W&B
+
+
+def _ask_wandb(
+    settings: Settings, services: Services, ledger: Ledger, queues: Sequence[str]
+) -> tuple[str, WandbState, Message | None]:
+    """Ask W&B everything at once, and again if the API key's default entity has changed, of which the message tells."""
+    entity = settings.entity or ledger.entity or services.queue.default_entity()
+    state = services.queue.ask(_question(settings, ledger, entity, queues, ledger.agent))
+    if settings.entity or state.viewer_entity in ("", entity):
+        return entity, state, None
+    changed = f"The default entity of the API key was {entity} and is {state.viewer_entity} now"
+    entity = state.viewer_entity
+    return (
+        entity,
+        services.queue.ask(_question(settings, ledger, entity, queues, "")),
+        Message(Code.ENTITY_CHANGED, changed),
+    )
+
+
+def _question(settings: Settings, ledger: Ledger, entity: str, queues: Sequence[str], agent: str) -> Question:
+    going_on = [entry for entry in ledger.open.values() if entry.stage is Stage.RETRYING or not entry.current.ended]
+    return Question(
+        entity,
+        agent=agent,
+        items={entry.item: entry.queue for entry in ledger.open.values() if not entry.claimed},
+        runs=[entry.run_id for entry in going_on if entry.stage is not Stage.PLANNED and entry.entity == entity],
+        queues=queues,
+        peek=PEEK,
+        viewer=not settings.entity,
+    )
+
+
+def _in_turn(queues: Sequence[str], turn: str) -> Sequence[str]:
+    first = queues.index(turn) if turn in queues else 0
+    return [*queues[first:], *queues[:first]]
+
+
+def _resources(
+    settings: Settings, services: Services, ledger: Ledger, entity: str, state: WandbState, queues: Sequence[str]
+) -> Mapping[str, str]:
+    """Return what the queues' items run on, by queue id; it is asked once and then kept in the ledger."""
+    ids = {name: state.queues[name] for name in dict.fromkeys([*queues, *settings.queues]) if name in state.queues}
+    unknown = [name for name, one in ids.items() if one not in ledger.resources]
+    if not any(name in unknown for name in queues):
+        return ledger.resources
+    found = services.queue.resources(entity, unknown)
+    return ledger.resources | {ids[name]: resource for name, resource in found.items()}
+
+
+def _unserved(name: str, entity: str, state: WandbState, resources: Mapping[str, str]) -> Message | None:
+    """Return why a configured queue cannot be served, if it cannot."""
+    if name not in state.queues:
+        known = ", ".join(sorted(state.queues)) or "none"
+        return Message(
+            Code.QUEUE_MISSING,
+            f"Queue {name} does not exist for entity {entity} (existing queues: {known}). Create it in the W&B app, or "
+            "correct queues in launch-config.yaml",
         )
-
-    def _running(self, entity: str) -> list[RunId]:
-        """Give the runs that somebody may have asked to stop, as far as this key can see them."""
-        jobs = self._ledger.at(Stage.CREATED, Stage.ACKED, Stage.AGAIN)
-        going_on = [entry for entry in jobs if entry.stage is Stage.AGAIN or not entry.ended]
-        return [entry.run_id for entry in going_on if entry.entity == entity]
-
-    def _in_turn(self, queues: Sequence[str]) -> Sequence[str]:
-        turn = queues.index(self._ledger.turn) if self._ledger.turn in queues else 0
-        return [*queues[turn:], *queues[:turn]]
-
-    def _serves(self, name: str, entity: str, answer: Look) -> bool:
-        """Tell whether a configured queue can be served, and say once a pass why one cannot."""
-        if name not in answer.queues:
-            known = ", ".join(sorted(answer.queues)) or "none"
-            self._notice(
-                f"Queue {name} does not exist for entity {entity} (there: {known}); make it in the W&B app or correct "
-                "queues in launch-config.yaml"
-            )
-            return False
-        resource = self._resource(name, entity, answer)
-        if resource and resource not in VERTEX_RESOURCES:
-            self._notice(
-                f"Queue {name} is a {resource} queue; this deployment serves Vertex AI queues (resource gcp-vertex). Make "
-                "one, or take it out of queues in launch-config.yaml"
-            )
-            return False
-        return True
-
-    def _resource(self, name: str, entity: str, answer: Look) -> str:
-        """Give what the queue's items run on, asked once and then kept in the ledger."""
-        ids, kept = answer.queues, self._ledger.resources
-        if ids[name] not in kept:
-            unknown = [one for one in self._settings.queues if one in ids and ids[one] not in kept]
-            found = self._services.queue.resources(entity, list(dict.fromkeys([name, *unknown])))
-            kept.update({ids[one]: resource for one, resource in found.items()})
-        return kept.get(ids[name], "")
+    resource = resources.get(state.queues[name], "")
+    if resource and resource not in VERTEX_RESOURCES:
+        return Message(
+            Code.QUEUE_RESOURCE,
+            f"Queue {name} is a {resource} queue; this deployment serves Vertex AI queues (resource gcp-vertex). Create "
+            "one, or remove it from queues in launch-config.yaml",
+        )
+    return None

@@ -1,6 +1,6 @@
-"""The outside as a pass sees it: W&B's queues, Vertex AI, the record, the key and the clock.
+"""The outside as a pass sees it: one Protocol for each service, and ``Services``, which holds them all.
 
-``adapters`` speak to the real ones, tests to fakes; ``app`` puts them together.
+``adapters`` implement them for the real services, tests in memory; ``clients`` puts them together.
 """
 
 from __future__ import annotations
@@ -12,155 +12,162 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from vertex_launch.errors import LaunchError
 from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
-from vertex_launch.model import Ack, Hold, ItemView, JobArtifact, Look, ManagedJob, Phase, Popped, RunId, RunView
-from vertex_launch.state.ledger import Ledger, Stored
+from vertex_launch.model import (
+    Ack,
+    ItemView,
+    JobArtifact,
+    ManagedJob,
+    Phase,
+    Popped,
+    Question,
+    RunId,
+    RunView,
+    WandbState,
+)
+from vertex_launch.state.record import Record
 
 T = TypeVar("T")
 
 
 class Queue(Protocol):
-    """What a pass needs of W&B; ``adapters.wandb_queue`` says more. All raise Unavailable."""
+    """W&B's queues, agents, runs and sweeps. All raise Unavailable."""
 
     def default_entity(self) -> str:
-        """Give the API key's default entity."""
+        """Return the API key's default entity."""
 
-    def look(
-        self,
-        entity: str,
-        *,
-        agent: str,
-        items: Mapping[str, str],
-        runs: Sequence[RunId],
-        queues: Sequence[str],
-        peek: int,
-        viewer: bool,
-    ) -> Look:
-        """Ask everything that a pass must know beforehand."""
+    def ask(self, question: Question) -> WandbState:
+        """Ask everything that a pass must know at its beginning."""
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
-        """Look up items (id to queue); those that W&B cannot tell about are missing."""
+        """Look up items (id to queue); those that W&B cannot answer now are missing."""
 
     def runs(self, wanted: Sequence[RunId]) -> Mapping[RunId, RunView | None]:
-        """Look up runs, None for one that does not exist; those that W&B cannot tell about are missing."""
+        """Look up runs, None for one that does not exist; those that W&B cannot answer now are missing."""
 
     def resources(self, entity: str, queues: Sequence[str]) -> Mapping[str, str]:
-        """Give what each queue's items run on, empty text for nothing; queues of which W&B cannot tell now are missing."""
+        """Return what each queue's items run on, empty for nothing; queues that W&B cannot answer now are missing."""
 
     def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
-        """Make an agent and give its id."""
+        """Create an agent and return its id."""
 
     def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
-        """Lease one item for each entry of ``queues``, refreshing the agent's status on the way."""
+        """Lease one item for each entry of ``queues``; a ``status`` refreshes the agent's in the same request."""
 
     def ack(self, claims: Sequence[tuple[str, str]], within: float) -> list[Ack]:
         """Claim items (first) for runs (second); none is sent later than ``within`` seconds from now."""
 
     def fail(self, failures: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
-        """Fail items (first) for a reason (second) within so many seconds; says of each whether W&B took it."""
+        """Fail items (first) for a reason (second) within so many seconds; return for each whether W&B took it."""
 
     def warn(self, warnings: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
-        """Put warnings (second) on items (first) within so many seconds; says of each whether W&B took it."""
+        """Put warnings (second) on items (first) within so many seconds; return for each whether W&B took it."""
 
     def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
-        """End a sweep whose scheduler has failed; says whether W&B did, False for one that has ended already."""
+        """End a sweep whose scheduler failed; return False for one that has ended already."""
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status."""
 
     def sweeps(self, wanted: Sequence[RunId]) -> Mapping[RunId, str]:
-        """Give the state of sweeps, empty text for one that does not exist; those that W&B cannot tell about are missing."""
+        """Return the state of sweeps, empty for one that does not exist; those that W&B cannot answer now are missing."""
 
 
-class Jobs(Protocol):
-    """What a pass needs of W&B's job artifacts; ``adapters.job_artifacts`` says more."""
+class Artifacts(Protocol):
+    """W&B's job artifacts."""
 
     def find(self, name: str) -> JobArtifact:
-        """Give the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
+        """Return the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
 
     def forget(self) -> None:
         """Empty the caches on disk."""
 
 
 class Vertex(Protocol):
-    """What a pass needs of Vertex AI; ``adapters.vertex_jobs`` says more."""
+    """Vertex AI's CustomJobs of this deployment."""
 
     def active(self, region: str) -> list[ManagedJob]:
-        """List the deployment's jobs that have not ended. Raises Unavailable."""
+        """List the jobs that have not ended. Raises Unavailable."""
 
     def recent(self, region: str, since: float) -> list[ManagedJob]:
-        """List the deployment's jobs created since, whatever their state. Raises Unavailable."""
+        """List the jobs created since then, whatever their state. Raises Unavailable."""
 
     def get(self, name: str) -> ManagedJob | None:
-        """Give the job of that resource name, None when there is none. Raises Unavailable."""
+        """Return the job of that resource name, None if it does not exist. Raises Unavailable."""
 
     def request_of(self, name: str) -> JobRequest | None:
-        """Give what made the job of that resource name, to be submitted again; None when there is none. Raises Unavailable."""
+        """Return what the job was created from, to submit it again; None if it does not exist. Raises Unavailable."""
 
     def cancel(self, name: str) -> None:
-        """Ask for the job's end; a job that has ended already or is gone is no error. Raises Unavailable."""
+        """Ask for the job's end; a job that has ended or is gone is not an error. Raises Unavailable."""
 
     def create(self, request: JobRequest, timeout: float) -> str:
-        """Create a job and give its resource name. Raises ItemRejected, ItemDeferred, OutcomeUnknown."""
-
-
-class Record(Protocol):
-    """What a pass needs of the record; ``adapters.record`` says more. All raise Unavailable."""
-
-    def take_hold(self, pass_id: str, now: float, expires: float, free: int) -> Hold:
-        """Become the one pass that runs, ``free`` being the hold that the ledger gives back. Raises PassBusy."""
-
-    def read(self) -> Stored:
-        """Read the ledger."""
-
-    def write(self, ledger: Ledger, pass_id: str, generation: int) -> int:
-        """Replace the ledger of that generation and give the new one. Raises PassLost."""
+        """Create a job and return its resource name. Raises ItemRejected, ItemDeferred, OutcomeUnknown."""
 
 
 class Key(Protocol):
-    """Where the API key that jobs get comes from."""
+    """The W&B API key."""
 
     def get(self) -> str:
-        """Give the key. Raises Unavailable."""
+        """Return the key. Raises Unavailable."""
+
+
+class Logs(Protocol):
+    """The output of jobs."""
+
+    def tail(self, job: str) -> Sequence[str]:
+        """Return the last lines that the job wrote, the oldest first; none if they cannot be read."""
 
 
 class Ticks(Protocol):
-    """What ``job_state`` needs of the topic of ticks; ``adapters.ticks`` implements it."""
+    """The topic on which a pass is requested."""
 
     def publish(self, body: Mapping[str, str]) -> None:
         """Publish a tick. Raises Unavailable."""
 
 
-class Logs(Protocol):
-    """Where the output of jobs is found; ``adapters.job_logs`` says more."""
-
-    def tail(self, job: str) -> Sequence[str]:
-        """Give the last lines that the job wrote, the oldest first; none where they cannot be read."""
-
-
 Calls = Sequence[Callable[[], T]]
 
 
-def side_by_side(calls: Calls[T], at_once: int) -> list[T]:
-    """Run calls in threads, so many at once, and give what they give in their order; raises what the first of them raises."""
+def run_parallel(calls: Calls[T], at_once: int) -> list[T | LaunchError]:
+    """Run calls in threads, at most ``at_once`` at a time. Return what each returned, or the LaunchError that it raised."""
     if not calls:
         return []
     with ThreadPoolExecutor(min(len(calls), at_once)) as pool:
-        return [begun.result() for begun in [pool.submit(call) for call in calls]]
+        return list(pool.map(outcome, calls))
+
+
+def outcome(call: Callable[[], T]) -> T | LaunchError:
+    """Return what a call returns, or the LaunchError that it raises."""
+    try:
+        return call()
+    except LaunchError as error:
+        return error
+
+
+def all_of(outcomes: Sequence[T | LaunchError]) -> list[T]:
+    """Return the results of parallel calls. Raises the first error among them."""
+    results: list[T] = []
+    for one in outcomes:
+        if isinstance(one, LaunchError):
+            raise one
+        results.append(one)
+    return results
 
 
 @dataclass(frozen=True)
 class Services:
-    """The outside as a pass sees it. ``logs`` is None where the output of jobs is not to be read."""
+    """Everything outside that a pass uses. ``logs`` is None if the output of jobs is not to be read."""
 
     queue: Queue
     vertex: Vertex
     record: Record
     key: Key
     redact: Redactor
-    jobs: Jobs
+    jobs: Artifacts
     logs: Logs | None = None
-    together: Callable[[Calls[Any], int], list[Any]] = side_by_side
+    run_parallel: Callable[[Calls[Any], int], list[Any]] = run_parallel
     clock: Callable[[], float] = time.time
     new_pass_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex[:12])

@@ -51,7 +51,7 @@ def prepare(settings: Settings, services: Services, entity: str, items: Sequence
     parsed = {item.id: _parsed(item, settings, entity) for item in items}
     specs = [spec for spec in parsed.values() if isinstance(spec, RunSpec)]
     names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
-    found = services.together([partial(_find, services, name) for name in names], AT_ONCE)
+    found = services.run_parallel([partial(_find, services, name) for name in names], AT_ONCE)
     sweeps = sorted({_sweep(spec, entity) for spec in specs if _is_of_sweep(spec)}, key=str)
     return Prepared(entity, parsed, dict(zip(names, found, strict=True)), _sweep_states(services, sweeps))
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from vertex_launch.dispatch.look import Looker, Seen
+from vertex_launch.dispatch.look import Seen, look
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.prepare import build_request, prepare
+from vertex_launch.dispatch.reconcile import active_jobs
 from vertex_launch.errors import ItemDeferred, ItemRejected
 from vertex_launch.job import readback, run_spec
 from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest
@@ -19,17 +20,16 @@ from vertex_launch.state.ledger import Ledger, Stage
 def preview(settings: Settings, services: Services, request: PassRequest) -> PassReport:
     """Look, and report what was seen. Raises Unavailable."""
     started = services.clock()
-    report = PassReport(pass_id=services.new_pass_id(), dry_run=True)
     ledger = services.record.read().ledger or Ledger()
-    ledger.open = {entry.item: entry for entry in ledger.at(Stage.INTENDED)}  # of the others the lists tell
-    looker = Looker(settings, services, ledger, lambda sentence: report.notices.append(services.redact(sentence)))
-    seen = looker.look(request.queues or settings.queues, started)
-    active = [job for job in seen.jobs if not job.ended]
+    ledger.open = {entry.item: entry for entry in ledger.at(Stage.PLANNED)}  # the lists show the others
+    queues = request.queues or settings.queues
+    seen = look(settings, services, ledger, queues, started)
+    active = active_jobs(ledger, seen)
+    report = PassReport(services.new_pass_id(), dry_run=True, notices=[str(notice) for notice in seen.notices])
     report.count_slots(settings.max_jobs, ledger.slots_used(active)[Kind.JOB])
     report.shown.update(active_jobs=_jobs(active), queued=_queued(seen))
     if request.run_spec is not None:
-        item = Item("dry-run", (request.queues or settings.queues)[0], request.run_spec)
-        _show_custom_job(settings, services, item, seen.entity, report)
+        _show_custom_job(settings, services, Item("dry-run", queues[0], request.run_spec), seen.entity, report)
     report.took_ms = round(1000 * (services.clock() - started))
     return report
 
@@ -46,14 +46,15 @@ def _queued(seen: Seen) -> dict[str, Any]:
 
 
 def _show_custom_job(settings: Settings, services: Services, item: Item, entity: str, report: PassReport) -> None:
-    """Add the CustomJob of the item, or the reason against it; the API key is not in it."""
+    """Add the CustomJob of the item, or why it cannot start; the API key is not in it."""
     services.redact.add(run_spec.own_key(item))
     now = datetime.fromtimestamp(services.clock(), UTC)
     prepared, redact = prepare(settings, services, entity, [item]), services.redact
     try:
         _, request = build_request(item, prepared, settings, api_key=redact.MARK, now=now, redact=redact)
     except (ItemRejected, ItemDeferred) as error:
-        reason = services.redact(str(error))
-        report.rejected.append({"item": item.id, "queue": item.queue, "reason": reason})
+        message = error.message
+        row = {"item": item.id, "queue": item.queue, "code": str(message.code), "reason": message.text}
+        report.rejected.append(row)
     else:
         report.shown["custom_job"] = readback.as_json(request)

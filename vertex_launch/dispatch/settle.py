@@ -1,27 +1,31 @@
-"""How an ended job is told to W&B: what is done about its item, and the sentences for its author. Pure.
+"""How an ended job is settled: what is done about its item, and the sentences for its author. Pure.
 
-Called by ``reconciler``. An item is settled, never a job: the item's job is the one that the reconciler has chosen, and its
-twins end without a word.
+An item is settled, never a job. The item's job is the one that ``reconcile`` has chosen; its duplicates end without a word.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, StrEnum
+from enum import Enum
 
+from vertex_launch.codes import Code
+from vertex_launch.dispatch.context import Action, Keep, Retry, Settle, Verdict
+from vertex_launch.dispatch.look import Seen
+from vertex_launch.errors import Message
 from vertex_launch.job import outcome
 from vertex_launch.job.outcome import End, Outcome
-from vertex_launch.model import ItemView, ManagedJob, RunView
+from vertex_launch.model import ItemView, JobName, Kind, ManagedJob, RunId, RunView
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import OpenJob, pause
+from vertex_launch.state.ledger import Ledger, OpenItem, Stage, pause
 
 CLOCKS = 5.0
 """Seconds by which the clocks of Vertex AI and W&B may differ."""
 WAITING = ("PENDING", "LEASED")
-"""States of an item that nobody has claimed; those of a claimed one may be others than CLAIMED once its run has ended."""
+"""States of an item that no run has claimed; a claimed one may leave CLAIMED once its run has ended."""
 FRESH = 1800.0
 """Seconds since its end within which a job that a rebuilt ledger found ended may get another attempt."""
-MOST_SAID = 1500
+MOST_QUOTED = 1500
 """Characters of Vertex AI's own words in a message; a failed program's traceback can be long."""
 
 
@@ -32,68 +36,90 @@ class Unknown(Enum):
     EVER = "cannot be seen with this key"
 
 
-class Do(StrEnum):
-    """What is done about an ended job's item."""
+@dataclass(frozen=True)
+class Wait:
+    """Decide later; ``why`` is for the log."""
 
-    WAIT = "waits"
-    CLOSE = "done"
-    FAIL = "failed"
-    WARN = "warned"
-    AGAIN = "again"
+    why: str
 
 
 @dataclass(frozen=True)
-class Decision:
-    """What is done, and the sentence for the item's author or, with WAIT and CLOSE, for the log."""
+class Ended:
+    """An item whose job has ended, None if it was deleted, and what W&B shows of them.
 
-    do: Do
-    text: str = ""
-    elsewhere: bool = False
-    at: float = 0
-    began: bool = False
-    failed: bool = False
-    """Whether the job ended badly for good, which nobody has acted on yet."""
+    ``run`` is None if it does not exist; ``item`` is None if W&B does not show it.
+    """
+
+    entry: OpenItem
+    job: ManagedJob | None
+    run: RunView | Unknown | None
+    item: ItemView | None
 
 
-def decide(
-    entry: OpenJob,
-    job: ManagedJob | None,
-    run: RunView | Unknown | None,
-    item: ItemView | None,
+def ended_items(ledger: Ledger, seen: Seen) -> list[OpenItem]:
+    """Return the claimed items whose job is seen to have ended or to be gone."""
+
+    def has_ended(entry: OpenItem) -> bool:
+        job = seen.jobs.get(entry.job)
+        return job.ended if job else bool(entry.current.ended) and (entry.job in seen.missing or not entry.job)
+
+    return [entry for entry in ledger.at(Stage.CLAIMED) if has_ended(entry)]
+
+
+def settle(
+    entries: Sequence[OpenItem],
+    seen: Seen,
+    items: Mapping[str, ItemView],
+    runs: Mapping[RunId, RunView | None],
     settings: Settings,
     now: float,
-) -> Decision:
-    """Decide about the item of an ended ``job``, None for one that was deleted.
+) -> list[Action]:
+    """Decide about items whose job has ended, each by itself. ``items`` and ``runs`` have what W&B shows of them."""
+    actions: list[Action] = []
+    for entry in entries:
+        run = runs.get(entry.run_id, Unknown.NOW if entry.entity == seen.entity else Unknown.EVER)
+        decision = decide(Ended(entry, seen.jobs.get(entry.job), run, items.get(entry.item)), settings, now)
+        if isinstance(decision, Wait):
+            actions.append(Keep(entry, note=f"job {entry.job} has ended: {decision.why}"))
+        else:
+            actions.append(decision)
+    return actions
 
-    ``run`` is None where it does not exist; ``item`` is None where W&B did not show it.
-    """
-    since = _end(entry, job)
+
+def decide(ended: Ended, settings: Settings, now: float) -> Settle | Retry | Wait:
+    """Decide about an item whose job has ended."""
+    entry, job, run, item = ended.entry, ended.job, ended.run, ended.item
+    since = _ended_at(entry, job)
     late = now - since > settings.give_up_after
-    waits = item is None or item.state in WAITING
-    if item and (item.state == "FAILED" or (not waits and item.run not in ("", entry.run))):
-        return Decision(Do.CLOSE, f"the item is {item.state} for {item.run or 'nobody'} already")
-    if (waits or run is Unknown.NOW) and not late:
-        return Decision(Do.WAIT, "W&B does not show the item or its run as claimed now")
+    unclaimed = item is None or item.state in WAITING
+    if item and (item.state == "FAILED" or (not unclaimed and item.run not in ("", entry.run))):
+        return _done(ended, f"the item is {item.state} for run {item.run or '(none)'} already")
+    if (unclaimed or run is Unknown.NOW) and not late:
+        return Wait("W&B does not show the item or its run as claimed now")
     young = now - since < settings.timeouts.settle_grace
     if job is None:
-        return _deleted(entry, run, settings, young=young)
+        return _deleted(ended, settings, now, young=young)
     end = outcome.of(job)
     if end is None:
-        return Decision(Do.WAIT, f"its state {job.state} is not known to this version")
+        return Wait(f"its state {job.state} is not known to this version")
     if job.state == outcome.FAILED and not job.error and young:
-        return Decision(Do.WAIT, "Vertex AI has not said yet why it failed")
-    stopped = bool(entry.stop_seen) or (isinstance(run, RunView) and run.stopped and not entry.stopped_before)
-    began = True if entry.began else _started(entry, run, job)
+        return Wait("Vertex AI has not said yet why it failed")
+    stopped = bool(entry.current.stop_seen) or (isinstance(run, RunView) and run.stopped and not entry.stopped_before)
+    began = True if entry.began_before else _began(entry, run, job)
     if not stopped and _another(entry, job, end, settings, now - since):
-        first = settings.resubmit_after
-        at = since + pause(entry.attempt, first)
-        return Decision(Do.AGAIN, _said(job.error), elsewhere=end.try_other_region, at=at, began=began is True)
-    return _tell(entry, _End(job, end, began, stopped), settings, young=young)
+        at = since + pause(entry.current.number, settings.resubmit_after)
+        return Retry(entry.item, at, quoted(job.error), elsewhere=end.try_other_region, began=began is True)
+    return _told(ended, _End(job, end, began, stopped), settings, now, young=young)
+
+
+def is_late(entry: OpenItem, settings: Settings, now: float) -> bool:
+    """Return whether the item's job ended so long ago that it is settled even if W&B does not take the message."""
+    return bool(entry.current.ended) and now - entry.current.ended > settings.give_up_after
 
 
 @dataclass(frozen=True)
 class _End:
-    """How a job ended. ``began`` says whether its run did, None where W&B does not show such runs."""
+    """How a job ended. ``began`` is whether its run did, None if W&B does not show such runs."""
 
     job: ManagedJob
     outcome: Outcome
@@ -101,50 +127,67 @@ class _End:
     stopped: bool
 
 
-def _tell(entry: OpenJob, end: _End, settings: Settings, *, young: bool) -> Decision:
-    failed = end.outcome.end is End.BAD and not entry.quiet
-    if end.began is not False:  # or nobody can know: a run of another entity
-        if end.outcome.end is End.GOOD or entry.quiet:
-            return Decision(Do.CLOSE, failed=failed)
-        return Decision(Do.WARN, _sentence(entry, end, settings), failed=failed)
+def _told(ended: Ended, end: _End, settings: Settings, now: float, *, young: bool) -> Settle | Wait:
+    entry = ended.entry
+    failed = end.outcome.end is End.BAD and not entry.current.found_ended
+    if end.began is not False:  # that includes a run of another entity, which cannot be seen
+        if end.outcome.end is End.GOOD or entry.current.found_ended:
+            return _done(ended)
+        return _settle(ended, Verdict.WARNED, _sentence(entry, end, settings), failed, settings, now)
     if young:
-        return Decision(Do.WAIT, "its run may still show up")
-    return Decision(Do.FAIL, _sentence(entry, end, settings), failed=failed)
+        return Wait("its run may still show up")
+    return _settle(ended, Verdict.FAILED, _sentence(entry, end, settings), failed, settings, now)
 
 
-def _deleted(entry: OpenJob, run: RunView | Unknown | None, settings: Settings, *, young: bool) -> Decision:
-    """Decide about an item whose job is gone: a run that has begun is never failed."""
+def _settle(ended: Ended, verdict: Verdict, message: Message, failed: bool, settings: Settings, now: float) -> Settle:
+    """Settle an item; a sweep whose scheduler ``failed`` is cancelled because nothing else would continue it."""
+    entry, job = ended.entry, ended.job
+    sweep = ((job and job.sweep) or entry.run) if failed and entry.kind is Kind.SCHEDULER else ""
+    return Settle(entry, job, verdict, message, sweep, late=is_late(entry, settings, now))
+
+
+def _done(ended: Ended, why: str = "") -> Settle:
+    return Settle(ended.entry, ended.job, Verdict.DONE, Message(Code.JOB_DONE, why))
+
+
+def _deleted(ended: Ended, settings: Settings, now: float, *, young: bool) -> Settle | Wait:
+    """Decide about an item whose job is gone: one whose run has begun never fails."""
+    entry, run = ended.entry, ended.run
     if young:
-        return Decision(Do.WAIT, "Vertex AI does not show its job")
-    reason = f"Vertex AI said of it: {entry.reason}" if entry.reason else ""
-    text = " ".join(filter(None, [f"{_head(entry, settings)} was deleted in Vertex AI.", reason, _said(entry.final)]))
+        return Wait("Vertex AI does not show its job")
+    reason = f"Vertex AI had said: {entry.reason}" if entry.reason else ""
+    text = " ".join(
+        filter(None, [f"{_head(entry, settings)} was deleted in Vertex AI.", reason, quoted(entry.no_retry)])
+    )
     if run is None or (isinstance(run, RunView) and run.state == "pending"):
-        return Decision(Do.FAIL, f"{text} Its run had not begun; launch it again if it is still wanted.", failed=True)
-    if entry.quiet or (isinstance(run, RunView) and run.state == "finished"):
-        return Decision(Do.CLOSE)
-    return Decision(Do.WARN, text, failed=True)
+        text = f"{text} Its run had not begun. Launch it again if it is still wanted."
+        return _settle(ended, Verdict.FAILED, Message(Code.JOB_DELETED, text), True, settings, now)
+    if entry.current.found_ended or (isinstance(run, RunView) and run.state == "finished"):
+        return _done(ended)
+    return _settle(ended, Verdict.WARNED, Message(Code.JOB_DELETED, text), True, settings, now)
 
 
-def _end(entry: OpenJob, job: ManagedJob | None) -> float:
-    """Give when the job ended: as Vertex AI says, but never later than a pass saw it."""
-    known = [moment for moment in (job.finished if job else 0, entry.ended_at) if moment]
-    return min(known, default=entry.since)
+def _ended_at(entry: OpenItem, job: ManagedJob | None) -> float:
+    """Return when the job ended: as Vertex AI says, but never later than a pass saw it."""
+    known = [moment for moment in (job.finished if job else 0, entry.current.ended) if moment]
+    return min(known, default=entry.current.planned)
 
 
-def _another(entry: OpenJob, job: ManagedJob, end: Outcome, settings: Settings, age: float) -> bool:
-    """Tell whether the item gets another attempt."""
-    if (entry.quiet and age > FRESH) or entry.cancelled or entry.final:
+def _another(entry: OpenItem, job: ManagedJob, end: Outcome, settings: Settings, age: float) -> bool:
+    """Return whether the item gets another attempt."""
+    current = entry.current
+    if (current.found_ended and age > FRESH) or current.cancelled or entry.no_retry:
         return False
-    return end.again and job.repeatable and entry.attempt < settings.max_attempts
+    return end.again and job.repeatable and current.number < settings.max_attempts
 
 
-def _started(entry: OpenJob, run: RunView | Unknown | None, job: ManagedJob) -> bool | None:
-    """Tell whether the run was alive after the job began; None where W&B does not show such runs."""
+def _began(entry: OpenItem, run: RunView | Unknown | None, job: ManagedJob) -> bool | None:
+    """Return whether the run was alive after the job began; None if W&B does not show such runs."""
     if isinstance(run, Unknown):
         return None
     if run is None or run.state == "pending":
         return False
-    if entry.attempt > 1 and entry.quiet:
+    if entry.current.number > 1 and entry.current.found_ended:
         return True  # perhaps in an earlier attempt, of which a lost ledger knows nothing
     return run.heartbeat is None or run.heartbeat >= (job.started or job.created) - CLOCKS
 
@@ -152,68 +195,66 @@ def _started(entry: OpenJob, run: RunView | Unknown | None, job: ManagedJob) -> 
 # Sentences
 
 
-def another_attempt(entry: OpenJob, attempt: int, region: str, settings: Settings) -> str:
-    """Say that there is another attempt, and why."""
-    return f"attempt {attempt} of {settings.max_attempts} in {region}: {entry.reason}"
+def retried(entry: OpenItem, attempt: int, region: str, settings: Settings) -> Message:
+    """Return the message that there is another attempt, and why."""
+    return Message(Code.RETRIED, f"Attempt {attempt} of {settings.max_attempts} in {region}. Reason: {entry.reason}")
 
 
-def _sentence(entry: OpenJob, end: _End, settings: Settings) -> str:
-    parts = [_what(entry, end, settings)]
-    job, stopped = end.job, "Somebody had stopped its run in W&B." if end.stopped else ""
+def quoted(words: str) -> str:
+    """Return someone else's words as one line that ends like a sentence; empty text stays empty.
+
+    Long text is cut between words, so that no key in it is cut in half and missed by the redaction at the exits.
+    """
+    text = " ".join(words.split())
+    if not text:
+        return ""
+    if len(text) > MOST_QUOTED:
+        text = f"{text[:MOST_QUOTED].rpartition(' ')[0]} […]"
+    return text if text.endswith((".", "!", "?", "]")) else f"{text}."
+
+
+def link(job: str, project: str) -> str:
+    """Return the address of a job's page in the console, as the SDK does (``aiplatform.jobs``, ``_dashboard_uri``)."""
+    name = JobName.parse(job)
+    return f"https://console.cloud.google.com/agent-platform/locations/{name.region}/training/{name.number}?project={project}"
+
+
+def _sentence(entry: OpenItem, end: _End, settings: Settings) -> Message:
+    job, stopped = end.job, str(Message(Code.RUN_STOPPED, "Its run was stopped in W&B.")) if end.stopped else ""
+    cancelled = quoted(f"It was cancelled because {entry.current.cancelled}" if entry.current.cancelled else "")
+    code, parts = end.outcome.code, [_what(entry, end, settings)]
     if end.outcome.end is End.CANCELLED:
-        parts.append(
-            _why_cancelled(entry)
-            or stopped
-            or "It was cancelled outside of W&B, in the Google Cloud console for example."
-        )
+        elsewhere = "It was cancelled outside of W&B, for example in the Google Cloud console."
+        parts.append(cancelled or stopped or elsewhere)
     elif end.outcome.end is End.BAD:
         if job.error:
-            parts.append(f"Vertex AI says: {_said(job.error)}")
+            parts.append(f"Vertex AI says: {quoted(job.error)}")
         elif job.state == outcome.FAILED:
             parts.append("Vertex AI gave no reason.")
-        parts += [end.outcome.meaning, _why_cancelled(entry) or stopped]
+        parts += [end.outcome.meaning, cancelled or stopped]
         if end.outcome.again and not job.repeatable:
-            parts.append("It is not tried again, for its spec says disable_retries.")
-    if entry.final:
-        parts.append(_said(entry.final))
-    parts.append(f"Details: {link(job.name, settings.project)}")
-    return " ".join(filter(None, parts))
+            parts.append("It is not retried because its run spec sets disable_retries.")
+    parts += [quoted(entry.no_retry), f"Details: {link(job.name, settings.project)}"]
+    if end.outcome.end is End.GOOD:
+        code = Code.RUN_NEVER_BEGAN
+    return Message(code, " ".join(filter(None, parts)))
 
 
-def _what(entry: OpenJob, end: _End, settings: Settings) -> str:
+def _what(entry: OpenItem, end: _End, settings: Settings) -> str:
     head, verb = _head(entry, settings), end.outcome.verb
     if end.began is not False:
         return f"{head} {verb}."
     if end.outcome.end is End.GOOD:
         return (
-            f"{head} ended well, but its run never began: the program did not call wandb.init, or not with the identity that "
-            "its environment gives it (WANDB_RUN_ID, WANDB_PROJECT and WANDB_ENTITY)."
+            f"{head} succeeded, but its run never began: the program did not call wandb.init, or called it with another "
+            "identity than that in its environment (WANDB_RUN_ID, WANDB_PROJECT and WANDB_ENTITY)."
         )
     if not end.job.started:
-        return f"{head} {verb} before its run began: it never started."
+        return f"{head} {verb} before it started, so its run never began."
     return f"{head} {verb} before its run began: wandb.init was not called."
 
 
-def _head(entry: OpenJob, settings: Settings) -> str:
-    number = (entry.job or entry.last or "without a name").rsplit("/", 1)[-1]
-    return f"Vertex AI job {number} (attempt {entry.attempt} of {settings.max_attempts}, {entry.region})"
-
-
-def _why_cancelled(entry: OpenJob) -> str:
-    return f"It was cancelled: {entry.cancelled}." if entry.cancelled else ""
-
-
-def _said(error: str) -> str:
-    """Give words as one line that ends like a sentence; empty text stays empty."""
-    words = " ".join(error.split())
-    if not words:
-        return ""
-    if len(words) > MOST_SAID:
-        words = f"{words[:MOST_SAID]} […]"
-    return words if words.endswith((".", "!", "?", "]")) else f"{words}."
-
-
-def link(job: str, project: str) -> str:
-    """Give the address of a job's page in the console, as the SDK does (``aiplatform.jobs``, ``_dashboard_uri``)."""
-    parts = job.split("/")
-    return f"https://console.cloud.google.com/agent-platform/locations/{parts[3]}/training/{parts[5]}?project={project}"
+def _head(entry: OpenItem, settings: Settings) -> str:
+    attempt = entry.current
+    number = JobName.parse(attempt.job).number if attempt.job else "(unknown)"
+    return f"Vertex AI job {number} (attempt {attempt.number} of {settings.max_attempts}, {attempt.region})"

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from vertex_launch import log
 from vertex_launch.codes import Code
-from vertex_launch.dispatch.ports import Calls, Ticks, Vertex, side_by_side
+from vertex_launch.dispatch.ports import Calls, Ticks, Vertex, run_parallel
 from vertex_launch.errors import JobNotEnded, Message, RequestError, Unavailable
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import JobHint, JobName, ManagedJob
@@ -25,9 +26,6 @@ PATIENCE = 600.0
 AT_ONCE = 16
 """Regions asked in parallel."""
 
-Answer = ManagedJob | Unavailable | None
-"""What a region answers about a job."""
-
 
 def follow(
     hint: JobHint,
@@ -35,7 +33,7 @@ def follow(
     vertex: Vertex,
     ticks: Ticks,
     clock: Callable[[], float] = time.time,
-    together: Callable[[Calls[Answer], int], list[Answer]] = side_by_side,
+    parallel: Callable[[Calls[Any], int], list[Any]] = run_parallel,
 ) -> None:
     """Publish a tick if the job of a hint is ours and has ended.
 
@@ -43,7 +41,7 @@ def follow(
     """
     young = hint.published is not None and 0 <= clock() - hint.published < PATIENCE
     try:
-        job = find(hint, settings, vertex, together)
+        job = find(hint, settings, vertex, parallel)
         if job is not None and job.ended:
             ticks.publish({"ended": job.name})
     except Unavailable as error:
@@ -69,29 +67,21 @@ def find(
     hint: JobHint,
     settings: Settings,
     vertex: Vertex,
-    together: Callable[[Calls[Answer], int], list[Answer]] = side_by_side,
+    parallel: Callable[[Calls[Any], int], list[Any]] = run_parallel,
 ) -> ManagedJob | None:
     """Find the job in all regions where it may be; None if it is not ours. Raises Unavailable, RequestError."""
     if hint.name is not None:
         _check(hint.name, settings)
     regions = [hint.name.region] if hint.name else [region.name for region in settings.regions]
     names = [JobName(settings.project, region, hint.number) for region in regions]
-    answers = together([partial(_get, vertex, name) for name in names], AT_ONCE)
-    for answer in answers:
+    answers = parallel([partial(vertex.get, str(name)) for name in names], AT_ONCE)
+    for answer in answers:  # a region that does not answer must not hide the answer of another
         if isinstance(answer, ManagedJob):
             return answer
     for answer in answers:
         if isinstance(answer, Unavailable):
             raise answer
     return None
-
-
-def _get(vertex: Vertex, name: JobName) -> Answer:
-    """Ask one region. A region that does not answer must not hide the answer of another."""
-    try:
-        return vertex.get(str(name))
-    except Unavailable as error:
-        return error
 
 
 def _check(name: JobName, settings: Settings) -> None:

@@ -18,7 +18,7 @@ from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
-from vertex_launch.dispatch.ports import side_by_side
+from vertex_launch.dispatch.ports import all_of, run_parallel
 from vertex_launch.errors import LaunchError, Unavailable
 from vertex_launch.job.request import JobRequest
 from vertex_launch.preflight.lines import Line, Verdict, fail, no_answer, ok, once, skip, warn
@@ -92,14 +92,14 @@ class Preflight:
 
     def _job_state_lines(self) -> Iterator[Line]:
         yield skip("API key, W&B, queues, lists of jobs, buckets, service accounts", "job_state needs none of them")
-        for lines in side_by_side([self._project, self._topic], AT_ONCE):
+        for lines in all_of(run_parallel([self._project, self._topic], AT_ONCE)):
             yield from lines
 
     def _passes_lines(self) -> Iterator[Line]:
         names = [region.name for region in self._settings.regions]
         first: list[Callable[[], list[Line]]] = [partial(self._list, name) for name in names]
         first += [self._key, self._project, self._record, self._topic]
-        *regions, key, project, record, topic = side_by_side(first, AT_ONCE)
+        *regions, key, project, record, topic = all_of(run_parallel(first, AT_ONCE))
         wrong = [name for name, [line] in zip(names, regions, strict=True) if line.code is Code.CHECK_REGION]
         queues = Queues(self._settings, self._outside.wandb, wrong)
         wandb = (
@@ -110,7 +110,7 @@ class Preflight:
         buckets = self._staging_buckets(queues.built, wrong)
         checks: list[Callable[[], list[Line]]] = [partial(self._staging, bucket) for bucket in buckets]
         checks += [partial(self._act_as, account) for account in self._accounts(queues.built)]
-        for lines in (*regions, key, wandb, project, record, *side_by_side(checks, AT_ONCE)):
+        for lines in (*regions, key, wandb, project, record, *all_of(run_parallel(checks, AT_ONCE))):
             yield from lines
         if queues.unknown:
             what = f"service accounts of jobs from {', '.join(queues.unknown)}"

@@ -1,8 +1,20 @@
-"""The ledger: what is open, as one small JSON object that every pass reads at its beginning and writes at its end.
+"""The ledger: every open queue item with its attempts, as one small JSON object that each pass reads and writes.
 
-Pure: ``adapters.record`` stores it. It holds what neither Vertex AI nor W&B can tell the next pass: creates whose outcome
-is not known, jobs whose item is not acked yet, when something was first seen, what a person was already told, and whose
-turn it is. Bounded by what is open, never by history; lost, it is rebuilt from a list of the deployment's jobs.
+Pure: ``state.record`` stores it. It holds what neither Vertex AI nor W&B can tell the next pass: creates whose outcome is
+unknown, jobs whose item is not claimed yet, when a pass first saw something, and what an author was already warned about.
+It is bounded by what is open, never by history. A lost ledger is rebuilt from the lists of the deployment's jobs.
+
+The stage of an open item follows from its attempts::
+
+    plan                  created, observe              claim
+     │  ┌──────────────────────────────▶ UNCLAIMED ────────────▶ CLAIMED ──── settle ───▶ (settled)
+     ▼  │                                                       ▲      │
+    PLANNED ◀──── plan_retry ──── RETRYING ─── stop_retrying ───┘      │
+     │  │                          ▲    ▲                              │
+     │  └── create_failed (later) ─┘    └────────── retry ─────────────┘
+     └───── create_failed (first) ───▶ (forgotten)
+
+Only this module changes an item: each method of ``OpenItem`` returns a new one, and ``Ledger`` keeps it.
 """
 
 from __future__ import annotations
@@ -10,13 +22,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from vertex_launch.model import Item, Kind, ManagedJob, RunId
+from vertex_launch.state import ledger_v1
 
+VERSION = 2
 MINUTE = 60.0
 LISTS_LAG = 600.0
 """Seconds for which a list may still show an ended job as active, with a good margin."""
@@ -25,87 +39,196 @@ FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
 
 
 def pause(tries: int, first: float) -> float:
-    """Give the seconds to wait after so many tries: ``first`` after one, doubled each time, up to 15 minutes."""
+    """Return the seconds to wait after so many tries: ``first`` after one, doubled each time, up to 15 minutes."""
     return min(LONGEST_PAUSE, first * 2.0 ** min(tries - 1, 10))
 
 
-class Stage(StrEnum):
-    """How far a job has come on its way from item to claimed run."""
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True)
 
-    INTENDED = "intended"
-    """A create may have been sent; whether a job exists is not known."""
-    CREATED = "created"
-    """The job exists; its item is not acked yet."""
-    ACKED = "acked"
-    """The item is claimed for the job's run."""
-    AGAIN = "again"
+    def but(self, **changes: Any) -> Self:
+        """Return a copy with these fields changed."""
+        return self.model_copy(update=changes)
+
+
+class Attempt(_Value):
+    """One CustomJob for an item, from the plan to create it until it has ended. Times are Unix seconds, 0 for never."""
+
+    number: int = 1
+    region: str
+    planned: float
+    """When its create was about to be sent."""
+    job: str = ""
+    """Resource name; empty while the outcome of the create is unknown."""
+    state: str = ""
+    state_since: float = 0
+    """The job's state as a pass saw it last, and when one first did."""
+    ended: float = 0
+    """When a pass first saw that the job has ended or is gone."""
+    began: bool = False
+    """Whether its run began."""
+    reason: str = ""
+    """Why another attempt follows, in Vertex AI's words."""
+    stop_seen: float = 0
+    """When a pass first saw that someone asked the run to stop."""
+    cancelled: str = ""
+    """Why a pass cancelled the job, for its author."""
+    found_ended: bool = False
+    """Whether it had ended when a lost ledger was rebuilt: what its author was told is then unknown."""
+
+
+class Retry(_Value):
+    """The next attempt: from when on, whether another region is better, and why the last try to submit it failed."""
+
+    at: float
+    elsewhere: bool = False
+    blocked: str = ""
+
+
+class Stage(StrEnum):
+    """How far an open item has come."""
+
+    PLANNED = "planned"
+    """A create may have been sent; whether a job exists is unknown."""
+    UNCLAIMED = "unclaimed"
+    """The job exists; its item is not claimed yet."""
+    CLAIMED = "claimed"
+    """The item is claimed for the job's run; the job lives, or has ended and is not settled."""
+    RETRYING = "retrying"
     """The job ended through no fault of its own; the next attempt waits for its time and for a slot."""
 
 
-class OpenJob(BaseModel):
-    """One item's way to its job and to that job's end; times are Unix seconds, 0 for never."""
+class OpenItem(_Value):
+    """An item on its way to its job and to that job's end. The last of ``attempts`` is the current one."""
 
     item: str
     queue: str
     entity: str
     project: str
     run: str
-    region: str
     kind: Kind = Kind.JOB
-    attempt: int = 1
-    stage: Stage = Stage.INTENDED
     claimed: bool = False
-    """Whether the item is ours for good."""
-    job: str = ""
-    since: float
-    """When the attempt's create was about to be sent."""
-    state: str = ""
-    state_since: float = 0
-    """The job's state as a pass saw it last, and when one first did."""
-    ended: bool = False
-    ended_at: float = 0
-    """When a pass first saw that the job has ended."""
     stopped_before: bool | None = None
-    """Whether the run had been asked to stop before the job was submitted, so that this does not concern the job."""
-    stop_seen: float = 0
-    """When a pass first saw that somebody asked the run to stop."""
-    cancelled: str = ""
-    """Why a pass cancelled the job, for its author."""
-    began: bool = False
-    """Whether the run began in an earlier attempt."""
-    told: list[str] = Field(default_factory=list)
-    """What its author was warned about while it was open."""
-    quiet: bool = False
-    """It had ended when a lost ledger was rebuilt: what its author was told already is not known."""
-
-    # For the next attempt
-    last: str = ""
-    """The ended job that the next attempt repeats."""
-    reason: str = ""
-    """Why there is another attempt, in Vertex AI's words."""
-    again_at: float = 0
-    elsewhere: bool = False
-    """Whether another region would be better."""
-    refused: list[str] = Field(default_factory=list)
+    """Whether the run had been asked to stop before the job was submitted; such a stop does not concern the job."""
+    attempts: tuple[Attempt, ...] = Field(min_length=1)
+    retry: Retry | None = None
+    refused: tuple[str, ...] = ()
     """Regions that never take this job."""
-    final: str = ""
-    """Why there is no further attempt, where that is not plain."""
+    no_retry: str = ""
+    """Why there is no further attempt, if that is not obvious."""
+    warned: tuple[str, ...] = ()
+    """What its author was warned about while it was open."""
+
+    @property
+    def current(self) -> Attempt:
+        """The last attempt."""
+        return self.attempts[-1]
+
+    @property
+    def job(self) -> str:
+        """Resource name of the current attempt's job."""
+        return self.current.job
 
     @property
     def run_id(self) -> RunId:
         """The W&B run that the job reports as."""
         return RunId(self.entity, self.project, self.run)
 
-    def begin(self) -> None:
-        """Forget what was seen of the job before this one."""
-        self.state, self.state_since, self.ended, self.ended_at = "", 0, False, 0
-        self.stop_seen, self.cancelled, self.final, self.quiet = 0, "", "", False
+    @property
+    def stage(self) -> Stage:
+        """How far it has come."""
+        if not (self.job or self.current.ended):
+            return Stage.PLANNED
+        if self.retry:
+            return Stage.RETRYING
+        return Stage.CLAIMED if self.claimed else Stage.UNCLAIMED
+
+    @property
+    def past_jobs(self) -> set[str]:
+        """Names of the jobs that have ended for good, whatever a list says."""
+        past = self.attempts if self.stage is Stage.RETRYING else self.attempts[:-1]
+        return {attempt.job for attempt in past}
+
+    @property
+    def reason(self) -> str:
+        """Why the current attempt followed the one before, in Vertex AI's words; of a retry, why it follows."""
+        past = self.attempts if self.stage is Stage.RETRYING else self.attempts[:-1]
+        return past[-1].reason if past else ""
+
+    @property
+    def began_before(self) -> bool:
+        """Whether the run began in an earlier attempt."""
+        return any(attempt.began for attempt in self.attempts[:-1])
+
+    # What happens to it
+
+    def noted(self, **changes: Any) -> OpenItem:
+        """Return it with these fields of the current attempt changed."""
+        return self.but(attempts=(*self.attempts[:-1], self.current.but(**changes)))
+
+    def claim(self) -> OpenItem:
+        """Return it as claimed."""
+        return self.but(claimed=True)
+
+    def created(self, job: str) -> OpenItem:
+        """Return it with the job that its planned create gave."""
+        return self._fresh(job).but(retry=None, no_retry="")
+
+    def _fresh(self, job: str, **changes: Any) -> OpenItem:
+        """Put a job into the current attempt, of which nothing was seen yet."""
+        unseen = {"state": "", "state_since": 0, "ended": 0, "stop_seen": 0, "cancelled": "", "found_ended": False}
+        return self.noted(job=job, **unseen | changes)
+
+    def observe(self, job: ManagedJob, now: float) -> OpenItem:
+        """Return it with its job as Vertex AI shows it; that may be another one than a pass saw last."""
+        seen = self
+        if job.name != self.job:
+            if job.attempt > self.current.number:
+                seen = seen.but(attempts=(*self.attempts, _attempt_of(job, now)))
+            seen = seen._fresh(job.name, number=job.attempt, region=job.region).but(retry=None, no_retry="")
+        if job.state != seen.current.state:
+            seen = seen.noted(state=job.state, state_since=now)
+        if job.ended != bool(seen.current.ended):
+            seen = seen.noted(ended=now if job.ended else 0)
+        return seen
+
+    def gone(self, now: float) -> OpenItem:
+        """Return it with its job deleted."""
+        return self.noted(ended=self.current.ended or now)
+
+    def create_failed(self, now: float) -> OpenItem | None:
+        """Return it after a planned create that gave no job: it retries later; None if there was no attempt before."""
+        before = self.attempts[:-1]
+        if not before:
+            return None
+        retry = self.retry or Retry(at=0)
+        return self.but(attempts=before, retry=retry.but(at=now + pause(before[-1].number, FIRST_PAUSE)))
+
+
+def _attempt_of(job: ManagedJob, now: float) -> Attempt:
+    return Attempt(number=job.attempt, region=job.region, planned=job.created or now, job=job.name)
+
+
+def discovered(job: ManagedJob, now: float, *, rebuild: bool) -> OpenItem:
+    """Return the open item of a job that the ledger does not know; ``rebuild`` if an earlier ledger was lost."""
+    run = job.run
+    attempt = _attempt_of(job, now)
+    entry = OpenItem(
+        item=job.item,
+        queue=job.queue,
+        entity=run.entity,
+        project=run.project,
+        run=run.id,
+        kind=job.kind,
+        attempts=(attempt,),
+    )
+    return entry.observe(job, now).noted(found_ended=rebuild and job.ended)
 
 
 class Waiting(BaseModel):
-    """An item that could not start yet: since when, last seen when, and the reasons its author was told.
+    """An item that cannot start yet: since when, when it was last seen, and what its author was told.
 
-    It was refused ``tries`` times by Vertex AI and is not tried again before ``until``.
+    Vertex AI refused it ``tries`` times; it is not tried again before ``until``.
     """
 
     since: float
@@ -116,194 +239,172 @@ class Waiting(BaseModel):
 
 
 class Ledger(BaseModel):
-    """What is open. ``writer`` and ``writes`` name the write, so that a writer whose answer was lost knows its own."""
+    """What is open. ``writer`` and ``writes`` identify a write, so that a writer whose answer was lost knows its own."""
 
-    version: int = 1
+    version: int = VERSION
     writer: str = ""
     writes: int = 0
-    free_hold: int = 0
-    """Generation of the hold that the writer gives back; 0 while it runs."""
+    free_lock: int = 0
+    """Generation of the lock that the writer gives back; 0 while it runs."""
     rebuild: bool = False
-    """Whether an earlier ledger was lost, and no pass has looked for its jobs to the end yet."""
+    """Whether an earlier ledger was lost and no pass has looked for its jobs to the end yet."""
     entity: str = ""
     agent: str = ""
     """Id of the agent that W&B shows for this deployment."""
     resources: dict[str, str] = Field(default_factory=dict)
-    """Queue id to the resource its items run on, as ``gcp-vertex``; empty text where W&B does not say."""
+    """Queue id to the resource its items run on, such as ``gcp-vertex``; empty if W&B does not say."""
     turn: str = ""
     """The queue that the next pass asks first."""
     full_pass_began: float = 0
-    """When the last pass over all queues that came to its end had begun."""
+    """Start time of the last completed pass over all queues."""
     submissions: dict[str, list[float]] = Field(default_factory=dict)
     """Region to the times of the creates of the last minute."""
-    open: dict[str, OpenJob] = Field(default_factory=dict)
+    open: dict[str, OpenItem] = Field(default_factory=dict)
     """By item id."""
     waiting: dict[str, Waiting] = Field(default_factory=dict)
     """By item id."""
     settled: dict[str, float] = Field(default_factory=dict)
-    """Ended jobs that are settled, and when: a list that lags may show them as active for a while."""
+    """Settled jobs and when: a list that lags may show them as active for a while."""
 
     @classmethod
     def parse(cls, text: bytes) -> Ledger | None:
-        """Read a ledger; None when it is damaged or of another version, which counts as lost."""
+        """Parse a ledger, also one of version 1; None if it is damaged or of a later version, which counts as lost."""
         try:
-            ledger = cls.model_validate_json(text)
-        except ValidationError:
+            value = json.loads(text)
+            if isinstance(value, dict) and value.get("version") == 1:
+                value = ledger_v1.migrate(value)
+            ledger = cls.model_validate(value)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
-        known = ledger.version == cls.model_fields["version"].default and "version" in ledger.model_fields_set
-        return ledger if known else None
+        return ledger if value.get("version") == VERSION else None
 
     def dump(self) -> bytes:
-        """Give the ledger as JSON; what is as it was at first is left out."""
+        """Serialize to JSON, omitting default values."""
         return json.dumps({"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}).encode()
 
-    # What is open
+    # Open items
 
-    def intend(self, item: Item, run: RunId, region: str, kind: Kind, now: float) -> OpenJob:
-        """Note that a create for the item is about to be sent."""
-        entry = self.open[item.id] = OpenJob(
+    def keep(self, entry: OpenItem) -> None:
+        """Keep an open item as it is now; one that has a job does not wait any more."""
+        self.open[entry.item] = entry
+        if entry.stage is not Stage.PLANNED:
+            self.waiting.pop(entry.item, None)
+
+    def plan(self, item: Item, run: RunId, region: str, kind: Kind, now: float, *, stopped_before: bool | None) -> None:
+        """Record that a create for the item is about to be sent."""
+        self.open[item.id] = OpenItem(
             item=item.id,
             queue=item.queue,
             entity=run.entity,
             project=run.project,
             run=run.id,
-            region=region,
             kind=kind,
-            since=now,
+            stopped_before=stopped_before,
+            attempts=(Attempt(region=region, planned=now),),
         )
         self.submissions.setdefault(region, []).append(now)
-        return entry
 
-    def intend_next(self, item: str, region: str, now: float) -> None:
-        """Note that a create for the item's next attempt is about to be sent."""
+    def plan_retry(self, item: str, region: str, now: float) -> None:
+        """Record that a create for the item's next attempt is about to be sent."""
         entry = self.open[item]
-        entry.attempt, entry.stage, entry.ended = entry.attempt + 1, Stage.INTENDED, False
-        entry.job, entry.region, entry.since = "", region, now
+        planned = Attempt(number=entry.current.number + 1, region=region, planned=now)
+        self.open[item] = entry.but(attempts=(*entry.attempts, planned))
         self.submissions.setdefault(region, []).append(now)
 
-    def no_create(self, item: str, now: float) -> None:
-        """Note that nothing came of the item's create: a first attempt is forgotten, a later one waits again."""
-        entry = self.open[item]
-        if entry.last:
-            entry.attempt, entry.stage, entry.ended = entry.attempt - 1, Stage.AGAIN, True
-            entry.again_at = now + pause(entry.attempt, FIRST_PAUSE)
-        else:
-            self.close(item)
-
-    def again(self, item: str, at: float, reason: str, *, elsewhere: bool) -> None:
-        """Note that the item's job has ended and that another attempt is to begin at ``at``."""
-        entry = self.open[item]
-        entry.stage, entry.last, entry.again_at, entry.reason = Stage.AGAIN, entry.job, at, reason
-        entry.elsewhere = elsewhere
-
-    def give_up(self, item: str, why: str) -> None:
-        """Note that there is no further attempt: the one that ended is the last."""
-        entry = self.open[item]
-        entry.stage, entry.job, entry.final, entry.last = Stage.ACKED, entry.last, why, ""
-        entry.region = entry.job.split("/")[3]
-
     def created(self, item: str, job: str) -> None:
-        """Note the job that the item's create gave."""
-        entry = self.open[item]
-        entry.job, entry.stage = job, Stage.ACKED if entry.claimed else Stage.CREATED
-        entry.begin()
-        self.waiting.pop(item, None)
+        """Record the job that the item's create gave."""
+        self.keep(self.open[item].created(job))
 
-    def found(self, job: ManagedJob, now: float) -> OpenJob:
-        """Note that the item's job is known by name; its stage stays what it was if that was later."""
-        entry, quiet = self.open.get(job.item), False
+    def create_failed(self, item: str, now: float) -> None:
+        """Record that the item's create gave no job: a first attempt is forgotten, a later one retries."""
+        entry = self.open[item].create_failed(now)
         if entry is None:
-            entry = OpenJob(
-                item=job.item,
-                queue=job.queue,
-                entity=job.run.entity,
-                project=job.run.project,
-                run=job.run.id,
-                region=job.region,
-                kind=job.kind,
-                attempt=job.attempt,
-                since=job.created or now,
-            )
-            self.open[job.item] = entry
-            quiet = self.rebuild and job.ended
-        if entry.job != job.name:
-            entry.begin()
-            entry.quiet = quiet
-        entry.job, entry.region, entry.attempt = job.name, job.region, job.attempt
-        if entry.stage in (Stage.INTENDED, Stage.AGAIN):
-            entry.stage = Stage.ACKED if entry.claimed else Stage.CREATED
-        if job.state != entry.state:
-            entry.state, entry.state_since = job.state, now
-        if job.ended != entry.ended:
-            entry.ended, entry.ended_at = job.ended, now if job.ended else 0
-        self.waiting.pop(job.item, None)
-        return entry
+            self.drop(item)
+        else:
+            self.open[item] = entry
 
-    def acked(self, item: str) -> None:
-        """Note that the item is claimed."""
+    def claim(self, item: str) -> None:
+        """Record that the item is claimed just now, so that its author was told nothing yet."""
+        self.open[item] = self.open[item].claim().noted(found_ended=False)
+
+    def cancelled(self, item: str, why: str) -> None:
+        """Record that a pass cancelled the item's job."""
+        self.open[item] = self.open[item].noted(cancelled=why)
+
+    def retry(self, item: str, at: float, reason: str, *, elsewhere: bool, began: bool) -> None:
+        """Record that the item's job has ended and that another attempt follows at ``at``."""
+        entry = self.open[item].noted(reason=reason, began=began)
+        self.open[item] = entry.but(retry=Retry(at=at, elsewhere=elsewhere))
+
+    def block_retry(self, item: str, why: str) -> None:
+        """Record why the next attempt cannot begin now; every region may have room by the next try."""
         entry = self.open[item]
-        entry.claimed = True
-        if entry.stage is Stage.CREATED:
-            entry.stage = Stage.ACKED
+        self.open[item] = entry.but(retry=(entry.retry or Retry(at=0)).but(blocked=why), refused=())
 
-    def close(self, item: str) -> None:
-        """Forget the item's job: nothing of it is open."""
+    def refuse_region(self, item: str, region: str, now: float) -> None:
+        """Record that a region never takes the item's job; another one is tried at once."""
+        entry = self.open[item]
+        retry = (entry.retry or Retry(at=now)).but(at=now)
+        self.open[item] = entry.but(retry=retry, refused=(*entry.refused, region))
+
+    def stop_retrying(self, item: str, why: str) -> None:
+        """Record that there is no further attempt: the one that ended is the last."""
+        self.open[item] = self.open[item].but(retry=None, no_retry=why)
+
+    def drop(self, item: str) -> None:
+        """Forget the item: nothing of it is open."""
         self.open.pop(item, None)
 
     def settle(self, item: str, now: float) -> None:
         """Forget the item, whose job has ended and about which everything is said."""
-        entry = self.open.pop(item)
-        self.settled[entry.job] = now
+        self.settled[self.open.pop(item).job] = now
 
-    def at(self, *stages: Stage) -> Iterator[OpenJob]:
-        """Go through the open jobs at these stages."""
+    def at(self, *stages: Stage) -> Iterator[OpenItem]:
+        """Return the open items at these stages."""
         return iter([entry for entry in self.open.values() if entry.stage in stages])
 
-    def holder(self, run: RunId, item: str) -> OpenJob | None:
-        """Give the open job of another item that reports as the same run."""
+    def user_of(self, run: RunId, item: str) -> OpenItem | None:
+        """Return the open item, other than ``item``, whose job reports as this run."""
         return next((entry for entry in self.open.values() if entry.run_id == run and entry.item != item), None)
 
-    def told(self, item: str, text: str) -> None:
-        """Note that the item's author was told something, so that nobody says it again."""
+    def warned(self, item: str, text: str) -> None:
+        """Record what the item's author was told, so that it is not repeated."""
         if item in self.waiting:
             self.waiting[item].warned.append(text)
         elif item in self.open:
-            self.open[item].told.append(text)
+            self.open[item] = self.open[item].but(warned=(*self.open[item].warned, text))
 
     # Items that wait
 
-    def defer(self, item: str, now: float, *, patient: bool = False) -> Waiting:
-        """Note that the item could not start; gives since when it waits and what its author was told.
-
-        A ``patient`` item's time has not begun to run.
-        """
+    def wait(self, item: str, now: float, *, patient: bool = False) -> Waiting:
+        """Record that the item cannot start now. The time of a ``patient`` one has not begun to run."""
         waiting = self.waiting.setdefault(item, Waiting(since=now, seen=now))
         waiting.seen = now
         if patient:
             waiting.since = now
         return waiting
 
-    def put_off(self, item: str, now: float) -> None:
-        """Note that Vertex AI had no room for the item: it is tried again later, and each time later still.
+    def back_off(self, item: str, now: float) -> None:
+        """Record that Vertex AI had no room for the item: each time it is tried again later.
 
         The first pause outlasts a lease, so that what comes back first does not take the place of what can start.
         """
-        waiting = self.defer(item, now)
+        waiting = self.wait(item, now)
         waiting.tries += 1
         waiting.until = now + pause(waiting.tries, FIRST_PAUSE)
 
-    def settle_waiting(self, item: str) -> None:
-        """Forget that the item waits: it started, failed, or is somebody else's."""
+    def stop_waiting(self, item: str) -> None:
+        """Forget that the item waits: it started, failed, or belongs to someone else."""
         self.waiting.pop(item, None)
 
     # Bounds
 
     def slots_used(self, active: Iterable[ManagedJob]) -> Counter[Kind]:
-        """Count what holds a slot, by kind: active jobs, open jobs not known to have ended, creates of unknown outcome."""
+        """Count the slots in use by kind: active jobs, open jobs not known to have ended, creates of unknown outcome."""
         held = {job.name: job.kind for job in active}
         for entry in self.open.values():
-            if not entry.ended:
-                held.setdefault(entry.job or f"intent of {entry.item}", entry.kind)
+            if not entry.current.ended:
+                held.setdefault(entry.job or f"create of {entry.item}", entry.kind)
         return Counter(held.values())
 
     def submissions_left(self, region: str, per_minute: int, now: float) -> int:
@@ -321,11 +422,3 @@ class Ledger(BaseModel):
             item: waiting for item, waiting in self.waiting.items() if now - waiting.seen < forget_waiting_after
         }
         self.settled = {job: at for job, at in self.settled.items() if now - at < LISTS_LAG}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A ledger as read: None when there is none or it is damaged, and the generation that the next write replaces."""
-
-    ledger: Ledger | None
-    generation: int

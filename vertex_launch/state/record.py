@@ -1,103 +1,164 @@
-"""The record: the hold and the ledger, two small JSON objects. Pure: ``adapters.bucket`` keeps the objects.
+"""The record: the lock and the ledger, two small JSON objects. Pure: an adapter stores the objects.
 
-Two, because an object takes about one write a second. Every write carries the generation that it replaces, so that of two
-writers one is told so. An answer may be lost after its write took effect, and the retry is then refused: what stands in the
-object says whose write it was.
+There are two because an object takes about one write a second. Every write names the generation that it replaces, so that
+of two writers one is refused. An answer may be lost after its write took effect, and the retry is then refused as well: the
+content of the object shows whose write it was.
 
-The hold is never deleted: the ledger that a pass writes at its end names the generation of the hold that it gives back, and
-the next pass replaces exactly that one. So a pass costs one write of the hold, and needs not wait to give it back.
+The lock is never deleted. The ledger that a pass writes at its end names the generation of the lock that it gives back, and
+the next pass replaces exactly that one. So a pass costs one write of the lock, and does not wait to give it back.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
-from vertex_launch.errors import PassBusy, PassLost
-from vertex_launch.model import Hold
-from vertex_launch.state.ledger import Ledger, Stored
+from vertex_launch import log
+from vertex_launch.codes import Code
+from vertex_launch.errors import Message, PassBusy, PassLost, Unavailable
+from vertex_launch.model import Lock
+from vertex_launch.state.ledger import Ledger
 
-HOLD = "hold.json"
+LOCK = "hold.json"  # its name since the first release: old and new versions exclude each other during an upgrade
 LEDGER = "ledger.json"
 ABSENT = 0
 """The generation that means: must not exist yet."""
 
 
 class Objects(Protocol):
-    """Named objects with generations; ``adapters.bucket`` says more. Both raise Unavailable."""
+    """Named objects with generations. Both methods raise Unavailable."""
 
     def read(self, name: str) -> tuple[bytes, int] | None:
-        """Read an object and its generation; None when there is none."""
+        """Return an object and its generation; None if it does not exist."""
 
     def write(self, name: str, content: bytes, generation: int) -> int | None:
-        """Replace the object of that generation and give the new one; None when it is of another generation."""
+        """Replace the object of that generation and return the new one; None if it has another generation."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A ledger as read: None if there is none or it is damaged, and the generation that the next write replaces."""
+
+    ledger: Ledger | None
+    generation: int
+
+
+class Held:
+    """The lock and the ledger while one pass holds them."""
+
+    def __init__(self, record: Record, lock: Lock, stored: Stored) -> None:
+        self.lock = lock
+        self.ledger = stored.ledger or Ledger(rebuild=True)
+        self.ledger.free_lock = 0
+        self._record = record
+        self._generation = stored.generation
+        self._kept = self.ledger.dump()
+
+    def save(self) -> None:
+        """Write the ledger. Raises PassLost, Unavailable."""
+        self._generation = self._record.write(self.ledger, self.lock.pass_id, self._generation)
+        self.keep()
+
+    def keep(self) -> None:
+        """Let what the ledger has now survive even if the rest of the pass fails."""
+        self._kept = self.ledger.dump()
+
+    def give_back(self) -> None:
+        """Write the ledger of a completed pass, which gives the lock back. Raises PassLost, Unavailable."""
+        self.ledger.free_lock, self.ledger.rebuild = self.lock.generation, False
+        self.save()
+
+    def abandon(self) -> None:
+        """Give the lock back with the ledger as it was kept last: what this pass learned since, the next one learns again."""
+        kept = Ledger.model_validate_json(self._kept)
+        kept.free_lock = self.lock.generation
+        try:
+            self._record.write(kept, self.lock.pass_id, self._generation)
+        except (Unavailable, PassLost) as error:
+            text = f"The lock is not given back and expires by itself: {error}"
+            log.warning(Message(Code.LOCK_NOT_GIVEN_BACK, text), pass_id=self.lock.pass_id)
 
 
 class Record:
-    """Hold and ledger among the objects of one deployment."""
+    """Lock and ledger among the objects of one deployment. What is written holds no key that ``redact`` knows."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, redact: Callable[[str], str]) -> None:
         self._objects = objects
+        self._redact = redact
 
-    # The hold
+    @contextmanager
+    def hold(self, stored: Stored, pass_id: str, now: float, expires: float) -> Iterator[Held]:
+        """Hold the lock and the ledger for one pass, and give the lock back if that fails.
 
-    def take_hold(self, pass_id: str, now: float, expires: float, free: int) -> Hold:
-        """Become the one pass that runs; ``free`` is the generation of the hold that the ledger gives back, 0 for none.
+        A pass that completes calls ``Held.give_back``. Raises PassBusy, PassLost, Unavailable.
+        """
+        lock = self.take_lock(pass_id, now, expires, stored.ledger.free_lock if stored.ledger else ABSENT)
+        held = Held(self, lock, self.read() if lock.taken_over else stored)
+        try:
+            yield held
+        except PassLost:
+            raise
+        except Exception:
+            held.abandon()
+            raise
 
-        A hold that was not given back is taken over once it has expired. Raises PassBusy while another pass runs,
-        Unavailable when the objects cannot be had.
+    def take_lock(self, pass_id: str, now: float, expires: float, free: int) -> Lock:
+        """Become the one pass that runs. ``free`` is the generation of the lock that the ledger gives back, 0 for none.
+
+        A lock that was not given back is taken over once it has expired. Raises PassBusy while another pass runs, and
+        Unavailable.
         """
         content = json.dumps({"pass_id": pass_id, "expires": expires}).encode()
         generation = free
         for _ in range(3):
-            taken = self._objects.write(HOLD, content, generation)
+            taken = self._objects.write(LOCK, content, generation)
             if taken is not None:
-                return Hold(pass_id, expires, taken, taken_over=generation != free)
-            found = self._objects.read(HOLD)
+                return Lock(pass_id, expires, taken, taken_over=generation != free)
+            found = self._objects.read(LOCK)
             if found is None:
-                generation = ABSENT  # somebody deleted it
+                generation = ABSENT  # someone deleted it
                 continue
             held, generation = found
-            holder, until = _parse_hold(held)
+            holder, until = _parse_lock(held)
             if holder == pass_id:
-                return Hold(pass_id, expires, generation, taken_over=True)
+                return Lock(pass_id, expires, generation, taken_over=True)
             if now < until:
                 raise PassBusy(f"pass {holder} is running, for {until - now:.0f} s more at most", until - now)
         raise PassBusy("other passes are beginning at this moment", 1.0)
 
-    # The ledger
-
     def read(self) -> Stored:
         """Read the ledger. Raises Unavailable."""
-        found = self._objects.read(LEDGER)
-        if found is None:
-            return Stored(None, ABSENT)
-        content, generation = found
+        content, generation = self._objects.read(LEDGER) or (b"", ABSENT)
         return Stored(Ledger.parse(content), generation)
 
     def write(self, ledger: Ledger, pass_id: str, generation: int) -> int:
-        """Replace the ledger of that generation and give the new one.
+        """Replace the ledger of that generation and return the new one.
 
-        Raises PassLost when somebody else wrote since, Unavailable when the objects cannot be had.
+        Raises PassLost if someone else wrote since, and Unavailable.
         """
         ledger.writer, ledger.writes = pass_id, ledger.writes + 1
+        content = self._redact(ledger.dump().decode()).encode()
         for _ in range(2):
-            written = self._objects.write(LEDGER, ledger.dump(), generation)
+            written = self._objects.write(LEDGER, content, generation)
             if written is not None:
                 return written
-            stored = self.read()
-            if stored.ledger is None or stored.ledger.writer != pass_id:
+            found, stands = self._objects.read(LEDGER) or (b"", ABSENT)
+            if found == content:
+                return stands  # the answer to this very write was lost
+            stored = Ledger.parse(found)
+            if stored is None or stored.writer != pass_id:
                 break
-            if stored.ledger == ledger:
-                return stored.generation  # the answer to this very write was lost
-            generation = stored.generation  # the answer to an earlier one was
-        raise PassLost("another pass has taken over: this one outlived its hold; nothing more is changed")
+            generation = stands  # the answer to an earlier write was lost
+        raise PassLost("another pass has taken over: this one outlived its lock; nothing more is changed")
 
 
-def _parse_hold(content: bytes) -> tuple[str, float]:
-    """Read who holds and until when; a damaged hold counts as expired, for nobody can be waiting behind it."""
+def _parse_lock(content: bytes) -> tuple[str, float]:
+    """Parse who holds the lock and until when; a damaged one counts as expired, because no pass can give it back."""
     try:
-        hold = json.loads(content)
-        return str(hold["pass_id"]), float(hold["expires"])
+        lock = json.loads(content)
+        return str(lock["pass_id"]), float(lock["expires"])
     except (ValueError, TypeError, KeyError):
         return "", 0.0

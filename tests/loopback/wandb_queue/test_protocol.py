@@ -28,7 +28,7 @@ from tests.support.wandb import (
 )
 from vertex_launch.adapters.graphql import GraphQL
 from vertex_launch.errors import Unavailable
-from vertex_launch.model import Phase, RunId
+from vertex_launch.model import Phase, Question, RunId
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +116,15 @@ def test_names_go_as_variables_never_as_text(
     plain = [f"n{number}" for number in range(len(names))]
     for these, whose in ((names, entity), (plain, "acme")):
         with pytest.raises(Unavailable, match="only listening"):
-            queue.look(
-                whose,
-                agent="",
-                items={one: one for one in these},
-                runs=[RunId(whose, one, one) for one in these],
-                queues=these,
-                peek=peek,
-                viewer=True,
+            queue.ask(
+                Question(
+                    whose,
+                    items={one: one for one in these},
+                    runs=[RunId(whose, one, one) for one in these],
+                    queues=these,
+                    peek=peek,
+                    viewer=True,
+                )
             )
         queue.ack([(one, one) for one in these])
         queue.fail([(one, one) for one in these], Phase.AGENT)

@@ -28,7 +28,7 @@ from tests.support.wandb import (
 )
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
-from vertex_launch.model import AgentView, ItemView, Look, Queued, RunId, RunView
+from vertex_launch.model import AgentView, ItemView, Question, Queued, RunId, RunView, WandbState
 
 
 def test_a_look_shows_queues_agents_items_and_what_waits_in_one_request(server: WandbServer, queue: WandbQueue) -> None:
@@ -42,7 +42,7 @@ def test_a_look_shows_queues_agents_items_and_what_waits_in_one_request(server: 
         queue, items={one: "cpu", two: "cpu", there[0]: "gpu", "Unknown": "cpu", "Nowhere": "tpu"}, viewer=True
     )
     ids = {one.name: one.id for one in server.store.queues.values()}
-    assert found == Look(
+    assert found == WandbState(
         viewer_entity=ENTITY,
         agents=(AgentView(mine, HOST, stop_polling=False, queues=tuple(ids.values())),),
         queues=ids,
@@ -176,8 +176,8 @@ def test_a_run_that_cannot_be_looked_up_is_not_absent_in_a_look(
 
 @pytest.mark.parametrize("entity", ["unknown", "empty"])
 def test_an_entity_without_queues_is_named(queue: WandbQueue, entity: str) -> None:
-    def ask() -> Look:
-        return queue.look(entity, agent="", items={}, runs=(), queues=("cpu",), peek=5, viewer=False)
+    def ask() -> WandbState:
+        return queue.ask(Question(entity, queues=("cpu",), peek=5))
 
     assert f"entity {entity}" in refusal(ask, Code.WANDB_ENTITY)
 

@@ -1,0 +1,407 @@
+"""Perform what a pass has decided: the only module that changes anything.
+
+Each action has all of its effects here: it calls the service, moves the ledger, adds to the report, and logs. W&B gets no
+text that was not redacted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from vertex_launch import log
+from vertex_launch.codes import Code
+from vertex_launch.dispatch.context import (
+    Action,
+    After,
+    Cancel,
+    Claim,
+    Create,
+    Defer,
+    Drop,
+    Keep,
+    Notice,
+    Pass,
+    Reject,
+    Retry,
+    RetryBlocked,
+    Settle,
+    StopRetrying,
+    Verdict,
+    Warn,
+)
+from vertex_launch.dispatch.look import AT_ONCE, Seen
+from vertex_launch.errors import ItemDeferred, LaunchError, Message, OutcomeUnknown, Unavailable
+from vertex_launch.log import LOGGER, Event
+from vertex_launch.model import Ack, Kind, ManagedJob, Phase, Popped
+
+MOST_CANCELS = 100
+"""Jobs that one pass cancels; a later one cancels the others."""
+
+
+def apply(one: Pass, actions: Iterable[Action], until: float = float("inf")) -> None:
+    """Perform actions in their order, what is sent in batches after the rest; items are not rejected after ``until``."""
+    cancels, settles, rejects = list[Cancel](), list[Settle](), list[Reject]()
+    for action in actions:
+        match action:
+            case Cancel():
+                cancels.append(action)
+            case Settle():
+                settles.append(action)
+            case Reject():
+                rejects.append(action)
+            case Warn():
+                one.outbox.append(action)
+            case _:
+                _SIMPLE[type(action)](one, action)
+    _cancel(one, cancels[:MOST_CANCELS])
+    _settle(one, settles)
+    _reject(one, rejects, until)
+
+
+# The ledger and the report
+
+
+def _keep(one: Pass, action: Keep) -> None:
+    one.ledger.keep(action.entry)
+    if action.freed:
+        one.report.freed.append(action.freed)
+    if action.note:
+        LOGGER.info("%s", action.note, extra={"item": action.entry.item, "job": action.entry.job})
+
+
+def _drop(one: Pass, action: Drop) -> None:
+    one.ledger.drop(action.item)
+    LOGGER.info("%s", action.note, extra={"item": action.item})
+
+
+def _notice(one: Pass, action: Notice) -> None:
+    one.report.notices.append(str(action.message))
+    log.warning(action.message, event=Event.NOTICE, pass_id=one.report.pass_id)
+
+
+def _defer(one: Pass, action: Defer) -> None:
+    """Leave an item unacknowledged, and warn its author once."""
+    item, message = action.item, action.message
+    one.report.deferred.append(_row(message, item=item.id, queue=item.queue))
+    fields = {"event": Event.DEFERRED, "code": message.code, "item": item.id, "queue": item.queue}
+    LOGGER.info("deferred item %s: %s", item.id, message, extra=fields)
+    if not action.warn:
+        return
+    waiting = one.ledger.wait(item.id, one.now, patient=action.patient)
+    if action.back_off:
+        one.ledger.back_off(item.id, one.now)
+    if one.services.redact(str(message)) not in waiting.warned:
+        one.outbox.append(Warn(item.id, message, Phase.AGENT))
+
+
+def _retry(one: Pass, action: Retry) -> None:
+    one.ledger.retry(action.item, action.at, action.reason, elsewhere=action.elsewhere, began=action.began)
+
+
+def _retry_blocked(one: Pass, action: RetryBlocked) -> None:
+    entry, message = action.entry, action.message
+    log.warning(Message(message.code, f"No next attempt for item {entry.item}: {message.text}"), item=entry.item)
+    one.report.deferred.append(_row(message, item=entry.item, queue=entry.queue))
+    if action.region:
+        one.ledger.refuse_region(entry.item, action.region, one.now)
+    elif action.warn:
+        one.ledger.block_retry(entry.item, str(message))
+        if one.services.redact(str(message)) not in entry.warned:
+            one.outbox.append(Warn(entry.item, message, Phase.RUN))
+
+
+def _stop_retrying(one: Pass, action: StopRetrying) -> None:
+    one.ledger.stop_retrying(action.item, str(action.why))
+    LOGGER.info("item %s: %s", action.item, action.why, extra={"code": action.why.code, "item": action.item})
+
+
+_SIMPLE: Mapping[type, Callable[[Pass, Any], None]] = {
+    Keep: _keep,
+    Drop: _drop,
+    Notice: _notice,
+    Defer: _defer,
+    Retry: _retry,
+    RetryBlocked: _retry_blocked,
+    StopRetrying: _stop_retrying,
+}
+
+
+def _row(message: Message, **values: str) -> dict[str, str]:
+    """Return an entry of the report."""
+    return {**values, "code": str(message.code), "reason": message.text}
+
+
+def learn(one: Pass, seen: Seen) -> None:
+    """Keep what was learned for good, the key's entity and what queues run on, and report what cannot be served."""
+    if seen.entity_changed:
+        one.ledger.agent = ""
+    one.ledger.entity = seen.entity
+    one.ledger.resources = dict(seen.resources)
+    apply(one, map(Notice, seen.notices))
+
+
+# Vertex AI
+
+
+def create(one: Pass, creates: Sequence[Create], until: float) -> list[tuple[Create, str | LaunchError]]:
+    """Record what is about to be created, then create it in parallel, none after ``until``.
+
+    Return the name of each job, or why there is none or none is known.
+    """
+    if not creates:
+        return []
+    ledger, now = one.ledger, one.now
+    for one_create in creates:
+        item, request = one_create.item, one_create.request
+        if one_create.attempt > 1:
+            ledger.plan_retry(item.id, request.region, now)
+        else:
+            before = one_create.stopped_before
+            ledger.plan(item, request.run, request.region, one_create.kind, now, stopped_before=before)
+    one.held.save()
+    calls = [partial(_create, one, one_create, until) for one_create in creates]
+    outcomes = one.services.run_parallel(calls, one.settings.parallel_creates)
+    one.report.creates += len(creates)
+    for one_create, outcome in zip(creates, outcomes, strict=True):
+        if isinstance(outcome, str):
+            _created(one, one_create, outcome)
+        elif not isinstance(outcome, OutcomeUnknown):  # else the plan stays open and keeps the slot
+            ledger.create_failed(one_create.item.id, one.now)
+    return list(zip(creates, outcomes, strict=True))
+
+
+def _create(one: Pass, create: Create, until: float) -> str:
+    """Create one job and return its name. Raises ItemRejected, ItemDeferred, OutcomeUnknown."""
+    most = one.settings.timeouts.create
+    timeout = min(most, create.request.create_timeout or most)
+    if one.now + timeout > min(until, one.held.lock.expires):
+        text = "Not enough time is left in this pass to create the job before the item's lease expires"
+        raise ItemDeferred(text, code=Code.LATE_PASS, tell=False)
+    try:
+        return one.services.vertex.create(create.request, timeout)
+    except LaunchError:
+        raise
+    except Exception as error:
+        LOGGER.exception("unexpected error while creating a job", extra={"event": Event.FAILED, "item": create.item.id})
+        text = f"Unexpected {type(error).__name__} while the job was created. The function's log has the traceback"
+        raise OutcomeUnknown(text, code=Code.CREATE_UNCONFIRMED) from error
+
+
+def _created(one: Pass, create: Create, job: str) -> None:
+    item, request = create.item, create.request
+    one.ledger.created(item.id, job)
+    row = {"item": item.id, "queue": item.queue, "run": str(request.run), "job": job, "region": request.region}
+    one.report.submitted.append(row)
+    if create.attempt > 1:
+        one.report.resubmitted.append({**row, "attempt": str(create.attempt)})
+    fields: dict[str, object] = {"event": Event.SUBMITTED, **row}
+    if one.report.freed:
+        fields["refill_s"] = round(max(0.0, one.now - one.report.freed.pop(0)), 3)
+    LOGGER.info("submitted item %s as %s", item.id, job, extra=fields)
+    one.outbox.extend(Warn(item.id, message, Phase.RUN) for message in request.warnings)
+
+
+def _cancel(one: Pass, cancels: Sequence[Cancel]) -> None:
+    """Cancel jobs in parallel; a later pass cancels those for which Vertex AI did not take the request."""
+    calls = [partial(one.services.vertex.cancel, cancel.job) for cancel in cancels]
+    for cancel, error in zip(cancels, one.services.run_parallel(calls, AT_ONCE), strict=True):
+        item, job, why = cancel.item, cancel.job, cancel.why
+        if isinstance(error, LaunchError):
+            text = f"Cannot cancel job {job}: {error}"
+            log.warning(Message(Code.CANCEL_FAILED, text), item=item, job=job)
+            continue
+        LOGGER.info("cancelled job %s because %s", job, why, extra={"code": why.code, "item": item, "job": job})
+        one.report.cancelled.append(_row(why, item=item, job=job))
+        if cancel.after is After.DROP:
+            one.ledger.drop(item)
+        elif cancel.after is After.NOTE:
+            one.ledger.cancelled(item, str(why))
+
+
+# W&B: the agent and the queues
+
+
+def register(one: Pass, seen: Seen) -> tuple[str, bool]:
+    """Find or create the agent that W&B shows for this deployment; return its id and whether it was stopped there."""
+    settings, hostname = one.settings, f"vertex-launch/{one.settings.deployment}"
+    ids = seen.queue_ids(settings.queues)
+    agent = seen.agent(hostname, ids)
+    if ids and (agent is None or (agent.stop_polling and one.request.resume)):
+        config = {"queues": list(settings.queues), "max_jobs": settings.max_jobs}
+        one.ledger.agent, stopped = one.services.queue.create_agent(seen.entity, ids, hostname, config), False
+    else:
+        one.ledger.agent, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
+    if stopped:
+        text = (
+            "The agent of this deployment was stopped in W&B, so no items are popped. To resume, POST "
+            '{"resume": true} to dispatch_now'
+        )
+        apply(one, [Notice(Message(Code.AGENT_STOPPED, text))])
+    return one.ledger.agent, stopped
+
+
+def pop(one: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:
+    """Lease one item for each entry of ``queues``, refreshing the agent's status. Raises Unavailable."""
+    answers = one.services.queue.pop(seen.entity, queues, one.ledger.agent, status)
+    if leased := [answer for answer in answers if answer.item]:
+        served = one.settings.queues
+        last = leased[-1].queue
+        one.ledger.turn = served[(served.index(last) + 1) % len(served)] if last in served else ""
+    return answers
+
+
+def refresh_status(one: Pass, status: str) -> None:
+    """Refresh the agent's status in W&B, which otherwise shows its queues as idle."""
+    one.services.queue.set_status(one.ledger.agent, status)
+
+
+def claim(one: Pass, claims: Sequence[Claim], until: float) -> dict[str, str]:
+    """Acknowledge items for their jobs' runs, none after ``until``: later they come back and are adopted.
+
+    Return the items (id to queue) whose ack was refused.
+    """
+    if not claims or one.now > until:
+        return {}
+    answers = one.services.queue.ack([(claim.item, claim.run) for claim in claims], until - one.now)
+    refused = {}
+    for claim, answer in zip(claims, answers, strict=True):
+        if answer is Ack.ACCEPTED:
+            one.ledger.claim(claim.item)
+            if not claim.created:
+                one.report.adopted.append({"item": claim.item, "queue": claim.queue, "job": claim.job})
+        elif answer is Ack.REFUSED:
+            refused[claim.item] = claim.queue
+    return refused
+
+
+def _reject(one: Pass, rejects: Sequence[Reject], until: float) -> None:
+    """Fail items that can never start, while their lease is certain; later they come back and fail then."""
+    if not rejects or one.now > until:
+        return
+    texts = [(reject.item.id, one.services.redact(str(reject.message))) for reject in rejects]
+    taken = one.services.queue.fail(texts, Phase.AGENT, until - one.now)
+    for reject, known in zip(rejects, taken, strict=True):
+        item, message = reject.item, reject.message
+        one.ledger.stop_waiting(item.id)
+        one.report.rejected.append(_row(message, item=item.id, queue=item.queue))
+        rejected = Message(message.code, f"Rejected item {item.id}: {message.text}")
+        log.warning(rejected, event=Event.REJECTED, item=item.id, queue=item.queue)
+        if not known:
+            text = f"W&B did not take the failure of item {item.id}; the item comes back and fails again"
+            apply(one, [Notice(Message(Code.MESSAGE_NOT_TAKEN, text))])
+
+
+def send_warnings(one: Pass) -> None:
+    """Put the warnings of this pass on their items, and record those that W&B took."""
+    for phase in Phase:
+        texts = [(warn.item, one.services.redact(str(warn.message))) for warn in one.outbox if warn.phase is phase]
+        taken = one.services.queue.warn(texts, phase, one.settings.timeouts.read) if texts else []
+        for (item, text), known in zip(texts, taken, strict=True):
+            if known:
+                one.ledger.warned(item, text)
+
+
+# Jobs that have ended
+
+
+def _settle(one: Pass, settles: Sequence[Settle]) -> None:
+    """Tell W&B how jobs ended; what it does not take is told by the next pass."""
+    for settle in settles:
+        one.services.redact.add(settle.job.api_key if settle.job else "")
+    settles = [settle for settle in settles if not settle.sweep or _cancel_sweep(one, settle)]
+    for settle in settles:
+        if settle.verdict is Verdict.DONE:
+            _settled(one, settle)
+    for verdict in (Verdict.FAILED, Verdict.WARNED):
+        _tell(one, verdict, [settle for settle in settles if settle.verdict is verdict])
+
+
+def _cancel_sweep(one: Pass, settle: Settle) -> bool:
+    """Cancel the sweep of a scheduler that failed; return whether the item may be settled now."""
+    entry, sweep = settle.entry, settle.sweep
+    try:
+        ended = one.services.queue.cancel_sweep(entry.entity, entry.project, sweep)
+    except Unavailable as error:
+        log.warning(Message(Code.SWEEP_NOT_CANCELLED, f"Cannot cancel sweep {sweep}: {error}"), item=entry.item)
+        return settle.late
+    LOGGER.info("sweep %s: %s", sweep, "cancelled" if ended else "had ended", extra={"item": entry.item})
+    return True
+
+
+def _tell(one: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
+    """Fail items or warn about them; those whose message W&B has taken are settled."""
+    if not settles:
+        return
+    tails = one.services.run_parallel([partial(_last_lines, one, settle.job) for settle in settles], AT_ONCE)
+    texts = [
+        (settle.entry.item, one.services.redact(f"{settle.message}{tail}"))
+        for settle, tail in zip(settles, tails, strict=True)
+    ]
+    queue, within = one.services.queue, min(one.settings.timeouts.read, one.last_word - one.now)
+    if within <= 0:
+        return
+    try:
+        taken = (queue.fail if verdict is Verdict.FAILED else queue.warn)(texts, Phase.RUN, within)
+    except Unavailable as error:
+        log.warning(Message(Code.MESSAGE_NOT_TAKEN, f"Cannot tell W&B how {len(texts)} jobs ended: {error}"))
+        return
+    for settle, known in zip(settles, taken, strict=True):
+        if known or settle.late:
+            _settled(one, settle)
+
+
+def _last_lines(one: Pass, job: ManagedJob | None) -> str:
+    """Return the last lines of a job's own log, if the deployment wants them."""
+    if one.services.logs is None or job is None or not job.started:
+        return ""
+    lines = one.services.logs.tail(job.name)
+    return "\nThe last lines of its log:\n" + "\n".join(lines) if lines else ""
+
+
+def _settled(one: Pass, settle: Settle) -> None:
+    entry, message, verdict = settle.entry, settle.message, settle.verdict
+    one.ledger.settle(entry.item, one.now)
+    state = settle.job.state if settle.job else "deleted"
+    row = {"item": entry.item, "queue": entry.queue, "job": entry.job, "state": state, "outcome": verdict.value}
+    one.report.settled.append(_row(message, **row))
+    fields = {"event": Event.SETTLED, **row}
+    if verdict is Verdict.DONE:
+        LOGGER.info("settled item %s: %s %s", entry.item, verdict, message.text, extra=fields)
+    else:
+        log.warning(Message(message.code, f"Settled item {entry.item} ({verdict}): {message.text}"), **fields)
+
+
+# The end of the pass
+
+
+def finish(one: Pass, active: Sequence[ManagedJob]) -> None:
+    """Send the warnings, give the lock back with what is open, and complete the report. Raises PassLost."""
+    settings, held = one.settings, one.held
+    if one.now < held.lock.expires - settings.timeouts.margin:  # else the next pass sends them
+        send_warnings(one)
+    if one.request.full and one.in_time:
+        one.ledger.full_pass_began = one.started
+    one.ledger.prune(one.now, settings.give_up_after)
+    try:
+        held.give_back()
+    except Unavailable as error:
+        text = (
+            f"{error.message.text}. What was done is done; the next pass begins when the lock of this one has expired"
+        )
+        apply(one, [Notice(Message(error.message.code, text))])
+    one.report.count_slots(settings.max_jobs, one.ledger.slots_used(active)[Kind.JOB])
+    one.report.took_ms = round(1000 * (one.now - one.started))
+    LOGGER.info(
+        "pass: %d submitted, %d adopted, %d resubmitted, %d rejected, %d deferred, %d cancelled, %d settled, "
+        "%s of %s slots active, %d ms",
+        *(len(getattr(one.report, name)) for name in _COUNTED),
+        one.report.slots.get("active"),
+        one.report.slots.get("max_jobs"),
+        one.report.took_ms,
+        extra={"event": Event.PASS, "pass_id": one.report.pass_id, "report": one.report.body()},
+    )
+
+
+_COUNTED = ("submitted", "adopted", "resubmitted", "rejected", "deferred", "cancelled", "settled")

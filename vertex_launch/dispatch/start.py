@@ -1,0 +1,325 @@
+"""Steps 4 to 8 of a pass: what may start now, what has to wait, and what can never start. Pure, but for looking things up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from vertex_launch import log
+from vertex_launch.codes import Code
+from vertex_launch.dispatch import settle
+from vertex_launch.dispatch.context import (
+    Action,
+    Claim,
+    Create,
+    Defer,
+    Notice,
+    Pass,
+    Reject,
+    RetryBlocked,
+    StopRetrying,
+)
+from vertex_launch.dispatch.look import AT_ONCE, Seen
+from vertex_launch.dispatch.prepare import Prepared, build_request
+from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, Message, OutcomeUnknown, Unavailable
+from vertex_launch.job import labels, readback, retry
+from vertex_launch.job.request import JobRequest
+from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, ManagedJob, RunId, RunView
+from vertex_launch.settings.config import Settings
+from vertex_launch.state.ledger import OpenItem, Stage
+
+
+@dataclass
+class Room:
+    """What may still start: free slots by kind, creates a minute by region, and the limit of the request."""
+
+    settings: Settings
+    slots: dict[Kind, float]
+    left: dict[str, int]
+    limit: float
+    runs: set[RunId] = field(default_factory=set)
+    """Runs of the jobs that start in this round."""
+
+    @classmethod
+    def of(cls, one: Pass, active: Iterable[ManagedJob]) -> Room:
+        """Return the room that is left now beside the active jobs and what the ledger knows."""
+        settings, ledger, now = one.settings, one.ledger, one.now
+        used = ledger.slots_used(active)
+        limits = {Kind.JOB: settings.job_limit, Kind.SCHEDULER: settings.scheduler_limit}
+        wanted, per_minute = one.request.limit, settings.submissions_per_minute
+        regions = {region.name for region in settings.regions} | {e.current.region for e in ledger.open.values()}
+        return cls(
+            settings,
+            slots={kind: max(0, limit - used[kind]) for kind, limit in limits.items()},
+            left={region: ledger.submissions_left(region, per_minute, now) for region in regions},
+            limit=float("inf") if wanted is None else max(0, wanted - one.report.creates),
+        )
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs may start in the default region; a number of items to pop."""
+        return int(max(0, min(self.slots[Kind.JOB], self.left[self.settings.regions[0].name], self.limit)))
+
+    def take(self, kind: Kind, region: str) -> None:
+        """Take the place of one job. Raises ItemDeferred if a limit leaves none."""
+        if self.slots[kind] < 1 and kind is Kind.SCHEDULER:
+            raise ItemDeferred(
+                f"The limit of {self.settings.max_schedulers} sweep schedulers (max_schedulers in launch-config.yaml) is "
+                "reached. This one starts when another ends",
+                code=Code.SCHEDULER_LIMIT,
+                patient=True,
+            )
+        if self.slots[kind] < 1:
+            raise ItemDeferred("No slot is free", code=Code.NO_SLOT, tell=False)
+        if self.left[region] < 1:
+            text = f"The submissions per minute of region {region} are used up (submissions_per_minute)"
+            raise ItemDeferred(text, code=Code.SUBMISSIONS_PER_MINUTE, tell=False)
+        if self.limit < 1:
+            raise ItemDeferred("The limit of this request is reached", code=Code.REQUEST_LIMIT, tell=False)
+        self.slots[kind] -= 1
+        self.left[region] -= 1
+        self.limit -= 1
+
+
+# Items that were popped
+
+
+def is_foreign(item: Item) -> bool:
+    """Return whether an item is for another resource, whose agents take it; one for no resource at all fails instead."""
+    resource = item.spec.get("resource") if isinstance(item.spec, dict) else None
+    if not isinstance(resource, str) or resource in (*VERTEX_RESOURCES, "", "local-process"):
+        return False
+    return resource not in LOCAL_RESOURCES or item.spec.get("uri") != SCHEDULER_URI
+
+
+def adopt(one: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
+    """Claim items that have a job, before anything else is checked: what trains does not fail by a new policy."""
+    for item in items:
+        entry = one.ledger.open.get(item.id)
+        if entry and entry.stage is Stage.PLANNED:
+            text = "Vertex AI has not shown yet whether it took the job of an earlier attempt"
+            yield Defer(item, Message(Code.CREATE_UNCONFIRMED, text), warn=False)
+        elif entry:
+            yield Claim(item.id, item.queue, entry.run, entry.job)
+
+
+def start(
+    one: Pass, items: Sequence[Item], prepared: Prepared, room: Room, key: str
+) -> Iterator[Create | Reject | Defer]:
+    """Decide which items start now, within ``room``. ``key`` is the W&B key that their jobs get."""
+    report = one.report
+    done = report.creates + len(report.rejected) + len(report.deferred)
+    begun = datetime.fromtimestamp(one.now, UTC)
+    for index, item in enumerate(items, done):
+        now = begun + timedelta(milliseconds=index)  # it names the job's output directory: no two jobs share one
+        try:
+            _check_waiting(one, item)
+            spec, request = build_request(
+                item, prepared, one.settings, api_key=key, now=now, redact=one.services.redact
+            )
+            _check_run(one, item, request.run, room)
+            room.take(spec.kind, request.region)
+        except ItemRejected as error:
+            yield Reject(item, error.message)
+        except ItemDeferred as error:
+            yield Defer(item, error.message, error.tell, error.patient)
+        else:
+            room.runs.add(request.run)
+            yield Create(item, spec.kind, request)
+
+
+def _check_waiting(one: Pass, item: Item) -> None:
+    """Raise ItemRejected for an item that has waited for too long, ItemDeferred for one whose time has not come."""
+    waiting, now, give_up_after = one.ledger.waiting.get(item.id), one.now, one.settings.give_up_after
+    if waiting and now - waiting.since > give_up_after:
+        why = "; ".join(waiting.warned) or "the function's log has the reason"
+        text = f"It could not start within {give_up_after / 3600:g} hours (give_up_after): {why}"
+        raise ItemRejected(text, code=Code.WAITED_TOO_LONG)
+    if waiting and now < waiting.until:
+        text = f"Vertex AI had no room for the job. It is tried again in {waiting.until - now:.0f} s"
+        raise ItemDeferred(text, code=Code.NO_ROOM, tell=False)
+
+
+def _check_run(one: Pass, item: Item, run: RunId, room: Room) -> None:
+    """Raise ItemDeferred while another job reports as the same run."""
+    user = one.ledger.user_of(run, item.id)
+    if user or run in room.runs:
+        other = f" of item {user.item}" if user else ""
+        text = f"Run {run} is used by another job{other}. This item waits until that job has ended"
+        raise ItemDeferred(text, code=Code.RUN_IN_USE, patient=True)
+
+
+def foreign(items: Sequence[Item]) -> Iterator[Defer | Notice]:
+    """Leave items for another resource to its agents, and report each of their queues once."""
+    for queue, item in {item.queue: item for item in reversed(items)}.items():
+        yield Notice(
+            Message(
+                Code.ITEM_RESOURCE,
+                f"Queue {queue} holds items for {item.spec['resource']}; this deployment serves Vertex AI queues (resource "
+                "gcp-vertex). Remove it from queues in launch-config.yaml",
+            )
+        )
+    for item in items:
+        text = f"The item is for {item.spec['resource']}, so another agent has to take it"
+        yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
+
+
+def with_stops(one: Pass, seen: Seen, creates: Sequence[Create]) -> list[Create]:
+    """Return the creates with whether their run was asked to stop before; None if W&B cannot answer now.
+
+    Only a run that the item names can exist before its job.
+    """
+    named = {create.request.run for create in creates if not _is_derived(one, seen, create)}
+    visible = [run for run in named if run.entity == seen.entity]
+    runs: dict[RunId, RunView | None] = {}
+    if visible:
+        try:
+            runs = dict(one.services.queue.runs(visible))
+        except Unavailable as error:
+            log.warning(Message(Code.LOOKUP_FAILED, f"Cannot look up {len(visible)} runs: {error.message.text}"))
+    stopped = {run: is_stopped(runs[run]) if run in runs else None for run in visible}
+    return [replace(create, stopped_before=stopped.get(create.request.run, False)) for create in creates]
+
+
+def _is_derived(one: Pass, seen: Seen, create: Create) -> bool:
+    settings = one.settings
+    derived = labels.run_id(settings.base_url, seen.entity, create.item.id, settings.deployment)
+    return create.request.run.id == derived
+
+
+def is_stopped(run: RunView | None) -> bool:
+    """Return whether someone asked a run to stop."""
+    return run is not None and run.stopped
+
+
+# Next attempts
+
+
+def due_retries(one: Pass, seen: Seen, active: Iterable[ManagedJob]) -> tuple[list[OpenItem], list[Action]]:
+    """Return the items whose next attempt may begin now, the longest waiting first, and which ones never retry."""
+    now, actions, ready = one.now, list[Action](), list[OpenItem]()
+    for entry in sorted(one.ledger.at(Stage.RETRYING), key=_retry_at):
+        if _retry_at(entry) > now:
+            continue
+        if why := _never(entry, seen, one.settings, now):
+            actions.append(StopRetrying(entry.item, why))
+        elif entry.entity != seen.entity or entry.run_id in seen.wandb.runs:  # else the next pass asks again
+            ready.append(entry)
+    room, taken, fit = Room.of(one, active), Counter[Kind](), list[OpenItem]()
+    for entry in ready:
+        taken[entry.kind] += 1
+        if taken[entry.kind] <= room.slots[entry.kind]:
+            fit.append(entry)
+    return fit, actions
+
+
+def _retry_at(entry: OpenItem) -> float:
+    return entry.retry.at if entry.retry else 0
+
+
+def _never(entry: OpenItem, seen: Seen, settings: Settings, now: float) -> Message | None:
+    """Return why an item's next attempt may not begin any more, if so."""
+    if now - entry.current.ended > settings.give_up_after:
+        blocked = f": {entry.retry.blocked}" if entry.retry and entry.retry.blocked else ""
+        text = f"Not retried: the next attempt could not begin within {settings.give_up_after:g} s (give_up_after){blocked}"
+        return Message(Code.NOT_RETRIED, text)
+    if is_stopped(seen.wandb.runs.get(entry.run_id)) and not entry.stopped_before:
+        return Message(Code.RUN_STOPPED, "Not retried: its run was stopped in W&B")
+    return None
+
+
+def retries(one: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Iterator[Create | Action]:
+    """Decide about the next attempts of these items, whose jobs are read again."""
+    asked = one.services.run_parallel(
+        [partial(one.services.vertex.request_of, entry.job) for entry in entries], AT_ONCE
+    )
+    for entry, request in zip(entries, asked, strict=True):
+        if isinstance(request, LaunchError):
+            text = f"Cannot submit item {entry.item} again: {request}"
+            log.warning(Message(Code.LOOKUP_FAILED, text), item=entry.item)
+        elif request is None:
+            text = "Not retried: its job was deleted before it could be submitted again"
+            yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
+        else:
+            yield from _retry(one, entry, request, room, key)
+
+
+def _retry(one: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str) -> Iterator[Create | Action]:
+    """Decide about the next attempt of an item; nothing if a limit leaves no room for it now."""
+    settings, brought = one.settings, readback.key_of(request)
+    one.services.redact.add(brought)
+    if brought and settings.api_key_delivery == "secret":
+        text = (
+            "Not retried: its job was submitted with the W&B key in its spec, and this deployment now keeps keys out of job "
+            "specs (vertex-launch.yaml: api_key_delivery). Launch it again"
+        )
+        yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
+        return
+    others = retry.other_regions(request, settings) if entry.retry and entry.retry.elsewhere else []
+    region = next((name for name in others if name not in entry.refused), request.region)
+    try:
+        room.take(entry.kind, region)
+    except ItemDeferred as error:
+        log.LOGGER.info("item %s waits for its next attempt: %s", entry.item, error, extra={"item": entry.item})
+        return
+    attempt = entry.current.number + 1
+    again = retry.next_attempt(request, attempt=attempt, region=region, settings=settings, api_key=key)
+    again = replace(again, warnings=(settle.retried(entry, attempt, region, settings),))
+    yield Create(Item(entry.item, entry.queue, None), entry.kind, again, attempt)
+
+
+# What came of the creates
+
+
+Outcomes = Sequence[tuple[Create, str | LaunchError]]
+"""Creates with the name of their job, or with why there is none or none is known."""
+
+
+def claims_of(outcomes: Outcomes) -> list[Claim]:
+    """Return the claims of the jobs that were created; the items of next attempts are claimed already."""
+    return [
+        Claim(create.item.id, create.item.queue, create.request.run.id, job, created=True)
+        for create, job in outcomes
+        if isinstance(job, str) and create.attempt == 1
+    ]
+
+
+def after_creates(one: Pass, outcomes: Outcomes) -> Iterator[Action]:
+    """Decide what follows from the creates that gave no job."""
+    for create, outcome in outcomes:
+        item = create.item
+        if isinstance(outcome, str):
+            continue
+        if create.attempt > 1:
+            yield from _blocked(one.ledger.open[item.id], create, outcome)
+        elif isinstance(outcome, ItemRejected):
+            yield Reject(item, outcome.message)
+        elif isinstance(outcome, ItemDeferred):
+            yield Defer(item, outcome.message, outcome.tell, outcome.patient, back_off=outcome.tell)
+        else:
+            yield Defer(item, message_of(outcome))
+
+
+def message_of(error: LaunchError) -> Message:
+    """Return the message of an error, whose code may be unknown."""
+    return getattr(error, "message", None) or Message(Code.CREATE_UNCONFIRMED, str(error))
+
+
+def _blocked(entry: OpenItem, create: Create, error: LaunchError) -> Iterator[Action]:
+    """Decide about a next attempt that was not created.
+
+    A refusal by another region rules out that region only; a refusal by the job's own region is final.
+    """
+    message = message_of(error)
+    if isinstance(error, OutcomeUnknown):
+        yield RetryBlocked(entry, message)  # its plan stays open until the job is seen or the grace has passed
+    elif create.request.region != entry.current.region:
+        yield RetryBlocked(entry, message, region=create.request.region)
+    elif isinstance(error, ItemRejected):
+        yield RetryBlocked(entry, message)
+        yield StopRetrying(entry.item, Message(message.code, f"Not retried: {message.text}"))
+    else:
+        yield RetryBlocked(entry, message, warn=isinstance(error, ItemDeferred) and error.tell)
