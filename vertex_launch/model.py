@@ -168,7 +168,7 @@ class ItemView:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run as W&B shows it: its state, as ``pending``, ``running`` or ``finished``, and whether somebody asked it to stop.
+    """A run as W&B shows it: its state, as ``pending``, ``running`` or ``finished``, and whether it was asked to stop.
 
     ``heartbeat`` is when it was last alive (Unix seconds), None where W&B does not say.
     """
@@ -281,12 +281,12 @@ class PassReport:
     """Only in a dry run: active jobs, queued items, the CustomJob of a posted run spec."""
 
     def count_slots(self, max_jobs: int, active: int) -> None:
-        """Note how many slots there are and how many are used; without a limit (-1) ``free`` is None."""
+        """Record how many slots there are and how many are used; without a limit (-1) ``free`` is None."""
         free = None if max_jobs == -1 else max(0, max_jobs - active)
         self.slots = {"max_jobs": max_jobs, "active": active, "free": free}
 
     def body(self) -> dict[str, Any]:
-        """Give the report as a JSON object."""
+        """Return the report as a JSON object."""
         return {
             "pass_id": self.pass_id,
             "dry_run": self.dry_run,

@@ -97,7 +97,7 @@ KINDS = (
         fate=Fate.PREEMPTED,
     ),
     Kind("stockout", "quick:1", attempts=3, fate=Fate.STOCKOUT),
-    Kind("stopped", "steps:1", ends=("FAILED", "CANCELLED"), said="somebody stop", args=("--steps", "100000")),
+    Kind("stopped", "steps:1", ends=("FAILED", "CANCELLED"), said="stopped in W&B", args=("--steps", "100000")),
 )
 _WEIGHTS = (4, 2, 2, 2, 1, 2, 1, 1, 1)
 

@@ -110,7 +110,7 @@ class VertexJobs:
         return name
 
     def cancel(self, name: str) -> None:
-        """Request the job's cancellation; a job that has ended or does not exist is no error. Raises Unavailable."""
+        """Request the job's cancellation. A job that has ended or does not exist is not an error. Raises Unavailable."""
         try:
             self._client(JobName.parse(name).region).cancel_custom_job(name=name, **self._limits)
         except (exceptions.NotFound, exceptions.BadRequest):

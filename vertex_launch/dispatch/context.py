@@ -163,7 +163,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Settle:
-    """Tell W&B how an item's job ended; ``job`` is None if it was deleted.
+    """Report to W&B how an item's job ended; ``job`` is None if it was deleted.
 
     ``sweep`` is cancelled first. An item that is ``late`` is settled even if W&B does not take the message.
     """

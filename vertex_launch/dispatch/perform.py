@@ -307,7 +307,7 @@ def send_warnings(one: Pass) -> None:
 
 
 def _settle(one: Pass, settles: Sequence[Settle]) -> None:
-    """Tell W&B how jobs ended; what it does not take is told by the next pass."""
+    """Report to W&B how jobs ended; the next pass sends what it does not accept."""
     for settle in settles:
         one.services.redact.add(settle.job.api_key if settle.job else "")
     settles = [settle for settle in settles if not settle.sweep or _cancel_sweep(one, settle)]

@@ -72,7 +72,7 @@ class Held:
         self.save()
 
     def abandon(self) -> None:
-        """Give the lock back with the ledger as it was kept last: what this pass learned since, the next one learns again."""
+        """Release the lock with the ledger as it was kept last: what this pass learned since, the next one learns again."""
         kept = Ledger.model_validate_json(self._kept)
         kept.free_lock = self.lock.generation
         try:
