@@ -16,7 +16,7 @@ HEAD = """\
 Every sentence that the product can print, in the order of its source. {…} stands for a value. `make messages` writes this file.
 """
 OTHER = re.compile(
-    r"\s*(import|query|mutation|fragment|\.\.\. on) |.*(\(\?:|\[\^|\\[sdwb]|\{ [\w{]|\(\w+\|)", re.DOTALL
+    r"\s*(import|query|mutation|fragment|id|\.\.\. on) |.*(\(\?:|\[\^|\\[sdwb]|\{ [\w{]|[\w)]\|[\w(-])", re.DOTALL
 )
 """What GraphQL and regular expressions look like."""
 
