@@ -21,7 +21,7 @@ from vertex_launch.log import Redactor
 SECRET = "projects/demo-project/secrets/wandb-api-key"
 VERSION = f"{SECRET}/versions/latest"
 FIRST, SECOND = "a1b2c3d4" * 5, "e5f6a7b8" * 5
-OFTEN = BACKOFF.with_delay(initial=0.1, maximum=0.1)
+OFTEN = BACKOFF.with_delay(initial=0.5, maximum=1.0)
 
 pytestmark = pytest.mark.usefixtures("retry_clock")
 
@@ -49,12 +49,12 @@ Key = Callable[..., SecretKey]
 
 @pytest.fixture
 def key(server: SecretServer, redact: Redactor, clock: Clock) -> Key:
-    def make(version: str = VERSION, timeout: float = 2.0) -> SecretKey:
+    def make(version: str = VERSION) -> SecretKey:
         return SecretKey(
             version,
             redact,
             ttl=300,
-            timeout=timeout,
+            timeout=20,
             endpoint=f"http://{server.address}",
             clock=clock,
             backoff=OFTEN,
@@ -192,10 +192,10 @@ def test_errors_that_go_on_are_quoted(server: SecretServer, key: Key, retry_cloc
     server.add(SECRET, FIRST)
     server.faults.fail("AccessSecretVersion", "UNAVAILABLE", times=None, message="The service is unavailable")
     began = retry_clock.now
-    text = refusal(key(timeout=1).get, Code.SECRET_UNAVAILABLE)
+    text = refusal(key().get, Code.SECRET_UNAVAILABLE)
     assert VERSION in text
     assert "The service is unavailable" in text
-    assert retry_clock.now - began <= 1
+    assert retry_clock.now - began <= 20
     assert reads(server) > 2
 
 

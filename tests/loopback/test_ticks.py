@@ -18,7 +18,7 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 
 TICKS = "projects/p/topics/ticks"
-OFTEN = BACKOFF.with_delay(initial=0.1, maximum=0.1)
+OFTEN = BACKOFF.with_delay(initial=0.5, maximum=1.0)
 
 pytestmark = pytest.mark.usefixtures("retry_clock")
 
@@ -39,7 +39,7 @@ def test_a_tick_reaches_its_topic(pubsub: PubSubServer) -> None:
     subscription = "projects/p/subscriptions/all"
     with SubscriberClient() as subscriber:
         subscriber.create_subscription(name=subscription, topic=TICKS)
-        Ticks(TICKS, timeout=5).publish({"ended": "x"})
+        Ticks(TICKS, timeout=20).publish({"ended": "x"})
         (received,) = subscriber.pull(subscription=subscription, max_messages=10).received_messages
     assert json.loads(received.message.data) == {"ended": "x"}
 
@@ -66,14 +66,14 @@ def test_a_log_sink_forwards_what_matches(pubsub: PubSubServer) -> None:
 def test_a_tick_is_published_again_if_that_may_help(pubsub: PubSubServer) -> None:
     pubsub.faults.fail("Publish", 503)
     pubsub.faults.lose("Publish")
-    Ticks(TICKS, timeout=5, backoff=OFTEN).publish({})
+    Ticks(TICKS, timeout=20, backoff=OFTEN).publish({})
     assert pubsub.calls["Publish"] == 3
 
 
 def test_a_topic_that_cannot_be_used(pubsub: PubSubServer) -> None:
     def refusal(topic: str, code: Code) -> str:
         with pytest.raises(Unavailable) as error:
-            Ticks(topic, timeout=2, backoff=OFTEN).publish({})
+            Ticks(topic, timeout=20, backoff=OFTEN).publish({})
         assert error.value.message.code is code
         assert topic in error.value.reason
         return error.value.reason

@@ -83,18 +83,13 @@ class JobArtifacts:
         looking, patience = _in_thread(partial(self._look_up, self._open(), name)), self._patience
         try:
             found: JobArtifact = looking.result(patience)
-        except TimeoutError:
-            self._fail()
-            raise Unavailable(
-                SERVICE, f"cannot look up job {name}: no answer within {patience:g} s", code=Code.WANDB_UNAVAILABLE
-            ) from None
-        except Unavailable:
-            self._fail()
-            raise
+        except (TimeoutError, Unavailable) as error:
+            self._patience, self._failed = self._timeout * IMPATIENT, True
+            if isinstance(error, Unavailable):
+                raise
+            words = f"cannot look up job {name}: no answer within {patience:g} s"
+            raise Unavailable(SERVICE, words, code=Code.WANDB_UNAVAILABLE) from None
         return found
-
-    def _fail(self) -> None:
-        self._patience, self._failed = self._timeout * IMPATIENT, True
 
     def forget(self) -> None:
         """Empty the folder that the SDK writes to, and restore the full timeout."""
