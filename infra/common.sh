@@ -99,9 +99,9 @@ keep_deployed() {
     serviceConfig.environmentVariables.GOOGLE_CLOUD_REGION,serviceConfig.environmentVariables.STAGING_BUCKETS,
     serviceConfig.environmentVariables.STATE_BUCKET,serviceConfig.environmentVariables.WANDB_API_KEY_SECRET,
     serviceConfig.environmentVariables.WANDB_BASE_URL,serviceConfig.availableMemory,serviceConfig.vpcConnector,serviceConfig.timeoutSeconds)')
-  [ -n "$(deployed 1)" ] || return 0
   value=$(deployed 6)
-  [ "$value" = "gs://$state_bucket" ] || fail "$name-dispatch keeps its record in ${value:-another place}, and this script would start an empty one in \
+  [ -n "$value" ] || return 0 # there is no function yet, or its first deployment failed
+  [ "$value" = "gs://$state_bucket" ] || fail "$name-dispatch keeps its record in $value, and this script would start an empty one in \
 gs://$state_bucket. Deploy it with the Terraform configuration that made it."
   value=$(deployed 11)
   [ "$value" = 120 ] || fail "$name-dispatch has a timeout of $value s, and this script would set 120 s. Deploy it with the Terraform \

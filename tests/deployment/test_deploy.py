@@ -858,30 +858,35 @@ esac
 
 
 @pytest.mark.parametrize(
-    ("deployed", "options", "flags"),
+    ("deployed", "options", "flags", "kept"),
     [
-        ({}, (), {"--memory=4Gi", f"--vpc-connector={CONNECTOR}"}),
-        ({}, ("--memory=1Gi", "--vpc-connector=none"), {"--memory=1Gi", "--clear-vpc-connector"}),
-        ({"memory": "1Gi", "connector": ""}, (), {"--memory=1Gi", "--clear-vpc-connector"}),
-        ({"secret": f"{P}/secrets/team-key/versions/latest", "staging": "gs://one"}, (), {"--memory=4Gi"}),
+        ({}, (), {"--memory=4Gi", f"--vpc-connector={CONNECTOR}"}, "--wandb-base-url --memory --vpc-connector"),
+        ({}, ("--memory=1Gi", "--vpc-connector=none"), {"--memory=1Gi", "--clear-vpc-connector"}, "--wandb-base-url"),
+        ({"memory": "1Gi", "connector": "", "wandb": ""}, (), {"--memory=1Gi", "--clear-vpc-connector"}, ""),
+        (
+            {"secret": f"{P}/secrets/team-key/versions/latest", "staging": "gs://one", "wandb": ""},
+            ("--memory=2Gi",),
+            {"--memory=2Gi"},
+            "--staging-buckets --secret --vpc-connector",
+        ),
+        (dict.fromkeys(DEPLOYED, "") | {"name": f"{NAME}-dispatch", "state": "FAILED"}, (), {"--memory=1Gi"}, ""),
     ],
 )
 def test_the_functions_keep_what_they_were_deployed_with(
     deployed: dict[str, str],
     options: tuple[str, ...],
     flags: set[str],
+    kept: str,
     default: Path,
     without_gcloud: str,
     tmp_path: Path,
 ) -> None:
     run = again(tmp_path, without_gcloud, default, deployed, "--functions-only", *options)
     assert run.returncode == 0, run.stderr
-    [command] = [
-        line for line in run.stdout.splitlines() if line.startswith(f"+ gcloud functions deploy {NAME}-dispatch ")
-    ]
+    first, *lines = run.stdout.splitlines()
+    assert re.findall(r" (--[a-z-]+)=", first) == kept.split()
+    [command] = [line for line in lines if line.startswith(f"+ gcloud functions deploy {NAME}-dispatch ")]
     assert flags <= set(shlex.split(command))
-    kept = {"--secret=team-key", "--staging-buckets=gs://one"} if "secret" in deployed else {"--wandb-base-url="}
-    assert [option for option in kept if option not in run.stdout] == []
 
 
 @pytest.mark.parametrize(

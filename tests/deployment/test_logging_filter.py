@@ -1,4 +1,4 @@
-"""The reader of Cloud Logging's query language, with the examples of its documentation and what it refuses."""
+"""The reader of Cloud Logging's query language, with examples of its documentation and what it refuses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from tests.support.logging_filter import FilterError, extract, parse
 
 ENTRY: dict[str, Any] = {
     "severity": "ERROR",
-    "logName": "projects/p/logs/run.googleapis.com%2Fstdout",
     "resource": {"type": "cloud_run_revision", "labels": {"service_name": "vertex-launch-dispatch"}},
     "labels": {"ml.googleapis.com/job_state": "SUCCEEDED"},
     "jsonPayload": {
         "event": "failed",
         "count": 5,
         "half": 0.5,
-        "good": True,
         "nothing": None,
         "list": ["a"],
         "part": {"took_ms": 812, "odd name": "x"},
@@ -25,13 +23,11 @@ ENTRY: dict[str, Any] = {
     },
 }
 TEXT: dict[str, Any] = {"resource": {"type": "ml_job", "labels": {}}, "textPayload": "Job failed."}
-REQUEST: dict[str, Any] = {"httpRequest": {"status": 429}, "severity": "WARNING"}
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         'resource.type="cloud_run_revision"',
         "resource.type = cloud_run_revision",
         'resource.type="CLOUD_RUN_revision"',
@@ -41,24 +37,18 @@ REQUEST: dict[str, Any] = {"httpRequest": {"status": 429}, "severity": "WARNING"
         'labels."ml.googleapis.com/job_state":"ucce"',
         'jsonPayload.part."odd name"="x"',
         r'jsonPayload.quoted="say \"no\""',
-        "severity>=ERROR",
-        'severity="error" severity<critical severity!=INFO',
-        "jsonPayload.count=5 AND jsonPayload.count>=5 AND jsonPayload.half<1 AND jsonPayload.half>-1",
+        "severity>=ERROR severity=ERROR",
+        "jsonPayload.count=5 AND jsonPayload.count>=5 AND jsonPayload.half>=-1",
         'jsonPayload.count="5" AND jsonPayload.count:5',
-        "jsonPayload.good=true AND jsonPayload.good!=FALSE",
         'jsonPayload.event:"FAIL"',
-        'jsonPayload.event>"ab"',
         'jsonPayload.event=~"^fail"',
         'jsonPayload.event=~"ai"',
-        'jsonPayload.event!~"^ail"',
         "NOT jsonPayload.absent=1",
         "NOT jsonPayload.absent:*",
         "NOT NOT jsonPayload.event:*",
         'jsonPayload.event="x" OR jsonPayload.event="failed" AND severity=ERROR',
         'severity=ERROR AND jsonPayload.event="x" OR jsonPayload.event="failed"',
         '(jsonPayload.event="x" AND severity=ERROR) OR jsonPayload.event="failed"',
-        'resource.type="cloud_run_revision" -- a comment\nseverity=ERROR\n-- and another one',
-        "httpRequest.status=0",
         'textPayload=""',
     ],
 )
@@ -73,18 +63,13 @@ def test_filters_that_match(text: str) -> None:
         'resource.labels.service_name="vertex-launch"',
         'resource.labels.service_name=("a" OR "b")',
         "resource.labels.absent:*",
-        "severity<ERROR",
+        "severity>=CRITICAL",
         "jsonPayload.absent=1",
-        "jsonPayload.absent!=1",
-        'jsonPayload.absent!~"x"',
+        'jsonPayload.absent=~"x"',
         "jsonPayload.nothing=0",
         "jsonPayload.event.deeper:*",
         "textPayload:*",
-        "httpRequest.status:*",
-        "jsonPayload.count=many",
         "jsonPayload.count:1",
-        "jsonPayload.good=5",
-        'jsonPayload.count=~"5"',
         'jsonPayload.event=~"FAIL"',
         'jsonPayload.event=~"^ail"',
         'jsonPayload.EVENT="failed"',
@@ -99,16 +84,14 @@ def test_filters_that_do_not_match(text: str) -> None:
 
 def test_defaults_of_fields() -> None:
     assert parse("severity=DEFAULT AND NOT severity:*")(TEXT)
-    assert parse("httpRequest.status>=400 httpRequest.status<500")(REQUEST)
-    assert not parse("httpRequest.status>=400")(TEXT)
     assert parse('textPayload:("no" OR "FAILED")')(TEXT)
 
 
 @pytest.mark.parametrize(
     "text",
     [
+        "",
         "unicorn",
-        '"unicorn"',
         'SEARCH("unicorn")',
         "severity",
         "severity>=",
@@ -124,6 +107,7 @@ def test_defaults_of_fields() -> None:
         "NOT",
         "AND severity=ERROR",
         'severity=ERROR AND AND jsonPayload.a="b"',
+        "severity!=ERROR",
         "thud=1",
         "timestamp>=2026",
         "textPayload.thud=1",
@@ -141,18 +125,17 @@ def test_anything_else_is_refused(text: str) -> None:
         parse(text)
 
 
-@pytest.mark.parametrize("name", ["list", "part"])
-def test_only_single_values_are_compared(name: str) -> None:
+@pytest.mark.parametrize("name", ["list", "part", "event"])
+def test_values_that_cannot_be_compared(name: str) -> None:
     with pytest.raises(FilterError):
-        parse(f"jsonPayload.{name}=1")(ENTRY)
+        parse(f"jsonPayload.{name}>=1")(ENTRY)
 
 
-def test_what_is_extracted() -> None:
+def test_extracted_values() -> None:
     assert extract("EXTRACT(jsonPayload.part.took_ms)", ENTRY) == 812
     assert extract("EXTRACT(jsonPayload.half)", ENTRY) == 0.5
     assert extract("EXTRACT(jsonPayload.absent)", ENTRY) is None
     assert extract("EXTRACT(jsonPayload.event)", ENTRY) is None
-    with pytest.raises(FilterError):
-        extract('REGEXP_EXTRACT(jsonPayload.event, "(.)")', ENTRY)
-    with pytest.raises(FilterError):
-        extract("EXTRACT(thud)", ENTRY)
+    for extractor in ('REGEXP_EXTRACT(jsonPayload.event, "(.)")', "EXTRACT(thud)"):
+        with pytest.raises(FilterError):
+            extract(extractor, ENTRY)

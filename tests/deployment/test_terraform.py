@@ -158,8 +158,8 @@ def test_the_functions_get_the_code_and_nothing_else() -> None:
     files = {source["filename"]: source["content"] for source in archive["source"]}
     product = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vertex_launch").rglob("*.py")}
     assert files.keys() == {"main.py", "requirements.txt", "launch-config.yaml", "vertex-launch.yaml"} | product
-    launch_config = files.pop("launch-config.yaml")
-    assert launch_config == Path(PROJECT["launch_config"]).read_text()
+    assert files.pop("launch-config.yaml") == Path(PROJECT["launch_config"]).read_text()
+    assert files.pop("vertex-launch.yaml") == terraform_plan.SETTINGS
     assert files == {name: (ROOT / name).read_text() for name in files}
 
 

@@ -1,18 +1,16 @@
-"""The query language of Cloud Logging, as far as the filters of ``infra`` use it; anything else is an error.
+"""The query language of Cloud Logging, as far as the filters of ``infra`` and the docs use it; anything else is an error.
 
 Written after https://cloud.google.com/logging/docs/view/logging-query-language. Known: comparisons of a field with a word, a
-number, a quoted string or ``(a OR b)`` by ``= != > >= < <= : =~ !~``; ``field:*``; AND (which may be left out), OR, NOT,
-parentheses and comments. NOT binds more tightly than OR, and OR more tightly than AND.
+number, a quoted string or ``(a OR b)`` by ``= >= : =~``; ``field:*``; AND (which may be left out), OR, NOT and parentheses. NOT
+binds more tightly than OR, and OR more tightly than AND.
 
-If an entry lacks a field of the payload or a label, no comparison with it is true, not even ``!=``. Fields that every entry
-has, such as the severity, have a default. Comparisons of strings ignore case, regular expressions do not.
+If an entry lacks a field of the payload or a label, no comparison with it is true. Fields that every entry has, such as the
+severity, have a default. Comparisons of strings ignore case, regular expressions do not.
 """
 
 from __future__ import annotations
 
-import operator
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,36 +21,21 @@ Test = Callable[[Entry], bool]
 """Returns whether an entry matches a filter."""
 
 SEVERITIES = ("DEFAULT", "DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRITICAL", "ALERT", "EMERGENCY")
-DEFAULTS = {
-    "severity": "DEFAULT",
-    "textPayload": "",
-    "logName": "",
-    "trace": "",
-    "resource.type": "",
-    "httpRequest.status": 0,
-}
+DEFAULTS = {"severity": "DEFAULT", "textPayload": "", "resource.type": ""}
 """The fields that every entry has, with their defaults."""
 OPEN = ("jsonPayload", "labels", "resource.labels")
 """Fields that may be followed by any name."""
 
 _TOKEN = re.compile(
-    r"""\s+ | --[^\n]*
+    r"""\s+
     | (?P<string> "(?:[^"\\]|\\.)*" )
-    | (?P<sign> =~ | !~ | != | >= | <= | [=<>:] )
+    | (?P<sign> =~ | >= | [=:] )
     | (?P<bracket> [()] )
     | (?P<word> [^\s"()=!<>:~,]+ (?: "(?:[^"\\]|\\.)*" [^\s"()=!<>:~,]* )* )""",
     re.VERBOSE,
 )
 _PART = re.compile(r'([^."]+)|"((?:[^"\\]|\\.)+)"')
 _PATH = re.compile(rf"(?:{_PART.pattern})(?:\.(?:{_PART.pattern}))*")
-_ORDER: Mapping[str, Callable[[Any, Any], bool]] = {
-    "=": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
 _BEYOND_RE2 = re.compile(r"\(\?(?:[=!]|<[=!])|\\[1-9]")
 
 
@@ -60,18 +43,12 @@ class FilterError(ValueError):
     """A filter is malformed, or compares values that cannot be compared."""
 
 
-class Missing:
-    """The value of a field that an entry lacks."""
-
-
 def parse(text: str) -> Test:
     """Turn a filter into a test of entries. Raises FilterError, and so may the test."""
     reader = _Reader(text)
-    if not reader.peek:
-        return lambda _: True
     test = reader.conjunction()
     if reader.peek:
-        raise FilterError(f"AND, OR, NOT or a field was expected before {reader.peek!r} in {text!r}")
+        raise FilterError(f"{reader.peek!r} was not expected in {text!r}")
     return test
 
 
@@ -80,25 +57,18 @@ def extract(extractor: str, entry: Entry) -> float | None:
     match = re.fullmatch(r"EXTRACT\(([^()\s]+)\)", extractor)
     if match is None:
         raise FilterError(f"{extractor!r} is not supported; write EXTRACT(field)")
-    found = value(match[1], entry)
-    try:
-        return float(found)
-    except (TypeError, ValueError):
-        return None
+    found = _value(match[1], entry)
+    return float(found) if isinstance(found, int | float) else None
 
 
-def value(path: str, entry: Entry) -> Any:
-    """Return the value at a path such as ``labels."a/b"`` or ``jsonPayload.event``, or Missing(). Raises FilterError."""
-    found = _given(path, entry)
-    return DEFAULTS.get(path, found) if isinstance(found, Missing) else found
-
-
-def _given(path: str, entry: Entry) -> Any:
+def _value(path: str, entry: Entry) -> Any:
+    """Return the value at a path such as ``labels."a/b"`` or ``jsonPayload.event``; None if there is none."""
+    known = path in DEFAULTS or any(path.startswith(f"{prefix}.") for prefix in OPEN)
+    if not known or not _PATH.fullmatch(path):
+        raise FilterError(f"{path!r} is not a known field")
     found: Any = entry
-    for part in _parts(path):
-        if not isinstance(found, Mapping) or part not in found:
-            return Missing()
-        found = found[part]
+    for plain, quoted in _PART.findall(path):
+        found = found.get(plain or _unquoted(quoted)) if isinstance(found, Mapping) else None
     return found
 
 
@@ -132,43 +102,24 @@ class _Reader:
             return lambda entry: not test(entry)
         if self._take("("):
             test = self.conjunction()
-            self._close()
+            self._next(r"\)")
             return test
-        return self._comparison()
-
-    def _comparison(self) -> Test:
-        path = self._next("a field")
-        if not re.match(r"\w", path) or path in ("AND", "OR"):
-            raise FilterError(f"a field was expected, not {path!r}, in {self._text!r}")
-        sign = self._next("a comparison")
-        if sign not in (*_ORDER, ":", "=~", "!~"):
-            raise FilterError(f"a comparison was expected between {path!r} and {sign!r} in {self._text!r}")
+        path, sign = self._next(r"(?!(AND|OR)$)\w.*"), self._next("=~|>=|=|:")
         tests = [_comparison(path, sign, literal) for literal in self._literals()]
         return lambda entry: any(test(entry) for test in tests)
 
-    def _literals(self) -> list[str]:
+    def _literals(self) -> Iterator[str]:
         """Read a value, or several in parentheses with OR between them; strings keep their quotes."""
-        if not self._take("("):
-            return [self._literal()]
-        found = [self._literal()]
-        while self._take("OR"):
-            found.append(self._literal())
-        self._close()
-        return found
-
-    def _literal(self) -> str:
-        literal = self._next("a value")
-        if not re.match(r'[\w"*.+-]', literal):
-            raise FilterError(f"a value was expected, not {literal!r}, in {self._text!r}")
-        return literal
-
-    def _close(self) -> None:
-        if not self._take(")"):
-            raise FilterError(f"a closing parenthesis was expected before {self.peek or 'the end'!r} in {self._text!r}")
+        several = self._take("(")
+        yield self._next(r'[\w"*.+-].*')
+        while several and self._take("OR"):
+            yield self._next(r'[\w"*.+-].*')
+        if several:
+            self._next(r"\)")
 
     def _next(self, wanted: str) -> str:
-        if not self._tokens:
-            raise FilterError(f"{wanted} was expected at the end of {self._text!r}")
+        if not re.fullmatch(wanted, self.peek, re.DOTALL):
+            raise FilterError(f"{self.peek or 'the end'!r} was not expected in {self._text!r}")
         return self._tokens.pop(0)
 
     def _take(self, token: str) -> bool:
@@ -189,71 +140,36 @@ def _tokens(text: str) -> Iterator[str]:
         place = match.end()
 
 
-def _parts(path: str) -> list[str]:
-    """Split a path. Only known fields of a LogEntry are allowed."""
-    parts = [plain or _unquoted(quoted) for plain, quoted in _PART.findall(path)]
-    known = path in DEFAULTS or any(path.startswith(f"{prefix}.") for prefix in OPEN)
-    if not known or not _PATH.fullmatch(path):
-        fields = ", ".join([*DEFAULTS, *(f"{prefix}.…" for prefix in OPEN)])
-        raise FilterError(f"{path!r} is not a known field: {fields}")
-    return parts
-
-
 def _unquoted(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text)
 
 
 def _comparison(path: str, sign: str, literal: str) -> Test:
-    _parts(path)
-    if (sign, literal) == (":", "*"):
-        return lambda entry: not isinstance(_given(path, entry), Missing)
+    _value(path, {})
     quoted = literal.startswith('"')
     text = _unquoted(literal[1:-1]) if quoted else literal
-    if sign in ("=~", "!~"):
-        return _regular(path, sign, text, quoted=quoted)
-    if literal in ("*", "NULL_VALUE"):
-        raise FilterError(f"{path}{sign}{literal} is not supported; field:* asks whether there is a value")
+    if (sign, literal) == (":", "*"):
+        return lambda entry: _value(path, entry) is not None
+    if literal in ("*", "NULL_VALUE") or (sign == "=~" and (not quoted or _BEYOND_RE2.search(text))):
+        raise FilterError(f"{path}{sign}{literal} is not supported")
     if path == "severity":
-        return _severity(sign, text)
-    return lambda entry: _is_true(value(path, entry), sign, text)
-
-
-def _regular(path: str, sign: str, pattern: str, *, quoted: bool) -> Test:
-    if not quoted or _BEYOND_RE2.search(pattern):
-        raise FilterError(f"{path}{sign}{pattern}: a regular expression of RE2 was expected, in quotes")
-    compiled = re.compile(pattern)
-
-    def test(entry: Entry) -> bool:
-        found = value(path, entry)
-        return isinstance(found, str) and bool(compiled.search(found)) == (sign == "=~")
-
-    return test
-
-
-def _severity(sign: str, text: str) -> Test:
-    if text.upper() not in SEVERITIES or sign == ":":
-        raise FilterError(f"severity{sign}{text} is not supported; severities are {', '.join(SEVERITIES)}")
-    bound = SEVERITIES.index(text.upper())
-    return lambda entry: _ORDER[sign](SEVERITIES.index(value("severity", entry)), bound)
+        if text not in SEVERITIES or sign not in ("=", ">="):
+            raise FilterError(f"severity{sign}{text} is not supported")
+        return lambda entry: _is_true(SEVERITIES.index(entry.get(path, "DEFAULT")), sign, str(SEVERITIES.index(text)))
+    return lambda entry: _is_true(_value(path, {path: DEFAULTS.get(path), **entry}), sign, text)
 
 
 def _is_true(found: Any, sign: str, text: str) -> bool:
-    """Compare a value with a word of the filter, converted to the value's type; False if that is impossible."""
-    if found is None or isinstance(found, Missing):
-        return False
-    if isinstance(found, bool):
-        return text.lower() in ("true", "false") and _ORDER["=" if sign == ":" else sign](found, text.lower() == "true")
-    if isinstance(found, int | float):
-        try:
-            return _ORDER["=" if sign == ":" else sign](found, float(text))
-        except ValueError:
+    """Compare a value with a word of the filter, converted to the value's type; False without a value."""
+    match found:
+        case None:
             return False
-    if not isinstance(found, str):
-        raise FilterError(f"a {type(found).__name__} cannot be compared with {text!r} here")
-    if sign == ":":
-        return _folded(text) in _folded(found)
-    return _ORDER[sign](_folded(found), _folded(text))
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+        case int() | float() if sign != "=~" and re.fullmatch(r"-?[\d.]+", text):
+            return found >= float(text) if sign == ">=" else found == float(text)
+        case str() if sign == "=~":
+            return bool(re.search(text, found))
+        case str() if sign == ":":
+            return text.casefold() in found.casefold()
+        case str() if sign == "=":
+            return text.casefold() == found.casefold()
+    raise FilterError(f"{found!r} cannot be compared by {sign} with {text!r} here")

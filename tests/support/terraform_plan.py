@@ -38,6 +38,9 @@ needs_terraform = pytest.mark.skipif(
 )
 """For tests that use this module. If the tool is there and Terraform is not, they fail."""
 
+SETTINGS = "max_attempts: 5\n"
+"""A vertex-launch.yaml that changes nothing, in place of the user's."""
+
 _PATIENCE = 240.0
 
 
@@ -46,8 +49,10 @@ def copy_of_checkout(target: Path) -> Path:
     for name in ("infra", "vertex_launch"):
         ignored = shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.tfvars*", "*_override.tf", "__pycache__")
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
-    for name in ("main.py", "requirements.txt", "launch-config.yaml", "vertex-launch.yaml"):
+    for name in ("main.py", "requirements.txt"):
         shutil.copy(ROOT / name, target / name)
+    shutil.copy(PROJECT["launch_config"], target)
+    (target / "vertex-launch.yaml").write_text(SETTINGS)
     return target / "infra"
 
 

@@ -23,7 +23,7 @@ from vertex_launch.errors import ConfigError, Problem, Unavailable
 SERVICE = "Google credentials"
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/userinfo.email")
 
-LOG_IN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+LOG_IN = "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 
 _ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _LOOPBACK = re.compile(r"http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
@@ -86,7 +86,7 @@ def find(impersonate: str | None, endpoints: Endpoints, *, timeout: float) -> Id
         own, _ = google.auth.default(scopes=SCOPES, request=request)
         own.refresh(request)
     except GoogleAuthError as error:
-        raise Unavailable(SERVICE, f"{_said(error)}; {LOG_IN}", code=Code.CHECK_CREDENTIALS) from error
+        raise Unavailable(SERVICE, f"{_said(error)}. {LOG_IN}", code=Code.CHECK_CREDENTIALS) from error
     if impersonate is None:
         return Identity(own, _account(own, endpoints, timeout))
     return Identity(_impersonated(own, impersonate, endpoints, request, timeout), impersonate)
@@ -106,7 +106,7 @@ def _impersonated(
         who = _account(own, endpoints, timeout) or "the account of the application default credentials"
         raise Unavailable(
             SERVICE,
-            f"{who} cannot impersonate {target}: {_said(error)}; correct --as, or grant {who} "
+            f"{who} cannot impersonate {target}: {_said(error)}. Correct --as, or grant {who} "
             f"roles/iam.serviceAccountTokenCreator on {target}",
             code=Code.CHECK_CREDENTIALS,
         ) from error
