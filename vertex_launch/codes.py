@@ -15,9 +15,6 @@ class Code(StrEnum):
     def _generate_next_value_(name: str, start: int, count: int, last_values: list[str]) -> str:
         return f"VL-{name.replace('_', '-')}"
 
-    NONE = auto()
-    """For messages that have no code yet."""
-
     # Settings (settings/)
     CONFIG_FILE = auto()
     CONFIG_YAML = auto()

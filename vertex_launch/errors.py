@@ -39,7 +39,7 @@ class Message:
 
     def __str__(self) -> str:
         head, newline, rest = self.text.partition("\n")
-        return self.text if self.code is Code.NONE else f"{head} [{self.code}]{newline}{rest}"
+        return f"{head} [{self.code}]{newline}{rest}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Problem:
     place: str
     found: str
     remedy: str
-    code: Code = Code.NONE
+    code: Code
 
     @property
     def message(self) -> Message:
@@ -83,7 +83,7 @@ class RequestError(ProblemsError):
 class CodedError(LaunchError):
     """An error with one code; ``message`` is what a person reads."""
 
-    def __init__(self, message: str, *, code: Code = Code.NONE) -> None:
+    def __init__(self, message: str, *, code: Code) -> None:
         self.message = Message(code, message)
         super().__init__(str(self.message))
 
@@ -98,7 +98,7 @@ class ItemDeferred(CodedError):
     With ``patient`` it waits for something that surely ends, as another job does, and for however long that takes.
     """
 
-    def __init__(self, message: str, *, code: Code = Code.NONE, tell: bool = True, patient: bool = False) -> None:
+    def __init__(self, message: str, *, code: Code, tell: bool = True, patient: bool = False) -> None:
         self.tell = tell
         self.patient = patient
         super().__init__(message, code=code)
@@ -136,7 +136,7 @@ class JobNotEnded(CodedError):
 class Unavailable(CodedError):
     """A service that a pass needs failed or refused; ``service`` is its name for people."""
 
-    def __init__(self, service: str, reason: str, *, code: Code = Code.NONE) -> None:
+    def __init__(self, service: str, reason: str, *, code: Code) -> None:
         self.service = service
         self.reason = reason
         super().__init__(f"{service}: {reason}", code=code)

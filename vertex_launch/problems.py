@@ -49,15 +49,12 @@ def redact(text: str) -> str:
 class Codes(NamedTuple):
     """The codes for input that has an unknown key, lacks one, or has a wrong value."""
 
-    unknown: Code = Code.NONE
-    missing: Code = Code.NONE
-    value: Code = Code.NONE
+    unknown: Code
+    missing: Code
+    value: Code
 
 
-NO_CODES = Codes()
-
-
-def problem(place: str, found: str, remedy: str, *, code: Code = Code.NONE) -> Problem:
+def problem(place: str, found: str, remedy: str, *, code: Code) -> Problem:
     """Return a problem without any API key that the input may hold."""
     return Problem(redact(place), redact(found), redact(remedy), code)
 
@@ -135,7 +132,7 @@ def translate(
     model: type[BaseModel],
     place: Callable[[Location], str],
     *,
-    codes: Codes = NO_CODES,
+    codes: Codes,
     most: int | None = None,
     not_missing: Collection[str] = (),
     elsewhere: Mapping[str, str] | None = None,

@@ -200,11 +200,14 @@ def test_what_vertex_refuses_for_good_fails_the_item() -> None:
 
     def refuse_first(request: JobRequest, create: Callable[[], str]) -> str:
         world.vertex.on_create = lambda request, create: create()
-        raise ItemRejected(f"Vertex AI refused the job: bad machine {KEY}")
+        raise ItemRejected(f"Vertex AI refused the job: bad machine {KEY}", code=Code.CREATE_INVALID)
 
     world.vertex.on_create = refuse_first
     report = world.run()
-    assert world.queue.contents[item].message == "Vertex AI refused the job: bad machine <redacted>"
+    assert (
+        world.queue.contents[item].message
+        == f"Vertex AI refused the job: bad machine <redacted> [{Code.CREATE_INVALID}]"
+    )
     assert [one["item"] for one in report.submitted] == [good], "a second round fills the slot"
 
 
@@ -222,11 +225,11 @@ def test_no_quota_defers_warns_once_and_lets_others_through() -> None:
     report = world.run()
     assert [one["item"] for one in report.submitted] == [good]
     assert [one["item"] for one in report.deferred] == [short]
-    assert world.queue.contents[short].warnings == ["no quota"]
+    assert world.queue.contents[short].warnings == [f"no quota [{Code.QUOTA_CREATE}]"]
     world.vertex.set(world.vertex.of(good)[0].name, JobState.JOB_STATE_SUCCEEDED)
     world.clock.sleep(61)
     assert world.run().deferred
-    assert world.queue.contents[short].warnings == ["no quota"], "said once"
+    assert world.queue.contents[short].warnings == [f"no quota [{Code.QUOTA_CREATE}]"], "said once"
     world.vertex.on_create = lambda request, create: create()
     world.clock.sleep(61)
     assert [one["item"] for one in world.run().submitted] == [short]
@@ -294,7 +297,7 @@ def test_many_refusals_are_told_in_one_request() -> None:
     items = [world.queue.push("cpu", image_spec()) for _ in range(5)]
 
     def refuse(request: JobRequest, create: Callable[[], str]) -> str:
-        raise ItemRejected("Vertex AI refused the job")
+        raise ItemRejected("Vertex AI refused the job", code=Code.CREATE_INVALID)
 
     world.vertex.on_create = refuse
     assert len(world.run().rejected) == len(items)

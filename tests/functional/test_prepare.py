@@ -54,7 +54,7 @@ def test_a_job_that_w_and_b_does_not_have_fails_only_its_own_item() -> None:
 
 def test_a_job_that_cannot_be_looked_up_just_now_waits() -> None:
     one = world()
-    one.job_artifacts.artifacts[JOB] = Unavailable("W&B", "503")
+    one.job_artifacts.artifacts[JOB] = Unavailable("W&B", "503", code=Code.WANDB_UNAVAILABLE)
     item = one.queue.push("cpu", job_spec())
     assert [late["item"] for late in one.run().deferred] == [item]
     one.job_artifacts.artifacts[JOB] = JobArtifact(JOB, PICTURE)

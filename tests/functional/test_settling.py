@@ -512,7 +512,7 @@ def test_a_region_that_refuses_the_job_is_not_asked_again() -> None:
 
     def only_home(request: Any, create: Any) -> str:
         if request.region == "us-east4":
-            raise ItemRejected("Machine type is not supported there.")
+            raise ItemRejected("Machine type is not supported there.", code=Code.CREATE_INVALID)
         name: str = create()
         return name
 
@@ -529,7 +529,7 @@ def test_a_job_that_its_own_region_refuses_is_settled_with_both_reasons() -> Non
     world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
 
     def refused(request: Any, create: Any) -> str:
-        raise ItemRejected("Vertex AI refused the job: no such machine type.")
+        raise ItemRejected("Vertex AI refused the job: no such machine type.", code=Code.CREATE_INVALID)
 
     world.vertex.on_create = refused
     world.after(31)
@@ -580,7 +580,7 @@ def test_an_items_own_key_in_a_refusal_is_hidden() -> None:
     world.redact = Redactor()
 
     def refused(request: Any, create: Any) -> str:
-        raise ItemRejected(f"WANDB_API_KEY={own} is odd.")
+        raise ItemRejected(f"WANDB_API_KEY={own} is odd.", code=Code.CREATE_INVALID)
 
     world.vertex.on_create = refused
     world.after(31)
@@ -606,7 +606,7 @@ def test_a_region_without_quota_leaves_the_others() -> None:
 
     def only_home(request: Any, create: Any) -> str:
         if request.region == "us-east4":
-            raise ItemDeferred("no quota")
+            raise ItemDeferred("no quota", code=Code.QUOTA_CREATE)
         name: str = create()
         return name
 

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.simulation.queues import Life
 from tests.simulation.scheduler import Program, Service
+from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown
 from vertex_launch.job import environment, labels, readback
 from vertex_launch.job.request import JobRequest
@@ -230,11 +231,14 @@ class Vertex(Service):
         kind = random.choice(("429", "403", "503", "soon", "late", "late"))
         if kind == "429":
             raise ItemDeferred(
-                "Vertex AI has no quota for it now: 429 The following quota metrics exceed quota limits: C."
+                "Vertex AI has no quota for it now: 429 The following quota metrics exceed quota limits: C.",
+                code=Code.QUOTA_CREATE,
             )
         if kind == "403":
             self.rejected.add(variables(request.custom_job)[environment.ITEM])
-            raise ItemRejected("Vertex AI refused the job: 403 Permission denied on resource.")
+            raise ItemRejected(
+                "Vertex AI refused the job: 403 Permission denied on resource.", code=Code.CREATE_PERMISSION
+            )
         if kind != "503" and not self._objection(request):
             delay = random.random() * (timeout if kind == "soon" else 400)
             self._scheduler.after(delay, self._create, program, request, program.wrote, program.called)
@@ -242,15 +246,22 @@ class Vertex(Service):
 
     def lose(self, operation: str, *args: Any) -> Any:
         if operation == "create":
-            raise OutcomeUnknown("Vertex AI did not say whether it took the job.")
+            raise OutcomeUnknown("Vertex AI did not say whether it took the job.", code=Code.CREATE_OUTCOME_UNKNOWN)
         return super().lose(operation)
 
     def _objection(self, request: JobRequest) -> Exception | None:
         entry = self._world.wandb.entries[variables(request.custom_job)[environment.ITEM]]
         if entry.refused:
             self.rejected.add(entry.id)
-            return ItemRejected("Vertex AI refused the job: 400 You do not have permission to act as service_account.")
-        return None if entry.quota else ItemDeferred("Vertex AI has no quota for it now: 429 The quota is 0.")
+            return ItemRejected(
+                "Vertex AI refused the job: 400 You do not have permission to act as service_account.",
+                code=Code.CREATE_PERMISSION,
+            )
+        return (
+            None
+            if entry.quota
+            else ItemDeferred("Vertex AI has no quota for it now: 429 The quota is 0.", code=Code.QUOTA_CREATE)
+        )
 
     # A job's life
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import greenlet
 
+from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import outcome
 from vertex_launch.errors import Unavailable
 from vertex_launch.log import Redactor
@@ -92,7 +93,7 @@ class Service:
 
     def refuse(self, operation: str, *args: Any) -> Any:
         """Answer a call of which nothing was done."""
-        raise Unavailable(self.name, "503 The service is currently unavailable.")
+        raise Unavailable(self.name, "503 The service is currently unavailable.", code=Code.VERTEX_UNAVAILABLE)
 
     def lose(self, operation: str, *args: Any) -> Any:
         """Answer a call that was done, but whose answer is lost."""

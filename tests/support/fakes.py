@@ -15,6 +15,7 @@ from typing import Any
 from google.cloud.aiplatform_v1.types import CustomJob, JobState
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.preview import preview
 from vertex_launch.dispatch.run import Skipped, run_pass
@@ -379,7 +380,7 @@ class FakeJobs:
 
     def find(self, name: str) -> JobArtifact:
         self.asked.append(name)
-        found = self.artifacts.get(name, ItemRejected(f"job: W&B does not show {name}"))
+        found = self.artifacts.get(name, ItemRejected(f"job: W&B does not show {name}", code=Code.ARTIFACT_NOT_FOUND))
         if isinstance(found, Exception):
             raise found
         return found
@@ -484,20 +485,20 @@ def image_spec(**changes: Any) -> dict[str, Any]:
 def lost(request: JobRequest, create: Callable[[], str]) -> str:
     """Create the job and lose the answer."""
     create()
-    raise OutcomeUnknown("no answer")
+    raise OutcomeUnknown("no answer", code=Code.CREATE_OUTCOME_UNKNOWN)
 
 
 def never(request: JobRequest, create: Callable[[], str]) -> str:
     """Lose the request."""
-    raise OutcomeUnknown("no answer")
+    raise OutcomeUnknown("no answer", code=Code.CREATE_OUTCOME_UNKNOWN)
 
 
 def no_quota(request: JobRequest, create: Callable[[], str]) -> str:
-    raise ItemDeferred("no quota")
+    raise ItemDeferred("no quota", code=Code.QUOTA_CREATE)
 
 
 def down(service: str) -> Callable[[], None]:
     def raise_() -> None:
-        raise Unavailable(service, "down")
+        raise Unavailable(service, "down", code=Code.WANDB_UNAVAILABLE)
 
     return raise_

@@ -27,6 +27,7 @@ from tests.support.wandb import (
     operations,
 )
 from vertex_launch.adapters.graphql import GraphQL
+from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 from vertex_launch.model import Phase, Question, RunId
 
@@ -109,7 +110,7 @@ def test_names_go_as_variables_never_as_text(
         documents.append(body["query"])
         graphql.parse(body["query"])
         json.dumps(body)
-        raise Unavailable("W&B", "only listening")
+        raise Unavailable("W&B", "only listening", code=Code.WANDB_UNAVAILABLE)
 
     monkeypatch.setattr(GraphQL, "_send", listen)
     queue = client("http://127.0.0.1:1")
