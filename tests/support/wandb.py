@@ -64,7 +64,7 @@ def refusal(act: Callable[[], Any], code: Code, kind: type[Unavailable] = Unavai
     return error.value.reason
 
 
-def look(queue: WandbQueue, **changes: Any) -> WandbState:
+def ask(queue: WandbQueue, **changes: Any) -> WandbState:
     given: dict[str, Any] = {"queues": ("cpu", "gpu"), "peek": 5} | changes
     return queue.ask(Question(ENTITY, **given))
 

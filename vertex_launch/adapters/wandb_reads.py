@@ -72,18 +72,18 @@ class WandbReads(WandbServer):
 
     def _answer(self, mode: QueryMode, question: Question) -> WandbState:
         entity, agent, items, runs = question.entity, question.agent, question.items, question.runs
-        queues, peek, viewer = question.queues, question.peek, question.viewer
+        peek = question.peek if mode.extended else 0
+        queues = question.queues if peek else ()
         most = self._batches.lookups if mode.batched else 0
         first_items, first_runs = dict(list(items.items())[:most]), runs[:most]
-        peek = peek if mode.extended else 0
         registry = _Registry(entity)
         registry.add(QUEUES if agent else f"{QUEUES} {AGENTS}")
-        registry.add_queues(queues if peek else (), first_items, peek)
+        registry.add_queues(queues, first_items, peek)
         agent_fields = (
             [Field(f"launchAgent(id: $agent) {{ {AGENT_FIELDS} }}", {"agent": ("ID!", agent)})] if agent else []
         )
         run_fields = [project_field(run, RUN) for run in first_runs]
-        fields = [registry.field(), *agent_fields, *run_fields, *([VIEWER] if viewer else [])]
+        fields = [registry.field(), *agent_fields, *run_fields, *([VIEWER] if question.viewer else [])]
         requests = [fields] if mode.batched else [[one] for one in fields]
         answers = [answer for request in requests for answer in self._server.ask("query", request)]
         project = _project(entity, answers[0])
@@ -91,13 +91,13 @@ class WandbReads(WandbServer):
         views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, mode)
         views_of_runs = _run_views(first_runs, answers[1 + len(agent_fields) :])
         return WandbState(
-            viewer_entity=str(value(answers[-1], "entity") or "") if viewer else "",
+            viewer_entity=str(value(answers[-1], "entity") or "") if question.viewer else "",
             agent=self._agent(entity, agent, answers[1]) if agent else None,
             agents=tuple(_agent_view(one) for one in dicts(project.get("launchAgents"))),
             queues={str(queue["name"]): str(queue["id"]) for queue in _queues(entity, project, answers[0])},
             items=views,
             runs=views_of_runs | self._runs(runs[len(first_runs) :], mode._replace(extended=False)),
-            queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues if peek},
+            queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues},
         )
 
     def _agent(self, entity: str, agent: str, answer: Result) -> AgentView | None:

@@ -36,7 +36,7 @@ def test_an_agent_is_made_with_its_host_and_queues(server: WandbServer, queue: W
     assert made.agent_status == "RUNNING"
 
 
-def test_an_agent_that_cannot_be_made_is_an_error_in_w_and_bs_words(server: WandbServer, queue: WandbQueue) -> None:
+def test_an_agent_that_cannot_be_created_is_an_error(server: WandbServer, queue: WandbQueue) -> None:
     reason = refusal(lambda: queue.create_agent(ENTITY, ["nonsense"], HOST, {}), Code.WANDB_REFUSED)
     assert 'entity acme: run queue "nonsense" not found' in reason
 
@@ -96,7 +96,7 @@ def test_a_pop_whose_answer_is_lost_is_not_repeated_and_loses_nothing(
     assert back.item.id == item
 
 
-def test_the_answers_that_did_arrive_are_kept(server: WandbServer) -> None:
+def test_the_answers_that_arrived_are_kept(server: WandbServer) -> None:
     queue = client(server.url, pops=2)
     ids = push(server, count=4)
     mine = agent(server, queue)
@@ -222,7 +222,7 @@ def test_a_sweep_that_does_not_exist_is_not_cancelled(server: WandbServer, queue
 
 
 @pytest.mark.parametrize("operation", ["project", "upsertSweep"])
-def test_a_sweep_about_which_w_and_b_cannot_tell(server: WandbServer, operation: str) -> None:
+def test_a_sweep_about_which_w_and_b_cannot_answer(server: WandbServer, operation: str) -> None:
     server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
     queue = client(server.url)
     server.faults.fail(operation, 503, times=None)

@@ -21,9 +21,9 @@ from tests.support.wandb import (
     Answer,
     Answering,
     Operation,
+    ask,
     client,
     data,
-    look,
     operations,
 )
 from vertex_launch.adapters.graphql import GraphQL
@@ -90,7 +90,7 @@ def test_the_agents_question_is_that_of_the_official_client(
         sent.append(body["query"])
         return data(f0=PROJECT, f1={"id": "A1"})
 
-    look(client(answering(say=say)), agent="A1", items={"I1": "cpu"})
+    ask(client(answering(say=say)), agent="A1", items={"I1": "cpu"})
     project, launch_agent = operations(sent[0])
     assert launch_agent.arguments == official["launchAgent"].arguments
     assert launch_agent.selected <= official["launchAgent"].selected

@@ -17,10 +17,10 @@ from tests.support.wandb import (
     Answer,
     Answering,
     agent,
+    ask,
     client,
     data,
     graphql_requests,
-    look,
     operations,
     push,
     refusal,
@@ -31,16 +31,14 @@ from vertex_launch.codes import Code
 from vertex_launch.model import AgentView, ItemView, Question, Queued, RunId, RunView, WandbState
 
 
-def test_a_look_shows_queues_agents_items_and_what_waits_in_one_request(server: WandbServer, queue: WandbQueue) -> None:
+def test_one_request_shows_queues_agents_items_and_what_waits(server: WandbServer, queue: WandbQueue) -> None:
     one, two, three = push(server, count=3)
     there = push(server, "gpu", count=5)
     mine = agent(server, queue)
     server.store.launch.pop(server.store.launch.queue(ENTITY, "model-registry", "cpu"), mine)
     queue.ack([(one, "run1")])
     server.store.operations.clear()
-    found = look(
-        queue, items={one: "cpu", two: "cpu", there[0]: "gpu", "Unknown": "cpu", "Nowhere": "tpu"}, viewer=True
-    )
+    found = ask(queue, items={one: "cpu", two: "cpu", there[0]: "gpu", "Unknown": "cpu", "Nowhere": "tpu"}, viewer=True)
     ids = {one.name: one.id for one in server.store.queues.values()}
     assert found == WandbState(
         viewer_entity=ENTITY,
@@ -56,7 +54,7 @@ def test_a_known_agent_is_looked_up_by_its_id(server: WandbServer, queue: WandbQ
     mine = agent(server, queue)
     server.store.agents[mine].stop_polling = True
     server.store.operations.clear()
-    found = look(queue, agent=mine)
+    found = ask(queue, agent=mine)
     assert found.agents == ()
     assert found.agent is not None
     assert (found.agent.id, found.agent.stop_polling) == (mine, True)
@@ -66,7 +64,7 @@ def test_a_known_agent_is_looked_up_by_its_id(server: WandbServer, queue: WandbQ
 def test_an_agent_that_w_and_b_has_forgotten_is_none(server: WandbServer, queue: WandbQueue) -> None:
     mine = agent(server, queue)
     del server.store.agents[mine]
-    assert look(queue, agent=mine).agent is None
+    assert ask(queue, agent=mine).agent is None
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -80,7 +78,7 @@ def test_a_null_with_an_error_beside_it_is_not_absence(answering: Answering, lis
             return Answer(body={"data": {"f0": PROJECT, "f1": None}, "errors": errors})
         return data(f0={"launchAgents": agents})
 
-    found = look(client(answering(say=say)), agent="A1").agent
+    found = ask(client(answering(say=say)), agent="A1").agent
     assert (found is not None) == listed
 
 
@@ -93,7 +91,7 @@ def test_an_agent_about_which_w_and_b_cannot_answer_is_an_error(answering: Answe
         return Answer(body={"data": {"f0": project, "f1": None}, "errors": [error]})
 
     queue = client(answering(say=say))
-    assert "A1: slow down" in refusal(lambda: look(queue, agent="A1"), Code.WANDB_REFUSED)
+    assert "A1: slow down" in refusal(lambda: ask(queue, agent="A1"), Code.WANDB_REFUSED)
     assert queue.pop(ENTITY, ["cpu", "gpu"], "A1")[1].error == "slow down"
 
 
@@ -101,32 +99,32 @@ def test_an_item_that_cannot_be_looked_up_spoils_no_other(answering: Answering) 
     project = {**PROJECT, "q0": {"id": "Q1", "i0": None, "i1": {"id": "b", "state": "FAILED", "associatedRunId": None}}}
     errors = [{"message": "internal error", "path": ["f0", "q0", "i0"]}]
     url = answering(Answer(body={"data": {"f0": project}, "errors": errors}))
-    assert look(client(url), items={"a": "cpu", "b": "cpu"}, peek=0).items == {"b": ItemView("FAILED", "")}
+    assert ask(client(url), items={"a": "cpu", "b": "cpu"}, peek=0).items == {"b": ItemView("FAILED", "")}
 
 
 def test_what_a_queue_holds_is_not_complete_when_w_and_b_did_not_say(answering: Answering) -> None:
     errors = [{"message": "internal error", "path": ["f0", "q0"]}]
     url = answering(Answer(body={"data": {"f0": {**PROJECT, "q0": None, "q1": None}}, "errors": errors}))
-    assert look(client(url)).queued["cpu"] == Queued((), complete=False)
+    assert ask(client(url)).queued["cpu"] == Queued((), complete=False)
 
 
 def test_more_items_than_fit_into_a_request(server: WandbServer) -> None:
     queue = client(server.url, lookups=3)
     ids = push(server, count=4) + push(server, "gpu", count=4)
     asked = {item: "cpu" if number < 4 else "gpu" for number, item in enumerate(ids)}
-    assert set(look(queue, items=asked).items) == set(ids)
+    assert set(ask(queue, items=asked).items) == set(ids)
     assert len(server.store.operations) == 3
     assert set(queue.items(ENTITY, asked)) == set(ids)
     assert len(server.store.operations) == 6
 
 
-def test_a_look_shows_runs_in_the_same_request(server: WandbServer, queue: WandbQueue) -> None:
+def test_the_same_request_shows_runs(server: WandbServer, queue: WandbQueue) -> None:
     running, pending = start_run(server, "running"), start_run(server, "pending", "pending")
     server.store.runs.stop(server.store.runs.all()[0])
     absent, nowhere = RunId(ENTITY, "demo", "absent"), RunId(ENTITY, "nowhere", "absent")
     mine = agent(server, queue)
     server.store.operations.clear()
-    found = look(queue, agent=mine, runs=[running, absent, pending, nowhere, running], viewer=True)
+    found = ask(queue, agent=mine, runs=[running, absent, pending, nowhere, running], viewer=True)
     assert found.runs == {
         running: RunView("running", stopped=True),
         pending: RunView("pending", stopped=False),
@@ -140,7 +138,7 @@ def test_a_look_shows_runs_in_the_same_request(server: WandbServer, queue: Wandb
 def test_more_runs_than_fit_into_a_request(server: WandbServer) -> None:
     queue = client(server.url, lookups=3)
     runs = [start_run(server, f"run{number}") for number in range(8)]
-    found = look(queue, runs=runs, viewer=True)
+    found = ask(queue, runs=runs, viewer=True)
     assert found.runs == dict.fromkeys(runs, RunView("running", stopped=False))
     assert found.viewer_entity == ENTITY
     assert [len(operations) for operations in graphql_requests(server)] == [5, 3, 2]
@@ -162,7 +160,7 @@ NULL_RUN, NULL_PROJECT, NULL_STATE = {"run": None}, None, {"run": {"state": None
         (NO_FIELD, None),
     ],
 )
-def test_a_run_that_cannot_be_looked_up_is_not_absent_in_a_look(
+def test_a_run_that_cannot_be_looked_up_is_not_absent(
     answering: Answering, answer: Any, path: list[str] | None
 ) -> None:
     error = {"message": "no access"} | ({"path": path} if path else {})
@@ -171,7 +169,7 @@ def test_a_run_that_cannot_be_looked_up_is_not_absent_in_a_look(
         del fields["f1"]
     theirs, mine = RunId("others", "demo", "theirs"), RunId(ENTITY, "demo", "mine")
     queue = client(answering(Answer(body={"data": fields, "errors": [error]})))
-    assert look(queue, runs=[theirs, mine]).runs == {mine: RunView("running", stopped=False)}
+    assert ask(queue, runs=[theirs, mine]).runs == {mine: RunView("running", stopped=False)}
 
 
 @pytest.mark.parametrize("entity", ["unknown", "empty"])
@@ -191,7 +189,7 @@ def test_queues_that_w_and_b_cannot_show_are_not_absent(
 ) -> None:
     errors = [{"message": "database is locked", "path": ["f0", "runQueues"]}]
     url = answering(Answer(status, {"data": {"f0": project}, "errors": errors}))
-    assert "entity acme: database is locked" in refusal(lambda: look(client(url)), code)
+    assert "entity acme: database is locked" in refusal(lambda: ask(client(url)), code)
 
 
 @pytest.mark.parametrize("batch", [50, 1])
@@ -282,7 +280,7 @@ def test_a_run_about_which_the_server_refuses_every_question_spoils_no_other(ans
     theirs, mine = RunId("others", "demo", "theirs"), RunId(ENTITY, "demo", "mine")
     seen = {mine: RunView("running", stopped=False)}
     assert client(answering(say=say)).runs([theirs, mine]) == seen
-    assert look(client(answering(say=say)), runs=[theirs, mine]).runs == seen
+    assert ask(client(answering(say=say)), runs=[theirs, mine]).runs == seen
 
 
 def test_the_default_entity(queue: WandbQueue, answering: Answering) -> None:
@@ -299,7 +297,7 @@ def test_resources(server: WandbServer, queue: WandbQueue) -> None:
     assert queue.resources(ENTITY, ["bare"]) == {"bare": ""}
 
 
-def test_resources_of_a_server_that_does_not_know_the_question(answering: Answering) -> None:
+def test_resources_of_a_server_that_does_not_support_the_question(answering: Answering) -> None:
     unknown = {"errors": [{"message": 'Cannot query field "defaultResourceConfigID" on type "RunQueue".'}]}
     assert client(answering(Answer(400, unknown))).resources(ENTITY, ["cpu"]) == {"cpu": ""}
     assert client(answering(Answer(200, unknown))).resources(ENTITY, ["cpu"]) == {"cpu": ""}

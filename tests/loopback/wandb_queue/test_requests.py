@@ -22,10 +22,10 @@ from tests.support.wandb import (
     Keys,
     Serve,
     agent,
+    ask,
     client,
     data,
     graphql_requests,
-    look,
     push,
     refusal,
     start_run,
@@ -49,7 +49,7 @@ def test_what_may_be_repeated_is_repeated(server: WandbServer, queue: WandbQueue
 
     for operation in ("project", "viewer", "failRunQueueItem", "updateRunQueueItemWarning", "upsertSweep"):
         burst(operation)
-    assert look(queue, viewer=True, items={item: "cpu"}).items
+    assert ask(queue, viewer=True, items={item: "cpu"}).items
     assert queue.warn([(item, "w")], Phase.RUN) == [True]
     assert queue.fail([(item, "f")], Phase.RUN) == [True]
     server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
@@ -73,7 +73,7 @@ def test_a_refused_batch_is_sent_one_by_one_and_that_is_remembered(serve: Serve,
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_a_look_at_a_server_that_takes_one_question_a_request(serve: Serve, batch_first: bool) -> None:
+def test_a_question_to_a_server_that_takes_one_question_a_request(serve: Serve, batch_first: bool) -> None:
     server = serve(max_operations_per_request=1)
     queue = client(server.url)
     one, two = push(server, count=2)
@@ -83,7 +83,7 @@ def test_a_look_at_a_server_that_takes_one_question_a_request(serve: Serve, batc
         queue.warn([(one, "a"), (two, "b")], Phase.AGENT)
     for _ in range(2):
         server.store.operations.clear()
-        found = look(queue, agent=mine, items={one: "cpu", two: "cpu"}, runs=[run, absent], viewer=True)
+        found = ask(queue, agent=mine, items={one: "cpu", two: "cpu"}, runs=[run, absent], viewer=True)
         assert found.agent is not None
         assert (found.agent.id, found.viewer_entity) == (mine, ENTITY)
         assert set(found.items) == {one, two}
@@ -105,13 +105,13 @@ def test_a_server_that_does_not_show_what_a_queue_holds_is_asked_without_it_from
 
     queue, run = client(answering(say=say)), RunId(ENTITY, "demo", "run1")
     for _ in range(2):
-        found = look(queue, runs=[run], viewer=True)
+        found = ask(queue, runs=[run], viewer=True)
         assert (found.queues, found.queued, found.viewer_entity) == ({"cpu": "Q1"}, {}, ENTITY)
         assert found.runs == {run: None}
     assert ["runQueueItems" in text for text in asked] == [True, False, False]
 
 
-def test_one_operation_that_the_server_does_not_know_ends_no_batches(answering: Answering) -> None:
+def test_one_operation_that_the_server_does_not_support_ends_no_batches(answering: Answering) -> None:
     """An unknown mutation is refused with the whole request, batch or not: that says nothing about batches."""
     sizes: list[int] = []
 
@@ -199,7 +199,7 @@ def test_an_answer_that_is_not_an_answer_is_quoted_with_its_address(
 ) -> None:
     queue = client(url := answering(answer))
     quoted = quoted.format(url=f"{url}/graphql")
-    assert quoted in refusal(lambda: look(queue), code)
+    assert quoted in refusal(lambda: ask(queue), code)
     try:
         reason = queue.pop(ENTITY, ["cpu"], "A1")[0].error
     except Unavailable as error:
@@ -211,8 +211,8 @@ def test_an_answer_that_is_not_an_answer_is_quoted_with_its_address(
 def test_an_address_without_a_server() -> None:
     with WebServer(Handler) as gone:
         queue = client(gone.url, read=1)
-    for ask in (lambda: look(queue), lambda: queue.pop(ENTITY, ["cpu"], "A1")):
-        reason = refusal(ask, Code.WANDB_UNAVAILABLE)
+    for act in (lambda: ask(queue), lambda: queue.pop(ENTITY, ["cpu"], "A1")):
+        reason = refusal(act, Code.WANDB_UNAVAILABLE)
         assert f"no answer from {gone.url}/graphql: " in reason
         assert "Connection refused" in reason
 
@@ -235,7 +235,7 @@ def test_a_pop_that_could_not_be_sent_is_sent_again(server: WandbServer, monkeyp
 
 def test_an_answer_that_takes_too_long(server: WandbServer) -> None:
     server.faults.delay("project", 0.1, times=None)
-    reason = refusal(lambda: look(client(server.url, read=0.02)), Code.WANDB_UNAVAILABLE)
+    reason = refusal(lambda: ask(client(server.url, read=0.02)), Code.WANDB_UNAVAILABLE)
     assert "read timed out" in reason.lower()
 
 
@@ -243,14 +243,14 @@ def test_a_refused_key_is_read_again_once(server: WandbServer) -> None:
     (item,) = push(server)
     keys = Keys([OLD_KEY, KEY])
     queue = client(server.url, keys)
-    assert look(queue, items={item: "cpu"}).items
-    look(queue)
+    assert ask(queue, items={item: "cpu"}).items
+    ask(queue)
     assert keys.renewed == 1
 
 
 def test_a_key_that_stays_refused(server: WandbServer) -> None:
     keys = Keys([OLD_KEY])
-    reason = refusal(lambda: look(client(server.url, keys)), Code.WANDB_KEY_REFUSED, KeyRefused)
+    reason = refusal(lambda: ask(client(server.url, keys)), Code.WANDB_KEY_REFUSED, KeyRefused)
     assert f"HTTP 401 from {server.url}/graphql: user is not logged in" in reason
     assert keys.renewed == 1
     assert len(server.store.operations) == 2
@@ -270,6 +270,6 @@ def test_a_key_that_the_server_repeats_is_quoted_whole_or_not_at_all(
     text = f"{filler} {KEY} Authorization: Basic {BASIC} {KEY}"
     body = {"errors": [{"message": text}]} if as_json else text.encode()
     with pytest.raises(Unavailable) as error:
-        look(client(answering(Answer(status, body))))
+        ask(client(answering(Answer(status, body))))
     assert filler in error.value.reason
     assert not re.search(f"{KEY[:8]}|{BASIC[:8]}", redact(str(error.value)))
