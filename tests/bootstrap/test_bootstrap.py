@@ -83,7 +83,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Give a virtual environment of a version, the same one each time: empty, or with a ``wandb`` that spares an installation."""
+    """Return a virtual environment of a version, the same each time: empty, or with a ``wandb`` that saves an installation."""
     made: dict[tuple[str, bool], Path] = {}
 
     def environment(version: str, wandb: bool) -> Path:
@@ -200,20 +200,21 @@ def test_what_it_knows_of_wandb_is_there() -> None:
 
 @pytest.mark.parametrize("empty", VERSIONS, indirect=True)
 def test_a_code_job(empty: Container) -> None:
-    empty.job()
-    empty.code({"sub/data.txt": "1"})
-    ended = empty.run(empty.plan(args=["--epochs", "3", "a b", "$HOME"]), WANDB_LAUNCH_FILE_OVERRIDES='{"c.yaml": {}}')
-    assert ended.status == 0, ended.log
-    told = ended.told
-    assert told["argv"] == ["train.py", "--epochs", "3", "a b", "$HOME"]
-    assert told["key_is_right"]
-    assert told["environment"]["WANDB_RUN_ID"] == "run1"
-    assert told["environment"]["WANDB_LAUNCH_FILE_OVERRIDES"] == '{"c.yaml": {}}'
-    assert not [name for name in told["environment"] if name.startswith("VERTEX_LAUNCH") or name == "PYTHONPATH"]
-    assert told["packages"] == {}
-    assert not told["wandb"]
-    assert {"./train.py", "./sub/data.txt"} <= set(told["files"])
-    work = Path(told["cwd"]).parent
+    ended = empty.succeed(
+        {"sub/data.txt": "1"},
+        variables={"WANDB_LAUNCH_FILE_OVERRIDES": '{"c.yaml": {}}'},
+        args=["--epochs", "3", "a b", "$HOME"],
+    )
+    report = ended.report
+    assert report["argv"] == ["train.py", "--epochs", "3", "a b", "$HOME"]
+    assert report["key_is_right"]
+    assert report["environment"]["WANDB_RUN_ID"] == "run1"
+    assert report["environment"]["WANDB_LAUNCH_FILE_OVERRIDES"] == '{"c.yaml": {}}'
+    assert not [name for name in report["environment"] if name.startswith("VERTEX_LAUNCH") or name == "PYTHONPATH"]
+    assert report["packages"] == {}
+    assert not report["wandb"]
+    assert {"./train.py", "./sub/data.txt"} <= set(report["files"])
+    work = Path(report["cwd"]).parent
     assert work.parent.name == "tmp"
     assert sorted(path.name for path in work.iterdir()) == ["code", "job"]
     steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
@@ -234,26 +235,23 @@ def test_a_repository_job_without_git(empty: Container, internet: Internet) -> N
     plan = empty.plan(source="repo", remote="https://github.com/acme/train.git", commit="abc123")
     ended = empty.run(plan, **internet.variables)
     assert ended.status == 0, ended.log
-    assert ended.told["files"] == ["./_wandb_bootstrap_errors.json", "./link.txt", "./more.txt", "./train.py"]
-    assert (Path(ended.told["cwd"]) / "link.txt").read_text() == "new\n"
+    assert ended.report["files"] == ["./_wandb_bootstrap_errors.json", "./link.txt", "./more.txt", "./train.py"]
+    assert (Path(ended.report["cwd"]) / "link.txt").read_text() == "new\n"
 
 
 def test_a_job_that_is_an_image(container: Container) -> None:
     with_key = container.plan(source="image", command=["python", "-c", PROGRAM], args=["1"])
     ended = container.run({name: with_key[name] for name in with_key if name not in ("job", "artifact", "working_dir")})
     assert ended.status == 0
-    assert ended.told["argv"] == ["-c", "1"]
-    assert ended.told["key_is_right"]
-    assert Path(ended.told["cwd"]).name == "app"
-    assert "VERTEX_LAUNCH_PLAN" not in ended.told["environment"]
+    assert ended.report["argv"] == ["-c", "1"]
+    assert ended.report["key_is_right"]
+    assert Path(ended.report["cwd"]).name == "app"
+    assert "VERTEX_LAUNCH_PLAN" not in ended.report["environment"]
 
 
 def test_a_key_that_is_in_the_environment(container: Container) -> None:
-    container.job()
-    container.code()
-    ended = container.run(container.plan(api_key_secret=None), WANDB_API_KEY=KEY)
-    assert ended.status == 0, ended.log
-    assert ended.told["key_is_right"]
+    ended = container.succeed(variables={"WANDB_API_KEY": KEY}, api_key_secret=None)
+    assert ended.report["key_is_right"]
     assert container.google.asked == []
 
 
@@ -266,7 +264,7 @@ def test_modules_of_the_image_and_of_the_code_are_not_taken_for_the_library(spoi
     trap.write_text("raise SystemExit('the image')")
     ended = spoilt.run(spoilt.plan())
     assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0"}
+    assert ended.report["packages"] == {"helper": "1.0"}
 
 
 def test_two_starts_in_one_place_do_not_meet(container: Container) -> None:
@@ -274,7 +272,7 @@ def test_two_starts_in_one_place_do_not_meet(container: Container) -> None:
     container.code()
     place = container.folder / "disk" / "made when missing"
     first, second = (container.run(container.plan(), VERTEX_LAUNCH_DIR=str(place)) for _ in range(2))
-    folders = {Path(ended.told["cwd"]).parent for ended in (first, second)}
+    folders = {Path(ended.report["cwd"]).parent for ended in (first, second)}
     assert len(folders) == 2
     assert {folder.parent for folder in folders} == {place}
 
@@ -314,7 +312,7 @@ def test_transient_faults_are_retried(container: Container) -> None:
     container.google.faults = [503, 0, 429, 500]
     ended = container.run(container.plan(source="image", command=["python", "-c", PROGRAM]))
     assert ended.status == 0, ended.log
-    assert ended.told["key_is_right"]
+    assert ended.report["key_is_right"]
 
 
 def test_lasting_faults_fail(container: Container) -> None:
@@ -335,20 +333,14 @@ def test_the_metadata_server_is_not_asked_through_a_proxy(container: Container) 
 
 
 def test_the_wandb_of_the_image(container: Container) -> None:
-    container.job()
-    container.code()
-    ended = container.run(container.plan(), PIP_FIND_LINKS="/nowhere")
-    assert ended.status == 0, ended.log
+    ended = container.succeed(variables={"PIP_FIND_LINKS": "/nowhere"})
     assert "vertex-launch: wandb" not in ended.log
 
 
 @pytest.mark.parametrize("module", ["raise RuntimeError('numpy is missing')", "class Api: pass\nclass Artifact: pass"])
 def test_a_wandb_in_the_image_that_cannot_be_used(spoilt: Container, module: str) -> None:
     add_wandb(spoilt.environment, module)
-    spoilt.job()
-    spoilt.code()
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed()
     assert ("numpy is missing" if "numpy" in module else "it is too old") in ended.log
 
 
@@ -422,7 +414,7 @@ def test_a_repository(container: Container, origin: tuple[Path, list[str]]) -> N
     for commit, version in zip(commits[:2], "12", strict=True):
         ended = container.run(container.plan(source="repo", remote=folder.as_uri(), commit=commit))
         assert ended.status == 0, ended.log
-        assert (Path(ended.told["cwd"]) / "version").read_text() == version
+        assert (Path(ended.report["cwd"]) / "version").read_text() == version
     assert "full history" not in ended.log
 
 
@@ -433,7 +425,7 @@ def test_a_server_that_gives_no_single_commit(container: Container, origin: tupl
     ended = container.run(container.plan(source="repo", remote=folder.as_uri(), commit=commits[1]), **old)
     assert ended.status == 0, ended.log
     assert "full history" in ended.log
-    assert (Path(ended.told["cwd"]) / "version").read_text() == "2"
+    assert (Path(ended.report["cwd"]) / "version").read_text() == "2"
 
 
 def test_submodules_come_along(container: Container, origin: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -447,7 +439,7 @@ def test_submodules_come_along(container: Container, origin: tuple[Path, list[st
     allowed = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.file.allow", "GIT_CONFIG_VALUE_0": "always"}
     ended = container.run(plan, **allowed)
     assert ended.status == 0, ended.log
-    assert "./inner/version" in ended.told["files"]
+    assert "./inner/version" in ended.report["files"]
     failed(container.run(plan), "source", Code.BOOT_GIT, "transport 'file' not allowed")
 
 
@@ -496,11 +488,11 @@ def test_a_private_repository(
     trace = container.folder / "trace"
     ended = container.run(plan, GIT_TRACE=str(trace), **internet.variables)
     assert ended.status == 0, ended.log
-    assert ended.told["key_is_right"]
+    assert ended.report["key_is_right"]
     assert "git fetch" in trace.read_text()
     assert TOKEN not in trace.read_text()  # these are the arguments of all that git ran
-    assert TOKEN not in json.dumps(ended.told)
-    assert TOKEN not in (Path(ended.told["cwd"]) / ".git" / "config").read_text()
+    assert TOKEN not in json.dumps(ended.report)
+    assert TOKEN not in (Path(ended.report["cwd"]) / ".git" / "config").read_text()
     assert "no SSH key" in ended.log or "https://" in remote
 
 
@@ -548,7 +540,7 @@ def test_submodules_on_the_same_host_need_no_ssh(
     plan = container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET)
     ended = container.run(plan, **internet.variables)
     assert ended.status == 0, ended.log
-    assert "./inner/version" in ended.told["files"]
+    assert "./inner/version" in ended.report["files"]
 
 
 def test_a_token_does_not_go_over_plain_http(container: Container) -> None:
@@ -688,7 +680,7 @@ Files = Mapping[str, str | bytes]
 
 
 def changed(before: Files, after: Files, folder: Path, *options: str) -> tuple[Path, bytes, Path]:
-    """Commit files and change them; give a copy of them as they were, what git says of the change, and the changed ones.
+    """Commit files and change them; return a copy of them as they were, git's diff, and the changed ones.
 
     Afterwards programs in shell can be executed.
     """
@@ -843,19 +835,16 @@ def test_a_patch_that_does_not_fit_fails_the_job(container: Container, origin: t
 
 def test_a_frozen_list(spoilt: Container) -> None:
     frozen = "helper==1.0\nlone_one==1.0\nmodel==7.0\nwandb==0.31.0.dev1\nabsent==1.0\ngone @ file:///build/gone\n"
-    spoilt.job({"requirements.frozen.txt": frozen})
-    spoilt.code({"_wandb_bootstrap_errors.json": "{}"})
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed({"_wandb_bootstrap_errors.json": "{}"}, frozen=frozen)
     # lone_one needs `missing`, which no index has: of a frozen list dependencies are not asked for.
-    assert ended.told["packages"] == {"helper": "1.0", "lone_one": "1.0", "wandb": "0.31.0"}
+    assert ended.report["packages"] == {"helper": "1.0", "lone_one": "1.0", "wandb": "0.31.0"}
     lost = {"model==7.0", "absent==1.0", "gone @ file:///build/gone"}
-    assert set(json.loads((Path(ended.told["cwd"]) / "_wandb_bootstrap_errors.json").read_text())["pip"]) == lost
+    assert set(json.loads((Path(ended.report["cwd"]) / "_wandb_bootstrap_errors.json").read_text())["pip"]) == lost
     warning = next(line for line in ended.log.splitlines() if "failed to install: " in line)
     assert warning.startswith("vertex-launch: requirements: ")
     assert all(name in warning for name in lost)
-    assert "PYTHONUSERBASE" not in ended.told["environment"]  # where packages can be written nothing else changes
-    assert ended.told["environment"]["PATH"].startswith(f"{spoilt.environment}/bin:")
+    assert "PYTHONUSERBASE" not in ended.report["environment"]  # where packages can be written nothing else changes
+    assert ended.report["environment"]["PATH"].startswith(f"{spoilt.environment}/bin:")
 
 
 def test_what_is_installed_is_not_installed_again(spoilt: Container) -> None:
@@ -865,7 +854,7 @@ def test_what_is_installed_is_not_installed_again(spoilt: Container) -> None:
     module = packages(spoilt.environment) / "helper" / "__init__.py"
     before = module.stat().st_ino, module.stat().st_mtime_ns
     ended = spoilt.run(spoilt.plan())
-    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert ended.report["packages"] == {"helper": "1.0", "model": "1.0"}
     assert (module.stat().st_ino, module.stat().st_mtime_ns) == before
     requirements = ended.log.partition("vertex-launch: requirements")[2]
     assert "Successfully installed" not in requirements
@@ -875,19 +864,22 @@ def test_what_is_installed_is_not_installed_again(spoilt: Container) -> None:
 def test_code_with_requirements_of_its_own(spoilt: Container, where: str) -> None:
     frozen = "Model == 1.0\nhelper==1.0\nabsent==1.0\nlone-one==1.0\nwandb==0.31.0\n"
     own = "# ours\nmodel[all]>=0.5 ; python_version >= '3.8'  # frozen\n\n-r more.txt\n--no-color\nabsent\n"
-    spoilt.job({"requirements.frozen.txt": frozen})
-    spoilt.code({f"{where}requirements.txt": own, f"{where}more.txt": "WANDB \\\n  >=0.1", "sub/train.py": PROGRAM})
-    ended = spoilt.run(spoilt.plan(working_dir="sub"))
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed(
+        {f"{where}requirements.txt": own, f"{where}more.txt": "WANDB \\\n  >=0.1", "sub/train.py": PROGRAM},
+        frozen=frozen,
+        working_dir="sub",
+    )
     # What it names comes in the frozen version; what that needs, as pip finds it.
-    assert ended.told["packages"] == {"helper": "2.0", "model": "1.0", "wandb": "0.31.0"}
+    assert ended.report["packages"] == {"helper": "2.0", "model": "1.0", "wandb": "0.31.0"}
     assert "failed to install: absent==1.0;" in ended.log
 
 
 def test_a_list_that_is_not_frozen_gets_its_dependencies(spoilt: Container) -> None:
-    spoilt.job({"requirements.frozen.txt": "model>=1\nwandb"})
-    spoilt.code()
-    assert spoilt.run(spoilt.plan()).told["packages"] == {"helper": "2.0", "model": "1.5", "wandb": "0.31.0"}
+    assert spoilt.succeed(frozen="model>=1\nwandb").report["packages"] == {
+        "helper": "2.0",
+        "model": "1.5",
+        "wandb": "0.31.0",
+    }
 
 
 def test_what_pip_takes_in_a_file_alone(spoilt: Container) -> None:
@@ -898,47 +890,35 @@ def test_what_pip_takes_in_a_file_alone(spoilt: Container) -> None:
         "model==\x24{MODEL_VERSION} --hash=sha256:2222\n"
         "lone-one==\x24{NOT_SET}\n"
     )
-    spoilt.job()
-    spoilt.code({"requirements.txt": own})
-    ended = spoilt.run(spoilt.plan(), PIP_FIND_LINKS="", WHEELS=str(spoilt.wheels), MODEL_VERSION="1.0")
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    ended = spoilt.succeed(
+        {"requirements.txt": own},
+        variables={"PIP_FIND_LINKS": "", "WHEELS": str(spoilt.wheels), "MODEL_VERSION": "1.0"},
+    )
+    assert ended.report["packages"] == {"helper": "1.0", "model": "1.0"}
     assert "failed to install: lone-one==\x24{NOT_SET};" in ended.log
 
 
 def test_a_list_that_refers_to_itself(spoilt: Container) -> None:
-    spoilt.job()
-    spoilt.code({"requirements.txt": "-r more.txt\n", "more.txt": "helper==1.0\n-r requirements.txt\n"})
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0"}
+    ended = spoilt.succeed({"requirements.txt": "-r more.txt\n", "more.txt": "helper==1.0\n-r requirements.txt\n"})
+    assert ended.report["packages"] == {"helper": "1.0"}
 
 
 @pytest.mark.parametrize("code", ["utf-16", "utf-8-sig"])
 def test_lists_as_windows_writes_them(spoilt: Container, code: str) -> None:
-    spoilt.job()
-    spoilt.code({"requirements.txt": "helper==1.0 \\\r\n --hash=sha256:0\r\nmodel==1.0\r\n".encode(code)})
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    ended = spoilt.succeed({"requirements.txt": "helper==1.0 \\\r\n --hash=sha256:0\r\nmodel==1.0\r\n".encode(code)})
+    assert ended.report["packages"] == {"helper": "1.0", "model": "1.0"}
 
 
 def test_an_option_that_cannot_be_read(spoilt: Container) -> None:
-    spoilt.job()
-    spoilt.code({"requirements.txt": "-f /it's/here\nhelper==1.0\n"})
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0"}
+    ended = spoilt.succeed({"requirements.txt": "-f /it's/here\nhelper==1.0\n"})
+    assert ended.report["packages"] == {"helper": "1.0"}
     assert (
         f"requirements: warning [{Code.BOOT_REQUIREMENTS}]: skipped: -f /it's/here (No closing quotation)" in ended.log
     )
 
 
 def test_nothing_that_goes_wrong_with_requirements_holds_up_the_program(spoilt: Container) -> None:
-    spoilt.job({"requirements.frozen.txt": "helper==1.0\n"})
-    spoilt.code({"_wandb_bootstrap_errors.json/a": "a folder of that name"})
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed({"_wandb_bootstrap_errors.json/a": "a folder of that name"}, frozen="helper==1.0\n")
     assert f"requirements: warning [{Code.BOOT_REQUIREMENTS}]: not installed (IsADirectoryError" in ended.log
 
 
@@ -958,29 +938,25 @@ def test_paths_in_a_nested_list(spoilt: Container, place: str, found: str) -> No
     spoilt.code(files)
     ended = spoilt.run(spoilt.plan(), PIP_FIND_LINKS="")
     assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0"}, ended.log
-    assert f"built in {ended.told['cwd']}/{found}/" in ended.log
+    assert ended.report["packages"] == {"helper": "1.0"}, ended.log
+    assert f"built in {ended.report['cwd']}/{found}/" in ended.log
     assert f"warning [{Code.BOOT_REQUIREMENTS}]: none.txt does not exist" in ended.log
 
 
 def test_a_list_on_the_web(spoilt: Container, google: Google) -> None:
-    spoilt.job()
-    spoilt.code({"requirements.txt": f"-r {google.url}/list.txt\nhelper==1.0\n"})
-    ended = spoilt.run(spoilt.plan(), PIP_RETRIES="0")
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed(
+        {"requirements.txt": f"-r {google.url}/list.txt\nhelper==1.0\n"}, variables={"PIP_RETRIES": "0"}
+    )
     assert "/list.txt" in google.asked
-    assert ended.told["packages"] == {"helper": "1.0"}
+    assert ended.report["packages"] == {"helper": "1.0"}
     assert f"failed to install: -r {google.url}/list.txt;" in ended.log
 
 
 def test_what_needs_git_does_not_hold_up_the_rest(spoilt: Container) -> None:
     spoilt.tools = ()
     lost = ["-e git+https://git.acme.example/tool@abc#egg=tool", "other @ git+https://git.acme.example/other"]
-    spoilt.job({"requirements.frozen.txt": "\n".join(["helper==1.0", lost[0], "model==1.0", lost[1]])})
-    spoilt.code()
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    ended = spoilt.succeed(frozen="\n".join(["helper==1.0", lost[0], "model==1.0", lost[1]]))
+    assert ended.report["packages"] == {"helper": "1.0", "model": "1.0"}
     assert f"failed to install: {', '.join(lost)};" in ended.log
     assert ended.log.count("Successfully installed") == 1
 
@@ -993,16 +969,14 @@ def test_a_package_that_cannot_be_built_is_found_at_once(spoilt: Container, inte
     spoilt.job({"requirements.frozen.txt": "helper==1.0\nbroken==1.0\nmodel==1.0\n"})
     spoilt.code()
     ended = spoilt.run(spoilt.plan(), **internet.variables, PIP_NO_INDEX="", PIP_FIND_LINKS="")
-    assert ended.told["packages"] == {"helper": "1.0", "model": "1.0"}
+    assert ended.report["packages"] == {"helper": "1.0", "model": "1.0"}
     assert "failed to install: broken==1.0;" in ended.log
     assert ended.log.count("Successfully installed") == 1, "the others are not tried one by one"
 
 
 def test_a_list_that_refers_to_nothing(spoilt: Container) -> None:
-    spoilt.job({"requirements.frozen.txt": "-r nowhere.txt\nhelper==1.0"})
-    spoilt.code()
-    ended = spoilt.run(spoilt.plan())
-    assert ended.told["packages"] == {"helper": "1.0"}
+    ended = spoilt.succeed(frozen="-r nowhere.txt\nhelper==1.0")
+    assert ended.report["packages"] == {"helper": "1.0"}
     assert f"warning [{Code.BOOT_REQUIREMENTS}]: nowhere.txt does not exist" in ended.log
 
 
@@ -1018,25 +992,19 @@ def test_code_that_is_a_project(spoilt: Container) -> None:
     spoilt.job()
     spoilt.code({"pyproject.toml": project, "builder.py": backend})
     ended = spoilt.run(spoilt.plan(api_key_secret=None), WANDB_API_KEY=KEY)
-    assert ended.told["packages"] == {"vision": "1"}, ended.log
+    assert ended.report["packages"] == {"vision": "1"}, ended.log
 
 
 def test_requirements_without_pip_are_reported(spoilt: Container) -> None:
     spoilt.environment = virtual_environment(THIS, spoilt.folder / "bare", pip=False)
     add_wandb(spoilt.environment)
-    spoilt.job({"requirements.frozen.txt": "helper==1.0\nmodel==1.0"})
-    spoilt.code()
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed(frozen="helper==1.0\nmodel==1.0")
     assert "failed to install: helper==1.0, model==1.0;" in ended.log
     assert ended.log.count("No module named pip") == 1
 
 
 def test_a_token_in_a_requirement_is_not_shown(spoilt: Container) -> None:
-    spoilt.job({"requirements.frozen.txt": f"model @ git+http://ann:{TOKEN}@127.0.0.1:1/model\nhelper==1.0"})
-    spoilt.code()
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed(frozen=f"model @ git+http://ann:{TOKEN}@127.0.0.1:1/model\nhelper==1.0")
     assert "failed to install: model @ git+http://ann:***@127.0.0.1:1/model;" in ended.log
     assert TOKEN not in ended.log
 
@@ -1062,7 +1030,7 @@ def test_torch_comes_from_its_own_index_and_with_dependencies(
     spoilt.job({"requirements.frozen.txt": "torch==2.1.0+cu118\n"})
     spoilt.code()
     ended = spoilt.run(spoilt.plan(), **internet.variables, PIP_NO_INDEX="", PIP_FIND_LINKS="")
-    assert ended.told["packages"] == {"torch": "2.1.0+cu118", "triton": "1.0"}, ended.log
+    assert ended.report["packages"] == {"torch": "2.1.0+cu118", "triton": "1.0"}, ended.log
 
 
 def test_an_image_whose_system_manages_its_packages(container: Container) -> None:
@@ -1070,17 +1038,14 @@ def test_an_image_whose_system_manages_its_packages(container: Container) -> Non
     plain = [str(container.environment / "bin" / "python3"), "-m", "pip", "install", "--no-index", "helper"]
     refused = subprocess.run(plain, capture_output=True, text=True, env={"PATH": "/usr/bin"}, check=False)
     assert "externally-managed-environment" in refused.stderr
-    container.job({"requirements.frozen.txt": "helper==1.0"})
-    container.code()
-    ended = container.run(container.plan())
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0"}
+    ended = container.succeed(frozen="helper==1.0")
+    assert ended.report["packages"] == {"helper": "1.0"}
 
 
 @pytest.fixture
-def nobody(empty: Container) -> Iterator[Container]:
-    """A container whose user may not write to the packages of its Python, which is no virtual environment."""
-    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are for nobody else
+def unprivileged(empty: Container) -> Iterator[Container]:
+    """A container whose user may not write to the packages of its Python, which is not a virtual environment."""
+    with tempfile.TemporaryDirectory() as name:  # other users may not read pytest's own folders
         folder = Path(name)
         folder.chmod(0o755)
         empty.folder, empty.wheels = folder, shutil.copytree(empty.wheels, folder / "wheels")
@@ -1099,28 +1064,28 @@ def nobody(empty: Container) -> Iterator[Container]:
 
 
 @pytest.mark.parametrize("home", ["/nonexistent", ""])
-def test_a_user_who_has_no_home(nobody: Container, home: str) -> None:
-    nobody.job({"requirements.frozen.txt": "helper==1.0\ncowsay==1.0"})
-    nobody.code()
-    ended = nobody.run(nobody.plan(), HOME=home)
-    assert ended.status == 0, ended.log
-    assert ended.told["packages"] == {"helper": "1.0", "cowsay": "1.0"}, ended.log
-    user = str(Path(ended.told["cwd"]).parent / "user")
-    assert ended.told["environment"]["PYTHONUSERBASE"] == user
-    assert ended.told["environment"]["PATH"].startswith(f"{user}/bin:")
-    ended = nobody.run(nobody.plan(command=["cow"]), HOME=home)
+def test_a_user_who_has_no_home(unprivileged: Container, home: str) -> None:
+    ended = unprivileged.succeed(frozen="helper==1.0\ncowsay==1.0", variables={"HOME": home})
+    assert ended.report["packages"] == {"helper": "1.0", "cowsay": "1.0"}, ended.log
+    user = str(Path(ended.report["cwd"]).parent / "user")
+    assert ended.report["environment"]["PYTHONUSERBASE"] == user
+    assert ended.report["environment"]["PATH"].startswith(f"{user}/bin:")
+    ended = unprivileged.run(unprivileged.plan(command=["cow"]), HOME=home)
     assert (ended.status, ended.last) == (0, "moo"), ended.log
 
 
-def test_a_user_with_packages_at_home(nobody: Container) -> None:
-    home = nobody.folder / "container-0" / "home"
-    write(home / ".local" / packages(nobody.environment).relative_to(nobody.environment), {"own.py": "print('own')"})
+def test_a_user_with_packages_at_home(unprivileged: Container) -> None:
+    home = unprivileged.folder / "container-0" / "home"
+    write(
+        home / ".local" / packages(unprivileged.environment).relative_to(unprivileged.environment),
+        {"own.py": "print('own')"},
+    )
     for place in home.rglob("*"):
-        os.chown(place, nobody.user or -1, nobody.user or -1)
-    nobody.job({"requirements.frozen.txt": "cowsay==1.0"})
-    nobody.code({"run.sh": "#!/bin/sh\npython -c 'import own' && cow\n"})
-    (nobody.store / "id-QXJ0aWZhY3Q6MQ==" / "run.sh").chmod(0o755)
-    ended = nobody.run(nobody.plan(command=["./run.sh"]))
+        os.chown(place, unprivileged.user or -1, unprivileged.user or -1)
+    unprivileged.job({"requirements.frozen.txt": "cowsay==1.0"})
+    unprivileged.code({"run.sh": "#!/bin/sh\npython -c 'import own' && cow\n"})
+    (unprivileged.store / "id-QXJ0aWZhY3Q6MQ==" / "run.sh").chmod(0o755)
+    ended = unprivileged.run(unprivileged.plan(command=["./run.sh"]))
     assert ended.status == 0, ended.log
     assert ended.log.endswith("own\nmoo\n")
 
@@ -1134,7 +1099,7 @@ def test_packages_go_to_the_python_that_runs_the_program(spoilt: Container) -> N
     spoilt.job({"requirements.frozen.txt": "helper==1.0"})
     spoilt.code()
     ended = spoilt.run(spoilt.plan(), PATH=str(program / "bin"))
-    assert ended.told["packages"] == {"helper": "1.0"}
+    assert ended.report["packages"] == {"helper": "1.0"}
     assert (packages(program) / "helper").is_dir()
     assert not (packages(spoilt.environment) / "helper").is_dir()
 
@@ -1167,7 +1132,7 @@ def test_a_notebook(container: Container) -> None:
     plan = container.plan(command=["python", "notes/train.ipynb"], notebook=True, args=["--epochs", "3"])
     ended = container.run(plan)
     assert ended.status == 0, ended.log
-    assert ended.told["argv"] == ["notes/train.py", "--epochs", "3"]
+    assert ended.report["argv"] == ["notes/train.py", "--epochs", "3"]
     assert "x is 2 2 2" in ended.log
     skipped = re.findall(rf"notebook: warning .{Code.BOOT_NOTEBOOK}.: skipped: (.*)", ended.log)
     magics = ["%matplotlib inline", "!pip install model", "files = !ls", "x.bit_length?"]
@@ -1176,28 +1141,23 @@ def test_a_notebook(container: Container) -> None:
 
 @pytest.mark.parametrize("options", [[], ["-u"]])
 def test_a_notebook_that_the_plan_does_not_call_one(container: Container, options: list[str]) -> None:
-    container.job()
-    container.code({"a.ipynb": notebook(PROGRAM), "b.ipynb": "not for us"})
-    ended = container.run(container.plan(command=["python", *options, "a.ipynb", "b.ipynb"]))
-    assert ended.status == 0, ended.log
-    assert ended.told["argv"] == ["a.py", "b.ipynb"]
+    ended = container.succeed(
+        {"a.ipynb": notebook(PROGRAM), "b.ipynb": "not for us"}, command=["python", *options, "a.ipynb", "b.ipynb"]
+    )
+    assert ended.report["argv"] == ["a.py", "b.ipynb"]
 
 
 @pytest.mark.parametrize("command", [["python", "train.py", "a.ipynb"], ["python", "-m", "train", "a.ipynb"]])
 def test_a_notebook_that_a_program_takes(container: Container, command: list[str]) -> None:
-    container.job()
-    container.code({"a.ipynb": "not for us"})
-    ended = container.run(container.plan(command=command))
-    assert ended.status == 0, ended.log
-    assert ended.told["argv"][1:] == ["a.ipynb"]
+    ended = container.succeed({"a.ipynb": "not for us"}, command=command)
+    assert ended.report["argv"][1:] == ["a.ipynb"]
 
 
 def test_what_is_timed_in_a_notebook_runs(container: Container) -> None:
     timed = "x = %time 1 + 1\nfor _ in '12':\n    %time x = x + 1\n%timeit -n 10 x\ny = %timeit -o x\n%time !ls"
-    container.job()
-    container.code({"a.ipynb": notebook(timed, "print('x is', x)")})
-    ended = container.run(container.plan(command=["python", "a.ipynb"], notebook=True))
-    assert ended.status == 0, ended.log
+    ended = container.succeed(
+        {"a.ipynb": notebook(timed, "print('x is', x)")}, command=["python", "a.ipynb"], notebook=True
+    )
     assert ended.last == "x is 4"
     assert re.findall("]: skipped: (.*)", ended.log) == ["%timeit -n 10 x", "y = %timeit -o x", "%time !ls"]
     assert re.findall("]: not timed: (.*)", ended.log) == ["x = %time 1 + 1", "%time x = x + 1"]
@@ -1215,11 +1175,10 @@ def test_a_cell_that_no_script_can_run(container: Container) -> None:
 
 
 def test_a_notebook_beside_a_module_of_its_name(container: Container) -> None:
-    container.job()
-    container.code({"train.ipynb": notebook("import train")})
-    ended = container.run(container.plan(command=["python", "train.ipynb"], notebook=True))
-    assert ended.status == 0, ended.log
-    assert ended.told["argv"] == ["train.ipynb.py"]
+    ended = container.succeed(
+        {"train.ipynb": notebook("import train")}, command=["python", "train.ipynb"], notebook=True
+    )
+    assert ended.report["argv"] == ["train.ipynb.py"]
 
 
 @pytest.mark.parametrize(
@@ -1240,11 +1199,8 @@ def test_a_file_that_is_not_a_notebook(container: Container, name: str, code: Co
 
 
 def test_a_working_directory(container: Container) -> None:
-    container.job()
-    container.code({"sub/dir/train.py": PROGRAM})
-    ended = container.run(container.plan(working_dir="sub/dir"))
-    assert ended.status == 0, ended.log
-    assert ended.told["cwd"].endswith("/code/sub/dir")
+    ended = container.succeed({"sub/dir/train.py": PROGRAM}, working_dir="sub/dir")
+    assert ended.report["cwd"].endswith("/code/sub/dir")
 
 
 @pytest.mark.parametrize("place", ["..", "/tmp", "sub/../../..", "none", "train.py"])
@@ -1334,7 +1290,7 @@ def test_sigterm_while_a_command_runs_ends_that_too(spoilt: Container) -> None:
     with spoilt.begin(spoilt.plan()) as process:
         with (spoilt.store / "alive").open() as alive:
             process.send_signal(signal.SIGTERM)
-            assert alive.read() == ""  # which is at its end when nobody has it open any more
+            assert alive.read() == ""  # it ends when no process has it open
         log, _ = process.communicate(timeout=30)
     assert process.returncode == 143
     assert log.endswith("vertex-launch: source: stopped by SIGTERM\n")
@@ -1350,10 +1306,10 @@ def test_the_output_of_the_program_is_in_the_log_at_once(container: Container) -
 
 
 def test_a_dockerfile_in_the_code_is_reported(container: Container) -> None:
-    container.job()
-    container.code({"sub/Dockerfile.wandb": "FROM scratch", "sub/train.py": PROGRAM})
-    ended = container.run(container.plan(command=["python", "sub/train.py", "sub/" + "x/" * 10_000]))
-    assert ended.status == 0, ended.log
+    ended = container.succeed(
+        {"sub/Dockerfile.wandb": "FROM scratch", "sub/train.py": PROGRAM},
+        command=["python", "sub/train.py", "sub/" + "x/" * 10_000],
+    )
     assert len(re.findall(f"warning .{Code.ARTIFACT_DOCKERFILE}.: sub/Dockerfile.wandb", ended.log)) == 1
 
 
@@ -1371,10 +1327,7 @@ def test_a_command_that_is_not_there(container: Container, name: str) -> None:
 
 def test_an_image_that_calls_python_only_python3(spoilt: Container) -> None:
     without_python(spoilt.environment)
-    spoilt.job()
-    spoilt.code()
-    ended = spoilt.run(spoilt.plan())
-    assert ended.status == 0, ended.log
+    ended = spoilt.succeed()
     assert "the image has no python, " in ended.log
 
 
@@ -1400,8 +1353,5 @@ def test_a_plan_that_cannot_be_read(container: Container, plan: str) -> None:
 
 
 def test_output_that_is_not_text_of_the_locale(container: Container) -> None:
-    container.job()
-    container.code()
-    ended = container.run(container.plan(args=["gr\u00fc\u00dfe", "\udcff"]), PYTHONIOENCODING="ascii")
-    assert ended.status == 0, ended.log
+    ended = container.succeed(variables={"PYTHONIOENCODING": "ascii"}, args=["gr\u00fc\u00dfe", "\udcff"])
     assert "train.py 'gr\u00fc\u00dfe' '\\udcff' in " in ended.log

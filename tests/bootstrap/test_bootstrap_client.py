@@ -21,9 +21,7 @@ from typing import Any
 import pytest
 
 from local.machine import container_spec
-from local.standins.wandb import WandbServer
-from tests.local_cloud.test_local_wandb import KEYS, TEAMS, Client
-from tests.oracle.test_oracle_jobs import IN_A_NOTEBOOK, MAKE, NOTEBOOK, Made, passed, spec
+from tests.local_cloud.test_local_wandb import Client
 from tests.support.bootstrap_world import (
     ACCOUNT,
     PATIENCE,
@@ -37,6 +35,7 @@ from tests.support.bootstrap_world import (
 )
 from tests.support.fakes import KEY, FakeKey
 from tests.support.numbers import BOOTSTRAP_PYTHONS, FULL
+from tests.support.wandb_jobs import IN_A_NOTEBOOK, MAKE, NOTEBOOK, Made, passed, server, spec
 from vertex_launch.adapters.job_artifacts import JobArtifacts
 from vertex_launch.codes import Code
 
@@ -48,10 +47,10 @@ WRONG = "w" * 40
 PROGRAM = """
 import json, os, sys, wandb
 run = wandb.init()
-told = {"argv": sys.argv, "config": dict(run.config), "cwd": os.getcwd(), "run": run.path, "python": sys.version_info[:2]}
-told["files"] = sorted(name for name in os.listdir() if name != "wandb")
-told["environment"] = sorted(os.environ)
-print("told: " + json.dumps(told), flush=True)
+report = {"argv": sys.argv, "config": dict(run.config), "cwd": os.getcwd(), "run": run.path, "python": sys.version_info[:2]}
+report["files"] = sorted(name for name in os.listdir() if name != "wandb")
+report["environment"] = sorted(os.environ)
+print("report: " + json.dumps(report), flush=True)
 run.log({"loss": 1})
 run.finish()
 """
@@ -60,42 +59,46 @@ run.finish()
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """A W&B with a job of each kind, of which the program tells how it was started."""
-    server = WandbServer(api_keys={**KEYS, KEY: "alice"}, teams=TEAMS, default_entities={"alice": "acme"}).start()
-    client = Client(server, tmp_path_factory.mktemp("home"))
-    where = {"WANDB_ENTITY": "acme", "WANDB_PROJECT": "demo", "WANDB_API_KEY": KEY}
-    code = client.home / "code"
-    (code / "sub").mkdir(parents=True)
-    (code / "train.py").write_text(PROGRAM)
-    (code / "sub" / "gr\u00fc\u00dfe.txt").write_text("1")
-    (code / "requirements.txt").write_text("wandb\n")
-    (client.home / "notebook").mkdir()
-    notebook = replace(client, home=client.home / "notebook")
-    cells = [
-        {**NOTEBOOK["cells"][0], "id": id_, "source": text} for id_, text in (("a", "%magic\nx = 1"), ("b", PROGRAM))
-    ]
-    (notebook.home / "notes.ipynb").write_text(json.dumps({**NOTEBOOK, "cells": cells}))
-    (notebook.home / "requirements.txt").write_text("wandb\n")
-    remote = client.home / "remote"
-    remote.mkdir()
-    git(remote, "init", "-q", "-b", "main")
-    (remote / "train.py").write_text("raise SystemExit('this is as it was committed')\n")
-    (remote / "requirements.txt").write_text("wandb\n")
-    git(remote, "add", ".")
-    git(remote, "commit", "-q", "-m", "first")
-    clone = replace(client, home=client.home / "clone")
-    git(client.home, "clone", "-q", remote.as_uri(), str(clone.home))
-    (clone.home / "train.py").write_text(PROGRAM)
-    create = "job create code code -p demo -n {name} -E 'python train.py --lr 1'"
-    typed = json.dumps([shlex.split(create.format(name=name)) for name in ("code", "lost")])
-    for who, command, more in (
-        (client, ("-c", MAKE, typed, "[]"), {}),
-        (notebook, ("-c", IN_A_NOTEBOOK), {"WANDB_JOB_NAME": "notebook", "WANDB_NOTEBOOK_NAME": "notes.ipynb"}),
-        (clone, ("train.py",), {"WANDB_JOB_NAME": "git", "WANDB_SAVE_CODE": "1", "WANDB_DISABLE_JOB_CREATION": "0"}),
-    ):
-        done = who.run(*command, **where, **more)
-        assert done.returncode == 0, done.stdout + done.stderr
-    yield Made(server, client, JobArtifacts(server.url, FakeKey(), timeout=20))
-    server.stop()
+    with server() as w_and_b:
+        client = Client(w_and_b, tmp_path_factory.mktemp("home"))
+        where = {"WANDB_ENTITY": "acme", "WANDB_PROJECT": "demo", "WANDB_API_KEY": KEY}
+        code = client.home / "code"
+        (code / "sub").mkdir(parents=True)
+        (code / "train.py").write_text(PROGRAM)
+        (code / "sub" / "gr\u00fc\u00dfe.txt").write_text("1")
+        (code / "requirements.txt").write_text("wandb\n")
+        (client.home / "notebook").mkdir()
+        notebook = replace(client, home=client.home / "notebook")
+        cells = [
+            {**NOTEBOOK["cells"][0], "id": id_, "source": text}
+            for id_, text in (("a", "%magic\nx = 1"), ("b", PROGRAM))
+        ]
+        (notebook.home / "notes.ipynb").write_text(json.dumps({**NOTEBOOK, "cells": cells}))
+        (notebook.home / "requirements.txt").write_text("wandb\n")
+        remote = client.home / "remote"
+        remote.mkdir()
+        git(remote, "init", "-q", "-b", "main")
+        (remote / "train.py").write_text("raise SystemExit('this is as it was committed')\n")
+        (remote / "requirements.txt").write_text("wandb\n")
+        git(remote, "add", ".")
+        git(remote, "commit", "-q", "-m", "first")
+        clone = replace(client, home=client.home / "clone")
+        git(client.home, "clone", "-q", remote.as_uri(), str(clone.home))
+        (clone.home / "train.py").write_text(PROGRAM)
+        create = "job create code code -p demo -n {name} -E 'python train.py --lr 1'"
+        typed = json.dumps([shlex.split(create.format(name=name)) for name in ("code", "lost")])
+        for who, command, more in (
+            (client, ("-c", MAKE, typed, "[]"), {}),
+            (notebook, ("-c", IN_A_NOTEBOOK), {"WANDB_JOB_NAME": "notebook", "WANDB_NOTEBOOK_NAME": "notes.ipynb"}),
+            (
+                clone,
+                ("train.py",),
+                {"WANDB_JOB_NAME": "git", "WANDB_SAVE_CODE": "1", "WANDB_DISABLE_JOB_CREATION": "0"},
+            ),
+        ):
+            done = who.run(*command, **where, **more)
+            assert done.returncode == 0, done.stdout + done.stderr
+        yield Made(w_and_b, client, JobArtifacts(w_and_b.url, FakeKey(), timeout=20))
 
 
 # ---- the container
@@ -188,12 +191,12 @@ def test_a_code_job_in_an_empty_python(made: Made, index: dict[str, str], tmp_pa
     environment, name = virtual_environment(version, tmp_path / "python"), f"run-{version}"
     ended = run(made, tmp_path / "container", environment, spec("code:v0", OVERRIDES, run_id=name), variables=index)
     assert ended.status == 0, ended.log
-    told = ended.told
-    assert told["argv"] == ["train.py", "--lr", "1", *ARGS]
-    assert told["config"] == OVERRIDES["run_config"]
-    assert (told["run"], told["python"]) == (f"acme/demo/{name}", [int(part) for part in version.split(".")])
-    assert {"train.py", "sub", "requirements.txt"} <= set(told["files"])
-    assert "VERTEX_LAUNCH_PLAN" not in told["environment"]
+    report = ended.report
+    assert report["argv"] == ["train.py", "--lr", "1", *ARGS]
+    assert report["config"] == OVERRIDES["run_config"]
+    assert (report["run"], report["python"]) == (f"acme/demo/{name}", [int(part) for part in version.split(".")])
+    assert {"train.py", "sub", "requirements.txt"} <= set(report["files"])
+    assert "VERTEX_LAUNCH_PLAN" not in report["environment"]
     steps = [line.split(": ")[1] for line in ended.log.splitlines() if line.startswith("vertex-launch: ")]
     assert steps == ["source", "wandb", "source", "folder", "requirements", "requirements", "start"]
     assert f"acme/demo/{name}" in made.named("code:v0").used_by
@@ -207,7 +210,7 @@ def test_a_repository_with_what_a_run_had_changed(made: Made, with_wandb: Path, 
         made, tmp_path / "git", with_wandb, spec("git:v0", {"args": ["1"]}, run_id="git"), "git", "sh", "printenv"
     )
     assert ended.status == 0, ended.log
-    assert ended.told["argv"] == ["train.py", "1"]
+    assert ended.report["argv"] == ["train.py", "1"]
     assert "vertex-launch: patch: applying diff.patch to 1 files" in ended.log
     assert made.named("git:v0").used_by[-1] == "acme/demo/git"
 
@@ -215,7 +218,7 @@ def test_a_repository_with_what_a_run_had_changed(made: Made, with_wandb: Path, 
 def test_a_notebook(made: Made, with_wandb: Path, tmp_path: Path) -> None:
     ended = run(made, tmp_path / "notebook", with_wandb, spec("notebook:v0", {"args": ["1"]}, run_id="notes"))
     assert ended.status == 0, ended.log
-    assert ended.told["argv"] == ["notes.py", "1"]
+    assert ended.report["argv"] == ["notes.py", "1"]
     assert f"vertex-launch: notebook: warning [{Code.BOOT_NOTEBOOK}]: skipped: %magic" in ended.log
     assert made.named("notebook:v0").used_by[-1] == "acme/demo/notes"
 

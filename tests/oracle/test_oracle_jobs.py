@@ -13,89 +13,26 @@ import re
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from local.machine import container_spec
-from local.standins.wandb import WandbServer
-from local.standins.wandb.artifacts import Artifact
 from tests.local_cloud.test_local_artifacts import TRAIN, local_ssh, repository
-from tests.local_cloud.test_local_wandb import KEYS, TEAMS, Client
-from tests.support.fakes import KEY, FakeKey, World, image_spec
-from vertex_launch.adapters import job_artifacts
-from vertex_launch.adapters.job_artifacts import DESCRIPTION, JobArtifacts
+from tests.local_cloud.test_local_wandb import Client
+from tests.support.fakes import KEY, FakeKey
+from tests.support.wandb_jobs import IN_A_NOTEBOOK, MAKE, NOTEBOOK, Made, passed, server, spec
+from vertex_launch.adapters.job_artifacts import JobArtifacts
 from vertex_launch.codes import Code
-from vertex_launch.dispatch.run import run_pass
-from vertex_launch.errors import ItemRejected, Unavailable
 from vertex_launch.job import boot
-from vertex_launch.model import PassReport, PassRequest
 
 # ---- the jobs
 
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
-MAKE = """
-import json, sys
-from wandb.cli.cli import cli
-from wandb.sdk.launch.create_job import create_job
-
-commands, calls = map(json.loads, sys.argv[1:])
-for command in commands:
-    cli(command, standalone_mode=False)
-for call in calls:
-    assert create_job(entity="acme", project="demo", **call), call
-"""
-
-# wandb asks IPython where it runs. This kernel is none; that it is one is all that the client needs to know.
-IN_A_NOTEBOOK = """
-import sys
-from unittest.mock import MagicMock
-kernel = MagicMock()
-kernel.get_ipython.return_value.__module__ = "ipykernel.zmqshell"
-kernel.get_ipython.return_value.config = {"IPKernelApp": {"connection_file": "/jupyter/kernel.json"}}
-parts = ("", ".core", ".core.magic", ".core.magic_arguments", ".core.getipython", ".display")
-sys.modules |= {f"IPython{part}": MagicMock() if part else kernel for part in parts}
-import wandb
-run = wandb.init(settings=wandb.Settings(disable_job_creation=False))
-run.log_code(".", include_fn=lambda path: path.endswith((".ipynb", ".txt")))
-run.finish()
-"""
-NOTEBOOK: dict[str, Any] = {
-    "nbformat": 4,
-    "nbformat_minor": 5,
-    "metadata": {},
-    "cells": [{"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": None, "source": "1"}],
-}
-
-
-@dataclass
-class Made:
-    """A W&B with jobs in it, and the client that made them."""
-
-    server: WandbServer
-    client: Client
-    jobs: JobArtifacts
-
-    def artifact(self, id_: str) -> Artifact:
-        return self.server.store.artifacts.by_id(id_)
-
-    def named(self, name: str) -> Artifact:
-        found = self.server.store.artifacts.find("acme", "demo", name)
-        assert found is not None, [one.path for one in self.server.store.artifacts]
-        return found
-
-    def named_in_full(self, name: str) -> Artifact:
-        return self.named(name.removeprefix("acme/demo/"))
-
-    def description(self, name: str) -> dict[str, Any]:
-        text = self.server.store.artifacts.content(self.named(name), DESCRIPTION)
-        return dict(json.loads(text))
 
 
 def make(client: Client) -> None:
@@ -145,11 +82,10 @@ def make(client: Client) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    server = WandbServer(api_keys={**KEYS, KEY: "alice"}, teams=TEAMS, default_entities={"alice": "acme"}).start()
-    client = Client(server, tmp_path_factory.mktemp("home"))
-    make(client)
-    yield Made(server, client, JobArtifacts(server.url, FakeKey(), timeout=20))
-    server.stop()
+    with server() as w_and_b:
+        client = Client(w_and_b, tmp_path_factory.mktemp("home"))
+        make(client)
+        yield Made(w_and_b, client, JobArtifacts(w_and_b.url, FakeKey(), timeout=20))
 
 
 # ---- what each side makes of them
@@ -200,12 +136,6 @@ OVERRIDES = {
 }
 
 
-def spec(job: str, overrides: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """Give the run spec of a job; its run has an id, for the official one is random."""
-    name = job if "/" in job else f"acme/demo/{job}"
-    return image_spec(docker={}, job=name, overrides=dict(overrides or {}), **{"run_id": "run1", **changes})
-
-
 def with_builder(job: str, **builder: Any) -> dict[str, Any]:
     given = spec(job)
     given["resource_args"]["gcp-vertex"]["builder"] = builder
@@ -249,34 +179,6 @@ def official(made: Made) -> dict[str, dict[str, Any]]:
     done = made.client.run("-c", OFFICIAL, str(file), WANDB_API_KEY=KEY, **local_ssh(made.client.home))
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
-
-
-@dataclass
-class Passed:
-    """A pass over a queue in memory, with Vertex AI in memory and the jobs of a real W&B."""
-
-    world: World
-    items: list[str]
-    report: PassReport
-
-    def message(self, item: int = 0) -> str:
-        """What the item was failed with."""
-        assert self.items[item] in [one["item"] for one in self.report.rejected], self.report.body()
-        return self.world.queue.contents[self.items[item]].message
-
-    def job(self, item: int = 0) -> Any:
-        """The item's CustomJob."""
-        assert self.report.rejected == [], self.report.body()
-        return self.world.vertex.of(self.items[item])[0]
-
-
-def passed(jobs: JobArtifacts, server: WandbServer, *specs: Mapping[str, Any], **settings: Any) -> Passed:
-    world = World(base_url=server.url, **settings)
-    world.queue.sweep_states["sw1"] = "RUNNING"
-    items = [world.queue.push("cpu", dict(one)) for one in specs]
-    report = run_pass(world.settings, replace(world.services(), jobs=jobs), PassRequest())
-    assert isinstance(report, PassReport)
-    return Passed(world, items, report)
 
 
 @dataclass
@@ -413,229 +315,3 @@ def test_what_the_official_code_builds_and_we_do_not(
 ) -> None:
     assert official[name]["dockerfile"] == "Dockerfile"
     assert Code.ARTIFACT_DOCKERFILE in passed(made.jobs, made.server, BROUGHT[name]).message()
-
-
-# ---- what cannot be run
-
-
-def good(made: Made) -> dict[str, Any]:
-    return spec("image:v0", run_id="good")
-
-
-def store(
-    made: Made, name: str, content: Any, *, entity: str = "acme", project: str = "demo", kind: str = "job"
-) -> Artifact:
-    """Make an artifact that no client of today makes; bytes are the text of its description."""
-    text = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return made.server.store.create_artifact(entity, project, kind, name, {DESCRIPTION: text})
-
-
-def refused(made: Made, job: str, **changes: Any) -> str:
-    """Give the sentence with which an item of that job fails, in a pass that goes on: the item behind it starts."""
-    done = passed(made.jobs, made.server, spec("x", **changes) | {"job": job}, good(made))
-    assert [one["item"] for one in done.report.submitted] == done.items[1:], done.report.body()
-    message = done.message()
-    assert job in message
-    return message
-
-
-def test_a_description_with_a_flaw_fails_its_item(made: Made) -> None:
-    store(made, "flaw", {"source_type": "image", "source": {"image": "\ud800"}})
-    assert Code.ARTIFACT_INVALID in refused(made, "acme/demo/flaw:v0")
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("empty", b""),
-        ("half", b'{"source_type": "ima'),
-        ("bytes", b"\xff\xfe\0"),
-        ("list", b"[]"),
-        ("null", b"null"),
-        ("deep", b"[" * 100_000),
-        ("large", b'{"a": "' + b"x" * 2**21 + b'"}'),
-    ],
-)
-def test_a_description_that_is_not_an_object_fails_its_item(made: Made, name: str, text: bytes) -> None:
-    store(made, f"none-{name}", text)
-    assert f"[{Code.ARTIFACT_INVALID}]" in refused(made, f"acme/demo/none-{name}:latest")
-
-
-def test_what_is_not_there_fails_its_item(made: Made) -> None:
-    artifacts = made.server.store.artifacts
-    for name in ("gone", "version-gone"):
-        store(made, name, {"source_type": "image", "source": {"image": "i"}})
-    artifacts.delete(made.named("gone:v0"), with_aliases=True)
-    store(made, "version-gone", {"source_type": "image", "source": {"image": "i:2"}})
-    artifacts.delete(made.named("version-gone:v0"))
-    made.server.store.create_artifact("acme", "demo", "job", "no-description", {"a": b"1"})
-    made.server.store.create_artifact("acme", "demo", "dataset", "data", {"a": b"1"})
-    store(made, "secret", {"source_type": "image", "source": {"image": "i"}}, entity="other")
-    for job, says in (
-        ("acme/demo/gone:latest", "not found"),
-        ("acme/demo/gone:v0", "was deleted"),
-        ("acme/demo/version-gone:v0", "was deleted"),
-        ("acme/demo/version-gone:v7", "not found"),
-        ("acme/demo/no-description:v0", f"has no {DESCRIPTION}"),
-        ("acme/demo/data:v0", "this artifact is of type 'dataset'"),
-        ("acme/demo/nothing:latest", "not found"),
-        ("acme/demo/image:no-such-alias", "not found"),
-        ("acme/nowhere/image:v0", "not found"),
-        ("nobody/demo/image:v0", "not found"),
-        ("other/demo/secret:v0", "access"),
-        ("acme/demo/image :v0", "not found"),
-        ("acme/demo/g\u00fc\u00dfe \u6f22:v0", "not found"),
-        ("acme/demo/%2e%2e:v0", "not found"),
-        ('acme/demo/a"b{}$\\:v0', "not found"),
-        (f"acme/demo/{'x' * 5000}:v0", "not found"),
-    ):
-        assert says in refused(made, job)
-
-
-@pytest.mark.parametrize(
-    "job",
-    [
-        "acme/demo/image:v0:v1",
-        "a/acme/demo/image:v0",
-        "acme//image:v0",
-        "/demo/image:v0",
-        "acme/demo/:v0",
-        "acme/demo/image:",
-        "wandb-artifact://_id/QXJ0",
-        "https://wandb.ai/acme/demo/artifacts/job/image/v0",
-        "acme/demo/image\n:v0",
-        "/",
-        ":",
-    ],
-)
-def test_what_is_no_name_fails_its_item_and_w_and_b_is_not_asked(made: Made, job: str) -> None:
-    before = made.server.store.asked()
-    done = passed(made.jobs, made.server, spec("x") | {"job": job})
-    message = done.message()
-    assert "is not the name of a job. Write entity/project/name:version" in message
-    assert made.server.store.asked() == before
-
-
-def test_a_job_is_looked_up_where_its_run_is(made: Made) -> None:
-    for job in ("image:v0", "demo/image:v0", "acme/demo/image:v0"):
-        found = passed(made.jobs, made.server, spec("x", project="demo") | {"job": job}).job()
-        assert found.job_spec.worker_pool_specs[0].container_spec.image_uri == "registry.local/train:7"
-
-
-def test_a_renamed_job_is_found_by_its_new_name_alone(made: Made) -> None:
-    collections = made.server.store.artifacts.collections
-    store(made, "old-name", {"source_type": "image", "source": {"image": "i"}})
-    collection = collections.pop(("acme", "demo", "old-name"))
-    collection.name = "new-name"
-    collections["acme", "demo", "new-name"] = collection
-    assert "not found" in refused(made, "acme/demo/old-name:latest")
-    assert passed(made.jobs, made.server, spec("new-name:latest")).report.submitted
-
-
-def test_an_alias_that_moves_is_followed_and_its_versions_are_asked_for_once(made: Made) -> None:
-    jobs = JobArtifacts(made.server.url, FakeKey(), timeout=20)
-    images = []
-    store(made, "moves", {"source_type": "image", "source": {"image": "i:0"}})
-    counts = [made.server.store.asked()]
-    for step in range(3):
-        if step == 1:
-            store(made, "moves", {"source_type": "image", "source": {"image": "i:1"}})
-        job = passed(jobs, made.server, spec("moves:latest")).job()
-        images.append(job.job_spec.worker_pool_specs[0].container_spec.image_uri)
-        jobs.forget()
-        counts.append(made.server.store.asked())
-    assert images == ["i:0", "i:1", "i:1"]
-    downloads = [after["downloadArtifactFile"] - before["downloadArtifactFile"] for before, after in pairwise(counts)]
-    assert downloads == [1, 1, 0]
-
-
-# ---- a W&B in trouble
-
-
-@pytest.fixture
-def troubled() -> Iterator[WandbServer]:
-    """A W&B with 21 jobs, to which the SDK has spoken already, so that its own start takes no time of a pass."""
-    server = WandbServer(api_keys={KEY: "alice"}, teams=TEAMS, default_entities={"alice": "acme"}).start()
-    for number in range(21):
-        description = {"source_type": "image", "source": {"image": f"i:{number}"}}
-        files = {DESCRIPTION: json.dumps(description).encode()}
-        server.store.create_artifact("acme", "demo", "job", f"job{number}", files)
-    JobArtifacts(server.url, FakeKey(), timeout=20).find("acme/demo/job0:v0")
-    yield server
-    server.faults.clear()
-    server.stop()
-
-
-TWENTY = [spec(f"job{number}:latest", run_id=f"run{number}") for number in range(1, 21)]
-
-
-TROUBLES: dict[str, Callable[[WandbServer], object]] = {
-    "503": lambda server: server.faults.fail("*", 503, times=None),
-    "500": lambda server: server.faults.fail("*", 500, times=None),
-    "429": lambda server: server.faults.fail("*", 429, times=None),
-    "a refused key": lambda server: server.faults.fail("*", 401, times=None),
-    "lost answers": lambda server: server.faults.lose("*", times=None),
-    "no answer": lambda server: server.faults.delay("*", 60, times=None),
-    "503 for its file": lambda server: server.faults.fail("downloadArtifactFile", 503, times=None),
-    "429 for its file": lambda server: server.faults.fail("downloadArtifactFile", 429, times=None),
-    "no answer for its file": lambda server: server.faults.delay("downloadArtifactFile", 60, times=None),
-    "its file lost on the way": lambda server: server.faults.lose("downloadArtifactFile", times=None),
-    "nobody there": lambda server: server.stop(),
-}
-
-
-@pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("warm", [False, True], ids=["at first", "later"])
-def test_a_w_and_b_in_trouble_puts_items_off_and_does_not_eat_the_pass(
-    troubled: WandbServer, trouble: str, warm: bool
-) -> None:
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=1)
-    if warm:
-        jobs.find("acme/demo/job0:v0")
-    TROUBLES[trouble](troubled)
-    begun = time.monotonic()
-    done = passed(jobs, troubled, *TWENTY, max_jobs=30)
-    took = time.monotonic() - begun
-    assert done.report.rejected == []
-    assert {one["item"] for one in done.report.deferred} == set(done.items)
-    assert Code.ARTIFACT_UNAVAILABLE in done.report.deferred[0]["reason"]
-    assert took < 5, "a second for those that are asked for at once, a tenth of it for those behind them"
-
-
-def test_one_job_that_cannot_be_read_does_not_keep_others_from_starting(troubled: WandbServer) -> None:
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=5)
-    troubled.faults.fail("downloadArtifactFile", 503, times=1)
-    done = passed(jobs, troubled, *TWENTY, max_jobs=30)
-    assert (len(done.report.submitted), len(done.report.deferred)) == (19, 1)
-
-
-def test_a_pass_after_the_trouble_has_patience_again(troubled: WandbServer) -> None:
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=5)
-    troubled.faults.fail("downloadArtifactFile", 503, times=1)
-    with pytest.raises(Unavailable, match=r"cannot download wandb-job\.json of job acme/demo/job1:v0: status 503"):
-        jobs.find("acme/demo/job1:v0")
-    jobs.forget()
-    troubled.faults.delay("downloadArtifactFile", 1, times=1)  # longer than a tenth of its timeout
-    assert jobs.find("acme/demo/job1:v0").name == "acme/demo/job1:v0"
-
-
-def test_the_address_of_a_description_is_in_no_message(troubled: WandbServer) -> None:
-    """Whoever has it can read the file: it is signed."""
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=5)
-    for trouble in (troubled.faults.lose, troubled.faults.fail):
-        trouble("downloadArtifactFile")
-        with pytest.raises(Unavailable) as error:
-            jobs.find("acme/demo/job1:v0")
-        assert "_artifacts/" not in str(error.value)
-        assert error.value.__cause__ is None
-    troubled.faults.fail("downloadArtifactFile", 404)
-    with pytest.raises(ItemRejected) as rejected:
-        jobs.find("acme/demo/job1:v0")
-    assert rejected.value.message.code is Code.ARTIFACT_NOT_FOUND
-
-
-@pytest.mark.parametrize(
-    "error", [FileNotFoundError(2, "No such file or directory"), PermissionError(13, "Permission denied")]
-)
-def test_what_is_missing_on_this_machine_is_no_missing_job(error: OSError) -> None:
-    assert isinstance(job_artifacts._reason("acme/demo/job1:v0", error), Unavailable)

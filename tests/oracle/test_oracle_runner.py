@@ -77,7 +77,7 @@ class Google(GcpEnvironment):  # type: ignore[misc]
 
 
 def official(wire: Wire, spec: dict[str, Any], *, run_id: str) -> CustomJob:
-    """Give what the official runner sends for an item; its random run ids are replaced by ``run_id``."""
+    """Return what the official runner sends for an item; its random run ids are replaced by ``run_id``."""
     api = SimpleNamespace(settings={"base_url": SETTINGS.base_url}, api_key=KEY)
     project = LaunchProject.from_spec(copy.deepcopy(spec), api)
     project.queue_name, project.queue_entity, project.run_queue_item_id = "gpu", ENTITY, "SXRlbTox"

@@ -49,7 +49,7 @@ def test_every_field_of_the_message_has_an_argument() -> None:
 
 
 def sdk_job(wire: Wire, spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
-    """Give the message that the SDK sends."""
+    """Return the message that the SDK sends."""
     spec, run = copy.deepcopy(spec), copy.deepcopy(run)
     strategy = run.pop("scheduling_strategy", None)
     for name in ("experiment", "experiment_run"):
@@ -64,7 +64,7 @@ def sdk_job(wire: Wire, spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
 
 
 def our_job(spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
-    """Give the message that we build, without the labels and variables that we add."""
+    """Return the message that we build, without the labels and variables that we add."""
     job = built(run_spec(spec=spec, run=run), now=NOW).custom_job
     job.labels = {key: value for key, value in job.labels.items() if key not in labels.OWN_KEYS}
     for pool in job.job_spec.worker_pool_specs:

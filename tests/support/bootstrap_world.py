@@ -95,7 +95,7 @@ def virtual_environment(version: str, folder: Path, pip: bool = True) -> Path:
 
 
 def relocated(folder: Path, copied: bool = False) -> Path:
-    """Make an installation of this Python that is no virtual environment, and whose system manages its packages (PEP 668).
+    """Make an installation of this Python that is not a virtual environment, and whose system manages its packages (PEP 668).
 
     ``copied``, it has its own library, for users who may not read the one of this Python; LD_LIBRARY_PATH must name its ``lib``.
     """
@@ -124,14 +124,14 @@ def relocated(folder: Path, copied: bool = False) -> Path:
 
 
 def pip_wheel(interpreter: Path) -> Path:
-    """Give the newest pip that comes with a Python."""
+    """Return the newest pip that comes with a Python."""
     ask = "import ensurepip, os; print(os.path.dirname(ensurepip.__file__))"
     folder = subprocess.run([interpreter, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     return sorted(Path(folder, "_bundled").glob("pip-*.whl"))[-1]
 
 
 def packages(environment: Path) -> Path:
-    """Give the folder of a (virtual) environment's packages."""
+    """Return the folder of a (virtual) environment's packages."""
     return next(environment.glob("lib/python*/site-packages"))
 
 
@@ -316,10 +316,10 @@ class Internet(WebServer):
             "HTTP_CONTENT_ENCODING": request.headers["Content-Encoding"] or "",
             "GIT_PROTOCOL": request.headers["Git-Protocol"] or "",
         }
-        said = subprocess.run(
+        answer = subprocess.run(
             ["git", "http-backend"], input=request.body(), env=variables, capture_output=True, check=True
         ).stdout
-        head, _, body = said.partition(b"\r\n\r\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
         status = int(headers.pop("Status", "200").split()[0])
         return request.answer(status, body, headers)
@@ -368,7 +368,7 @@ def _make_certificate(path: Path, hosts: Iterable[str]) -> None:
 
 @dataclass
 class Ended:
-    """A container that has ended: its status as a process's and all that it said."""
+    """A container that has ended: its status as that of a process, and its log."""
 
     status: int
     log: str
@@ -379,10 +379,10 @@ class Ended:
         return self.log.strip().splitlines()[-1]
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What ``PROGRAM`` told about itself."""
-        lines = [line for line in self.log.splitlines() if line.startswith("told: ")]
-        return dict(json.loads(lines[-1].removeprefix("told: ")))
+    def report(self) -> dict[str, Any]:
+        """What ``PROGRAM`` reported about itself."""
+        lines = [line for line in self.log.splitlines() if line.startswith("report: ")]
+        return dict(json.loads(lines[-1].removeprefix("report: ")))
 
 
 PROGRAM = """
@@ -393,14 +393,14 @@ except ImportError:
     distributions = lambda: ()
 default = signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL
 found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"] != "pip"}
-told = {"argv": sys.argv, "cwd": os.getcwd(), "environment": dict(os.environ), "packages": found, "path": sys.path}
-# The key is in the environment that is told; what is in the log must not be it.
-told["key_is_right"] = told["environment"].pop("WANDB_API_KEY", None) == "KEY"
-told["files"] = sorted(str(os.path.join(where, name)) for where, _, names in os.walk(".") for name in names if ".git" not in where)
-told["wandb"] = importlib.util.find_spec("wandb") is not None
-print("told: " + json.dumps(told), flush=True)
+report = {"argv": sys.argv, "cwd": os.getcwd(), "environment": dict(os.environ), "packages": found, "path": sys.path}
+# The log must not contain the key, which is in the environment.
+report["key_is_right"] = report["environment"].pop("WANDB_API_KEY", None) == "KEY"
+report["files"] = sorted(str(os.path.join(where, name)) for where, _, names in os.walk(".") for name in names if ".git" not in where)
+report["wandb"] = importlib.util.find_spec("wandb") is not None
+print("report: " + json.dumps(report), flush=True)
 """.replace('"KEY"', repr(KEY))
-"""A program that tells how it was started."""
+"""A program that reports how it was started."""
 
 
 @dataclass
@@ -417,7 +417,7 @@ class Container:
     tools: tuple[str, ...] = ("git", "printenv", "sh")
     variables: dict[str, str] = field(default_factory=dict)
     user: int | None = None
-    """Who runs it, when it is somebody else."""
+    """The user that runs it, None for the user of the tests."""
     _numbers: Any = field(default_factory=itertools.count)
 
     @property
@@ -438,7 +438,7 @@ class Container:
         )
 
     def plan(self, **changes: Any) -> dict[str, Any]:
-        """Give a plan that runs ``train.py`` of the code artifact ``QXJ0aWZhY3Q6MQ==``."""
+        """Return a plan that runs ``train.py`` of the code artifact ``QXJ0aWZhY3Q6MQ==``."""
         if changes.get("remote"):
             git = {"remote": changes["remote"], "commit": "abc"}
             found = job_source.read(JobArtifact("job", {"source_type": "repo", "source": {"git": git}}))
@@ -465,8 +465,23 @@ class Container:
         """Make the code artifact of the plan."""
         self.put("", {"train.py": PROGRAM, **(files or {})}, "QXJ0aWZhY3Q6MQ==")
 
+    def succeed(
+        self,
+        files: Mapping[str, str | bytes] | None = None,
+        *,
+        frozen: str = "",
+        variables: Mapping[str, str] | None = None,
+        **plan: Any,
+    ) -> Ended:
+        """Make the job and its code, run the plan, and check that the program succeeds."""
+        self.job({"requirements.frozen.txt": frozen})
+        self.code(files)
+        ended = self.run(self.plan(**plan), **(variables or {}))
+        assert ended.status == 0, ended.log
+        return ended
+
     def begin(self, plan: Mapping[str, Any] | str, **variables: str) -> subprocess.Popen[str]:
-        """Start it; the program that is to run follows the text as its arguments, and is no part of the plan."""
+        """Start it. The program follows the text as arguments and is not part of the plan."""
         given = {} if isinstance(plan, str) else dict(plan)
         program = [*(given.pop("command", None) or ()), *(given.pop("args", None) or ())]
         program = ["true"] if isinstance(plan, str) else program
@@ -510,7 +525,7 @@ class Container:
         )
 
     def run(self, plan: Mapping[str, Any] | str, **variables: str) -> Ended:
-        """Run it to its end. Nothing that it says is a secret, whatever happens."""
+        """Run it to its end, and check that its log contains no secret."""
         with self.begin(plan, **variables) as process:
             log, _ = process.communicate(timeout=PATIENCE)
         for secret in (KEY, ACCESS_TOKEN, *(value.decode(errors="replace") for value in self.google.secrets.values())):
@@ -529,7 +544,7 @@ def write(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def git(folder: Path, *arguments: str) -> bytes:
-    """Run git as nobody in particular."""
+    """Run git with an identity of its own and without any configuration."""
     who = {
         f"GIT_{role}_{what}": "nobody@acme.example" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
     }

@@ -57,7 +57,7 @@ def built(
 
 
 def pool(**task: Any) -> dict[str, Any]:
-    """Give a worker pool that runs the item's image, with ``task`` beside it in its container_spec."""
+    """Return a worker pool that runs the item's image, with ``task`` beside it in its container_spec."""
     return {
         "machine_spec": {"machine_type": "n1-standard-4"},
         "replica_count": 1,
@@ -82,7 +82,7 @@ def run_spec(
     overrides: dict[str, Any] | None = None,
     **top: Any,
 ) -> dict[str, Any]:
-    """Give a run spec; ``spec`` and ``run`` are added under resource_args.vertex, ``top`` at the top level."""
+    """Return a run spec; ``spec`` and ``run`` are added under resource_args.vertex, ``top`` at the top level."""
     vertex = {
         "spec": {"worker_pool_specs": list(pools) or [pool()], "staging_bucket": "gs://demo-staging", **(spec or {})},
         "run": run or {},

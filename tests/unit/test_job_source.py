@@ -41,8 +41,8 @@ ACCOUNT = {"service_account": "jobs@demo-project.iam.gserviceaccount.com"}
 
 
 def source(description: dict[str, Any], **changes: Any) -> JobSource:
-    said = description | {"source": description["source"] | changes}
-    return job_source.read(JobArtifact(NAME, said))
+    changed = description | {"source": description["source"] | changes}
+    return job_source.read(JobArtifact(NAME, changed))
 
 
 def request_of(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> JobRequest:
@@ -68,8 +68,8 @@ def variables(job: CustomJob) -> dict[str, str]:
 
 
 def plan(job: CustomJob) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads(variables(job)["VERTEX_LAUNCH_PLAN"])
-    return said
+    found: dict[str, Any] = json.loads(variables(job)["VERTEX_LAUNCH_PLAN"])
+    return found
 
 
 # What an artifact describes
@@ -134,7 +134,7 @@ def test_the_items_entry_point_comes_before_the_jobs() -> None:
     assert list(container(job).command) == ["bash", "x.sh"]
 
 
-def test_what_the_client_writes_oddly_is_understood() -> None:
+def test_odd_values_that_the_client_writes_are_understood() -> None:
     odd = source(CODE | {"runtime": "CPython 3.11.7"}, entrypoint=["pythonCPython 3.11", "train.py"])
     assert odd.entry_point == ("python3.11", "train.py")
     assert container(built(odd)).image_uri == "python:3.11-slim"
@@ -275,9 +275,9 @@ def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
     private = SETTINGS.model_copy(
         update={"git_token_secrets": dict.fromkeys(("github.com", "10.0.0.5", "gitlab"), SECRET)}
     )
-    said = plan(built(source(REPO, git={"remote": remote, "commit": "1"}), private, run=ACCOUNT))
-    assert (said["remote"], said["token_secret"]) == (url, SECRET if has_token else None)
-    assert said["ssh"] == ("://" not in remote or remote.startswith("ssh"))
+    found = plan(built(source(REPO, git={"remote": remote, "commit": "1"}), private, run=ACCOUNT))
+    assert (found["remote"], found["token_secret"]) == (url, SECRET if has_token else None)
+    assert found["ssh"] == ("://" not in remote or remote.startswith("ssh"))
 
 
 @pytest.mark.parametrize(
@@ -342,8 +342,8 @@ def test_every_container_reads_the_key_and_only_the_items_own_fetches_code(descr
     found = source(description) if description else None
     job = built(found, KEPT_OUT, spec={"worker_pool_specs": pools}, run=ACCOUNT)
     second = job.job_spec.worker_pool_specs[1].container_spec
-    said = json.loads(environment.read(second.env)["VERTEX_LAUNCH_PLAN"])
-    assert (said["source"], said["api_key_secret"]) == ("image", SETTINGS.key_secret)
+    found_plan = json.loads(environment.read(second.env)["VERTEX_LAUNCH_PLAN"])
+    assert (found_plan["source"], found_plan["api_key_secret"]) == ("image", SETTINGS.key_secret)
     assert plan(job)["source"] == ("artifact" if found else "image")
     assert environment.unescape(second.command[2]) == boot.text()
     assert list(second.args) == ["serve", "--port", "1"]

@@ -1,4 +1,4 @@
-"""Labels are legal for any input, and tell apart what has to be told apart."""
+"""Labels are valid for any input and distinguish what must be distinguished."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ anything = st.text(st.characters()) | st.text("aB_-.é", max_size=70)
 
 
 @given(anything)
-def test_a_value_is_legal_whatever_the_text(text: str) -> None:
+def test_any_text_has_a_valid_value(text: str) -> None:
     assert re.fullmatch(r"[a-z0-9_-]{0,63}", labels.value(text))
 
 
 @given(st.text("abc0_-", max_size=63))
-def test_text_that_is_legal_stays_as_it_is(text: str) -> None:
+def test_valid_text_stays_as_it_is(text: str) -> None:
     assert labels.value(text) == text
 
 
@@ -30,14 +30,14 @@ def test_two_texts_never_share_a_value(one: str, other: str) -> None:
     assert (labels.value(one) == labels.value(other)) == (one == other)
 
 
-def test_texts_that_differ_in_case_or_in_their_end_only_are_told_apart() -> None:
+def test_texts_that_differ_only_in_case_or_at_their_end_have_different_values() -> None:
     assert labels.value("Team") != labels.value("team")
     assert labels.value("x" * 63 + "1") != labels.value("x" * 63 + "2")
     assert labels.value("Team").startswith("team-")
 
 
 @given(anything, anything, anything, anything, st.integers(1, 99), st.sampled_from(Kind), st.booleans())
-def test_all_labels_of_a_job_are_legal(
+def test_all_labels_of_a_job_are_valid(
     deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind, own_key: bool
 ) -> None:
     made = labels.job_labels(
@@ -56,15 +56,13 @@ def test_all_labels_of_a_job_are_legal(
 
 
 @given(anything, anything, anything, anything)
-def test_a_derived_run_id_is_stable_and_one_that_wandb_takes(
-    base: str, entity: str, item: str, deployment: str
-) -> None:
+def test_a_derived_run_id_is_stable_and_valid(base: str, entity: str, item: str, deployment: str) -> None:
     run = labels.run_id(base, entity, item, deployment)
     assert re.fullmatch(r"vl[0-9a-z]{12}", run)
     assert run == labels.run_id(base, entity, item, deployment)
 
 
-def test_identity_holds_every_part_that_tells_two_items_apart() -> None:
+def test_an_identity_depends_on_each_of_its_parts() -> None:
     base, other = ("https://a", "acme", "Item1"), ("https://b", "acne", "item1")
     seen = {labels.item_value(*base)}
     for index in range(3):
@@ -76,12 +74,12 @@ def test_identity_holds_every_part_that_tells_two_items_apart() -> None:
     assert labels.item_value("a", "b", "c") != labels.item_value("a", "bc", "")
 
 
-def test_a_slash_behind_the_servers_address_makes_no_difference() -> None:
+def test_a_slash_at_the_end_of_the_servers_address_makes_no_difference() -> None:
     assert labels.item_value("https://a/", "e", "i") == labels.item_value("https://a", "e", "i")
     assert labels.run_id("https://a/", "e", "i", "d") == labels.run_id("https://a", "e", "i", "d")
 
 
-def test_the_filter_names_the_deployment_and_leaves_out_what_has_ended() -> None:
+def test_the_filter_names_the_deployment_and_excludes_ended_jobs() -> None:
     everything = labels.list_filter("My Team", active=False)
     assert everything == f"labels.vertex_launch={labels.value('My Team')}"
     active = labels.list_filter("My Team", active=True)

@@ -197,8 +197,8 @@ def test_all_problems_of_an_item_are_reported_together_each_with_its_code() -> N
     head, *lines = str(error).splitlines()
     assert "6 problems" in head
     assert [(line.split(": ")[0], line.split("[")[-1]) for line in lines] == [
-        ("- project", f"{Code.SPEC_MISSING}]"),
         ("- overrides.args", f"{Code.SPEC_VALUE}]"),
+        ("- project", f"{Code.SPEC_MISSING}]"),
         (f"- {POOLS}[1].machine_spec.acceleratorType", f"{Code.SPEC_UNKNOWN_KEY}]"),
         (f"- {VERTEX}.spec.labels.A", f"{Code.SPEC_LABEL}]"),
         (f"- {VERTEX}.run.timeout", f"{Code.SPEC_VALUE}]"),

@@ -16,7 +16,7 @@ from google.cloud.aiplatform_v1.types import CustomJob
 from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.errors import ItemDeferred, ItemRejected, Message, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
 from vertex_launch.job import environment, job_source, run_spec
 from vertex_launch.job.build import build
 from vertex_launch.job.job_source import JobSource
@@ -117,7 +117,7 @@ def _find(services: Services, name: str) -> JobSource | ItemRejected | ItemDefer
     except ItemRejected as error:
         return error
     except Unavailable as error:
-        log.warning(Message(Code.ARTIFACT_UNAVAILABLE, f"Cannot look up job {name}: {error}"))
+        log.warning(error.message)
         return ItemDeferred(
             f"W&B cannot show job {name} at the moment. The next pass asks again", code=Code.ARTIFACT_UNAVAILABLE
         )
@@ -138,7 +138,7 @@ def _sweep_states(services: Services, sweeps: Sequence[RunId]) -> Mapping[RunId,
     try:
         return services.queue.sweeps(sweeps) if sweeps else {}
     except Unavailable as error:
-        log.warning(Message(Code.SWEEP_UNAVAILABLE, f"Cannot look up {len(sweeps)} sweeps: {error}"))
+        log.warning(error.message)
         return {}
 
 

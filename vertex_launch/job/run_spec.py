@@ -45,9 +45,6 @@ class RunSpec:
     author: str
     sweep_id: str
     kind: Kind
-    resource: str
-    arguments: Arguments
-    builder: Mapping[str, Any]
     entry_point: tuple[str, ...]
     args: tuple[str, ...]
     run_config: Mapping[str, Any]
@@ -57,6 +54,9 @@ class RunSpec:
     dockerfile: str
     resume_count: int
     api_key: str = field(default="", repr=False)
+    resource: str = ""
+    arguments: Arguments = field(default_factory=Arguments)
+    builder: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[Message, ...] = ()
 
 
@@ -67,39 +67,38 @@ def parse(item: Item, settings: Settings, entity: str) -> RunSpec:
     """
     spec, findings = _mapping(item), Findings()
     reader = Reader(findings)
+    resource, resource_args = _resource_args(spec, reader)
+    parsed = _read(spec, reader, item, settings, entity)
+    _check(parsed, findings)
+    root = f"resource_args.{resource}"
+    builder = reader.mapping(resource_args.pop("builder", None), f"{root}.builder")
+    found = Arguments()
+    if resource:
+        found = arguments.read(_fill_macros(resource_args, parsed, settings), root, findings)
+    findings.check()
+    warnings = tuple(findings.warnings)
+    return replace(parsed, resource=resource, arguments=found, builder=builder, warnings=warnings)
+
+
+def _read(spec: Mapping[str, Any], reader: Reader, item: Item, settings: Settings, entity: str) -> RunSpec:
+    """Read everything but the resource args."""
 
     def text(name: str, parent: Mapping[str, Any] = spec, at: str = "") -> str:
         return "" if parent.get(name) is None else reader.text(parent[name], f"{at}{name}")
 
     overrides, at = reader.mapping(spec.get("overrides"), "overrides"), "overrides."
-    resource, resource_args = _resource_args(spec, reader)
-    project, run_id, uri, job = text("project"), text("run_id"), text("uri"), text("job")
-    image = text("docker_image", reader.mapping(spec.get("docker"), "docker"), "docker.") or text("image_uri")
-    if not project and not findings.about("project"):
-        remedy = "Name the W&B project that the run belongs to"
-        findings.wrong("project", "it is missing", remedy, Code.SPEC_MISSING)
-    if _NOT_IN_RUN_IDS & set(run_id) or run_id != run_id.strip():
-        found = f"{shown(run_id)} is not a run id that W&B's client accepts"
-        remedy = "Remove spaces at its ends and the characters : ; , # ? / '"
-        findings.wrong("run_id", found, remedy, Code.SPEC_VALUE)
-    if not (image or job or findings.about("docker", "docker.docker_image", "image_uri", "job")):
-        _report_no_image(findings, is_scheduler=uri == SCHEDULER_URI)
-    owner, name, author = text("entity"), text("name"), text("author")
-    run_id = run_id or labels.run_id(settings.base_url, entity, item.id, settings.deployment)
-    run, resume_count = RunId(owner or entity, project.lower(), run_id), spec.get("_resume_count")
-    parsed = RunSpec(
-        run=run,
+    owner, project, resume_count = text("entity"), text("project"), spec.get("_resume_count")
+    run_id = text("run_id") or labels.run_id(settings.base_url, entity, item.id, settings.deployment)
+    return RunSpec(
+        run=RunId(owner or entity, project.lower(), run_id),
         entity=owner,
         project=project,
-        image=image,
-        job=job,
-        name=name,
-        author=author,
+        image=text("docker_image", reader.mapping(spec.get("docker"), "docker"), "docker.") or text("image_uri"),
+        job=text("job"),
+        name=text("name"),
+        author=text("author"),
         sweep_id=text("sweep_id"),
-        kind=Kind.SCHEDULER if uri == SCHEDULER_URI else Kind.JOB,
-        resource=resource,
-        arguments=Arguments(),
-        builder=reader.mapping(resource_args.pop("builder", None), f"resource_args.{resource}.builder"),
+        kind=Kind.SCHEDULER if text("uri") == SCHEDULER_URI else Kind.JOB,
         entry_point=reader.texts(overrides.get("entry_point"), "overrides.entry_point"),
         args=reader.texts(overrides.get("args"), "overrides.args"),
         run_config=reader.mapping(overrides.get("run_config"), "overrides.run_config"),
@@ -110,11 +109,26 @@ def parse(item: Item, settings: Settings, entity: str) -> RunSpec:
         resume_count=0 if resume_count is None else reader.whole(resume_count, "_resume_count", 0, 2**31),
         api_key=text("_wandb_api_key"),
     )
-    if resource:
-        filled = _fill_macros(resource_args, parsed, settings)
-        parsed = replace(parsed, arguments=arguments.read(filled, f"resource_args.{resource}", findings))
-    findings.check()
-    return replace(parsed, warnings=tuple(findings.warnings))
+
+
+def _check(parsed: RunSpec, findings: Findings) -> None:
+    """Report what is missing, and a run id that the client in the job would refuse."""
+    run_id = parsed.run.id
+    if not parsed.project and not findings.about("project"):
+        remedy = "Name the W&B project that the run belongs to"
+        findings.wrong("project", "it is missing", remedy, Code.SPEC_MISSING)
+    if _NOT_IN_RUN_IDS & set(run_id) or run_id != run_id.strip():
+        found = f"{shown(run_id)} is not a run id that W&B's client accepts"
+        remedy = "Remove spaces at its ends and the characters : ; , # ? / '"
+        findings.wrong("run_id", found, remedy, Code.SPEC_VALUE)
+    if parsed.image or parsed.job or findings.about("docker", "docker.docker_image", "image_uri", "job"):
+        return
+    if parsed.kind is Kind.SCHEDULER:
+        found = "the sweep's scheduler names neither an image nor a job to run in"
+        remedy = "Set scheduler.docker_image in the sweep's launch config to an image that has W&B's client"
+    else:
+        found, remedy = "the item names neither an image nor a job", "Launch it with wandb launch -d IMAGE or -j JOB"
+    findings.wrong("docker.docker_image", found, remedy, Code.SPEC_MISSING)
 
 
 def own_key(item: Item) -> str:
@@ -167,15 +181,6 @@ def _fill_macros(resource_args: Mapping[str, Any], spec: RunSpec, settings: Sett
         resource_args, {**settings.macro_values, **macros}, {**settings.macro_values, **escaped}
     )
     return filled
-
-
-def _report_no_image(findings: Findings, *, is_scheduler: bool) -> None:
-    if is_scheduler:
-        found = "the sweep's scheduler names neither an image nor a job to run in"
-        remedy = "Set scheduler.docker_image in the sweep's launch config to an image that has W&B's client"
-    else:
-        found, remedy = "the item names neither an image nor a job", "Launch it with wandb launch -d IMAGE or -j JOB"
-    findings.wrong("docker.docker_image", found, remedy, Code.SPEC_MISSING)
 
 
 def _resource_args(spec: Mapping[str, Any], reader: Reader) -> tuple[str, dict[str, Any]]:
