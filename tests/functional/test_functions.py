@@ -7,6 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,16 +301,31 @@ def test_caches_on_disk_are_emptied_after_every_pass(here: Here, monkeypatch: py
     assert here.world.job_artifacts.forgotten == 3
 
 
-def test_five_frames_lead_from_the_entry_point_to_a_tick(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames: list[str] = []
-    monkeypatch.setattr(here.topic, "publish", lambda _: frames.extend(frames_of_the_product()))
+def test_few_frames_lead_from_the_entry_point_to_a_new_job(here: Here) -> None:
+    found: list[str] = []
+
+    def create(request: object, real: Callable[[], str]) -> str:
+        found.extend(frames_of_the_product())
+        return real()
+
+    here.world.vertex.on_create = create
+    here.world.queue.push("cpu", image_spec())
+    services = replace(here.world.services(), run_parallel=lambda calls, _: [call() for call in calls])
+    vars(here.deployment.clients)["services"] = services  # all in one thread
+    here.send("dispatch", push({}))
+    assert found[:3] == ["dispatch in main.py", "dispatch in functions.py", "run_pass in run.py"]
+    assert len(found) <= 5
+
+
+def test_few_frames_lead_from_the_entry_point_to_a_tick(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(here.topic, "publish", lambda _: found.extend(frames_of_the_product()))
     here.world.queue.push("cpu", image_spec())
     here.world.run()
     (name,) = here.world.vertex.jobs
     CustomJob.pb(here.world.vertex.jobs[name]).state = JobState.JOB_STATE_SUCCEEDED.value
     here.send("job_state", push({"job": name}))
-    assert frames[0] == "job_state in main.py"
-    assert len(frames) < 5, "with publish itself, at most five"
+    assert found == ["job_state in main.py", "job_state in functions.py", "follow in watch.py"]
 
 
 def frames_of_the_product() -> list[str]:
