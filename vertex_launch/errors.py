@@ -93,13 +93,13 @@ class ItemRejected(CodedError):
 
 
 class ItemDeferred(CodedError):
-    """The item cannot start now (quota, a limit, a busy service) but may later; ``tell`` whether its author is warned.
+    """The item cannot start now (quota, a limit, a busy service) but may later. With ``warn`` its author is warned.
 
-    With ``patient`` it waits for something that surely ends, as another job does, and for however long that takes.
+    A ``patient`` item waits without a time limit for something that surely ends, such as another job.
     """
 
-    def __init__(self, message: str, *, code: Code, tell: bool = True, patient: bool = False) -> None:
-        self.tell = tell
+    def __init__(self, message: str, *, code: Code, warn: bool = True, patient: bool = False) -> None:
+        self.warn = warn
         self.patient = patient
         super().__init__(message, code=code)
 
@@ -107,7 +107,7 @@ class ItemDeferred(CodedError):
 class OutcomeUnknown(CodedError):
     """A create was sent and its answer was lost: the job may exist or may still come to exist."""
 
-    tell = True
+    warn = True
     patient = False
 
 

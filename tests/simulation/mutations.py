@@ -333,7 +333,7 @@ def hopeless_items_wait(patch: Patch) -> None:
     """A 403 counts as something that may pass, for ever."""
 
     def waits(error: Any) -> Any:
-        return ItemDeferred(str(error), code=Code.NO_ROOM, tell=False) if isinstance(error, ItemRejected) else error
+        return ItemDeferred(str(error), code=Code.NO_ROOM, warn=False) if isinstance(error, ItemRejected) else error
 
     _outcomes(patch, waits)
 

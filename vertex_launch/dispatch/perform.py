@@ -178,7 +178,7 @@ def _create(one: Pass, create: Create, until: float) -> str:
     timeout = min(most, create.request.create_timeout or most)
     if one.now + timeout > min(until, one.held.lock.expires):
         text = "Not enough time is left in this pass to create the job before the item's lease expires"
-        raise ItemDeferred(text, code=Code.LATE_PASS, tell=False)
+        raise ItemDeferred(text, code=Code.LATE_PASS, warn=False)
     try:
         return one.services.vertex.create(create.request, timeout)
     except LaunchError:

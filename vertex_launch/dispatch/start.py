@@ -73,12 +73,12 @@ class Room:
                 patient=True,
             )
         if self.slots[kind] < 1:
-            raise ItemDeferred("No slot is free", code=Code.NO_SLOT, tell=False)
+            raise ItemDeferred("No slot is free", code=Code.NO_SLOT, warn=False)
         if self.left[region] < 1:
             text = f"The submissions per minute of region {region} are used up (submissions_per_minute)"
-            raise ItemDeferred(text, code=Code.SUBMISSIONS_PER_MINUTE, tell=False)
+            raise ItemDeferred(text, code=Code.SUBMISSIONS_PER_MINUTE, warn=False)
         if self.limit < 1:
-            raise ItemDeferred("The limit of this request is reached", code=Code.REQUEST_LIMIT, tell=False)
+            raise ItemDeferred("The limit of this request is reached", code=Code.REQUEST_LIMIT, warn=False)
         self.slots[kind] -= 1
         self.left[region] -= 1
         self.limit -= 1
@@ -125,7 +125,7 @@ def start(
         except ItemRejected as error:
             yield Reject(item, error.message)
         except ItemDeferred as error:
-            yield Defer(item, error.message, error.tell, error.patient)
+            yield Defer(item, error.message, error.warn, error.patient)
         else:
             room.runs.add(request.run)
             yield Create(item, spec.kind, request)
@@ -140,7 +140,7 @@ def _check_waiting(one: Pass, item: Item) -> None:
         raise ItemRejected(text, code=Code.WAITED_TOO_LONG)
     if waiting and now < waiting.until:
         text = f"Vertex AI had no room for the job. It is tried again in {waiting.until - now:.0f} s"
-        raise ItemDeferred(text, code=Code.NO_ROOM, tell=False)
+        raise ItemDeferred(text, code=Code.NO_ROOM, warn=False)
 
 
 def _check_run(one: Pass, item: Item, run: RunId, room: Room) -> None:
@@ -298,7 +298,7 @@ def after_creates(one: Pass, outcomes: Outcomes) -> Iterator[Action]:
         elif isinstance(outcome, ItemRejected):
             yield Reject(item, outcome.message)
         elif isinstance(outcome, ItemDeferred):
-            yield Defer(item, outcome.message, outcome.tell, outcome.patient, back_off=outcome.tell)
+            yield Defer(item, outcome.message, outcome.warn, outcome.patient, back_off=outcome.warn)
         else:
             yield Defer(item, message_of(outcome))
 
@@ -322,4 +322,4 @@ def _blocked(entry: OpenItem, create: Create, error: LaunchError) -> Iterator[Ac
         yield RetryBlocked(entry, message)
         yield StopRetrying(entry.item, Message(message.code, f"Not retried: {message.text}"))
     else:
-        yield RetryBlocked(entry, message, warn=isinstance(error, ItemDeferred) and error.tell)
+        yield RetryBlocked(entry, message, warn=isinstance(error, ItemDeferred) and error.warn)
