@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -23,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from local.machine.cloud import API_KEY, ENTITY, Cloud, Options
-from local.machine.containers import Fate, Script
+from local.machine.containers import Script
 from local.machine.functions import CONFIG
 from local.machine.images import REGISTRY
+from local.programs.chaos_items import KINDS, WEIGHTS, Account, Kind
 from local.programs.demo_items import pool
 from local.programs.items import STARTING, Items, clock
 from local.standins.faults import Fault
+from local.standins.objects import HttpRefused
 from local.standins.pubsub_emulator import PubSubEmulator
-from local.standins.storage import HttpRefused
-from local.standins.vertex.jobs import ENDED
 from local.standins.web import post
 from vertex_launch.job import labels
 from vertex_launch.state import record
@@ -61,45 +60,8 @@ _BURST = 3.0
 _KILLED = 0.5
 """The share of passes that are killed."""
 _REPORT_EVERY = 5.0
-_OWN_ENDS = frozenset(state.name for state in ENDED) - {"JOB_STATE_CANCELLED"}
 _QUEUES = ("vertex-cpu", "vertex-gpu")
 _FOLDER = "vertex-launch/default"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of item, and how it must end: its state, the states of its last attempt, its attempts, W&B's words."""
-
-    name: str
-    image: str
-    item: str = "CLAIMED"
-    ends: Sequence[str] = ("SUCCEEDED",)
-    attempts: int = 1
-    said: str = ""
-    args: Sequence[str] = ()
-    fate: Fate | None = None
-    run: str = ""
-    """A key that the run spec adds, and that does not exist."""
-
-
-KINDS = (
-    Kind("quick", "quick:1"),
-    Kind("silent", "no-init:1", "FAILED", said="its run never began"),
-    Kind("crash", "crash:1", "FAILED", ("FAILED",), said="exited with a non-zero status of 1"),
-    Kind("hog", "hog:1", "FAILED", ("FAILED",), said="ran out of memory"),
-    Kind("no-image", "missing:1", "FAILED", ("FAILED",), said="Failed to pull image"),
-    Kind("bad", "quick:1", "FAILED", (), 0, "restart_job_on_worker_restart", run="restartJobOnWorkerRestart"),
-    Kind(
-        "preempted",
-        "steps:1",
-        attempts=3,
-        args=("--steps", "20", "--pause", "0.1"),
-        fate=Fate.PREEMPTED,
-    ),
-    Kind("stockout", "quick:1", attempts=3, fate=Fate.STOCKOUT),
-    Kind("stopped", "steps:1", ends=("FAILED", "CANCELLED"), said="stopped in W&B", args=("--steps", "100000")),
-)
-_WEIGHTS = (4, 2, 2, 2, 1, 2, 1, 1, 1)
 
 _OPERATIONS = {
     "vertex": ("CreateCustomJob", "GetCustomJob", "ListCustomJobs", "CancelCustomJob"),
@@ -119,36 +81,6 @@ _PUSH = """mutation($queue: String!, $spec: JSONString!) { pushToRunQueueByName(
     "model-registry", queueName: $queue, runSpec: $spec}) { runQueueItemId } }"""
 _FIND = """query($project: String!, $run: String!) { project(name: $project, entityName: "acme") { run(name: $run) { id } } }"""
 _STOP = """mutation($id: ID!) { stopRun(input: {id: $id}) { success } }"""
-
-
-@dataclass(frozen=True)
-class Account:
-    """How an item ended: its state, W&B's messages, and its jobs as pairs of attempt and state, the oldest first."""
-
-    name: str
-    kind: Kind
-    state: str
-    said: str
-    jobs: Sequence[tuple[int, str]]
-
-    def problems(self) -> list[str]:
-        """Return what differs from how the item must end."""
-        kind, found = self.kind, []
-        if self.state != kind.item:
-            found.append(f"the item is {self.state}, expected {kind.item}")
-        if kind.said not in self.said:
-            found.append(f"W&B shows {self.said!r}, expected {kind.said!r}")
-        attempts = sorted({attempt for attempt, _ in self.jobs})
-        if attempts != list(range(1, kind.attempts + 1)):
-            found.append(f"the attempts are {attempts}, expected 1 to {kind.attempts}")
-        for attempt in attempts:
-            states = [state for number, state in self.jobs if number == attempt]
-            if sum(state != "CANCELLED" for state in states) > 1:
-                found.append(f"attempt {attempt} has more than one surviving job: {states}")
-        last = {state for attempt, state in self.jobs if attempt == kind.attempts}
-        if kind.ends and not last & set(kind.ends):
-            found.append(f"the last attempt is {sorted(last)}, expected {' or '.join(kind.ends)}")
-        return [f"{self.name}: {one}" for one in found]
 
 
 class Chaos:
@@ -214,7 +146,7 @@ class Chaos:
         while True:
             number = len(self._kinds)
             first = KINDS[number] if number < len(KINDS) else None  # one of each, however short the time
-            kind = first or chance.choices(KINDS, _WEIGHTS)[0]
+            kind = first or chance.choices(KINDS, WEIGHTS)[0]
             name = f"{kind.name}-{number + 1}"
             if kind.fate:
                 script = Script(kind.fate, display_name=name, times=kind.attempts - 1, after=3)

@@ -25,8 +25,8 @@ from local.machine.cloud import ENTITY, PROJECT, USER, Cloud, Options
 from local.machine.functions import Function
 from local.machine.images import REGISTRY
 from local.machine.shim import PushShim
+from local.standins.objects import HttpRefused
 from local.standins.pubsub import PubSubServer
-from local.standins.storage import HttpRefused
 from local.standins.web import post
 from tests.support import log_samples
 from tests.support.deployment import UNREACHABLE, run_spec

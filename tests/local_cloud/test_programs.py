@@ -23,7 +23,7 @@ from rich.table import Table
 from local.machine.cloud import Cloud, Options, PortsTaken
 from local.machine.functions import FunctionFailed
 from local.machine.loopback import without_proxy
-from local.programs.chaos import KINDS, Account, Kind
+from local.programs.chaos_items import KINDS, Account, Kind
 from local.programs.demo_items import PUSHES
 from local.programs.demo_table import Line, show
 from local.programs.fills import Fill, Span, fills

@@ -14,7 +14,7 @@ import pytest
 from google.cloud.storage import Client
 from requests.structures import CaseInsensitiveDict
 
-from local.standins import storage
+from local.standins import objects, storage
 from local.standins.storage import StorageServer
 from tests.support.fakes import Clock
 from vertex_launch.adapters.bucket import BACKOFF, Bucket
@@ -380,8 +380,8 @@ def test_content_that_was_damaged_on_its_way_is_not_believed(
     server: StorageServer, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record.write(ledger(), "one", 0)
-    monkeypatch.setattr(storage.StoredObject, "crc32c", property(lambda _: "AAAAAA=="))
-    monkeypatch.setattr(storage.StoredObject, "md5", property(lambda _: "AAAAAAAAAAAAAAAAAAAAAA=="))
+    monkeypatch.setattr(objects.StoredObject, "crc32c", property(lambda _: "AAAAAA=="))
+    monkeypatch.setattr(objects.StoredObject, "md5", property(lambda _: "AAAAAAAAAAAAAAAAAAAAAA=="))
     assert "cannot read gs://demo-state/folder/test/ledger.json: Checksum mismatch" in unavailable(record.read)
 
 
@@ -418,7 +418,7 @@ def test_deployments_do_not_meet(open_record: Open, clock: Clock) -> None:
 def silent(server: StorageServer, monkeypatch: pytest.MonkeyPatch) -> StorageServer:
     real = storage._media
 
-    def media(found: storage.StoredObject) -> Any:
+    def media(found: objects.StoredObject) -> Any:
         answer = real(found)
         headers = CaseInsensitiveDict(answer.headers)
         del headers["X-Goog-Generation"]
@@ -449,7 +449,7 @@ def test_content_and_generation_belong_together_whatever_happens_in_between(
     generation = record.write(ledger(), "one", 0)
     real, number = silent.objects.get, 0
 
-    def get(bucket: str, name: str, query: Mapping[str, str]) -> storage.StoredObject:
+    def get(bucket: str, name: str, query: Mapping[str, str]) -> objects.StoredObject:
         nonlocal generation, number
         number += 1
         if number == 3:  # the metadata were read, the content of that generation is about to be
@@ -470,7 +470,7 @@ def test_an_object_that_changes_all_the_time_is_not_read(
     record.write(ledger(), "one", 0)
     real = silent.objects.get
 
-    def get(bucket: str, name: str, query: Mapping[str, str]) -> storage.StoredObject:
+    def get(bucket: str, name: str, query: Mapping[str, str]) -> objects.StoredObject:
         silent.objects.insert(bucket, {"name": name}, ledger().dump(), {})
         return real(bucket, name, query)
 
