@@ -86,7 +86,7 @@ def _make_job(cloud: Cloud) -> str:
     (home / "code" / "requirements.txt").write_text("wandb\n")
     command = [sys.executable, "-m", "wandb", "job", "create", "code", "code", "--project=demo", f"--entity={ENTITY}"]
     command += ["--name=train", "--entry-point=python train.py", "--runtime=3.11"]
-    variables = {"PATH": os.environ["PATH"], "HOME": str(home), **cloud.person_variables()}
+    variables = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home), **cloud.person_variables()}
     subprocess.run(command, cwd=home, env=variables, check=True, capture_output=True)  # noqa: S603 - all of it is ours
     return f"{ENTITY}/demo/train:latest"
 

@@ -807,7 +807,7 @@ def test_a_program_goes_on_where_the_attempt_before_was_ended(
 def test_a_program_whose_run_is_stopped_ends_by_itself(
     running: tuple[VertexServer, JobServiceClient, Containers], wandb: WandbServer
 ) -> None:
-    """The SDK looks every 15 seconds whether it has to stop, beginning at once: so the run is stopped beforehand."""
+    """The SDK checks for a stop when it starts and then every 15 seconds. So the run is stopped before its start."""
     server, client, _ = running
     wandb.store.project("acme", "demo")
     run, _ = wandb.store.runs.upsert("acme", "demo", "run1", username="ada", state="pending")

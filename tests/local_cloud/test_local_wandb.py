@@ -1003,16 +1003,3 @@ def test_the_public_api_changes_a_sweeps_state(client: Client) -> None:
         [None, "RUNNING"],
     ]
     assert client.unexpected() == []
-
-
-def test_a_stop_reaches_the_job(client: Client) -> None:
-    """The SDK looks every 15 seconds whether it has to stop, beginning at once: so the run is stopped beforehand."""
-    store = client.server.store
-    store.project("acme", "demo")
-    run, _ = store.runs.upsert("acme", "demo", "run1", username="alice", state="pending")
-    store.runs.stop(run)
-    identity = {"WANDB_ENTITY": "acme", "WANDB_PROJECT": "demo", "WANDB_RUN_ID": "run1"}
-    job = client.run("-c", TRAIN, "0", "1000", "0.1", **identity)
-    assert job.returncode != 0
-    assert "KeyboardInterrupt" in job.stderr
-    assert (run.state, run.stopped, run.exit_code) == ("killed", True, 255)

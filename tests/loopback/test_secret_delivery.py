@@ -7,7 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,20 +37,13 @@ PATIENCE = 120.0
 
 PROGRAM = "import wandb\nwith wandb.init() as run:\n    run.log({'loss': 0.5})\n"
 
-# Commands of one process, which costs the client less than one process each; what they do is the same.
+# All commands run in one process, because the client takes long to start.
 COMMANDS = """
 import json, sys
 from wandb.cli.cli import cli
 
 for command in json.loads(sys.argv[1]):
     cli(command, standalone_mode=False)
-"""
-
-MAKE_QUEUES = """
-import json, sys, wandb
-api = wandb.Api()
-for name, config, variables in json.loads(sys.argv[1]):
-    api.create_run_queue(name, "gcp-vertex", config=config, template_variables=variables)
 """
 
 PUSH = """mutation($entity: String!, $queue: String!, $spec: JSONString!) { pushToRunQueueByName(input: {
@@ -74,7 +67,7 @@ except urllib.error.HTTPError as error:
 
 
 class World:
-    """A cloud, a person at a terminal in ``home``, and all that ``dispatch_now`` ever reported."""
+    """A cloud, a person at a terminal in ``home``, and all reports of ``dispatch_now``."""
 
     def __init__(self, home: Path, **options: Any) -> None:
         settings = {"resubmit_after": 1, "timeouts": {"settle_grace": 3}, **options.pop("settings", {})}
@@ -91,19 +84,25 @@ class World:
         self.cloud.stop()
 
     def run(self, *arguments: str) -> None:
-        """Run Python as the person does."""
-        variables = {"PATH": os.environ["PATH"], "HOME": str(self.home), **self.cloud.person_variables(), **self.person}
+        """Run Python like a person at a terminal."""
+        variables = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "TMPDIR": str(self.home),
+            **self.cloud.person_variables(),
+            **self.person,
+        }
         done = subprocess.run(
             [sys.executable, *arguments], env=variables, cwd=self.home, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def commands(self, *given: str) -> None:
-        """Run commands of ``wandb`` as they would be typed."""
+        """Run commands of ``wandb`` as people type them."""
         self.run("-c", COMMANDS, json.dumps([shlex.split(one) for one in given]))
 
     def make_queues(self, **container: Any) -> None:
-        """Make ``vertex-cpu``, whose jobs run as ``JOB_ACCOUNT`` or as ``account`` says, and ``vertex-gpu`` without one."""
+        """Create ``vertex-cpu``, whose variable ``account`` is ``JOB_ACCOUNT``, and ``vertex-gpu`` without an account."""
         pool = {
             "machine_spec": {"machine_type": "n1-standard-4"},
             "replica_count": 1,
@@ -112,14 +111,12 @@ class World:
         spec = {"worker_pool_specs": [pool], "staging_bucket": "gs://demo-staging"}
         account = {"account": {"schema": {"type": "string", "default": JOB_ACCOUNT}}}
         with_account = {**spec, "service_account": "{{account}}"}
-        queues = [
-            ("vertex-cpu", {"spec": with_account, "run": {}}, account),
-            ("vertex-gpu", {"spec": spec, "run": {}}, None),
-        ]
-        self.run("-c", MAKE_QUEUES, json.dumps(queues))
+        create = self.cloud.wandb.store.create_queue
+        create(ENTITY, "vertex-cpu", resource_args={"spec": with_account}, template_variables=account)
+        create(ENTITY, "vertex-gpu", resource_args={"spec": spec})
 
     def push(self, queue: str, name: str, *entry_point: str, **spec: Any) -> None:
-        """Push a run spec that no command of the client's can make."""
+        """Push a run spec that the client's commands cannot create."""
         pushed = {
             **run_spec(image=f"{REGISTRY}/quick:1", project="demo"),
             "name": name,
@@ -133,7 +130,7 @@ class World:
         assert "errors" not in answer.json(), answer.text
 
     def ask(self, **body: Any) -> dict[str, Any]:
-        """Ask ``dispatch_now`` for a pass."""
+        """Request a pass from ``dispatch_now``."""
         answer = requests.post(self.cloud.dispatch_now.url, json=body, timeout=60)
         assert answer.status_code in (200, 409), answer.text
         self.reports.append(answer.text)
@@ -141,7 +138,7 @@ class World:
         return report
 
     def items(self) -> dict[str, dict[str, Any]]:
-        """Return W&B's items by their names."""
+        """Return W&B's items by name."""
         queues = self.cloud.state()["wandb"]["queues"]
         return {item["name"]: item for queue in queues for item in queue["items"]}
 
@@ -151,7 +148,7 @@ class World:
         return [job for job in self.cloud.vertex.jobs.values() if job.labels[labels.ITEM] == label]
 
     def output(self, name: str) -> str:
-        """Return all that the container of an item's last job wrote."""
+        """Return the output of the container of an item's last job."""
         return (self.cloud.containers.files(self.jobs_of(name)[-1].name) / "output").read_text()
 
     def finish(self, *good: str, bad: tuple[str, ...] = ()) -> None:
@@ -176,7 +173,7 @@ class World:
         return run.username
 
     def places(self, *words: str) -> set[str]:
-        """Say where any of these words stands of all that others than the job itself see, or that stays behind."""
+        """Return where one of these words is found: in what others than the job see, and in what the job leaves behind."""
         jobs = self.cloud.vertex.jobs
         files = [path for name in jobs for path in self.cloud.containers.files(name).rglob("*") if path.is_file()]
         texts = {
@@ -194,7 +191,7 @@ class World:
 SECRETLY = {"api_key_delivery": "secret"}
 
 
-def test_jobs_get_the_key_and_nobody_else_sees_it(tmp_path: Path) -> None:
+def test_only_the_jobs_see_the_key(tmp_path: Path) -> None:
     with World(tmp_path, settings=SECRETLY) as world:
         (tmp_path / "code").mkdir()
         (tmp_path / "code" / "train.py").write_text(PROGRAM)
@@ -220,7 +217,7 @@ def test_jobs_get_the_key_and_nobody_else_sees_it(tmp_path: Path) -> None:
         assert set(read) == {(JOB_ACCOUNT, f"{NUMBERED}/1")}
         assert len(read) >= 4
         assert world.places(API_KEY, *world.cloud.tokens.given()) == set()
-        # What may be seen is found, so what is not found is not there.
+        # These words may be seen and are found, so the search works.
         assert world.places(VERSION) == {"jobs", "containers", "reports"}
         assert world.places(world.items()["code"]["run"]) == {"jobs", "containers", "function logs", "reports", "W&B"}
 
@@ -238,53 +235,47 @@ def test_what_cannot_get_the_key_fails_with_the_reason(tmp_path: Path) -> None:
         refused = ("no-command", "no-account", "own-key")
         world.finish(bad=(*refused, "no-right"))
 
-        told = {name: item["error"]["message"] for name, item in world.items().items()}
+        messages = {name: item["error"]["message"] for name, item in world.items().items()}
         assert [world.jobs_of(name) for name in refused] == [[], [], []]
-        assert Code.SPEC_COMMAND in told["no-command"]
-        assert Code.SPEC_SERVICE_ACCOUNT in told["no-account"]
-        assert Code.SPEC_KEY in told["own-key"]
+        assert Code.SPEC_COMMAND in messages["no-command"]
+        assert Code.SPEC_SERVICE_ACCOUNT in messages["no-account"]
+        assert Code.SPEC_KEY in messages["own-key"]
 
         (job,) = world.jobs_of("no-right")
         assert job.job_spec.service_account == OTHER_ACCOUNT
         refusal = f"key: failed [{Code.BOOT_SECRET}]: {OTHER_ACCOUNT} cannot read {VERSION} (403 Permission "
         assert f"vertex-launch: {refusal}" in world.output("no-right")
-        assert "exited with a non-zero status of 1" in told["no-right"]
-        assert refusal in told["no-right"]
+        assert "exited with a non-zero status of 1" in messages["no-right"]
+        assert refusal in messages["no-right"]
         assert world.cloud.secrets.read == []
         assert world.places(API_KEY, OTHER_KEY, *world.cloud.tokens.given()) == set()
 
 
-def test_a_job_without_an_account_is_vertex_ais_own_which_may_not_read_the_key(tmp_path: Path) -> None:
+def test_a_job_without_an_account_runs_as_vertex_ais_agent_which_cannot_read_the_key(tmp_path: Path) -> None:
     with World(tmp_path, secret_readers={SECRET: [JOB_ACCOUNT]}) as world:
         world.make_queues()
         url = f"http://{world.cloud.secrets.address}/v1/{VERSION}:access"
         for queue in ("vertex-cpu", "vertex-gpu"):
             world.push(queue, queue, "python", "-c", READ_THE_KEY, url)
-        world.finish(bad=("vertex-cpu", "vertex-gpu"))  # for they never call wandb.init
+        world.finish(bad=("vertex-cpu", "vertex-gpu"))  # because they never call wandb.init
         account, answer = world.output("vertex-cpu").split("\n", 1)
         assert (account, json.loads(answer)["name"]) == (JOB_ACCOUNT, f"{NUMBERED}/1")
         agent = "service-415104041262@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
         assert world.output("vertex-gpu").split() == [agent, "403"]
 
 
-@pytest.mark.parametrize(("version", "read", "owner"), [("latest", 2, "grace"), ("1", 1, USER)])
-def test_a_job_reads_the_configured_version_when_it_starts(tmp_path: Path, version: str, read: int, owner: str) -> None:
-    options: Mapping[str, Any] = {
-        "api_keys": {API_KEY: USER, OTHER_KEY: "grace"},
-        "variables": {"WANDB_API_KEY_SECRET": f"{SECRET}/versions/{version}"},
-    }
-    with World(tmp_path, settings=SECRETLY, **options) as world:
+def test_a_job_reads_the_latest_version_when_it_starts(tmp_path: Path) -> None:
+    with World(tmp_path, settings=SECRETLY, api_keys={API_KEY: USER, OTHER_KEY: "grace"}) as world:
         world.make_queues()
         world.cloud.vertex.capacity.jobs = 0
         world.commands(f'launch -q vertex-cpu -p demo --name late -d {REGISTRY}/quick:1 -E "python main.py"')
         assert eventually(lambda: world.ask().get("submitted"))
         world.cloud.secrets.add(SECRET, OTHER_KEY)
-        if version == "latest":
-            world.cloud.secrets.set_state(f"{SECRET}/versions/1", SecretVersion.State.DESTROYED)
+        world.cloud.secrets.set_state(f"{SECRET}/versions/1", SecretVersion.State.DESTROYED)
         world.cloud.vertex.capacity.jobs = None
         world.finish("late")
-        assert world.cloud.secrets.read == [(JOB_ACCOUNT, f"{NUMBERED}/{read}")]
-        assert world.owner("late") == owner
+        assert world.cloud.secrets.read == [(JOB_ACCOUNT, f"{NUMBERED}/2")]
+        assert world.owner("late") == "grace"
         assert world.places(API_KEY, OTHER_KEY) == set()
 
 
@@ -292,7 +283,7 @@ def test_a_job_reads_the_configured_version_when_it_starts(tmp_path: Path, versi
 
 
 def repository(folder: Path) -> str:
-    """Create a repository with one commit, and give that."""
+    """Create a repository with one commit, and return the commit."""
     folder.mkdir()
     (folder / "train.py").write_text(PROGRAM)
     who = ("-c", "user.name=ada", "-c", "user.email=ada@localhost")
