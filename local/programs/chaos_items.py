@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from local.machine.containers import Fate
+from vertex_launch.codes import Code
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of item, and how it must end: its state, the states of its last attempt, its attempts, W&B's words."""
+    """A kind of item, and how it must end: its state, the states of its last attempt, its attempts, the code on it."""
 
     name: str
     image: str
     item: str = "CLAIMED"
     ends: Sequence[str] = ("SUCCEEDED",)
     attempts: int = 1
-    said: str = ""
+    code: str = ""
     args: Sequence[str] = ()
     fate: Fate | None = None
     run: str = ""
@@ -26,11 +27,11 @@ class Kind:
 
 KINDS = (
     Kind("quick", "quick:1"),
-    Kind("silent", "no-init:1", "FAILED", said="its run never began"),
-    Kind("crash", "crash:1", "FAILED", ("FAILED",), said="exited with a non-zero status of 1"),
-    Kind("hog", "hog:1", "FAILED", ("FAILED",), said="ran out of memory"),
-    Kind("no-image", "missing:1", "FAILED", ("FAILED",), said="Failed to pull image"),
-    Kind("bad", "quick:1", "FAILED", (), 0, "restart_job_on_worker_restart", run="restartJobOnWorkerRestart"),
+    Kind("silent", "no-init:1", "FAILED", code=Code.RUN_NEVER_BEGAN),
+    Kind("crash", "crash:1", "FAILED", ("FAILED",), code=Code.JOB_EXIT),
+    Kind("hog", "hog:1", "FAILED", ("FAILED",), code=Code.JOB_MEMORY),
+    Kind("no-image", "missing:1", "FAILED", ("FAILED",), code=Code.JOB_IMAGE),
+    Kind("bad", "quick:1", "FAILED", (), 0, Code.SPEC_UNKNOWN_KEY, run="restartJobOnWorkerRestart"),
     Kind(
         "preempted",
         "steps:1",
@@ -39,7 +40,7 @@ KINDS = (
         fate=Fate.PREEMPTED,
     ),
     Kind("stockout", "quick:1", attempts=3, fate=Fate.STOCKOUT),
-    Kind("stopped", "steps:1", ends=("FAILED", "CANCELLED"), said="somebody stop", args=("--steps", "100000")),
+    Kind("stopped", "steps:1", ends=("FAILED", "CANCELLED"), code=Code.RUN_STOPPED, args=("--steps", "100000")),
 )
 WEIGHTS = (4, 2, 2, 2, 1, 2, 1, 1, 1)
 """How often each kind is pushed, in relation to the others."""
@@ -52,7 +53,7 @@ class Account:
     name: str
     kind: Kind
     state: str
-    said: str
+    messages: str
     jobs: Sequence[tuple[int, str]]
 
     def problems(self) -> list[str]:
@@ -60,8 +61,8 @@ class Account:
         kind, found = self.kind, []
         if self.state != kind.item:
             found.append(f"the item is {self.state}, expected {kind.item}")
-        if kind.said not in self.said:
-            found.append(f"W&B shows {self.said!r}, expected {kind.said!r}")
+        if kind.code not in self.messages:
+            found.append(f"W&B shows {self.messages!r}, expected {kind.code}")
         attempts = sorted({attempt for attempt, _ in self.jobs})
         if attempts != list(range(1, kind.attempts + 1)):
             found.append(f"the attempts are {attempts}, expected 1 to {kind.attempts}")

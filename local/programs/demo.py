@@ -36,7 +36,7 @@ from local.programs.items import ENDED_STATES, STARTING, Changes, Item, Items, c
 from vertex_launch.job import labels
 from vertex_launch.model import Kind
 
-PATIENCE = 240.0
+PATIENCE = 300.0
 """Seconds after which an item that has not ended counts as failed."""
 SETTINGS = {"timeouts": {"settle_grace": 5}, "resubmit_after": 2}
 """The defaults allow for delays of the real services. The local ones have none."""
@@ -77,7 +77,7 @@ class Row:
             and item.job == push.job
             and len(item.jobs) == (push.attempts if push.job else 0)
             and (not push.run or item.run.get("state") == push.run)
-            and all(any(words in one for one in item.messages) for words in push.said)
+            and all(any(code in one for one in item.messages) for code in push.codes)
         )
 
 
@@ -252,7 +252,7 @@ class Demo:
                 push = row.push
                 expected = f"{push.item}, {push.attempts} attempts, job {push.job or 'none'}, run {push.run or 'any'}"
                 found = f"{row.item.line()}; {' '.join(row.item.messages)}" if row.item else "not pushed"
-                self._failures.append(f"{push.name}: {found} (expected {expected}, with the words {list(push.said)})")
+                self._failures.append(f"{push.name}: {found} (expected {expected}, codes {list(push.codes)})")
         if self._most_active > self._slots:
             self._failures.append(f"{self._most_active} jobs were active at once, more than {self._slots}")
         jobs = [job for job in self._cloud.vertex.jobs.values() if job.labels[labels.KIND] == Kind.JOB]

@@ -11,6 +11,7 @@ from typing import Any
 from local.machine.cloud import ENTITY
 from local.machine.containers import Fate, Script
 from local.machine.images import REGISTRY
+from vertex_launch.codes import Code
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Push:
     item: str = "CLAIMED"
     job: str = "SUCCEEDED"
     run: str = "finished"
-    said: Sequence[str] = ()
-    """What W&B must show on the item, in its message or in its warnings."""
+    codes: Sequence[Code] = ()
+    """The codes that W&B must show on the item, in its message or in its warnings."""
     attempts: int = 1
     stop: bool = False
     """Whether a person stops the run once it is running."""
@@ -55,9 +56,9 @@ def _args(*args: str) -> tuple[str, str]:
     return _config(overrides={"args": list(args)})
 
 
-def _fails(name: str, queue: str, image: str, *said: str) -> Push:
+def _fails(name: str, queue: str, image: str, *codes: Code) -> Push:
     """Return a push whose job ends before its run begins."""
-    return Push(name, queue, image, item="FAILED", job="FAILED", run="", said=said)
+    return Push(name, queue, image, item="FAILED", job="FAILED", run="", codes=codes)
 
 
 def _job(name: str, *job: str, **expected: Any) -> Push:
@@ -80,7 +81,7 @@ PUSHES = (
         "vertex-cpu",
         "steps:1",
         _args("--steps", "50", "--pause", "0.2"),
-        said=("attempt 2 of 5 in us-east4", "attempt 3 of 5"),
+        codes=(Code.RETRIED,),
         attempts=3,
     ),
     Push(
@@ -90,7 +91,7 @@ PUSHES = (
         _args("--steps", "100000"),
         job="FAILED",
         run="killed",
-        said=("stopped its run in W&B",),
+        codes=(Code.RUN_STOPPED,),
         stop=True,
     ),
     Push("train-lr-0.01", "vertex-cpu", "mnist:1", _args("--learning-rate", "0.01")),
@@ -102,10 +103,10 @@ PUSHES = (
     Push("train-big-machine", "vertex-cpu", "mnist:1", ("--set-var", "machine=n1-standard-8")),
     Push("quick-1", "vertex-cpu", "quick:1"),
     Push("quick-2", "vertex-gpu", "quick:1"),
-    _fails("crashes", "vertex-cpu", "crash:1", "wandb.init was not called", "exited with a non-zero status of 1"),
-    _fails("out-of-memory", "vertex-gpu", "hog:1", "ran out of memory", "Choose a machine_type with more"),
-    _fails("exits-with-3", "vertex-cpu", "fail:1", "exited with a non-zero status of 3", "The program itself failed"),
-    _fails("no-such-image", "vertex-gpu", "missing:1", "Failed to pull image", "roles/artifactregistry.reader"),
+    _fails("crashes", "vertex-cpu", "crash:1", Code.JOB_EXIT),
+    _fails("out-of-memory", "vertex-gpu", "hog:1", Code.JOB_MEMORY),
+    _fails("exits-with-3", "vertex-cpu", "fail:1", Code.JOB_EXIT),
+    _fails("no-such-image", "vertex-gpu", "missing:1", Code.JOB_IMAGE),
     Push(
         "wrong-registry",
         "vertex-cpu",
@@ -113,7 +114,7 @@ PUSHES = (
         item="FAILED",
         job="",
         run="",
-        said=("Artifact Registry",),
+        codes=(Code.SPEC_IMAGE_HOST,),
     ),
     Push(
         "camel-case",
@@ -123,7 +124,7 @@ PUSHES = (
         item="FAILED",
         job="",
         run="",
-        said=("restart_job_on_worker_restart",),
+        codes=(Code.SPEC_UNKNOWN_KEY,),
     ),
     _sweep("sweep-run-1", 1),
     _sweep("sweep-run-2", 2),

@@ -13,7 +13,7 @@ from local.programs.demo_items import PUSHES
 from local.programs.fills import Span, fills
 from local.programs.items import Item
 
-_SENTENCE = re.compile(r"(?<=[.?:]) +")
+_SENTENCE = re.compile(r"(?<=[.?]) +")
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,22 @@ def summarize(evidence: Evidence) -> tuple[list[tuple[str, str]], list[str]]:
         ("Jobs as artifacts", made),
         ("Sweep", sweep),
         ("Preemption", f"one run continued over {len(retried.jobs) if retried else 0} jobs: {regions}"),
-        ("Run stopped in W&B", _quoted(evidence, "stopped-by-hand")),
+        ("Run stopped in W&B", _quoted(evidence, "stopped-by-hand", "stopped")),
         (
             "Failed jobs",
-            f"{number['Failed jobs']}, each with its reason on the item: {_quoted(evidence, 'out-of-memory')}",
+            f"{number['Failed jobs']}, each with its reason on the item: {_quoted(evidence, 'out-of-memory', 'memory')}",
         ),
-        ("Refused items", f"{number['Refused items']}, before any job: {_quoted(evidence, 'camel-case')}"),
+        ("Refused items", f"{number['Refused items']}, before any job: {_quoted(evidence, 'camel-case', 'unknown')}"),
         ("Slots", filled),
     ]
     return lines, [*missing, *unfinished, *slow]
 
 
-def _quoted(evidence: Evidence, name: str) -> str:
-    """Return the sentence of W&B's message that the push expects."""
-    (words, *_) = next(push.said for push in PUSHES if push.name == name)
+def _quoted(evidence: Evidence, name: str, word: str) -> str:
+    """Return the last sentence with a word, or else the first, of what W&B shows on an item."""
     item = evidence.items.get(name)
-    sentences = _SENTENCE.split(" ".join(item.messages)) if item else []
-    return next((f"“{sentence}”" for sentence in sentences if words in sentence), "no message")
+    sentences = _SENTENCE.split(" ".join(item.messages)) if item else [""]
+    return f"“{next((one for one in reversed(sentences) if word in one), sentences[0])}”"
 
 
 def _job_artifacts(evidence: Evidence) -> tuple[str, list[str]]:

@@ -30,6 +30,7 @@ from local.programs.fills import Fill, Span, fills
 from local.programs.items import Changes, Item
 from local.programs.up import PORTS
 from tests.support.processes import ROOT, Command, eventually
+from vertex_launch.codes import Code
 from vertex_launch.job import labels
 
 CLOSED = "http://127.0.0.1:9"
@@ -42,7 +43,7 @@ LOCAL = (sys.executable, "-m", "local")
 
 def test_the_demo_ends_well_and_leaves_nothing_behind(tmp_path: Path) -> None:
     with closing(Command([*LOCAL, "demo", "--plain"], tmp_path, PROXIES)) as demo:
-        assert demo.wait(300) == 0, demo.output()
+        assert demo.wait(360) == 0, demo.output()
         assert "23 of 23 items ended as they should" in demo.output()
         assert demo.left_behind() == []
         assert [path.name for path in tmp_path.iterdir()] == ["output"]
@@ -199,7 +200,7 @@ def test_a_taken_port_has_a_remedy(tmp_path: Path) -> None:
     ],
     ids=["an old Python", "no packages"],
 )
-def test_what_is_missing_is_said_in_one_line(start: list[str], words: str) -> None:
+def test_what_is_missing_is_reported_in_one_line(start: list[str], words: str) -> None:
     done = subprocess.run([sys.executable, *start], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert words in done.stderr
@@ -240,10 +241,10 @@ def test_the_account_after_chaos_finds_what_is_wrong() -> None:
     quick, bad, preempted = (
         next(kind for kind in KINDS if kind.name == name) for name in ("quick", "bad", "preempted")
     )
-    said = "restart_job_on_worker_restart; attempt 3 of 5"
+    shown = f"[{Code.SPEC_UNKNOWN_KEY}]"
 
-    def wrong(kind: Kind, state: str, *jobs: tuple[int, str], words: str = said) -> int:
-        return len(Account("item", kind, state, words, jobs).problems())
+    def wrong(kind: Kind, state: str, *jobs: tuple[int, str], messages: str = shown) -> int:
+        return len(Account("item", kind, state, messages, jobs).problems())
 
     assert wrong(quick, "CLAIMED", (1, "SUCCEEDED")) == 0
     assert wrong(quick, "CLAIMED", (1, "CANCELLED"), (1, "SUCCEEDED")) == 0, "a twin that was cancelled"
@@ -253,7 +254,7 @@ def test_the_account_after_chaos_finds_what_is_wrong() -> None:
     assert wrong(quick, "PENDING", (1, "SUCCEEDED")) == 1
     assert wrong(quick, "CLAIMED", (1, "SUCCEEDED"), (1, "SUCCEEDED")) == 1
     assert wrong(quick, "CLAIMED", (1, "RUNNING")) == 1
-    assert wrong(bad, "FAILED", words="no") == 1
+    assert wrong(bad, "FAILED", messages="no") == 1
     assert wrong(preempted, "CLAIMED", (1, "FAILED"), (3, "SUCCEEDED")) == 1
 
 
