@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.errors import Message
+from vertex_launch.job import labels
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest, Phase
 from vertex_launch.settings.config import Settings
@@ -46,6 +47,11 @@ class Pass:
     def last_word(self) -> float:
         """Until when this pass may tell W&B how jobs ended; after that the next pass does."""
         return self.held.lock.expires
+
+
+def derived_run(settings: Settings, entity: str, item: str) -> str:
+    """Return the run id that is made for an item that names none, so that no stop of it can be older than its job."""
+    return labels.run_id(settings.base_url, entity, item, settings.deployment)
 
 
 class After(StrEnum):

@@ -24,7 +24,7 @@ from vertex_launch.model import (
     WandbState,
 )
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, OpenItem, Stage
+from vertex_launch.state.ledger import Ledger, Stage
 
 PEEK = 20
 """Items of each queue that W&B is asked to show, as a hint of how many to pop and for a dry run."""
@@ -79,7 +79,7 @@ def look(
     jobs = {job.name: job for listed in lists for job in listed}
     missing = _get_unlisted(services, ledger, jobs, ended)
     resources = _resources(settings, services, ledger, entity, state, queues)
-    unserved = {name: why for name in queues if (why := _unserved(name, entity, state, resources))}
+    unserved = {name: why for name in queues if (why := _unserved(settings, name, entity, state, resources))}
     notices = [changed] if changed else []
     return Seen(
         entity=entity,
@@ -102,9 +102,8 @@ def look_up_items(services: Services, entity: str, wanted: Mapping[str, str]) ->
         return {}
 
 
-def look_up_runs(services: Services, entity: str, entries: Sequence[OpenItem]) -> Mapping[RunId, RunView | None]:
-    """Look up the runs of these items; those of another entity, and what W&B cannot answer now, are missing."""
-    wanted = [entry.run_id for entry in entries if entry.entity == entity]
+def look_up_runs(services: Services, wanted: Sequence[RunId]) -> Mapping[RunId, RunView | None]:
+    """Look up runs of the key's entity; what W&B cannot answer now is missing."""
     try:
         return services.queue.runs(wanted) if wanted else {}
     except Unavailable as error:
@@ -206,20 +205,22 @@ def _resources(
     return ledger.resources | {ids[name]: resource for name, resource in found.items()}
 
 
-def _unserved(name: str, entity: str, state: WandbState, resources: Mapping[str, str]) -> Message | None:
+def _unserved(
+    settings: Settings, name: str, entity: str, state: WandbState, resources: Mapping[str, str]
+) -> Message | None:
     """Return why a configured queue cannot be served, if it cannot."""
     if name not in state.queues:
         known = ", ".join(sorted(state.queues)) or "none"
         return Message(
             Code.QUEUE_MISSING,
             f"Queue {name} does not exist for entity {entity} (existing queues: {known}). Create it in the W&B app, or "
-            "correct queues in launch-config.yaml",
+            f"correct {settings.where('queues')}",
         )
     resource = resources.get(state.queues[name], "")
     if resource and resource not in VERTEX_RESOURCES:
         return Message(
             Code.QUEUE_RESOURCE,
             f"Queue {name} is a {resource} queue; this deployment serves Vertex AI queues (resource gcp-vertex). Create "
-            "one, or remove it from queues in launch-config.yaml",
+            f"one, or remove this one from {settings.where('queues')}",
         )
     return None

@@ -32,7 +32,7 @@ from vertex_launch.dispatch.context import (
     Warn,
 )
 from vertex_launch.dispatch.look import AT_ONCE, Seen
-from vertex_launch.errors import ItemDeferred, LaunchError, Message, OutcomeUnknown, Unavailable
+from vertex_launch.errors import CodedError, ItemDeferred, LaunchError, Message, OutcomeUnknown, Unavailable
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import Ack, Kind, ManagedJob, Phase, Popped
 
@@ -145,7 +145,7 @@ def learn(one: Pass, seen: Seen) -> None:
 # Vertex AI
 
 
-def create(one: Pass, creates: Sequence[Create], until: float) -> list[tuple[Create, str | LaunchError]]:
+def create(one: Pass, creates: Sequence[Create], until: float) -> list[tuple[Create, str | CodedError]]:
     """Record what is about to be created, then create it in parallel, none after ``until``.
 
     Return the name of each job, or why there is none or none is known.
@@ -393,15 +393,8 @@ def finish(one: Pass, active: Sequence[ManagedJob]) -> None:
         apply(one, [Notice(Message(error.message.code, text))])
     one.report.count_slots(settings.max_jobs, one.ledger.slots_used(active)[Kind.JOB])
     one.report.took_ms = round(1000 * (one.now - one.started))
-    LOGGER.info(
-        "pass: %d submitted, %d adopted, %d resubmitted, %d rejected, %d deferred, %d cancelled, %d settled, "
-        "%s of %s slots active, %d ms",
-        *(len(getattr(one.report, name)) for name in _COUNTED),
-        one.report.slots.get("active"),
-        one.report.slots.get("max_jobs"),
-        one.report.took_ms,
-        extra={"event": Event.PASS, "pass_id": one.report.pass_id, "report": one.report.body()},
-    )
-
-
-_COUNTED = ("submitted", "adopted", "resubmitted", "rejected", "deferred", "cancelled", "settled")
+    report = one.report.body()
+    counts = ", ".join(f"{len(rows)} {name}" for name, rows in report.items() if isinstance(rows, list))
+    slots = f"{one.report.slots['active']} of {settings.max_jobs} slots active"
+    extra = {"event": Event.PASS, "pass_id": one.report.pass_id, "report": report}
+    LOGGER.info("pass: %s, %s, %d ms", counts, slots, one.report.took_ms, extra=extra)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from vertex_launch.codes import Code
 from vertex_launch.dispatch import settle
-from vertex_launch.dispatch.context import Action, After, Cancel, Drop, Keep, Warn
+from vertex_launch.dispatch.context import Action, After, Cancel, Drop, Keep, Warn, derived_run
 from vertex_launch.dispatch.look import Seen
 from vertex_launch.errors import Message
-from vertex_launch.job import labels, outcome
+from vertex_launch.job import outcome
 from vertex_launch.model import ItemView, ManagedJob, Phase
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import Ledger, OpenItem, Stage, discovered
@@ -37,6 +37,10 @@ class Known:
     seen: Seen
     rebuild: bool
     now: float
+
+    def derived(self, entry: OpenItem) -> str:
+        """Return the run id that is made for the item if it names none."""
+        return derived_run(self.settings, self.seen.entity, entry.item)
 
     @property
     def grace(self) -> float:
@@ -111,7 +115,7 @@ def _lapsed(entry: OpenItem, jobs: Sequence[ManagedJob], known: Known) -> bool:
 def _without_create(entry: OpenItem, known: Known) -> OpenItem | None:
     """Return the item after a create that gave no job, as far as anyone can see."""
     item = known.seen.wandb.items.get(entry.item)
-    if item and item.run == entry.run and is_derived(entry, known.settings, known.seen.entity):
+    if item and item.run == entry.run and entry.run == known.derived(entry):
         # Only our own ack names that run: there was a job, and it was deleted before a pass could see it.
         return entry.claim().gone(entry.current.planned)
     return entry.create_failed(known.now)
@@ -188,7 +192,7 @@ def _watched(entry: OpenItem, job: ManagedJob | None, known: Known) -> OpenItem:
     if not _is_watched(job):
         return entry
     if entry.stopped_before is None and entry.run_id in runs:
-        old = bool(run and run.stopped) and not is_derived(entry, known.settings, known.seen.entity)
+        old = bool(run and run.stopped) and entry.run != known.derived(entry)
         entry = entry.but(stopped_before=old)
     if run and not run.stopped:
         entry = entry.noted(stop_seen=0).but(stopped_before=False)
@@ -230,11 +234,6 @@ def _waited(entry: OpenItem, job: ManagedJob, known: Known) -> Message | None:
             f"it waited for quota for more than {quota:g} s (queue_timeout). Request a higher quota, or ask for less",
         )
     return None
-
-
-def is_derived(entry: OpenItem, settings: Settings, entity: str) -> bool:
-    """Return whether the run's id was made for this item, so that no stop of it can be older than the job."""
-    return entry.run == labels.run_id(settings.base_url, entity, entry.item, settings.deployment)
 
 
 # What its author should know

@@ -6,7 +6,7 @@ at most ``max_jobs`` jobs are active, wherever a pass dies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -35,12 +35,25 @@ class Skipped(Enum):
 
 @dataclass(frozen=True)
 class Batch:
-    """What to do in one round; nothing is created, claimed or rejected after ``until`` (Unix seconds)."""
+    """What is decided in one round; nothing is created, claimed or rejected after ``until`` (Unix seconds)."""
 
     until: float
-    actions: Sequence[Action] = ()
-    creates: Sequence[Create] = ()
-    claims: Sequence[Claim] = ()
+    decided: Sequence[Action | Create | Claim]
+
+    @property
+    def actions(self) -> list[Action]:
+        """What is neither a job to create nor an item to claim."""
+        return [one for one in self.decided if isinstance(one, Action)]
+
+    @property
+    def creates(self) -> list[Create]:
+        """The jobs to create."""
+        return [one for one in self.decided if isinstance(one, Create)]
+
+    @property
+    def claims(self) -> list[Claim]:
+        """The items that have a job."""
+        return [one for one in self.decided if isinstance(one, Claim)]
 
 
 def run_pass(settings: Settings, services: Services, request: PassRequest) -> PassReport | Skipped:
@@ -92,7 +105,7 @@ def _settle(one: Pass, seen: Seen) -> Seen:
     """Settle the items whose job has ended; return what was seen with their runs as W&B shows them now."""
     entries = settle.ended_items(one.ledger, seen)
     items = look_up_items(one.services, seen.entity, {entry.item: entry.queue for entry in entries})
-    runs = look_up_runs(one.services, seen.entity, entries)
+    runs = look_up_runs(one.services, [entry.run_id for entry in entries if entry.entity == seen.entity])
     perform.apply(one, settle.settle(entries, seen, items, runs, one.settings, one.started))
     return replace(seen, wandb=replace(seen.wandb, runs={**seen.wandb.runs, **runs}))
 
@@ -107,13 +120,10 @@ def _batches(one: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[Ba
     """
     agent, stopped = perform.register(one, seen)
     unclaimed = sum(1 for _ in one.ledger.at(Stage.UNCLAIMED))
-    due, actions = start.due_retries(one, seen, active)
-    creates: list[Create] = []
+    due, decided = start.due_retries(one, seen, Room.of(one, active))
     if due and not stopped and one.in_time:
-        decided = list(start.retries(one, due, Room.of(one, active), one.services.key.get()))
-        creates, more = _parted(decided)
-        actions += more
-    yield Batch(one.held.lock.expires, actions, creates)
+        decided += start.retries(one, due, Room.of(one, active), one.services.key.get())
+    yield Batch(one.held.lock.expires, decided)
     status = "RUNNING" if one.ledger.slots_used(active) else "POLLING"
     queues, factor = Queues(list(seen.queues) if agent and not stopped else []), 1
     while True:
@@ -141,23 +151,7 @@ def _round(one: Pass, seen: Seen, items: Sequence[Item], active: Sequence[Manage
     foreign = [item for item in items if start.is_foreign(item)]
     known = [item for item in items if item not in foreign and item.id in one.ledger.open]
     new = [item for item in items if item not in foreign and item not in known]
-    claims, actions = list[Claim](), list[Action](start.foreign(foreign))
-    for adopted in start.adopt(one, known):
-        if isinstance(adopted, Claim):
-            claims.append(adopted)
-        else:
-            actions.append(adopted)
     prepared = prepare(one.settings, one.services, seen.entity, new)
     key = one.services.key.get() if new else ""
-    creates, more = _parted(start.start(one, new, prepared, Room.of(one, active), key))
-    return Batch(until, [*actions, *more], creates, claims)
-
-
-def _parted(decided: Iterable[Create | Action]) -> tuple[list[Create], list[Action]]:
-    creates, actions = list[Create](), list[Action]()
-    for one in decided:
-        if isinstance(one, Create):
-            creates.append(one)
-        else:
-            actions.append(one)
-    return creates, actions
+    started = start.start(one, new, prepared, Room.of(one, active), key)
+    return Batch(until, [*start.foreign(one, foreign), *start.adopt(one, known), *started])

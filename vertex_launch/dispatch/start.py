@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,11 +20,12 @@ from vertex_launch.dispatch.context import (
     Reject,
     RetryBlocked,
     StopRetrying,
+    derived_run,
 )
-from vertex_launch.dispatch.look import AT_ONCE, Seen
+from vertex_launch.dispatch.look import AT_ONCE, Seen, look_up_runs
 from vertex_launch.dispatch.prepare import Prepared, build_request
-from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, Message, OutcomeUnknown, Unavailable
-from vertex_launch.job import labels, readback, retry
+from vertex_launch.errors import CodedError, ItemDeferred, ItemRejected, LaunchError, Message, OutcomeUnknown
+from vertex_launch.job import readback, retry
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, ManagedJob, RunId, RunView
 from vertex_launch.settings.config import Settings
@@ -67,7 +67,7 @@ class Room:
         """Take the place of one job. Raises ItemDeferred if a limit leaves none."""
         if self.slots[kind] < 1 and kind is Kind.SCHEDULER:
             raise ItemDeferred(
-                f"The limit of {self.settings.max_schedulers} sweep schedulers (max_schedulers in launch-config.yaml) is "
+                f"The limit of {self.settings.max_schedulers} sweep schedulers ({self.settings.where('max_schedulers')}) is "
                 "reached. This one starts when another ends",
                 code=Code.SCHEDULER_LIMIT,
                 patient=True,
@@ -152,16 +152,14 @@ def _check_run(one: Pass, item: Item, run: RunId, room: Room) -> None:
         raise ItemDeferred(text, code=Code.RUN_IN_USE, patient=True)
 
 
-def foreign(items: Sequence[Item]) -> Iterator[Defer | Notice]:
+def foreign(one: Pass, items: Sequence[Item]) -> Iterator[Defer | Notice]:
     """Leave items for another resource to its agents, and report each of their queues once."""
     for queue, item in {item.queue: item for item in reversed(items)}.items():
-        yield Notice(
-            Message(
-                Code.ITEM_RESOURCE,
-                f"Queue {queue} holds items for {item.spec['resource']}; this deployment serves Vertex AI queues (resource "
-                "gcp-vertex). Remove it from queues in launch-config.yaml",
-            )
+        text = (
+            f"Queue {queue} holds items for {item.spec['resource']}; this deployment serves Vertex AI queues (resource "
+            f"gcp-vertex). Remove it from {one.settings.where('queues')}"
         )
+        yield Notice(Message(Code.ITEM_RESOURCE, text))
     for item in items:
         text = f"The item is for {item.spec['resource']}, so another agent has to take it"
         yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
@@ -172,22 +170,12 @@ def with_stops(one: Pass, seen: Seen, creates: Sequence[Create]) -> list[Create]
 
     Only a run that the item names can exist before its job.
     """
-    named = {create.request.run for create in creates if not _is_derived(one, seen, create)}
+    runs = {create.item.id: create.request.run for create in creates}
+    named = {run for item, run in runs.items() if run.id != derived_run(one.settings, seen.entity, item)}
     visible = [run for run in named if run.entity == seen.entity]
-    runs: dict[RunId, RunView | None] = {}
-    if visible:
-        try:
-            runs = dict(one.services.queue.runs(visible))
-        except Unavailable as error:
-            log.warning(Message(Code.LOOKUP_FAILED, f"Cannot look up {len(visible)} runs: {error.message.text}"))
-    stopped = {run: is_stopped(runs[run]) if run in runs else None for run in visible}
+    found = look_up_runs(one.services, visible)
+    stopped = {run: is_stopped(found[run]) if run in found else None for run in visible}
     return [replace(create, stopped_before=stopped.get(create.request.run, False)) for create in creates]
-
-
-def _is_derived(one: Pass, seen: Seen, create: Create) -> bool:
-    settings = one.settings
-    derived = labels.run_id(settings.base_url, seen.entity, create.item.id, settings.deployment)
-    return create.request.run.id == derived
 
 
 def is_stopped(run: RunView | None) -> bool:
@@ -198,26 +186,19 @@ def is_stopped(run: RunView | None) -> bool:
 # Next attempts
 
 
-def due_retries(one: Pass, seen: Seen, active: Iterable[ManagedJob]) -> tuple[list[OpenItem], list[Action]]:
+def due_retries(one: Pass, seen: Seen, room: Room) -> tuple[list[OpenItem], list[Action | Create]]:
     """Return the items whose next attempt may begin now, the longest waiting first, and which ones never retry."""
-    now, actions, ready = one.now, list[Action](), list[OpenItem]()
-    for entry in sorted(one.ledger.at(Stage.RETRYING), key=_retry_at):
-        if _retry_at(entry) > now:
+    ready, actions = list[OpenItem](), list[Action | Create]()
+    for entry in sorted(one.ledger.at(Stage.RETRYING), key=lambda entry: entry.retry_at):
+        if entry.retry_at > one.now:
             continue
-        if why := _never(entry, seen, one.settings, now):
+        known = entry.entity != seen.entity or entry.run_id in seen.wandb.runs  # else the next pass asks again
+        if why := _never(entry, seen, one.settings, one.now):
             actions.append(StopRetrying(entry.item, why))
-        elif entry.entity != seen.entity or entry.run_id in seen.wandb.runs:  # else the next pass asks again
+        elif known and room.slots[entry.kind] >= 1:
+            room.slots[entry.kind] -= 1
             ready.append(entry)
-    room, taken, fit = Room.of(one, active), Counter[Kind](), list[OpenItem]()
-    for entry in ready:
-        taken[entry.kind] += 1
-        if taken[entry.kind] <= room.slots[entry.kind]:
-            fit.append(entry)
-    return fit, actions
-
-
-def _retry_at(entry: OpenItem) -> float:
-    return entry.retry.at if entry.retry else 0
+    return ready, actions
 
 
 def _never(entry: OpenItem, seen: Seen, settings: Settings, now: float) -> Message | None:
@@ -273,8 +254,7 @@ def _retry(one: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str
 
 # What came of the creates
 
-
-Outcomes = Sequence[tuple[Create, str | LaunchError]]
+Outcomes = Sequence[tuple[Create, str | CodedError]]
 """Creates with the name of their job, or with why there is none or none is known."""
 
 
@@ -300,20 +280,15 @@ def after_creates(one: Pass, outcomes: Outcomes) -> Iterator[Action]:
         elif isinstance(outcome, ItemDeferred):
             yield Defer(item, outcome.message, outcome.warn, outcome.patient, back_off=outcome.warn)
         else:
-            yield Defer(item, message_of(outcome))
+            yield Defer(item, outcome.message)
 
 
-def message_of(error: LaunchError) -> Message:
-    """Return the message of an error, whose code may be unknown."""
-    return getattr(error, "message", None) or Message(Code.CREATE_UNCONFIRMED, str(error))
-
-
-def _blocked(entry: OpenItem, create: Create, error: LaunchError) -> Iterator[Action]:
+def _blocked(entry: OpenItem, create: Create, error: CodedError) -> Iterator[Action]:
     """Decide about a next attempt that was not created.
 
     A refusal by another region rules out that region only; a refusal by the job's own region is final.
     """
-    message = message_of(error)
+    message = error.message
     if isinstance(error, OutcomeUnknown):
         yield RetryBlocked(entry, message)  # its plan stays open until the job is seen or the grace has passed
     elif create.request.region != entry.current.region:

@@ -150,6 +150,11 @@ class OpenItem(_Value):
         return {attempt.job for attempt in past}
 
     @property
+    def retry_at(self) -> float:
+        """When the next attempt may begin."""
+        return self.retry.at if self.retry else 0
+
+    @property
     def reason(self) -> str:
         """Why the current attempt followed the one before, in Vertex AI's words; of a retry, why it follows."""
         past = self.attempts if self.stage is Stage.RETRYING else self.attempts[:-1]
