@@ -280,15 +280,25 @@ def test_two_starts_in_one_place_do_not_meet(container: Container) -> None:
 # ---- the key
 
 
-def test_an_account_that_may_not_read_the_key(container: Container) -> None:
-    container.google.denied.add(SECRET)
-    ended = container.run(container.plan())
-    failed(ended, "key", Code.BOOT_SECRET, ACCOUNT, SECRET, "roles/secretmanager.secretAccessor", "403")
+WITHOUT_A_KEY: dict[str, tuple[Callable[[Google], object], int, Code, tuple[str, ...]]] = {
+    "a refused account": (
+        lambda google: google.denied.add(SECRET),
+        3,
+        Code.BOOT_SECRET,
+        (ACCOUNT, SECRET, "roles/secretmanager.secretAccessor", "403"),
+    ),
+    "no secret": (lambda google: google.secrets.clear(), 3, Code.BOOT_SECRET, (ACCOUNT, SECRET, "404")),
+    "no service account": (lambda google: setattr(google, "account", ""), 1, Code.BOOT_IDENTITY, ("service_account",)),
+    "lasting faults": (lambda google: google.faults.extend([503] * 20), 5, Code.BOOT_IDENTITY, ("503",)),
+}
 
 
-def test_a_key_that_does_not_exist(container: Container) -> None:
-    container.google.secrets.clear()
-    failed(container.run(container.plan()), "key", Code.BOOT_SECRET, ACCOUNT, SECRET, "404")
+@pytest.mark.parametrize("why", WITHOUT_A_KEY)
+def test_a_job_that_gets_no_key(container: Container, why: str) -> None:
+    change, requests, code, words = WITHOUT_A_KEY[why]
+    change(container.google)
+    failed(container.run(container.plan()), "key", code, *words)
+    assert len(container.google.asked) == requests
 
 
 @pytest.mark.parametrize(
@@ -297,11 +307,6 @@ def test_a_key_that_does_not_exist(container: Container) -> None:
 def test_a_secret_without_a_key(container: Container, payload: bytes) -> None:
     container.google.secrets[SECRET] = payload
     failed(container.run(container.plan()), "key", Code.BOOT_SECRET, SECRET)
-
-
-def test_a_job_without_a_service_account(container: Container) -> None:
-    container.google.account = ""
-    failed(container.run(container.plan()), "key", Code.BOOT_IDENTITY, "service_account")
 
 
 def test_a_container_that_is_not_in_google_cloud(container: Container) -> None:
@@ -313,13 +318,6 @@ def test_transient_faults_are_retried(container: Container) -> None:
     ended = container.run(container.plan(source="image", command=["python", "-c", PROGRAM]))
     assert ended.status == 0, ended.log
     assert ended.report["key_is_right"]
-
-
-def test_lasting_faults_fail(container: Container) -> None:
-    container.google.faults = [503] * 20
-    ended = container.run(container.plan())
-    failed(ended, "key", Code.BOOT_IDENTITY, "503")
-    assert len(container.google.asked) == 5
 
 
 def test_the_metadata_server_is_not_asked_through_a_proxy(container: Container) -> None:
@@ -496,49 +494,42 @@ def test_a_private_repository(
     assert "no SSH key" in ended.log or "https://" in remote
 
 
-def test_a_token_goes_to_its_own_host_alone(
-    container: Container, internet: Internet, origin: tuple[Path, list[str]], tmp_path: Path
-) -> None:
-    folder, _ = repository(tmp_path / "outer", {"train.py": PROGRAM})
-    inner = "https://git.acme.example/inner"
-    (folder / ".gitmodules").write_text(f'[submodule "inner"]\n\tpath = inner\n\turl = {inner}\n')
+def run_with_submodule(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]], url: str, reached: str
+) -> Ended:
+    """Run a job of a repository whose submodule has that ``url``; a host wants a password at the URL ``reached``."""
+    folder, _ = repository(container.folder / "outer", {"train.py": PROGRAM})
+    (folder / ".gitmodules").write_text(f'[submodule "inner"]\n\tpath = inner\n\turl = {url}\n')
     git(folder, "add", ".gitmodules")
     git(folder, "update-index", "--add", "--cacheinfo", f"160000,{origin[1][0]},inner")
     git(folder, "commit", "-q", "-m", "with a submodule")
-    outer = "https://github.com/acme/outer"
-    internet.repositories = {outer: folder / ".git", inner: origin[0] / ".git"}
-    internet.passwords = {inner: ("x-access-token", TOKEN)}
+    outer, commit = "https://github.com/acme/outer", git(folder, "rev-parse", "HEAD").decode().strip()
+    internet.repositories = {outer: folder / ".git", reached: origin[0] / ".git"}
+    internet.passwords = {reached: ("x-access-token", TOKEN)}
+    internet.seen.clear()
     container.tools += SUBMODULE_TOOLS
     container.google.secrets[GIT_SECRET] = TOKEN.encode()
     container.job()
-    commit = git(folder, "rev-parse", "HEAD").decode().strip()
-    internet.seen.clear()
-    ended = container.run(
-        container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET), **internet.variables
-    )
+    plan = container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET)
+    return container.run(plan, **internet.variables)
+
+
+def test_a_token_goes_to_its_own_host_alone(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]]
+) -> None:
+    inner = "https://git.acme.example/inner"
+    ended = run_with_submodule(container, internet, origin, inner, inner)
     failed(ended, "source", Code.BOOT_GIT, "submodules of https://github.com/acme/outer")
-    assert not [seen for seen in internet.seen if "git.acme.example" in seen.url and "Authorization" in seen.headers]
-    assert [seen for seen in internet.seen if "git.acme.example" in seen.url]
+    asked = [seen for seen in internet.seen if "git.acme.example" in seen.url]
+    assert asked
+    assert not [seen for seen in asked if "Authorization" in seen.headers]
 
 
 @pytest.mark.parametrize("inner", ["git@github.com:acme/inner", "ssh://git@github.com/acme/inner"])
 def test_submodules_on_the_same_host_need_no_ssh(
-    container: Container, internet: Internet, origin: tuple[Path, list[str]], tmp_path: Path, inner: str
+    container: Container, internet: Internet, origin: tuple[Path, list[str]], inner: str
 ) -> None:
-    folder, _ = repository(tmp_path / "outer", {"train.py": PROGRAM})
-    (folder / ".gitmodules").write_text(f'[submodule "inner"]\n\tpath = inner\n\turl = {inner}\n')
-    git(folder, "add", ".gitmodules")
-    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{origin[1][0]},inner")
-    git(folder, "commit", "-q", "-m", "with a submodule")
-    outer, reached = "https://github.com/acme/outer", "https://github.com/acme/inner"
-    internet.repositories = {outer: folder / ".git", reached: origin[0] / ".git"}
-    internet.passwords = {reached: ("x-access-token", TOKEN)}
-    container.tools += SUBMODULE_TOOLS
-    container.google.secrets[GIT_SECRET] = TOKEN.encode()
-    container.job()
-    commit = git(folder, "rev-parse", "HEAD").decode().strip()
-    plan = container.plan(source="repo", remote=outer, commit=commit, token_secret=GIT_SECRET)
-    ended = container.run(plan, **internet.variables)
+    ended = run_with_submodule(container, internet, origin, inner, "https://github.com/acme/inner")
     assert ended.status == 0, ended.log
     assert "./inner/version" in ended.report["files"]
 
@@ -598,24 +589,24 @@ def test_archives_of_the_known_hosts(
     assert f"warning [{Code.BOOT_ARCHIVE}]: an archive has no submodules" in ended.log
 
 
-def test_an_archive_that_is_not_there(container: Container, internet: Internet) -> None:
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (None, ("/acme/train/archive/abc.tar.gz", "404", "git_token_secrets")),
+        (b"<html>Sign in</html>", ("abc.tar.gz",)),
+        (tarball({"train.py": os.urandom(50_000)})[:20_000], ("abc.tar.gz",)),
+    ],
+    ids=["nothing", "a page", "half an archive"],
+)
+def test_an_archive_that_cannot_be_used(
+    container: Container, internet: Internet, page: bytes | None, words: tuple[str, ...]
+) -> None:
     container.tools = ()
     container.job()
-    plan = container.plan(source="repo", remote="https://github.com/acme/nothing", commit="abc")
-    ended = container.run(plan, **internet.variables)
-    failed(ended, "source", Code.BOOT_ARCHIVE, "/acme/nothing/archive/abc.tar.gz", "404", "git_token_secrets")
-
-
-def test_a_page_or_half_an_archive_is_not_an_archive(container: Container, internet: Internet) -> None:
-    container.tools = ()
-    container.job()
-    internet.pages["https://github.com/acme/page/archive/abc.tar.gz"] = b"<html>Sign in</html>"
-    internet.pages["https://github.com/acme/half/archive/abc.tar.gz"] = tarball({"train.py": os.urandom(50_000)})[
-        :20_000
-    ]
-    for name in ("page", "half"):
-        plan = container.plan(source="repo", remote=f"https://github.com/acme/{name}", commit="abc")
-        failed(container.run(plan, **internet.variables), "source", Code.BOOT_ARCHIVE, name)
+    address = "https://github.com/acme/train/archive/abc.tar.gz"
+    internet.pages = {address: page} if page else {}
+    plan = container.plan(source="repo", remote="https://github.com/acme/train", commit="abc")
+    failed(container.run(plan, **internet.variables), "source", Code.BOOT_ARCHIVE, *words)
 
 
 def test_an_unknown_host_needs_git(container: Container) -> None:

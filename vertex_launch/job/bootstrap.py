@@ -270,10 +270,8 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     if shutil.which("git"):
         return checkout(url, commit, user or "oauth2", token, code, pause, advice)
     if host not in ARCHIVES:
-        found = (
-            f"the image has no git, and {host or url.geturl()} is not a host with known archives. Use an image with git"
-        )
-        raise Failed("VL-BOOT-GIT", found)
+        found = f"the image has no git, and archives of {host or url.geturl()} are not supported"
+        raise Failed("VL-BOOT-GIT", f"{found}. Use an image with git")
     template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
     path = re.sub(r"\.git/*\Z", "", url.path).strip("/")
     address = template.format(path=quote(path), quoted=quote(path, ""), commit=quote(commit, ""))
@@ -290,9 +288,7 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     except (OSError, EOFError, tarfile.TarError) as error:
         raise Failed("VL-BOOT-ARCHIVE", f"{address}: {error}. {advice}, or use an image with git") from error
     if (code / ".gitmodules").exists():
-        warn(
-            "source", "VL-BOOT-ARCHIVE", "an archive has no submodules. Use an image with git if the program needs them"
-        )
+        warn("source", "VL-BOOT-ARCHIVE", "an archive has no submodules. Use an image with git if they are needed")
     return None
 
 

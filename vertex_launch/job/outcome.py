@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from google.cloud.aiplatform_v1.types import JobState
 
 from vertex_launch.codes import Code
 from vertex_launch.job import labels
-from vertex_launch.model import ManagedJob
+from vertex_launch.model import JobName, ManagedJob
 
 _ENDED = frozenset(JobState[name].value for name in labels.ENDED_STATES)
 
@@ -72,34 +73,38 @@ class Outcome:
     try_other_region: bool = False
 
 
+Meaning: TypeAlias = str | Callable[[re.Match[str], ManagedJob], str]
+
+
 @dataclass(frozen=True)
 class Rule:
     """What an error text means: the first rule whose pattern it contains counts."""
 
     pattern: re.Pattern[str]
     code: Code
-    meaning: str | Callable[[re.Match[str], ManagedJob], str]
+    meaning: Meaning
     again: bool = False
     try_other_region: bool = False
 
 
+_EXIT_STATUSES = {
+    126: "The command could not be executed. Check that the file is executable and built for this machine type.",
+    127: "The command was not found in the image. Check entry_point and args.",
+    130: "The program was interrupted, as W&B's client does when its run is stopped.",
+    134: "The program aborted.",
+    137: "The program was killed (SIGKILL), most likely because it ran out of memory.",
+    139: "The program crashed (segmentation fault).",
+    143: "The program was asked to end (SIGTERM).",
+}
+
+
 def _exit(found: re.Match[str], job: ManagedJob) -> str:
     """Return what an exit status usually means."""
-    status = int(found["status"])
-    known = {
-        126: "The command could not be executed. Check that the file is executable and built for this machine type.",
-        127: "The command was not found in the image. Check entry_point and args.",
-        130: "The program was interrupted, as W&B's client does when its run is stopped.",
-        134: "The program aborted.",
-        137: "The program was killed (SIGKILL), most likely because it ran out of memory.",
-        139: "The program crashed (segmentation fault).",
-        143: "The program was asked to end (SIGTERM).",
-    }
-    return known.get(status, "The program itself failed. See its log.")
+    return _EXIT_STATUSES.get(int(found["status"]), "The program itself failed. See its log.")
 
 
 def _image(found: re.Match[str], job: ManagedJob) -> str:
-    number = job.name.split("/")[1]
+    number = JobName.parse(job.name).project
     number = number if number.isdecimal() else "PROJECT_NUMBER"
     return (
         "Check the image's name and tag. Grant roles/artifactregistry.reader on its repository to Vertex AI's service agent "
@@ -111,16 +116,11 @@ _EXITED = r"exited with a non-zero status of (?P<status>\d{1,9})"
 _REASON = r"\.? Termination reason: [^.\n]*"
 _WITHOUT_THE_PROGRAMS_WORDS = re.compile(rf".*?{_EXITED}(?:{_REASON})?", re.S)
 _PREEMPTED = "Its machine was preempted, and Google Cloud had no replacement."
+_ELSEWHERE = {"again": True, "try_other_region": True}
 
 
-def _rule(
-    pattern: str,
-    code: Code,
-    meaning: str | Callable[[re.Match[str], ManagedJob], str],
-    flags: int = 0,
-    **how: bool,
-) -> Rule:
-    return Rule(re.compile(pattern, flags), code, meaning, **how)
+def _rule(pattern: str, code: Code, meaning: Meaning, **how: bool) -> Rule:
+    return Rule(re.compile(pattern, re.I | re.S), code, meaning, **how)
 
 
 # The word STOCKOUT is all that is known about how Vertex AI describes a preempted job.
@@ -130,14 +130,7 @@ RULES = (
         Code.JOB_MEMORY,
         "The program needed more memory than its machine has. Choose a machine_type with more, or a smaller batch.",
     ),
-    _rule(
-        f"{_EXITED}{_REASON}(?:STOCKOUT|preempt)",
-        Code.JOB_PREEMPTED,
-        _PREEMPTED,
-        re.I,
-        again=True,
-        try_other_region=True,
-    ),
+    _rule(f"{_EXITED}{_REASON}(?:STOCKOUT|preempt)", Code.JOB_PREEMPTED, _PREEMPTED, **_ELSEWHERE),
     _rule(_EXITED, Code.JOB_EXIT, _exit),
     _rule(
         r"\b(?:image|pull\w*|manifest)\b.*\b(?:not found|not exist|unknown|backoff|denied|permission"
@@ -145,22 +138,18 @@ RULES = (
         r"|failed to pull|ImagePull|downloadArtifacts",
         Code.JOB_IMAGE,
         _image,
-        re.I | re.S,
     ),
     _rule(
         r"Resources are insufficient|RESOURCE_POOL_EXHAUSTED|not have enough resources",
         Code.JOB_STOCKOUT,
         "Google Cloud had no such machine available there. Try another region, machine_type or accelerator.",
-        re.I,
-        again=True,
-        try_other_region=True,
+        **_ELSEWHERE,
     ),
-    _rule(r"STOCKOUT|\bpreempt", Code.JOB_PREEMPTED, _PREEMPTED, re.I, again=True, try_other_region=True),
+    _rule(r"STOCKOUT|\bpreempt", Code.JOB_PREEMPTED, _PREEMPTED, **_ELSEWHERE),
     _rule(
         r"\binternal (?:server )?error\b|\bcode 1[34]\b",
         Code.JOB_INTERNAL,
         "Vertex AI reported an internal error. The job itself is not at fault.",
-        re.I,
         again=True,
     ),
     _rule(
@@ -168,19 +157,14 @@ RULES = (
         Code.JOB_ACT_AS,
         "Grant the dispatching function's service account roles/iam.serviceAccountUser on that account, or correct "
         "service_account in the run spec or the queue's config.",
-        re.I,
     ),
     _rule(
-        "quota",
-        Code.JOB_QUOTA,
-        "Request a higher quota for this project and region, or ask for less in the run spec.",
-        re.I,
+        "quota", Code.JOB_QUOTA, "Request a higher quota for this project and region, or ask for less in the run spec."
     ),
     _rule(
         r"permission\b.*\bdenied|\bforbidden\b|PERMISSION_DENIED",
         Code.JOB_PERMISSION,
         "Grant that permission to the account that the job runs as (service_account in the run spec).",
-        re.I | re.S,
     ),
 )
 
