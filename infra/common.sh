@@ -91,8 +91,10 @@ keep() {
 # deployed COLUMN: a column of $functions for the function dispatch, after its name; empty if it does not exist.
 deployed() { value_of "$functions" "$name-dispatch" | cut -f "$1"; }
 
-# keep_deployed: read the deployed functions into $functions, and keep what they were deployed with. Stops if they have what
-# the options cannot express: deploying them again would silently change it.
+# cannot_keep SENTENCE: the functions have what no option can express, so deploying them again would silently change it.
+cannot_keep() { fail "$@"; }
+
+# keep_deployed: read the deployed functions into $functions, and keep what they were deployed with.
 keep_deployed() {
   local regions value
   functions=$(look functions list --v2 --regions="$region" --format='value(name.basename(),state,labels.digest,serviceConfig.uri,
@@ -101,26 +103,28 @@ keep_deployed() {
     serviceConfig.environmentVariables.WANDB_BASE_URL,serviceConfig.availableMemory,serviceConfig.vpcConnector,serviceConfig.timeoutSeconds)')
   value=$(deployed 6)
   [ -n "$value" ] || return 0 # there is no function yet, or its first deployment failed
-  [ "$value" = "gs://$state_bucket" ] || fail "$name-dispatch keeps its record in $value, and this script would start an empty one in \
+  [ "$value" = "gs://$state_bucket" ] || cannot_keep "$name-dispatch keeps its record in $value, and this script would start an empty one in \
 gs://$state_bucket. Deploy it with the Terraform configuration that made it."
   value=$(deployed 11)
-  [ "$value" = 120 ] || fail "$name-dispatch has a timeout of $value s, and this script would set 120 s. Deploy it with the Terraform \
+  [ "$value" = 120 ] || cannot_keep "$name-dispatch has a timeout of $value s, and this script would set 120 s. Deploy it with the Terraform \
 configuration that made it, or set the timeout to 120 s first."
   regions=$(deployed 4)
   [ "$regions" = "$region" ] || keep --job-regions job_regions "$regions"
   job_regions=${job_regions:-$region}
   value=$(deployed 5)
   if [ -z "$staging_buckets" ] && [ "$value" != "$(job_regions=$regions own_buckets)" ]; then
-    [ "$regions" = "$job_regions" ] || fail "the deployed job regions '$regions' have staging buckets of yours, $value. Name one for each \
+    [ "$regions" = "$job_regions" ] || cannot_keep "the deployed job regions '$regions' have staging buckets of yours, $value. Name one for each \
 of '$job_regions' with --staging-buckets."
     keep --staging-buckets staging_buckets "$value"
   fi
   value=$(deployed 7)
   if [ -z "$wandb_secret" ] && [ "$value" != "projects/$project/secrets/$name-wandb-api-key/versions/latest" ]; then
-    [[ $value =~ ^projects/$project/secrets/[^/]+/versions/latest$ ]] || fail "$name-dispatch reads the W&B API key from $value, which \
---secret cannot name. Deploy it with the Terraform configuration that made it, or name a secret of $project with --secret."
-    value=${value%/versions/latest}
-    keep --secret wandb_secret "${value##*/}"
+    if [[ $value =~ ^projects/$project/secrets/([^/]+)/versions/latest$ ]]; then
+      keep --secret wandb_secret "${BASH_REMATCH[1]}"
+    else
+      cannot_keep "$name-dispatch reads the W&B API key from $value, which --secret cannot name. Deploy it with the Terraform \
+configuration that made it, or name a secret of $project with --secret."
+    fi
   fi
 }
 

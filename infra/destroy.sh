@@ -49,6 +49,7 @@ if [ -z "$yes$dry_run" ]; then
   [ "$answer" = "$name" ] || fail "the name does not match. Nothing was deleted."
 fi
 
+cannot_keep() { :; } # nothing is deployed here
 [ -n "$dry_run" ] || keep_deployed
 set_names
 

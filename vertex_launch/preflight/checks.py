@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from google.api_core import exceptions
 
@@ -149,15 +149,13 @@ class Preflight:
         may = f"may {'create, list, get and cancel' if self._passes else 'get'} them"
         logs = (READ_LOGS,) if self._passes and self._settings.log_lines else ()
         remedy = f"Correct {self._settings.where('project')}"
-        if asked is None:
-            return [_no_credentials(what)]
         # The functions never use Resource Manager, so they do not need its answer.
         granted = _granted(what, asked, project, (*wanted, *logs), may, remedy, vital=False)
         if isinstance(granted, Line):
             return [granted]
-        lines = [_judged(what, asked.who, wanted, granted, may, f"in project {project}")]
-        if logs and READ_LOGS not in granted:
-            found = f"{asked.who} lacks {READ_LOGS}, so messages do not hold the last lines of a job's log"
+        lines = [granted.line(what, wanted, may, f"in project {project}")]
+        if logs and READ_LOGS not in granted.permissions:
+            found = f"{granted.who} lacks {READ_LOGS}, so messages do not hold the last lines of a job's log"
             remedy = f"Grant {READ_LOGS} in project {project}, or set log_lines: 0"
             lines.append(warn(Code.CHECK_LOGS, "log_lines", found, remedy))
         return lines
@@ -174,7 +172,7 @@ class Preflight:
         if isinstance(granted, Line):
             return [granted]
         grant = f"on gs://{bucket}, as roles/storage.objectUser does"
-        return [_judged(what, asked.who, OBJECTS, granted, may, grant), *_habits(what, bucket, asked.service)]
+        return [granted.line(what, OBJECTS, may, grant), *_habits(what, bucket, asked.service)]
 
     def _staging_buckets(self, built: Sequence[JobRequest], wrong: Collection[str]) -> list[str]:
         """Return the buckets that jobs write to: the regions' own, and those that the queues' configs name."""
@@ -189,8 +187,6 @@ class Preflight:
     def _staging(self, bucket: str) -> list[Line]:
         what, asked = f"staging bucket gs://{bucket}", self._outside.buckets
         remedy = f"Run gcloud storage buckets create gs://{bucket}, or correct staging_bucket or the queue's config"
-        if asked is None:
-            return [_no_credentials(what)]
         granted = _granted(what, asked, bucket, OBJECTS, "may see it", remedy)
         if isinstance(granted, Line):
             return [granted]
@@ -207,12 +203,10 @@ class Preflight:
     def _act_as(self, account: str) -> list[Line]:
         what, asked, may = f"service account {account}", self._outside.accounts, "may act as it"
         remedy = "Create it, or correct service_account in the queue's config or policy.service_accounts"
-        if asked is None:
-            return [_no_credentials(what)]
         granted = _granted(what, asked, account, (ACT_AS,), may, remedy, vital=False)
         if isinstance(granted, Line):
             return [granted]
-        return [_judged(what, asked.who, (ACT_AS,), granted, may, "on it, as roles/iam.serviceAccountUser does")]
+        return [granted.line(what, (ACT_AS,), may, "on it, as roles/iam.serviceAccountUser does")]
 
     # Pub/Sub
 
@@ -225,12 +219,10 @@ class Preflight:
             remedy = "Set tick_topic in vertex-launch.yaml, or DISPATCH_TOPIC, to projects/P/topics/T"
             return [fail(Code.CHECK_TOPIC, what, "it is not configured, and job_state requests passes there", remedy)]
         remedy = f"Run gcloud pubsub topics create {topic}, or correct {self._settings.where('tick_topic')}"
-        if asked is None:
-            return [_no_credentials(what)]
         granted = _granted(what, asked, topic, (PUBLISH,), may, remedy)
         if isinstance(granted, Line):
             return [granted]
-        return [_judged(what, asked.who, (PUBLISH,), granted, may, "on it, as roles/pubsub.publisher does")]
+        return [granted.line(what, (PUBLISH,), may, "on it, as roles/pubsub.publisher does")]
 
 
 def _habits(what: str, bucket: str, buckets: BucketPermissions) -> list[Line]:
@@ -263,22 +255,38 @@ def _harm(what: str, run: str, view: BucketView) -> Iterator[Line]:
         yield fail(Code.CHECK_BUCKET, what, found, f"{run} --clear-retention-period")
 
 
+class _Granted(NamedTuple):
+    """The permissions that an identity has."""
+
+    who: str
+    permissions: Collection[str]
+
+    def line(self, what: str, wanted: Sequence[str], may: str, grant: str) -> Line:
+        """Return ok if all wanted permissions are granted, else which are missing and how to grant them."""
+        lacking = ", ".join(permission for permission in wanted if permission not in self.permissions)
+        if not lacking:
+            return ok(what, f"{self.who} {may}")
+        return fail(Code.CHECK_PERMISSION, what, f"{self.who} lacks {lacking}", f"Grant {lacking} {grant}")
+
+
 def _granted(
     what: str,
-    asked: Asked[Permissions],
+    asked: Asked[Permissions] | None,
     resource: str,
     permissions: Sequence[str],
     may: str,
     if_missing: str,
     *,
     vital: bool = True,
-) -> Collection[str] | Line:
+) -> _Granted | Line:
     """Return the granted permissions, or the line that says why they are unknown.
 
     A service that is not ``vital`` is used by the preflight only: its silence is a warning.
     """
+    if asked is None:
+        return _no_credentials(what)
     try:
-        return asked.service.granted(resource, permissions)
+        return _Granted(asked.who, asked.service.granted(resource, permissions))
     except NotThere as error:
         return fail(Code.CHECK_MISSING, what, f"it does not exist ({str(error).rstrip('.')})", if_missing)
     except Refuses as error:
@@ -288,14 +296,6 @@ def _granted(
     except Unavailable as error:
         line = no_answer(what, error)
         return line if vital else replace(line, verdict=Verdict.WARN, code=Code.CHECK_UNVERIFIED)
-
-
-def _judged(what: str, who: str, wanted: Sequence[str], granted: Collection[str], may: str, grant: str) -> Line:
-    """Return ok if all permissions are granted, else which are missing and how to grant them."""
-    lacking = ", ".join(permission for permission in wanted if permission not in granted)
-    if not lacking:
-        return ok(what, f"{who} {may}")
-    return fail(Code.CHECK_PERMISSION, what, f"{who} lacks {lacking}", f"Grant {lacking} {grant}")
 
 
 def _no_credentials(what: str) -> Line:
