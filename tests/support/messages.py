@@ -91,14 +91,17 @@ def _variables(call: ast.Call) -> set[str]:
 
 def _codes(call: ast.Call) -> str:
     """Return the codes among a call's own arguments."""
-    codes = (
-        node.attr
-        for argument in _arguments(call)
-        if not isinstance(argument, ast.Call)
-        for node in ast.walk(argument)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Code"
-    )
-    return "/".join(f"VL-{code.replace('_', '-')}" for code in dict.fromkeys(codes))
+    codes = []
+    for node in (
+        one for argument in _arguments(call) if not isinstance(argument, ast.Call) for one in ast.walk(argument)
+    ):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Code":
+            codes.append(f"VL-{node.attr.replace('_', '-')}")
+        elif isinstance(node, ast.Constant) and str(node.value).startswith(
+            "VL-"
+        ):  # in the bootstrap, which has no Code
+            codes.append(str(node.value))
+    return "/".join(dict.fromkeys(codes))
 
 
 def _is_sum(node: ast.AST | None) -> bool:

@@ -119,7 +119,7 @@ def _find(services: Services, name: str) -> JobSource | ItemRejected | ItemDefer
     except Unavailable as error:
         log.warning(error.message)
         return ItemDeferred(
-            f"W&B cannot show job {name} at the moment. The next pass asks again", code=Code.ARTIFACT_UNAVAILABLE
+            f"W&B cannot show job {name} at the moment. The next pass asks again.", code=Code.ARTIFACT_UNAVAILABLE
         )
 
 
@@ -147,10 +147,12 @@ def _check_sweep(sweep: RunId, states: Mapping[RunId, str]) -> None:
     state = states.get(sweep)
     if state is None:
         raise ItemDeferred(
-            f"W&B cannot show sweep {sweep} at the moment. The next pass asks again", code=Code.SWEEP_UNAVAILABLE
+            f"W&B cannot show sweep {sweep} at the moment. The next pass asks again.", code=Code.SWEEP_UNAVAILABLE
         )
     if state == "PENDING":
-        raise ItemDeferred(f"Sweep {sweep} is pending. Its runs start once its scheduler runs", code=Code.SWEEP_PENDING)
+        raise ItemDeferred(
+            f"Sweep {sweep} is pending. Its runs start once its scheduler runs.", code=Code.SWEEP_PENDING
+        )
     if not state:
         raise ItemRejected(
             f"sweep_id: sweep {sweep} does not exist. Launch the run without it, or start the sweep again.",

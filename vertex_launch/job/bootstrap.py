@@ -664,7 +664,7 @@ if __name__ == "__main__":
     try:
         main()
     except Failed as error:
-        say(step, f"failed [{error.code}]: {error}")
+        say(step, f"failed [{error.code}]: {error}.")
     except Exception:  # noqa: BLE001 - the log names the step of any error
         say(step, f"failed unexpectedly [VL-BOOT-ERROR]: {traceback.format_exc()}")
     sys.exit(1)

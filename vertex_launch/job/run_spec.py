@@ -197,9 +197,8 @@ def _resource_args(spec: Mapping[str, Any], reader: Reader) -> tuple[str, dict[s
     sections = reader.mapping(spec.get("resource_args"), "resource_args")
     name = next((name for name in VERTEX_RESOURCES if sections.get(name)), "")
     if not name and not findings.about("resource", "resource_args"):
-        found = (
-            f"{' and '.join(VERTEX_RESOURCES)} are missing (found: {', '.join(map(printable, sections)) or 'nothing'})"
-        )
+        held = ", ".join(map(printable, sections)) or "nothing"
+        found = f"neither {' nor '.join(VERTEX_RESOURCES)} is set (found: {held})"
         remedy = "Put spec and run under resource_args.vertex, or into the queue's config"
         findings.wrong("resource_args", found, remedy, Code.SPEC_MISSING)
     return name, dict(reader.mapping(sections.get(name), f"resource_args.{name}")) if name else {}
