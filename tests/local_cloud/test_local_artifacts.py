@@ -1,4 +1,4 @@
-"""The local W&B's artifacts, jobs and sweeps: W&B's own unmodified clients make and read them, and the store tells of it."""
+"""The local W&B's artifacts, jobs and sweeps, with W&B's own unmodified clients."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def artifact(server: WandbServer, name: str) -> Artifact:
 
 
 def source(server: WandbServer, job: str) -> dict[str, Any]:
-    """The description of a job, in short: its source with type and Python version."""
+    """Return the source of a job, with its type and Python version."""
     described = json.loads(server.store.artifacts.content(artifact(server, job), "wandb-job.json"))
     return {"type": described["source_type"], "runtime": described["runtime"], **described["source"]}
 
@@ -66,7 +66,7 @@ def committed(server: WandbServer, text: str) -> Artifact:
     return server.store.create_artifact("acme", "demo", "job", "train", {JOB_FILE: text.encode()})
 
 
-# Commands of one process, which costs the client less than one process each; what they do is the same.
+# All commands run in one process, because the client takes long to start.
 COMMANDS = """
 import json, sys
 from wandb.cli.cli import cli
@@ -77,14 +77,14 @@ for command in json.loads(sys.argv[1]):
 
 
 def commands(client: Client, *given: str, **more: str) -> str:
-    """Run commands of ``wandb`` as they would be typed in the client's home, and give what they said."""
+    """Run commands of ``wandb`` in the client's home, and return their output."""
     done = client.run("-c", COMMANDS, json.dumps([shlex.split(one) for one in given]), WANDB_ENTITY="acme", **more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def repository(folder: Path) -> str:
-    """Create a git repository with one commit, and give that."""
+    """Create a git repository with one commit, and return the commit."""
     folder.mkdir()
     (folder / "train.py").write_text("print('from git')\n")
 
@@ -101,7 +101,7 @@ def repository(folder: Path) -> str:
 def local_ssh(folder: Path) -> dict[str, str]:
     """Return the environment in which git's ``ssh://`` reaches this machine without a server.
 
-    The client takes no other address of a repository on disk: it forbids git the transport ``file``.
+    The client does not accept other addresses of a repository on disk: it forbids git's ``file`` transport.
     """
     script = folder / "ssh"
     script.write_text('#!/bin/sh\nfor command; do :; done\nexec sh -c "$command"\n')
@@ -109,7 +109,7 @@ def local_ssh(folder: Path) -> dict[str, str]:
     return {"GIT_SSH_COMMAND": str(script), "GIT_SSH_VARIANT": "simple"}
 
 
-def test_jobs_of_every_kind_are_made_found_and_launched(client: Client) -> None:
+def test_jobs_of_every_kind_are_created_found_and_launched(client: Client) -> None:
     server, home = client.server, client.home
     server.store.create_queue("acme", "vertex")
     code = home / "code"
@@ -303,7 +303,7 @@ print(json.dumps({**told,
 """
 
 
-def test_aliases_move_and_what_was_deleted_or_never_was_is_told(client: Client) -> None:
+def test_aliases_move_and_missing_versions_are_reported(client: Client) -> None:
     one, two = (committed(client.server, text) for text in ("one", "two"))
     one.metadata = {}
     assert client.script(CHANGE) == {
@@ -349,7 +349,7 @@ print(json.dumps([found._job_info["source_type"], found._input_types.to_json()["
 """
 
 
-def test_a_run_makes_a_job_and_the_next_one_uses_it(client: Client) -> None:
+def test_a_run_creates_a_job_and_the_next_run_uses_it(client: Client) -> None:
     (client.home / "train.py").write_text(TRAIN)
 
     def train(*args: str, **more: str) -> None:
@@ -373,7 +373,7 @@ def test_a_run_makes_a_job_and_the_next_one_uses_it(client: Client) -> None:
 
 
 class TestArtifacts:
-    """What no client does, or what it would take long to show with one."""
+    """What no client does, or what takes long to show with a client."""
 
     @pytest.fixture
     def server(self, serve: Serve) -> WandbServer:
@@ -382,7 +382,7 @@ class TestArtifacts:
     def change(self, server: WandbServer, mutation: str, given: str, **how: Any) -> Asked:
         return ask(server, f"mutation {{ {mutation}(input: {{{given}}}) {{ clientMutationId }} }}", **how)
 
-    def test_a_version_is_committed_once_and_only_whole(self, server: WandbServer) -> None:
+    def test_a_version_is_committed_once_and_only_when_complete(self, server: WandbServer) -> None:
         whole, artifacts = committed(server, "one"), server.store.artifacts
         manifest = artifacts.contents.get("acme", whole.manifest or "")
         part = artifacts.create("acme", "other", "job", "train", "digest", username="alice")
@@ -430,7 +430,7 @@ class TestArtifacts:
         hexadecimal = hashlib.md5(b"two").hexdigest()
         assert new == {"uploadUrl": f"{server.url}/_artifacts/acme/{hexadecimal}", "artifact": {"id": second.id}}
 
-    def test_what_is_elsewhere_is_referred_to(self, server: WandbServer) -> None:
+    def test_references_keep_their_address(self, server: WandbServer) -> None:
         made = committed(server, "one")
         made.entries["far.bin"] = Entry("far.bin", "gs://bucket/far.bin", 9, ref="gs://bucket/far.bin")
         files = "files { totalCount edges { node { name directUrl sizeBytes } } }"
@@ -441,7 +441,7 @@ class TestArtifacts:
         with pytest.raises(Refused, match=r"file far\.bin of artifact acme/demo/train:v0 not found"):
             server.store.artifacts.content(made, "far.bin")
 
-    def test_faults_meet_uploads_and_downloads(self, server: WandbServer) -> None:
+    def test_faults_apply_to_uploads_and_downloads(self, server: WandbServer) -> None:
         address = f"{server.url}/_artifacts/acme/{hashlib.md5(b'one').hexdigest()}"
         server.faults.fail("uploadArtifactFile", 503)
         assert [requests.put(address, data=b"one", timeout=10).status_code for _ in range(2)] == [503, 200]
@@ -466,7 +466,7 @@ class TestArtifacts:
         assert [answer.status_code for answer in answers] == [200, 403, 401]
         assert answers[0].content == b"one"
 
-    def test_a_deleted_version_keeps_its_number_and_may_be_gone_by_name(self, serve: Serve) -> None:
+    def test_a_deleted_version_keeps_its_number_and_can_lose_its_name(self, serve: Serve) -> None:
         for by_name in (True, False):
             server = serve(deleted_by_name=by_name)
             artifacts = server.store.artifacts
@@ -484,7 +484,7 @@ class TestArtifacts:
             with pytest.raises(Refused, match="is deleted and cannot have aliases"):
                 artifacts.add_aliases(made, ["prod"])
 
-    def test_a_name_has_one_type_and_a_version_is_no_alias(self, server: WandbServer) -> None:
+    def test_a_name_has_one_type_and_a_version_is_not_an_alias(self, server: WandbServer) -> None:
         made = committed(server, "one")
         with pytest.raises(Refused, match='artifacts called train have the type "job" in acme/demo, not "code"'):
             server.store.artifacts.create("acme", "demo", "code", "train", "digest", username="alice")
@@ -531,7 +531,7 @@ def queue(client: Client) -> Client:
 
 
 class LaunchAgent(threading.Thread):
-    """Claims what a scheduler pushes, and ends each run as ``ends`` says by its ``lr``: its exit code, or no start."""
+    """Claims what a scheduler pushes, and ends each run as ``ends`` says for its ``lr``: an exit code, or no start."""
 
     def __init__(self, server: WandbServer, ends: Mapping[float, int | None]) -> None:
         super().__init__(daemon=True)
@@ -582,11 +582,11 @@ def test_the_real_scheduler_drives_a_sweep_through_a_queue(queue: Client) -> Non
         "docker": {"docker_image": "registry.local/scheduler:1"},
         "resource_args": {"gcp-vertex": {"run": {"timeout": 60}}},
     }
-    assert "sweep_id" not in spec, "a scheduler is no run of its sweep"
+    assert "sweep_id" not in spec, "a scheduler is not a run of its sweep"
     server.store.launch.pop(server.store.queues[item.queue_id], None)
     server.store.launch.ack(item, "sweep001")
 
-    # The client puts its arguments in quotes, as for a shell; the pause between its looks is 5 s of its own.
+    # The client quotes its arguments for a shell. Its own interval between two looks is 5 s.
     command: list[str] = spec["overrides"]["entry_point"] + shlex.split(" ".join(spec["overrides"]["args"]))
     agent = LaunchAgent(server, {0.1: 0, 0.2: None, 0.3: 1})
     agent.start()
@@ -669,8 +669,8 @@ print(json.dumps([seen, public, ended, problems]))
 """
 
 
-def test_a_run_whose_item_failed_does_not_keep_a_sweep_from_its_end(serve: Serve) -> None:
-    """Whoever was given it: a scheduler asks for its next worker only while the ones before it get something."""
+def test_a_run_whose_item_failed_does_not_block_the_end_of_a_sweep(serve: Serve) -> None:
+    """A scheduler asks for its next worker only while the earlier workers get runs. So the run's agent does not matter."""
     store = serve().store
     store.create_queue("acme", "vertex")
     store.project("acme", "demo")
@@ -734,13 +734,13 @@ def test_a_sweep_is_launched_again_or_with_a_job_for_its_scheduler(queue: Client
         ("sweep001", "local-process", None),
         ("sweep002", "gcp-vertex", job),
         ("sweep001", "local-process", None),
-    ], "a local process is what the client asks for unless it is told"
+    ], "a local process is the client's default"
     assert ["resource_args" in spec for spec in specs] == [False, True, False]
     assert specs[1]["overrides"]["run_config"]["sweep_args"]["sweep_id"] == "sweep002"
     assert queue.unexpected() == []
 
 
-def test_only_a_scheduler_keeps_another_resource_than_its_queues() -> None:
+def test_only_a_scheduler_keeps_a_resource_that_differs_from_its_queues() -> None:
     queue = ResourceConfig("c1", "acme", "gcp-vertex", {"resource_args": {"gcp-vertex": {"run": {}}}})
     for uri, asked, resource in (
         (None, "local-process", "gcp-vertex"),
@@ -789,7 +789,7 @@ class TestSearch:
         assert expected(config) is None
 
     @pytest.mark.parametrize("config", [None, [], {}, {"method": "grid"}, {"method": "grid", "parameters": [1]}])
-    def test_what_is_no_configuration_is_refused(self, config: object) -> None:
+    def test_an_invalid_configuration_is_refused(self, config: object) -> None:
         with pytest.raises(Refused, match="has to be an object with parameters"):
             check(config)
 

@@ -1,4 +1,4 @@
-"""One contract for the local Pub/Sub and for Google's emulator, then what stands around them: shim and scheduler."""
+"""One contract for the local Pub/Sub and for Google's emulator, then the shim and the scheduler."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for what other threads and processes do."""
+    """Wait for other threads and processes."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -40,7 +40,7 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 
 @dataclass
 class Endpoint:
-    """Takes pushes; answers with the statuses it is told, then with 204. ``hold`` makes it wait before each answer."""
+    """Takes pushes and answers with the next of its statuses, then with 204. ``hold`` delays the answers."""
 
     statuses: list[int] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -169,7 +169,7 @@ def test_a_push_has_the_message_and_is_not_repeated_once_acknowledged(cloud: Clo
 
 
 @pytest.mark.parametrize("status", [400, 429, 503])
-def test_any_other_answer_brings_the_message_again(cloud: Cloud, endpoint: Endpoint, status: int) -> None:
+def test_the_message_is_delivered_again_after_any_other_answer(cloud: Cloud, endpoint: Endpoint, status: int) -> None:
     topic = cloud.topic()
     subscription = cloud.subscribe(topic, endpoint.url)
     endpoint.statuses = [status]
@@ -179,7 +179,7 @@ def test_any_other_answer_brings_the_message_again(cloud: Cloud, endpoint: Endpo
     cloud.subscriber.delete_subscription(subscription=subscription)
 
 
-def test_after_exactly_so_many_attempts_a_message_is_a_dead_letter(cloud: Cloud, endpoint: Endpoint) -> None:
+def test_a_message_is_a_dead_letter_after_exactly_the_configured_attempts(cloud: Cloud, endpoint: Endpoint) -> None:
     topic, dead = cloud.topic(), cloud.topic()
     morgue = cloud.subscribe(dead)
     policy = {"dead_letter_topic": dead, "max_delivery_attempts": 5}
@@ -197,7 +197,7 @@ def test_after_exactly_so_many_attempts_a_message_is_a_dead_letter(cloud: Cloud,
     cloud.subscriber.delete_subscription(subscription=subscription)
 
 
-def test_pulled_messages_are_acknowledged_or_given_back(cloud: Cloud) -> None:
+def test_pulled_messages_are_acknowledged_or_returned(cloud: Cloud) -> None:
     topic = cloud.topic()
     subscription = cloud.subscribe(topic)
     cloud.publish(topic, b"one")
@@ -252,7 +252,7 @@ def test_settings_out_of_bounds(cloud: Cloud, settings: dict[str, Any], error: t
         cloud.subscribe(topic, **settings)
 
 
-# What the emulator does not do, or only slowly.
+# What the emulator does not do, or does slowly.
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def ours(connect: Callable[[str], Cloud], server: PubSubServer) -> Cloud:
     return connect(server.address)
 
 
-def test_a_message_comes_again_while_its_handler_outlasts_the_ack_deadline(ours: Cloud, endpoint: Endpoint) -> None:
+def test_a_message_is_delivered_again_if_its_handler_exceeds_the_ack_deadline(ours: Cloud, endpoint: Endpoint) -> None:
     topic = ours.topic()
     ours.subscribe(topic, endpoint.url, ack_deadline_seconds=10)
     endpoint.hold.clear()
@@ -282,7 +282,7 @@ def test_a_message_comes_again_while_its_handler_outlasts_the_ack_deadline(ours:
     endpoint.hold.set()
 
 
-def test_backoff_grows_and_attempts_are_told(ours: Cloud, endpoint: Endpoint, server: PubSubServer) -> None:
+def test_backoff_grows_and_attempts_are_reported(ours: Cloud, endpoint: Endpoint, server: PubSubServer) -> None:
     topic, dead = ours.topic(), ours.topic()
     settings = {
         "retry_policy": {
@@ -301,7 +301,7 @@ def test_backoff_grows_and_attempts_are_told(ours: Cloud, endpoint: Endpoint, se
     assert server.calls["Push"] == 4
 
 
-def test_a_lease_that_ends_gives_the_message_back(ours: Cloud) -> None:
+def test_a_message_returns_when_its_lease_ends(ours: Cloud) -> None:
     topic = ours.topic()
     subscription = ours.subscribe(topic)
     ours.publish(topic, b"x")
@@ -309,7 +309,7 @@ def test_a_lease_that_ends_gives_the_message_back(ours: Cloud) -> None:
     assert ours.pull(subscription)
 
 
-def test_faults_meet_pushes_and_publishing(ours: Cloud, endpoint: Endpoint, faults: Faults) -> None:
+def test_faults_apply_to_pushes_and_publishing(ours: Cloud, endpoint: Endpoint, faults: Faults) -> None:
     topic = ours.topic()
     ours.subscribe(topic, endpoint.url)
     faults.lose("Push")
@@ -330,7 +330,7 @@ def test_faults_meet_pushes_and_publishing(ours: Cloud, endpoint: Endpoint, faul
         {"enable_message_ordering": True},
     ],
 )
-def test_what_is_not_served_is_refused(ours: Cloud, settings: dict[str, Any]) -> None:
+def test_unsupported_settings_are_refused(ours: Cloud, settings: dict[str, Any]) -> None:
     with pytest.raises((exceptions.InvalidArgument, exceptions.MethodNotImplemented)):
         ours.subscribe(ours.topic(), **settings)
 
@@ -351,7 +351,7 @@ def test_nothing_is_pushed_after_a_subscription_is_gone(ours: Cloud, endpoint: E
     assert len(endpoint.bodies) == 2
 
 
-def test_an_emulator_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_an_emulator_that_cannot_start_reports_why(tmp_path: Path) -> None:
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\necho no such class >&2\nexit 1\n")
     java.chmod(0o755)
@@ -394,7 +394,7 @@ def send(url: str, body: object = PUSH) -> int:
     return post(url, json.dumps(body).encode(), {"Content-Type": "application/json"}, 10)[0]
 
 
-def test_the_shim_makes_the_event_that_a_function_gets(shim: PushShim, endpoint: Endpoint) -> None:
+def test_the_shim_creates_the_event_of_a_function(shim: PushShim, endpoint: Endpoint) -> None:
     assert send(shim.url) == 204
     assert endpoint.bodies == [{"message": PUSH["message"], "subscription": PUSH["subscription"]}]
     event = {name: value for name, value in endpoint.headers[0].items() if name.startswith(("ce-", "content-type"))}
@@ -408,7 +408,7 @@ def test_the_shim_makes_the_event_that_a_function_gets(shim: PushShim, endpoint:
     }
 
 
-def test_the_shim_can_hand_on_the_raw_push(endpoint: Endpoint) -> None:
+def test_the_shim_can_forward_the_raw_push(endpoint: Endpoint) -> None:
     shim = PushShim(endpoint.url, TOPIC, raw=True)
     shim.start()
     endpoint.statuses = [500]
@@ -418,7 +418,7 @@ def test_the_shim_can_hand_on_the_raw_push(endpoint: Endpoint) -> None:
     shim.stop()
 
 
-def test_what_arrives_while_the_function_works_is_answered_429(shim: PushShim, endpoint: Endpoint) -> None:
+def test_a_push_to_a_busy_function_is_answered_429(shim: PushShim, endpoint: Endpoint) -> None:
     endpoint.hold.clear()
     answers: list[int] = []
     first = threading.Thread(target=lambda: answers.append(send(shim.url)))
@@ -432,7 +432,7 @@ def test_what_arrives_while_the_function_works_is_answered_429(shim: PushShim, e
     assert shim.calls == {204: 2, 429: 3}
 
 
-def test_the_shim_answers_for_a_function_that_cannot(endpoint: Endpoint) -> None:
+def test_the_shim_answers_for_a_function_that_cannot_be_reached(endpoint: Endpoint) -> None:
     endpoint.hold.clear()
     slow = PushShim(endpoint.url, TOPIC, timeout=0.05)
     gone = PushShim("http://127.0.0.1:1", TOPIC)

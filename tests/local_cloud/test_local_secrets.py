@@ -1,4 +1,4 @@
-"""The local Secret Manager, spoken to by Google's own client over gRPC and REST, and where tokens for it come from."""
+"""The local Secret Manager with Google's own client over gRPC and REST, and the metadata server that issues tokens."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_secret_can_be_read_with_its_checksum_and_changed(
     assert server.calls == {"AccessSecretVersion": 4}
 
 
-def test_what_is_not_there_or_not_enabled_is_refused(server: SecretServer, client: SecretManagerServiceClient) -> None:
+def test_missing_and_disabled_versions_are_refused(server: SecretServer, client: SecretManagerServiceClient) -> None:
     with pytest.raises(exceptions.NotFound, match="not found or has no versions"):
         client.access_secret_version(name=f"{SECRET}/versions/latest")
     version = server.add(SECRET, "key")
@@ -122,7 +122,7 @@ Rest = Callable[[str], SecretManagerServiceClient]
 
 @pytest.fixture
 def rest(server: SecretServer) -> Rest:
-    """Makes a client over REST that has an access token."""
+    """Creates clients over REST with an access token."""
 
     def make(token: str) -> SecretManagerServiceClient:
         transport = SecretManagerServiceRestTransport(
@@ -181,7 +181,7 @@ def test_only_accounts_with_the_right_read_a_secret_and_no_other(
     assert [account for account, _ in server.read] == [ACCOUNT]
 
 
-def test_a_token_is_good_for_an_hour_and_cannot_be_made_up(
+def test_a_token_is_valid_for_an_hour_and_cannot_be_forged(
     server: SecretServer, rest: Rest, tokens: Tokens, clock: Clock
 ) -> None:
     version = server.add(SECRET, "key")
@@ -261,7 +261,7 @@ def look(metadata: MetadataServer, path: str, **headers: str) -> requests.Respon
         return answer
 
 
-def test_a_container_learns_its_account_and_gets_its_tokens(metadata: MetadataServer, tokens: Tokens) -> None:
+def test_a_container_gets_its_account_and_its_tokens(metadata: MetadataServer, tokens: Tokens) -> None:
     accounts = "/computeMetadata/v1/instance/service-accounts"
     for name in ("default", ACCOUNT):
         answer = look(metadata, f"{accounts}/{name}/token", **FLAVOR)
@@ -275,7 +275,7 @@ def test_a_container_learns_its_account_and_gets_its_tokens(metadata: MetadataSe
     assert look(metadata, f"{accounts}/default/?recursive=true", **FLAVOR).json()["email"] == ACCOUNT
 
 
-def test_who_does_not_ask_as_google_wants_it_gets_no_token(metadata: MetadataServer, tokens: Tokens) -> None:
+def test_a_request_without_googles_header_gets_no_token(metadata: MetadataServer, tokens: Tokens) -> None:
     path = "/computeMetadata/v1/instance/service-accounts/default/token"
     for headers in ({}, {"Metadata-Flavor": "Other"}, {**FLAVOR, "X-Forwarded-For": "192.0.2.1"}):
         assert look(metadata, path, **headers).status_code == 403

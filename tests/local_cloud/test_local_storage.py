@@ -1,4 +1,4 @@
-"""The local Cloud Storage, spoken to by Google's own client."""
+"""The local Cloud Storage with Google's own client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RATE = r"The object demo-state/one exceeded the rate limit for object mutation o
 
 
 class Clock:
-    """Stands still, unless ``tick`` lets every look at it last that long."""
+    """A clock that stands still, or moves by ``tick`` at every look."""
 
     def __init__(self) -> None:
         self.now = 1_771_881_069.1
@@ -60,7 +60,7 @@ def bucket(client: Any) -> Any:
     return client.bucket(BUCKET)
 
 
-def test_an_object_comes_back_as_it_went(bucket: Any, server: StorageServer, clock: Clock) -> None:
+def test_an_object_is_read_as_it_was_written(bucket: Any, server: StorageServer, clock: Clock) -> None:
     blob = bucket.blob("launch/hold one.json")
     blob.metadata = {"pass": "p1"}
     blob.upload_from_string(b'{"a": 1}', content_type="application/json", if_generation_match=0)
@@ -116,7 +116,7 @@ def test_a_name_takes_one_write_a_second(bucket: Any, server: StorageServer, clo
         bucket.blob("one").upload_from_string("b", retry=None)
     with pytest.raises(exceptions.TooManyRequests, match=RATE):
         bucket.blob("one").delete(retry=None)
-    # What fails its precondition is no write.
+    # A failed precondition does not count as a write.
     with pytest.raises(exceptions.PreconditionFailed):
         bucket.blob("one").upload_from_string("b", if_generation_match=0, retry=None)
     clock.now += 0.1
@@ -197,5 +197,5 @@ def test_a_kept_connection_is_quick(bucket: Any) -> None:
     begin = time.monotonic()
     for _ in range(30):
         bucket.blob("one").reload()
-    # Were head and body sent apart, each request would take 40 ms more.
+    # If head and body were sent separately, each request would take 40 ms more.
     assert time.monotonic() - begin < 1

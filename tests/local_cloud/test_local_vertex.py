@@ -1,4 +1,4 @@
-"""The local Vertex AI, spoken to by Google's own JobServiceClient."""
+"""The local Vertex AI with Google's own JobServiceClient."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def serve() -> Iterator[Callable[..., tuple[VertexServer, JobServiceClient]]]:
 def vertex(
     serve: Callable[..., tuple[VertexServer, JobServiceClient]], clock: Clock, log: list[dict[str, Any]]
 ) -> tuple[VertexServer, JobServiceClient]:
-    """A server whose jobs only this test leads."""
+    """A server whose jobs only the test moves."""
     return serve(clock=clock, on_log=log.append, error_lag=45, regions=("us-central1", "europe-west4"))
 
 
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_job_is_refused(
     assert not server.jobs
 
 
-def test_pools_behind_the_first_may_be_empty_and_names_of_variables_may_be_doubled(
+def test_later_pools_can_be_empty_and_variables_can_be_repeated(
     vertex: tuple[VertexServer, JobServiceClient],
 ) -> None:
     _, client = vertex
@@ -240,7 +240,7 @@ def test_more_accelerators_than_there_are_is_refused(vertex: tuple[VertexServer,
     assert quota_metric("TPU_V2") == "aiplatform.googleapis.com/custom_model_training_tpu_v2"
 
 
-def test_lists_lag_behind_and_gets_do_not(vertex: tuple[VertexServer, JobServiceClient], clock: Clock) -> None:
+def test_lists_lag_and_gets_do_not(vertex: tuple[VertexServer, JobServiceClient], clock: Clock) -> None:
     server, client = vertex
     server.limits.list_lag = 5
     made = client.create_custom_job(parent=PARENT, custom_job=job())
@@ -296,7 +296,7 @@ def test_pages_and_masks(vertex: tuple[VertexServer, JobServiceClient]) -> None:
         ("labels.team=speech", ""),
     ],
 )
-def test_filters_find_what_they_say(
+def test_filters_find_the_jobs_that_they_describe(
     vertex: tuple[VertexServer, JobServiceClient], clock: Clock, text: str, meant: str
 ) -> None:
     server, client = vertex
@@ -330,7 +330,9 @@ def test_filters_find_what_they_say(
         'display_name="open',
     ],
 )
-def test_filters_that_nobody_could_verify_are_refused(vertex: tuple[VertexServer, JobServiceClient], text: str) -> None:
+def test_filters_that_could_not_be_verified_are_refused(
+    vertex: tuple[VertexServer, JobServiceClient], text: str
+) -> None:
     with pytest.raises(exceptions.InvalidArgument, match="Invalid filter: "):
         vertex[1].list_custom_jobs({"parent": PARENT, "filter": text})
 
@@ -345,7 +347,7 @@ def test_any_text_is_a_filter_or_a_filter_error(text: str) -> None:
     assert test(CustomJob.pb(CustomJob())) in (True, False)
 
 
-def test_a_life_led_by_hand(
+def test_a_job_is_moved_through_its_states(
     vertex: tuple[VertexServer, JobServiceClient], clock: Clock, log: list[dict[str, Any]]
 ) -> None:
     server, client = vertex
@@ -442,7 +444,7 @@ def test_references_are_replaced_as_kubernetes_does(text: str, expanded: str) ->
     assert expand(text, {"A": "1"}) == expanded
 
 
-def test_values_refer_to_what_stands_before_them() -> None:
+def test_values_refer_to_earlier_variables() -> None:
     variables = CustomJob(
         job_spec={
             "worker_pool_specs": [
@@ -476,7 +478,7 @@ def test_command_and_args_against_entrypoint_and_cmd(command: list[str], args: l
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for what other processes do."""
+    """Wait for other processes."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -547,7 +549,7 @@ open(os.environ["TOLD"] + credentials.service_account_email, "w").write(
 """
 
 
-def test_each_container_acts_as_the_account_of_its_job_and_of_no_other(
+def test_each_container_acts_only_as_the_account_of_its_job(
     serve: Callable[..., tuple[VertexServer, JobServiceClient]], log: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     tokens = Tokens()
@@ -572,7 +574,7 @@ def test_each_container_acts_as_the_account_of_its_job_and_of_no_other(
         host, token = (tmp_path / account).read_text().split()
         assert tokens.account(token) == account
         hosts.append(host)
-    for host in hosts:  # nobody answers for a container that has ended
+    for host in hosts:  # the metadata server ends with its container
         with pytest.raises(requests.ConnectionError):
             requests.get(f"http://{host}/", timeout=5)
 
@@ -583,13 +585,13 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     status = Path(f"/proc/{pid}/stat")
-    # An orphan that is dead may wait for a while until init collects it.
+    # Init may collect a dead orphan only after a while.
     return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.fixture
 def stubborn(tmp_path: Path) -> Image:
-    """An image whose program has a child in a session of its own; both ignore SIGTERM."""
+    """Return an image whose program has a child in its own session. Both ignore SIGTERM."""
     (tmp_path / "main.py").write_text(
         "import os, signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -623,7 +625,7 @@ def test_no_process_survives(
     until(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_cancelled_before_it_starts_it_never_starts(
+def test_a_job_that_is_cancelled_in_its_queue_never_starts(
     serve: Callable[..., tuple[VertexServer, JobServiceClient]], log: list[dict[str, Any]]
 ) -> None:
     server, client = serve(runner=Containers(queued=60), on_log=log.append)
@@ -631,7 +633,7 @@ def test_cancelled_before_it_starts_it_never_starts(
     client.cancel_custom_job(name=name)
     stopped = ended(server, name)
     assert (stopped.state, stopped.error.code, bool(stopped.start_time)) == (CANCELLED, 1, False)
-    until(lambda: log[-1]["textPayload"] == "Job cancelled.")  # an entry follows what it tells of
+    until(lambda: log[-1]["textPayload"] == "Job cancelled.")  # the entry follows the change
 
 
 def test_jobs_wait_in_their_queue_for_capacity(
@@ -715,10 +717,10 @@ def test_the_example_really_trains(
 
 
 @pytest.mark.parametrize("fate", Fate)
-def test_a_fate_meets_the_first_jobs_and_spares_a_later_one(
+def test_a_fate_applies_to_the_first_jobs_and_not_to_a_later_one(
     running: tuple[VertexServer, JobServiceClient, Containers], fate: Fate
 ) -> None:
-    """As for an item whose job is submitted again and again under one name."""
+    """An item submits its jobs under one name."""
     server, client, containers = running
     containers.scripts.append(Script(fate, display_name="an item", times=2))
     found = []
@@ -734,7 +736,7 @@ def test_a_fate_meets_the_first_jobs_and_spares_a_later_one(
     assert [job.error.message for job in found] == [errors[fate].message] * 2 + [""]
 
 
-def test_what_is_scarce_in_one_region_is_there_in_another(
+def test_what_is_scarce_in_one_region_is_available_in_another(
     serve: Callable[..., tuple[VertexServer, JobServiceClient]],
 ) -> None:
     containers = Containers(queued=0, pending=0, scripts=[Script(Fate.STOCKOUT, region="us-central1", times=9)])
@@ -744,7 +746,7 @@ def test_what_is_scarce_in_one_region_is_there_in_another(
     assert [ended(server, name).state for name in names] == [FAILED, SUCCEEDED]
 
 
-def test_the_last_words_of_a_crash_are_in_the_log_alone(
+def test_the_traceback_of_a_crash_is_only_in_the_log(
     running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]]
 ) -> None:
     server, client, _ = running
@@ -777,7 +779,7 @@ def stepping(wandb: WandbServer, *args: str, **more: str) -> Any:
     return job("steps", container={"args": list(args), "env": env})
 
 
-def test_a_program_goes_on_where_the_attempt_before_was_ended(
+def test_a_program_continues_where_the_attempt_before_ended(
     running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]], wandb: WandbServer
 ) -> None:
     server, client, _ = running
@@ -792,7 +794,7 @@ def test_a_program_goes_on_where_the_attempt_before_was_ended(
     until(lambda: bool(wandb.store.runs.all()) and len(run().history()) > 1)
     client.cancel_custom_job(name=first)
     assert ended(server, first).state == CANCELLED
-    assert run().state == "running", "nobody has told W&B of the end"
+    assert run().state == "running", "W&B does not know about the end"
     reached = len(run().history())
     again = stepping(wandb, "--steps", str(reached + 5), "--pause", "0", WANDB_RESUME="allow")
     second = client.create_custom_job(parent=PARENT, custom_job=again).name

@@ -1,4 +1,4 @@
-"""The local W&B: its protocol, its queues on a clock that is passed in, and W&B's own unmodified clients against it."""
+"""The local W&B: its protocol, its queues with a test's clock, and W&B's own unmodified clients."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def push(server: WandbServer, name: str, **how: Any) -> str:
 
 
 def popped(server: WandbServer, agent: str = "") -> str | None:
-    """Pop one item and give the name in its run spec."""
+    """Pop one item and return the name in its run spec."""
     of_agent = f', launchAgentId: "{agent}"' if agent else ""
     answer = ask(server, f"mutation {{ {POP % of_agent} {{ runSpec }} }}").data["popFromRunQueue"]
     return answer and str(answer["runSpec"]["name"])
@@ -129,7 +129,7 @@ class TestProtocol:
         assert {error["message"] for error in answer.errors} == {"user is not logged in"}
         assert {error["extensions"]["code"] for error in answer.errors} == {"PERMISSION_ERROR"}
 
-    def test_an_unknown_field_is_an_error_in_the_words_that_clients_look_for(self, server: WandbServer) -> None:
+    def test_an_unknown_field_is_an_error_in_the_words_that_clients_expect(self, server: WandbServer) -> None:
         item = push(server, "one")
         answer = ask(server, f"mutation {{ {POP % ''} {{ runQueueItemId nonsense }} }}")
         assert answer.status == 400
@@ -152,13 +152,15 @@ class TestProtocol:
         assert response.status_code == 400
         assert says in response.json()["errors"][0]["message"].replace("'", '"')
 
-    def test_introspection_tells_the_schema(self, server: WandbServer) -> None:
+    def test_introspection_shows_the_schema(self, server: WandbServer) -> None:
         answer = ask(server, '{ __type(name: "Mutation") { fields { name } } }')
         names = {one["name"] for one in answer.data["__type"]["fields"]}
         assert {"popFromRunQueue", "ackRunQueueItem", "updateRunQueueItemWarning"} <= names
 
     @pytest.mark.parametrize(("error_status", "status"), [("alone", 200), ("always", 404), ("never", 200)])
-    def test_one_fields_error_does_not_spoil_its_neighbours(self, serve: Serve, error_status: str, status: int) -> None:
+    def test_an_error_of_one_field_does_not_affect_the_others(
+        self, serve: Serve, error_status: str, status: int
+    ) -> None:
         server = serve(error_status=error_status)
         server.store.create_queue("acme", "vertex")
         push(server, "one")
@@ -173,7 +175,7 @@ class TestProtocol:
         empty = ask(server, f"mutation {{ a: {lost} {{ runSpec }} b: {POP % ''} {{ runSpec }} }}")
         assert (empty.status, empty.data, len(empty.errors)) == (status, {"a": None, "b": None}, 1)
 
-    def test_aliased_mutations_are_done_one_after_another(self, server: WandbServer) -> None:
+    def test_aliased_mutations_are_done_in_order(self, server: WandbServer) -> None:
         for name in ("one", "two", "three"):
             push(server, name)
         aliases = " ".join(f"f{n}: {POP % ''} {{ runSpec }}" for n in range(4))
@@ -233,7 +235,7 @@ class TestProtocol:
 
 
 class TestItems:
-    def test_first_in_first_out_and_priority_only_where_the_queue_has_it(self, serve: Serve) -> None:
+    def test_first_in_first_out_and_priority_only_if_the_queue_has_it(self, serve: Serve) -> None:
         server = serve()
         for mode, order in (("DISABLED", "abcde"), ("V0", "dbace")):
             server.store.create_queue("acme", mode, prioritization_mode=mode)
@@ -293,7 +295,7 @@ class TestItems:
         answer = ack(server, item)
         assert (answer.status, answer.data, answer.errors) == (200, {"ackRunQueueItem": {"success": False}}, [])
 
-    def test_failures_and_warnings_stand_beside_the_item(self, server: WandbServer, clock: Clock) -> None:
+    def test_an_item_shows_failures_and_warnings(self, server: WandbServer, clock: Clock) -> None:
         item = push(server, "one")
         tell = 'input: {runQueueItemId: "%s", message: "%s", stage: "agent", filePaths: ["a/b.log"]}'
         warn = f"updateRunQueueItemWarning({tell % (item, 'careful')}) {{ success }}"
@@ -319,7 +321,7 @@ class TestItems:
             "runQueueItems": {"edges": [{"node": {"id": item}}]},
         }
 
-    def test_a_claimed_item_may_fail_once(self, server: WandbServer) -> None:
+    def test_a_claimed_item_can_fail_once(self, server: WandbServer) -> None:
         item = push(server, "one")
         ack(server, item)
         given = "(input: {runQueueItemId: $i, message: $m, stage: $s}) { success }"
@@ -397,7 +399,7 @@ class TestAgents:
         }
         assert next(iter(server.store.items.values())).launch_agent_id == agent
 
-    def test_status_and_a_wish_to_stop(self, server: WandbServer) -> None:
+    def test_an_agents_status_and_a_request_to_stop(self, server: WandbServer) -> None:
         agent = self.create(server).data["createLaunchAgent"]["launchAgentId"]
         text = 'updateLaunchAgent(input: {launchAgentId: "%s", agentStatus: "RUNNING", stopPolling: true}) { success }'
         assert ask(server, f"mutation {{ {text % agent} }}").data == {"updateLaunchAgent": {"success": True}}
@@ -428,7 +430,7 @@ class TestRuns:
         response.raise_for_status()
         return response.json()
 
-    def test_a_run_that_is_silent_has_crashed_and_may_come_back(self, serve: Serve, clock: Clock) -> None:
+    def test_a_silent_run_has_crashed_and_can_come_back(self, serve: Serve, clock: Clock) -> None:
         server = serve(crash_after=300)
         self.start(server)
         clock.now += 300
@@ -472,7 +474,7 @@ class TestRuns:
         self.start(server)
         assert self.look(server, "state") == {"state": "running"}
 
-    def test_a_heartbeat_is_when_the_sdk_was_last_heard_of(self, server: WandbServer, clock: Clock) -> None:
+    def test_a_heartbeat_is_the_time_of_the_sdks_last_request(self, server: WandbServer, clock: Clock) -> None:
         def heartbeat() -> Any:
             return self.look(server, "heartbeatAt")["heartbeatAt"]
 
@@ -640,7 +642,7 @@ class TestFaults:
         assert answer.data == {"a": None, "b": {"success": True}}
         assert [(error["path"], error["message"]) for error in answer.errors] == [(["a"], "internal error")]
 
-    def test_another_process_sets_and_clears_them(self, server: WandbServer) -> None:
+    def test_another_process_sets_and_clears_faults(self, server: WandbServer) -> None:
         url = f"{server.url}/_local/faults"
         body = {"latency": 0.05, "faults": [{"operation": "*", "kind": "fail", "status": 502, "times": None}]}
         assert requests.post(url, json=body, timeout=10).json()["latency"] == 0.05
@@ -668,7 +670,7 @@ class TestFaults:
         faults.before("pop")
         assert slept == [2.1, 0.1, 2.1, 0.1]
 
-    def test_each_kind_meets_its_own_operation_only(self) -> None:
+    def test_each_fault_applies_to_its_own_operation(self) -> None:
         faults = Faults()
         faults.fail("create", "UNAVAILABLE")
         faults.lose("create")
@@ -705,7 +707,7 @@ class TestFaults:
         assert state["operations"] == {"popFromRunQueue": 1, "ackRunQueueItem": 1}
 
 
-# W&B's own clients, each in a process of its own and with a home of its own.
+# W&B's own clients, each in its own process with its own home.
 
 
 @dataclass
@@ -733,7 +735,7 @@ class Client:
         )
 
     def script(self, text: str, **more: str) -> Any:
-        """Run a script and give the JSON that it prints last."""
+        """Run a script and return the JSON in the last line of its output."""
         done = self.run("-c", text, **more)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1])
@@ -743,7 +745,7 @@ class Client:
         return self.run(*command, *options, **more)
 
     def unexpected(self) -> list[tuple[str, int]]:
-        """Requests that were not answered well, but for the metrics that no stand-in takes."""
+        """Return the requests that failed, without those for metrics, which no stand-in supports."""
         asked = [(request.path, request.status) for request in self.server.store.operations]
         return [(path, status) for path, status in asked if status != 200 and path != "/sdk/otel/v1/metrics"]
 
@@ -939,7 +941,7 @@ def test_the_official_agents_operations(queue: Client) -> None:
 
 
 def test_the_official_agent_pops_and_acks(queue: Client) -> None:
-    """Without credentials for Google Cloud it gets no further, and says so on the item, with a log file."""
+    """Without credentials for Google Cloud, the agent fails the item with a message and a log file."""
     item = push(queue.server, "one")
     launch_config = queue.home / "launch-config.yaml"
     launch_config.write_text("entity: acme\nqueues: [vertex]\nenvironment: {type: gcp, region: us-central1}\n")

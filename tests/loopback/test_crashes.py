@@ -1,8 +1,7 @@
-"""A pass that dies, or whose requests and answers get lost, at every point of it: nothing is lost, nothing is doubled.
+"""Kill a pass, or lose its requests and answers, at every point: no item is lost, and no job is duplicated.
 
-The points are the requests that a pass sends, each before the service did anything of it and after it did all. The services
-do the killing, so that the process that dies is the product as it is deployed. What follows is left to healthy dispatchers,
-for whom the clock jumps over leases, holds and the grace of intents.
+The points are the requests of a pass, each before and after the service does it. The services kill the process, so that it
+is the product as it is deployed. Then healthy dispatchers run, while the clock jumps over leases, locks and grace periods.
 """
 
 from __future__ import annotations
@@ -41,24 +40,24 @@ MAX_JOBS = 8
 
 @dataclass
 class Expected:
-    """What has to become of the items in the end."""
+    """How the items must end."""
 
     good: list[str] = field(default_factory=list)
     """Claimed, with exactly one job."""
     bad: list[str] = field(default_factory=list)
-    """Failed once, with the reason, and without a job."""
+    """Failed once, with the reason and without a job."""
     foreign: list[str] = field(default_factory=list)
-    """Claimed by somebody else; the one job that was made for it is cancelled."""
+    """Claimed by another agent. The one job that was made for it is cancelled."""
 
 
 def first_pass(world: Deployment) -> Expected:
-    """Nothing is known yet: no ledger, no agent, no entity; two items share a run, so that the second has to wait."""
+    """Prepare a world without ledger, agent and entity. Two items share a run, so that the second has to wait."""
     twins = [world.push(run_id="shared") for _ in range(2)]
     return Expected(good=[world.push(), *twins, world.push()], bad=[world.push(image=UNREACHABLE)])
 
 
 def later_pass(world: Deployment) -> Expected:
-    """One job has ended; one is not acked; one's item is somebody else's now; of one create the outcome is not known."""
+    """Prepare an ended job, an item without an ack, an item of another agent, and a create with an unknown outcome."""
     world.faults[WANDB].refuse("ackRunQueueItem", "try again", times=2)
     unacked, taken = world.push(), world.push()
     assert world.tick()
@@ -68,7 +67,7 @@ def later_pass(world: Deployment) -> Expected:
     unknown = world.push()
     assert world.tick()
     world.clock.sleep(61)
-    world.wandb.store.launch.ack(world.wandb.store.items[taken], "somebody-elses")
+    world.wandb.store.launch.ack(world.wandb.store.items[taken], "of-another-agent")
     world.end_jobs(done)
     fresh = first_pass(world)
     return Expected(good=[unacked, done, unknown, *fresh.good], bad=fresh.bad, foreign=[taken])
@@ -76,16 +75,16 @@ def later_pass(world: Deployment) -> Expected:
 
 @dataclass(frozen=True)
 class Case:
-    """How the world is before the pass, whose entity the settings name, and what the pass asks for, how often."""
+    """The world before a pass, the entity in the settings, and the requests of the pass."""
 
     prepare: Callable[[Deployment], Expected]
     entity: str | None
     requests: Counter[str]
     refused: str = ""
-    """An operation that is refused, so that nothing of it is ever done."""
+    """An operation that is always refused, and therefore never done."""
 
     def points(self) -> Iterator[Point]:
-        """Go through the points of the pass."""
+        """Return the points of the pass."""
         for operation, times in self.requests.items():
             for nth in range(1, times + 1):
                 yield Point(operation, nth, done=False)
@@ -139,11 +138,11 @@ CASES = {
 }
 ALL = [(name, point) for name, case in CASES.items() for point in case.points()]
 NEW = [(name, point) for name, point in ALL if name == "later" or point.operation not in CASES["later"].requests]
-"""Points whose first occurrence says enough: those of the later pass, and what only a first pass asks for."""
+"""The points to test once: those of the later pass, and those that only a first pass has."""
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_pass_in_a_process_of_its_own_has_these_points(name: str, tmp_path: Path) -> None:
+def test_a_pass_in_its_own_process_has_these_points(name: str, tmp_path: Path) -> None:
     with _world(name, tmp_path) as world:
         expected = _prepare(world, name)
         process = world.process()
@@ -228,10 +227,10 @@ PAUSES = [
 CHANGES = {"popFromRunQueue", "ackRunQueueItem", "failRunQueueItem", "CreateCustomJob", "CancelCustomJob"}
 
 
-def test_a_dispatcher_that_was_frozen_wakes_up_and_changes_nothing(tmp_path: Path) -> None:
-    """A process stops for longer than its hold, its leases and the grace of its intents; another one does its work.
+def test_a_paused_dispatcher_changes_nothing_when_it_resumes(tmp_path: Path) -> None:
+    """A process pauses for longer than its lock, its leases and the grace of its intents. Another one does its work.
 
-    This takes real time, since the process has a clock of its own; so all pauses are slept through side by side.
+    This takes real time because the process has its own clock. So all pauses run in parallel.
     """
     with ThreadPoolExecutor(len(PAUSES)) as pool:
         list(pool.map(lambda point: _freeze(point, tmp_path / str(point)), PAUSES))
@@ -256,29 +255,29 @@ def _freeze(point: Point, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("operation", ["ackRunQueueItem", "failRunQueueItem"])
-def test_nothing_is_said_about_an_item_after_its_lease(operation: str, tmp_path: Path) -> None:
-    """W&B refuses to listen until the lease is over and somebody else has popped the item. This takes real time."""
+def test_an_item_is_not_changed_after_its_lease(operation: str, tmp_path: Path) -> None:
+    """W&B fails until the lease is over and another agent has popped the item. This takes real time."""
     timeouts = {"create": 0.5, "margin": 0.3, "read": 6}
     with Deployment(tmp_path, lease=2, timeouts=timeouts) as world:
         item = world.push(image=UNREACHABLE if operation == "failRunQueueItem" else IMAGE)
         store = world.wandb.store
 
-        def pop_as_somebody_else() -> None:
+        def pop_as_another_agent() -> None:
             assert eventually(lambda: store.state(item) == "PENDING")
             store.launch.pop(next(iter(store.queues.values())), None)
             world.faults[WANDB].clear()
 
         world.faults[WANDB].fail(operation, 503, times=None)
-        somebody_else = threading.Thread(target=pop_as_somebody_else)
-        world.requests.at(Point(operation, 1, done=False), somebody_else.start)
+        another_agent = threading.Thread(target=pop_as_another_agent)
+        world.requests.at(Point(operation, 1, done=False), another_agent.start)
         world.tick()
-        somebody_else.join()
+        another_agent.join()
         assert world.states()[item] == "LEASED"
 
 
 @contextmanager
 def _leaks_forgiven(service: str) -> Iterator[None]:
-    """Collect what Google's storage client leaves behind: it drops the connection of a refused download unclosed."""
+    """Collect the connections of refused downloads, which Google's storage client does not close."""
     if service != STORAGE:
         yield
         return
@@ -290,7 +289,7 @@ def _leaks_forgiven(service: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("lost", [False, True], ids=["", "and answers to creates are lost"])
 @pytest.mark.parametrize("name", CASES)
-def test_lists_lag_behind_for_longer_than_a_lease(name: str, lost: bool, tmp_path: Path) -> None:
+def test_lists_lag_for_longer_than_a_lease(name: str, lost: bool, tmp_path: Path) -> None:
     with _world(name, tmp_path) as world:
         expected = _prepare(world, name)
         world.start_anew(max_jobs=4)
@@ -302,7 +301,7 @@ def test_lists_lag_behind_for_longer_than_a_lease(name: str, lost: bool, tmp_pat
 
 
 def _world(name: str, folder: Path, **settings: Any) -> Deployment:
-    """Return a world whose past lies before the clock of other processes."""
+    """Return a world whose past is earlier than the clock of other processes."""
     return Deployment(folder, Clock(behind=1000), entity=CASES[name].entity, max_jobs=MAX_JOBS, **settings)
 
 
@@ -315,7 +314,7 @@ def _prepare(world: Deployment, name: str) -> Expected:
 
 
 def _recover(world: Deployment) -> None:
-    """Let healthy dispatchers run until everything has come to its end; jobs end when a pass has seen them."""
+    """Run healthy dispatchers until everything has ended. Jobs end after a pass has seen them."""
     for _ in range(12):
         world.clock.sleep(61)
         if world.tick():

@@ -1,4 +1,4 @@
-"""The product and real servers on loopback, from a pushed item to its job: many dispatchers, long runs, and people's tools."""
+"""The product with real servers on loopback, from a pushed item to its job: parallel dispatchers, long runs, W&B's tools."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _keep_asking(process: Function, ending: threading.Event, answers: Counter[in
 
 
 def _all_claimed_and_ended(world: Deployment) -> bool:
-    """End some of the jobs, as time does."""
+    """End some of the jobs at random."""
     active = [job for job in world.jobs() if not job.ended]
     world.end_jobs(*{job.item for job in active if random.random() < 0.3})
     return not active and set(world.states().values()) == {"CLAIMED"}
@@ -62,7 +62,7 @@ def _all_claimed_and_ended(world: Deployment) -> bool:
 
 
 def test_an_hour_of_ticks(tmp_path: Path) -> None:
-    """Items come, jobs run for some minutes and end in every way; what is asked and kept is bounded."""
+    """Items come, jobs run for some minutes and end in every way. Requests and memory stay bounded."""
     chance = random.Random(4)
     with Deployment(tmp_path, Clock(), queues=["cpu", "gpu"], max_jobs=8) as world:
         good: list[str] = []
@@ -100,7 +100,7 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
         assert world.vertex.calls == {
             "CreateCustomJob": len(good),
             "GetCustomJob": len(good),  # each job once, when it has ended
-            "ListCustomJobs": ticks + 1,  # and once more where nothing is known yet
+            "ListCustomJobs": ticks + 1,  # and once more in the first pass
         }
         assert world.secrets.calls == {"AccessSecretVersion": 1}
         assert world.storage.calls["storage.download"] == ticks
@@ -155,10 +155,10 @@ def test_an_idle_pass_costs_little(tmp_path: Path) -> None:
             assert world.requests.asked == {"storage.download": 1, "storage.insert": 2, "ListCustomJobs": 1}
 
 
-# People's tools
+# W&B's tools
 
 
-def test_a_functions_disk_is_empty_after_its_jobs_were_looked_up(tmp_path: Path) -> None:
+def test_a_functions_disk_is_empty_after_it_read_jobs(tmp_path: Path) -> None:
     with Deployment(tmp_path) as world:
         world.variables["TMPDIR"] = str(tmp_path / "tmp")
         (tmp_path / "tmp").mkdir()
@@ -180,7 +180,7 @@ def test_a_functions_disk_is_empty_after_its_jobs_were_looked_up(tmp_path: Path)
         assert [one["item"] for one in done["submitted"]] == [item]
 
 
-def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -> None:
+def test_the_official_agent_takes_an_item_and_leaves_nothing_to_a_pass(tmp_path: Path) -> None:
     config = tmp_path / "agent.yaml"
     config.write_text(
         "max_jobs: 1\nqueues: [gpu]\nenvironment: {type: gcp, region: us-central1}\nbuilder: {type: noop}\n"
@@ -206,4 +206,4 @@ def test_the_official_agent_is_served_and_leaves_nothing_to_us(tmp_path: Path) -
         assert {"popFromRunQueue", "ackRunQueueItem", "createLaunchAgent"} <= set(world.wandb.store.asked())
         report = world.tick()
         assert report
-        assert (report.submitted, report.slots["active"]) == ([], 0), "the jobs of others are not ours"
+        assert (report.submitted, report.slots["active"]) == ([], 0), "jobs of others do not count"

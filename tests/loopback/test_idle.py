@@ -1,4 +1,4 @@
-"""What a pass costs that finds nothing to do, and the memory that a pass takes."""
+"""The cost of a pass that finds nothing to do, and the memory of a pass."""
 
 from __future__ import annotations
 

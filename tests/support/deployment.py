@@ -1,7 +1,7 @@
-"""A deployment with an outside of its own: the local W&B, Vertex AI, Secret Manager and Cloud Storage in this process.
+"""A deployment with its services: the local W&B, Vertex AI, Secret Manager and Cloud Storage in this process.
 
-All of them share a clock, so that nobody waits for a lease or a hold to run out. Dispatchers meet them with the product's own
-adapters, in this process (``dispatcher``, which has the clock, too) or in one of their own (``process``, in real time).
+The services share a clock, so that no test waits for a lease or a lock to expire. Dispatchers use the product's adapters,
+in this process with the same clock (``dispatcher``), or in their own process in real time (``process``).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ KEY = "endtoend" * 5
 SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
 IMAGE = "us-docker.pkg.dev/demo-project/train/mnist:1"
 UNREACHABLE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/train:1"
-"""An image that Vertex AI cannot pull, and the words by which its author is told where it can pull from."""
+"""An image that Vertex AI cannot pull."""
 REASON = "Artifact Registry"
 SUCCEEDED, CANCELLED = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_CANCELLED
 
@@ -56,7 +56,7 @@ SERVICES = WANDB, VERTEX, SECRETS, STORAGE = "W&B", "Vertex AI", "Secret Manager
 
 
 class Clock:
-    """Real time, some seconds moved: it begins ``behind`` the real one and jumps where others would wait."""
+    """Real time moved by some seconds: it starts ``behind`` the real time, and jumps instead of waiting."""
 
     def __init__(self, behind: float = 0.0) -> None:
         self._moved = -behind
@@ -65,18 +65,18 @@ class Clock:
         return time.time() + self._moved
 
     def sleep(self, seconds: float) -> None:
-        """Jump."""
+        """Jump forward."""
         self._moved += seconds
 
     def catch_up(self) -> None:
-        """Show real time from now on, as the clocks of other processes do."""
+        """Show real time from now on, like the clocks of other processes."""
         assert self._moved <= 0, "a clock must not go back"
         self._moved = 0.0
 
 
 @dataclass(frozen=True)
 class Point:
-    """A moment of a pass: the nth request of an operation, before the service did anything of it, or after all was done."""
+    """A moment of a pass: before or after (``done``) the service does the nth request of an operation."""
 
     operation: str
     nth: int
@@ -87,10 +87,9 @@ class Point:
 
 
 class Requests:
-    """What the services were asked for, in all, and what happens at one point of it.
+    """The requests to all services, and an action at one point of them.
 
-    A request's operation is that of its service; one with several W&B operations goes by the first that is no refresh of
-    the agent's status.
+    A request with several W&B operations counts as the first one that does not only update the agent's status.
     """
 
     def __init__(self) -> None:
@@ -104,7 +103,7 @@ class Requests:
         self._here = threading.local()
 
     def at(self, point: Point | None, act: Callable[[], None] = lambda: None) -> None:
-        """Count from now on, and do something when the point is reached: it may raise what a fault raises."""
+        """Start to count, and call ``act`` when the point is reached. It may raise what a fault raises."""
         with self._lock:
             self.asked.clear()
             self.done.clear()
@@ -112,7 +111,7 @@ class Requests:
             self._point, self._act = point, act
 
     def arrived(self, operations: tuple[str, ...]) -> None:
-        """Count a request, before it is done."""
+        """Count a request before it is done."""
         name = next((one for one in operations if one != "updateLaunchAgent"), operations[0])
         with self._lock:
             self.asked[name] += 1
@@ -120,7 +119,7 @@ class Requests:
         self._reach(self._here.request)
 
     def ended(self) -> None:
-        """Count a request that was done, before its answer leaves."""
+        """Count a request after it is done and before it is answered."""
         request: Point = self._here.request
         with self._lock:
             self.done[request.operation] += 1
@@ -133,7 +132,7 @@ class Requests:
 
 
 class _Counted(Faults):
-    """The faults of one service, which counts its requests."""
+    """The faults of one service, which also count its requests."""
 
     def __init__(self, requests: Requests) -> None:
         super().__init__()
@@ -149,13 +148,13 @@ class _Counted(Faults):
 
 
 LAUNCH = frozenset(config.AgentSettings.model_fields)
-"""Settings that stand in launch-config.yaml; all others stand in vertex-launch.yaml."""
+"""The settings of launch-config.yaml. All others are in vertex-launch.yaml."""
 
 
 class Deployment:
-    """The product, configured by files in ``folder`` and environment variables only, and its outside.
+    """The product, configured by files in ``folder`` and environment variables, and its services.
 
-    ``settings`` are those of both files. ``faults`` holds what goes wrong by the service's name.
+    ``settings`` are those of both files. ``faults`` has the faults of each service by name.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ class Deployment:
             server.stop()
 
     def service_of(self, point: Point) -> str:
-        """Name the service of a point's operation."""
+        """Return the service of a point's operation."""
         if point.operation.startswith("storage."):
             return STORAGE
         if point.operation == "AccessSecretVersion":
@@ -211,18 +210,18 @@ class Deployment:
     # Dispatchers
 
     def process(self) -> Function:
-        """Start a dispatcher in a process of its own."""
+        """Start a dispatcher in its own process."""
         self._processes.append(Function(self.variables, self._folder / f"dispatcher-{len(self._processes)}.log"))
         return self._processes[-1]
 
     def start_anew(self, **changes: Any) -> None:
-        """Replace the dispatcher here by one that remembers nothing, and has other settings where ``changes`` say so."""
+        """Replace the dispatcher of this process with a new one, whose settings differ by ``changes``."""
         settings = config.load(self.variables, ROOT)
         self.settings = settings.model_copy(update=changes)
         self.services = self._assemble(self.settings)
 
     def tick(self, request: PassRequest | None = None) -> PassReport | None:
-        """Run a pass here; None where there was none: another one has the hold, or a service is down."""
+        """Run a pass in this process. Return None if another one holds the lock or a service is down."""
         try:
             report = run_pass(self.settings, self.services, request or PassRequest())
         except (PassBusy, PassLost, Unavailable):
@@ -249,7 +248,7 @@ class Deployment:
         }
 
     def _assemble(self, settings: config.Settings) -> Services:
-        """Create the services as ``vertex_launch.clients`` does, but with this clock."""
+        """Create the services as ``vertex_launch.clients`` does, with this clock."""
         redact, look = Redactor(), settings.timeouts.look
         key = SecretKey(
             settings.key_secret, redact, ttl=settings.key_ttl, timeout=look, endpoint=settings.secretmanager_endpoint
@@ -278,7 +277,7 @@ class Deployment:
     # W&B
 
     def push(self, queue: str = "gpu", image: str = IMAGE, **changes: Any) -> str:
-        """Push a run spec and give its item's id."""
+        """Push a run spec and return its item's id."""
         return self.wandb.store.push(ENTITY, queue, run_spec(image, **changes))
 
     def states(self) -> Mapping[str, str]:
@@ -293,11 +292,11 @@ class Deployment:
         return [job for job in found if job is not None]
 
     def jobs_of(self, item: str) -> list[ManagedJob]:
-        """Return the jobs that were made for an item."""
+        """Return the jobs of an item."""
         return [job for job in self.jobs() if job.item == item]
 
     def end_jobs(self, *items: str) -> None:
-        """End the active jobs of these items and their runs well, and those that are being cancelled as cancelled."""
+        """End the active jobs of these items successfully, and all jobs that are being cancelled."""
         for job in self.jobs():
             if not job.ended and (job.cancelling or job.item in items):
                 if not job.cancelling:
@@ -305,12 +304,12 @@ class Deployment:
                 self.vertex.advance(job.name, CANCELLED if job.cancelling else SUCCEEDED)
 
     def begin_run(self, job: ManagedJob) -> None:
-        """Let the job's program call wandb.init."""
+        """Start a job's run, as its program does with wandb.init."""
         self.wandb.store.project(job.run.entity, job.run.project)
         self.wandb.store.runs.upsert(job.run.entity, job.run.project, job.run.id, username="ada")
 
     def most_active(self) -> int:
-        """Count the jobs that were active at once at most, by the times that Vertex AI gave them: no moment is missed."""
+        """Return the most jobs that were active at once, from the times of Vertex AI."""
         changes = [(job.create_time.timestamp(), 1) for job in self.vertex.jobs.values()]
         changes += [(job.end_time.timestamp(), -1) for job in self.vertex.jobs.values() if job.state in ENDED]
         return max(itertools.accumulate(change for _, change in sorted(changes)), default=0)
@@ -339,7 +338,7 @@ def run_spec(image: str = IMAGE, **changes: Any) -> dict[str, Any]:
 
 
 def resource_args(**spec: Any) -> dict[str, Any]:
-    """Return resource arguments of one small worker pool, with ``spec`` beside it."""
+    """Return resource arguments of one small worker pool, with ``spec`` added to it."""
     pool = {
         "machine_spec": {"machine_type": "n1-standard-4"},
         "replica_count": 1,

@@ -1,7 +1,7 @@
-"""Processes of a test: functions that can be killed and paused, and people's commands; none of them outlives its test.
+"""The processes of a test: functions that can be killed and paused, and commands. None of them outlives its test.
 
-Functions are forked from a server process that has imported the product and opened nothing yet: no thread, no channel, no file.
-So a fresh one is there in a tenth of a second, and fork is sound, for gRPC begins in the child.
+Functions are forked from a server process that has imported the product and has no threads, channels or files. So a new
+function starts in a tenth of a second, and the fork is safe because gRPC starts in the child.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
-"""Seconds after which a process that does not answer has failed."""
+"""Seconds after which a process without an answer has failed."""
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -36,13 +36,13 @@ _FORKS.set_forkserver_preload(
 )
 
 _SET_BY_IMPORTS = ("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA",)
-"""What the product sets in the environment when it is imported, which was done before the fork."""
+"""Variables that the product sets when it is imported, which happens before the fork."""
 
 
 class Function:
-    """The function ``dispatch_now`` of ``main.py`` in a process of its own; ``variables`` is its whole environment.
+    """The function ``dispatch_now`` of ``main.py`` in its own process, with ``variables`` as its environment.
 
-    ``post`` sends it a request, ``answer`` waits for the status and the JSON of its answer. ``log`` gets its output.
+    ``post`` sends a request. ``answer`` waits for the status and the JSON of the answer. ``log`` gets the output.
     """
 
     def __init__(self, variables: Mapping[str, str], log: Path) -> None:
@@ -53,31 +53,31 @@ class Function:
         theirs.close()
 
     def post(self, body: Mapping[str, Any] | None = None) -> None:
-        """Send a request; the answer comes later, or never."""
+        """Send a request. The answer may come later or never."""
         self._connection.send(dict(body or {}))
 
     def answer(self) -> tuple[int, dict[str, Any]]:
-        """Return status and JSON of the answer. Raises EOFError when the process has ended, TimeoutError."""
+        """Return status and JSON of the answer. Raise EOFError if the process has ended, or TimeoutError."""
         if not self._connection.poll(PATIENCE):
             raise TimeoutError(f"no answer within {PATIENCE:.0f} s:\n{self.said()}")
         status, body = self._connection.recv()
         return status, body
 
     def kill(self) -> None:
-        """End it at once, as a crash does, and wait until it is gone."""
+        """Kill it, like a crash, and wait until it is gone."""
         self._signal(signal.SIGKILL)
         multiprocessing.connection.wait([self._process.sentinel], PATIENCE)
 
     def pause(self) -> None:
-        """Stop it where it is."""
+        """Pause it."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Let a paused one go on."""
+        """Resume it after ``pause``."""
         self._signal(signal.SIGCONT)
 
     def was_killed(self) -> bool:
-        """Return whether SIGKILL ended it; waits for its end."""
+        """Wait for its end, and return whether SIGKILL caused it."""
         self._process.join(PATIENCE)
         return bool(self._process.exitcode == -signal.SIGKILL)
 
@@ -98,7 +98,7 @@ class Function:
 
 
 def _serve(connection: Connection, variables: Mapping[str, str], log: str) -> None:
-    """Be the function, as functions-framework serves it, for the requests that come through the connection."""
+    """Serve the requests that arrive through the connection, like functions-framework."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -115,10 +115,10 @@ def _serve(connection: Connection, variables: Mapping[str, str], log: str) -> No
 
 
 class Command:
-    """A command line of ours or of somebody else, started as by a person in ``folder``, which is its home, too.
+    """A command line, started like by a person whose home is ``folder``.
 
-    ``variables`` is its environment beside PATH. Whatever its processes leave behind becomes a child of this process,
-    however they detach themselves: so nothing is missed in ``left_behind``, and nothing outlives ``close``.
+    ``variables`` is its environment in addition to PATH. Its orphaned processes become children of this process, even if
+    they detach themselves. So ``left_behind`` finds all of them, and none outlives ``close``.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> None:
@@ -138,30 +138,30 @@ class Command:
             )
 
     def output(self) -> str:
-        """Return all that it has said so far."""
+        """Return all of its output so far."""
         return self._log.read_text(errors="replace")
 
     def says(self, words: str, patience: float) -> bool:
-        """Wait until it has said this, or has ended; says whether it did in time (seconds)."""
+        """Wait until its output has these words, or until it has ended. Return whether the words came in time (seconds)."""
         return eventually(lambda: words in self.output() or self._process.poll() is not None, patience) and (
             words in self.output()
         )
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Send a signal as a terminal does; SIGINT is Ctrl-C."""
+        """Send a signal like a terminal. SIGINT is Ctrl-C."""
         os.killpg(self._process.pid, number)
 
     def wait(self, patience: float) -> int:
-        """Return its exit status. Raises TimeoutExpired after ``patience`` seconds."""
+        """Return its exit status. Raise TimeoutExpired after ``patience`` seconds."""
         return self._process.wait(patience)
 
     def left_behind(self, patience: float = 3.0) -> list[str]:
-        """Return the command lines of the processes that have outlived it, after a moment for those that are ending."""
+        """Return the command lines of the processes that outlive it, after a moment for those that are ending."""
         eventually(lambda: not self._orphans(), patience)
         return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self._orphans()]
 
     def close(self) -> None:
-        """End it and all that it has started."""
+        """End it and everything that it has started."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -172,7 +172,7 @@ class Command:
         _adopt_orphans(False)
 
     def _orphans(self) -> list[int]:
-        """Find its processes that are children of this one now; those that have ended are reaped."""
+        """Return its processes that are now children of this one. Reap those that have ended."""
         orphans = {pid: state for pid, state in _children().items() if pid not in {self._process.pid, *self._before}}
         for pid in [pid for pid, state in orphans.items() if state == "Z"]:
             os.waitpid(pid, 0)
@@ -181,10 +181,10 @@ class Command:
 
 
 def _children() -> dict[int, str]:
-    """Map the children of this process to their states, as in ``ps``."""
+    """Map the children of this process to their states, as ``ps`` shows them."""
     children = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # it has ended in the meantime
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
             if int(parent) == os.getpid():
                 children[int(path.parent.name)] = state
@@ -192,13 +192,13 @@ def _children() -> dict[int, str]:
 
 
 def _adopt_orphans(yes: bool) -> None:
-    """Become the parent of orphaned descendants in place of init (PR_SET_CHILD_SUBREAPER of Linux), or cease to be it."""
+    """Become the parent of orphaned descendants instead of init (Linux: PR_SET_CHILD_SUBREAPER), or stop to be it."""
     if ctypes.CDLL(None).prctl(36, int(yes), 0, 0, 0):
         raise OSError("this process cannot adopt orphans")
 
 
 def eventually(true: Callable[[], object], patience: float = PATIENCE) -> bool:
-    """Wait until something is true; says whether it became so in time (seconds)."""
+    """Wait until something is true. Return whether it became true in time (seconds)."""
     return any(true() for _ in _moments(patience))
 
 
