@@ -269,7 +269,7 @@ class Demo:
             self._console.print(show_summary(table))
         good = sum(row.as_expected for row in self._rows)
         self._say(
-            f"{good} of {len(self._rows)} items ended as they should. "
+            f"\n{good} of {len(self._rows)} items ended as they should. "
             f"The demo took {clock(time.monotonic() - self._began)}."
         )
         for failure in self._failures:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -60,7 +61,7 @@ def show(title: str, lines: Sequence[Line], width: int, height: int | None = Non
 
 def show_summary(lines: Sequence[tuple[str, str]]) -> Table:
     """Return the table of what the demo showed."""
-    table = Table(box=None, padding=(0, 1, 1, 0), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("\nwhat was shown", style="bold")
     table.add_column("\nwhat happened")
     for topic, result in lines:
@@ -81,7 +82,9 @@ def _cells(line: Line, *, wide: bool) -> list[str]:
     expected = " as expected" if line.as_expected and item.state == "FAILED" else ""
     cells = [line.name, line.queue, f"{item.state}{expected}", item.attempt, item.job, item.region]
     cells.append(item.elapsed(time.time()))
-    return [*cells, item.job_id, item.run.get("state", ""), item.metrics[:22]] if wide else cells
+    return (
+        [*cells, item.job_id, item.run.get("state", ""), shorten(item.metrics, 22, placeholder="")] if wide else cells
+    )
 
 
 def _style(line: Line) -> str:
