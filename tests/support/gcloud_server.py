@@ -58,9 +58,14 @@ def path() -> str:
 
 
 def serve(main: Any, listener: socket.socket) -> None:
-    """Run commands one after the other, each in a fork."""
-    while True:
-        connection, _ = listener.accept()
+    """Run commands one after the other, each in a fork, for as long as the tests run."""
+    parent = os.getppid()
+    listener.settimeout(10)
+    while os.getppid() == parent:
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
         with connection:
             message, control, _, _ = connection.recvmsg(1 << 20, socket.CMSG_LEN(3 * array.array("i").itemsize))
             while not message.endswith(b"\n"):
