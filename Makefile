@@ -82,7 +82,7 @@ supported = @$(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3,
 # Call with a file of requirements: install it, and show how far that is on a terminal.
 define install
 	@total=$$(grep -c '==' $(1)); count=0; \
-	echo "Installing $$total packages from $(1) into $(VENV); this is done once and takes about half a minute."; \
+	echo "Installing $$total packages from $(1) into $(VENV); this is done once and takes up to a minute."; \
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off --requirement $(1) | while read -r word name; do \
 	  case "$$word" in \
 	    Collecting) count=$$((count + 1)); line="$$count of $$total: $$name" ;; \
@@ -97,6 +97,9 @@ endef
 $(BIN)/pip:
 	$(call supported,$(PYTHON))
 	@$(PYTHON) -m venv $(VENV)
+	@# Older versions of pip refuse hashes for packages that others require with extras.
+	@$(BIN)/pip --version | grep -Eq '^pip (24\.[2-9]|2[5-9]|[3-9][0-9])' || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 
 $(VENV)/local.done: local/requirements.txt | $(BIN)/pip
 	$(call supported,$(BIN)/python)
