@@ -109,7 +109,7 @@ for file in $(find infra/monitoring/metrics -name '*.yaml' | sort); do
   ! there "$found" "$metric" || run logging metrics delete "$metric"
 done
 
-step "Data and rights"
+step "Data and roles"
 secrets=$(look secrets list --format="value(name.basename(),labels.$mark_key)")
 buckets=$(look storage buckets list --format="value(name,labels.$mark_key)")
 

@@ -213,7 +213,7 @@ resource "google_secret_manager_secret_iam_member" "jobs_read_secrets" {
   member    = "serviceAccount:${each.value.email}"
 }
 
-# It is Google's account that pulls a job's image, not the account that the job runs as.
+# Google's own account pulls a job's image, not the account that the job runs as.
 resource "google_artifact_registry_repository_iam_member" "vertex_reads_images" {
   for_each = toset(local.vertex_agents)
 
@@ -246,8 +246,8 @@ resource "google_storage_bucket_iam_member" "build_reads_source" {
   member = "serviceAccount:${local.emails["build"]}"
 }
 
-# Cloud Functions copies the source into a bucket of its own and builds from there. That bucket does not exist before the
-# region's first function does, so the right cannot stand on it; the condition is as narrow.
+# Cloud Functions copies the source into a bucket of its own and builds from there. That bucket does not exist before the region's
+# first function, so the role is granted on the project with a condition that is as narrow.
 resource "google_project_iam_member" "build_reads_platform_sources" {
   project = var.project
   role    = "roles/storage.objectViewer"
@@ -259,8 +259,8 @@ resource "google_project_iam_member" "build_reads_platform_sources" {
   }
 }
 
-# Deploying from Cloud Build, where asked for: functions may be made anew, so the right stands on the project; and whoever
-# deploys must be allowed to act as each account that a function runs or is built as.
+# Deploying from Cloud Build, if enabled. Functions may be created again, so the role is granted on the project. Deploying requires
+# permission to act as each account that a function runs as or is built as.
 
 resource "google_project_iam_member" "build_deploys" {
   count = var.deploy_with_cloud_build ? 1 : 0
@@ -270,7 +270,7 @@ resource "google_project_iam_member" "build_deploys" {
   member  = "serviceAccount:${local.emails["build"]}"
 }
 
-# `gcloud builds submit` puts the checkout into a bucket of this name, and makes it where it is missing.
+# `gcloud builds submit` uploads the checkout to a bucket with this name, and creates it if it is missing.
 resource "google_project_iam_member" "build_reads_checkout" {
   count = var.deploy_with_cloud_build ? 1 : 0
 
