@@ -347,9 +347,9 @@ def test_the_run_learns_its_job_even_if_an_image_runs_instead() -> None:
 
 def test_the_users_labels_are_kept_beside_those_that_identify_the_job() -> None:
     many = {f"k{index}": "v" for index in range(56)}
-    got = built(run_spec(spec={"labels": {**many}}, _wandb_api_key="k" * 40), attempt=3).custom_job.labels
+    got = built(run_spec(spec={"labels": {**many}}, _wandb_api_key="k" * 40)).custom_job.labels
     assert len(got) == 64
-    assert got["vertex_launch_attempt"] == "3"
+    assert got["vertex_launch_attempt"] == "1"
     assert built(run_spec(spec={"labels": {"équipe": "vision_2", "a": ""}})).custom_job.labels["équipe"] == "vision_2"
     assert built(run_spec(uri=SCHEDULER_URI)).custom_job.labels["vertex_launch_kind"] == "scheduler"
 

@@ -18,9 +18,9 @@ from vertex_launch.model import SCHEDULER_URI, Kind, RunId
 NOW = datetime(2026, 2, 3, 4, 5, 6, 789_000, tzinfo=UTC)
 
 
-def listed(spec: Any = FULL, change: Callable[[CustomJob], None] = lambda job: None, **more: Any) -> CustomJob:
+def listed(spec: Any = FULL, change: Callable[[CustomJob], None] = lambda job: None) -> CustomJob:
     """Return the job as Vertex AI lists it."""
-    job = CustomJob(built(spec, **more).custom_job)
+    job = CustomJob(built(spec).custom_job)
     job.name = "projects/1/locations/us-central1/customJobs/7"
     job.state = JobState.JOB_STATE_RUNNING
     job.create_time = NOW  # type: ignore[assignment]
@@ -29,7 +29,7 @@ def listed(spec: Any = FULL, change: Callable[[CustomJob], None] = lambda job: N
 
 
 def test_a_job_says_which_item_it_serves() -> None:
-    job = managed(listed(attempt=2), deployment="default", region="us-central1")
+    job = managed(listed(change=label("vertex_launch_attempt", "2")), deployment="default", region="us-central1")
     assert job is not None
     assert job.name == "projects/1/locations/us-central1/customJobs/7"
     assert (job.region, job.item, job.queue, job.attempt) == ("us-central1", "SXRlbTox", "gpu", 2)

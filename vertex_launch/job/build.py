@@ -44,12 +44,11 @@ def build(
     api_key: str,
     now: datetime,
     source: JobSource | None = None,
-    attempt: int = 1,
 ) -> JobRequest:
-    """Build the CustomJob of an item from the queue of ``entity``. Raises ItemRejected with every problem.
+    """Build the CustomJob for the first attempt of an item. Raises ItemRejected with every problem.
 
-    The job reports with ``api_key`` unless the item brings a key of its own. ``source`` is what the item's job artifact
-    describes, None if the item names an image.
+    ``entity`` owns the item's queue. The job reports with ``api_key`` unless the item brings a key of its own. ``source`` is
+    what the item's job artifact describes, None if the item names an image.
     """
     asked, findings, run = spec, Findings(warnings=list(spec.warnings)), spec.run
     if spec.entry_point[:2] == SCHEDULER_COMMAND:
@@ -59,15 +58,8 @@ def build(
     arguments, bootstrap = spec.arguments, Boot(spec, source, settings)
     check_images(arguments, findings)
     region = _region(arguments, settings, findings)
-    variables = environment.official(
-        item,
-        spec,
-        base_url=settings.base_url,
-        entity=entity,
-        api_key="" if bootstrap.brings_key else api_key,
-        image="" if bootstrap.brings_code else spec.image,
-        restarts=not arguments["disable_retries"],
-    )
+    image, api_key = "" if bootstrap.brings_code else spec.image, "" if bootstrap.brings_key else api_key
+    variables = environment.official(item, spec, settings, entity=entity, api_key=api_key, image=image)
     if bootstrap.is_needed:
         bootstrap.check(findings)
     pools = _pools(spec, variables, bootstrap, findings)
@@ -80,7 +72,7 @@ def build(
         item=labels.item_value(settings.base_url, entity, item.id),
         run=run.id,
         queue=item.queue,
-        attempt=attempt,
+        attempt=1,
         kind=spec.kind,
         own_key=bool(spec.api_key),
     )

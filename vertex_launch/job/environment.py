@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vertex_launch.job.findings import Findings
     from vertex_launch.job.run_spec import RunSpec
     from vertex_launch.model import Item
+    from vertex_launch.settings.config import Settings
 
 LONGEST = 32_670
 """Characters of one value, as in wandb.sdk.launch.utils.MAX_ENV_LENGTHS; longer JSON is split into ``_0``, ``_1``, …."""
@@ -57,13 +58,11 @@ def unescape(text: str) -> str:
     return text.replace("$$", "$")
 
 
-def official(
-    item: Item, spec: RunSpec, *, base_url: str, entity: str, api_key: str, image: str, restarts: bool
-) -> dict[str, str]:
+def official(item: Item, spec: RunSpec, settings: Settings, *, entity: str, api_key: str, image: str) -> dict[str, str]:
     """Return the official agent's variables in its order (``LaunchProject.get_env_vars_dict``), escaped.
 
     ``entity`` owns the queue. ``api_key`` is empty if the key must not be in the spec, ``image`` if the code is not in the
-    image. ``restarts`` says whether Vertex AI may start the container again.
+    image.
     """
     # A restarted container gets the same run id. Without WANDB_RESUME its run would start over and lose its history. On a
     # first start `allow` does nothing, even for a run that the server created before (for a sweep or an ack): the client
@@ -71,10 +70,10 @@ def official(
     # wandb.init connect `resume` with WANDB_SWEEP_ID, the run keeps its place in the sweep by its id, and a lost history would
     # mislead the sweep's optimizer. (The official agent also resumes the runs of sweeps. It then drops the sweep id only to
     # pass its own check of the sweep's state.) A program that forks or rewinds runs cannot be resumed: `disable_retries`.
-    resume = spec.resume_count > 0 or restarts
+    resume = spec.resume_count > 0 or not spec.arguments["disable_retries"]
     artifacts = {"_wandb_job": spec.job} if spec.job else {}
     variables = {
-        BASE_URL: base_url,
+        BASE_URL: settings.base_url,
         API_KEY: spec.api_key or api_key,
         PROJECT: spec.run.project,
         ENTITY: spec.run.entity,
