@@ -29,6 +29,7 @@ from google.cloud.aiplatform_v1 import JobState
 
 from local.machine.container_spec import account, command_line, environment, service_variables, task
 from local.machine.images import EXAMPLES, Image
+from local.machine.loopback import without_proxy
 from local.machine.repositories import Repositories
 from local.standins.metadata import MetadataServer, Tokens
 from local.standins.vertex import job_errors
@@ -309,6 +310,7 @@ def _process(job: Any, image: Image, folder: Path, metadata: str) -> tuple[list[
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "tmp"),
         "LANG": "C.UTF-8",
+        **without_proxy({}),  # a job can name a proxy, which cannot reach the services of this machine
         # Google's clients, and the product in a job, use these instead of this machine's metadata server.
         "GCE_METADATA_HOST": metadata,
         "GCE_METADATA_IP": metadata,

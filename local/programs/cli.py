@@ -20,12 +20,14 @@ from local.programs.demo import Demo
 from local.programs.up import PORTS, Up
 
 _EPILOG = """\
-TIME is written as 80ms or 1.5s. To disturb a service of a running cloud, send faults to /faults/SERVICE of the control
-address. This one creates the next job and loses the answer:
+TIME is written as 80ms or 1.5s. To disturb a service of a running cloud, send
+faults to its control address. This one creates the next job and loses the answer:
 
-  curl http://127.0.0.1:8806/faults/vertex -d '{"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]}'
+  curl http://127.0.0.1:8806/faults/vertex \\
+    -d '{"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]}'
 
-The kinds are fail, refuse, lose, delay and lag; local/standins/faults.py describes them.
+The kinds are fail, refuse, lose, delay and lag; local/standins/faults.py describes
+them.
 """
 
 

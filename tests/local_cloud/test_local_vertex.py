@@ -525,7 +525,7 @@ def test_containers_end_as_their_programs_do(
     assert greeting == "hello you"
     assert variables.split()[1:] == [
         *("CLOUD_ML_JOB_ID", "CLOUD_ML_PROJECT_ID", "GCE_METADATA_HOST", "GCE_METADATA_IP", "HOME", "LANG"),
-        *("LOCAL_VERTEX_CONTAINER", "PATH", "TMPDIR", "WHO"),
+        *("LOCAL_VERTEX_CONTAINER", "NO_PROXY", "PATH", "TMPDIR", "WHO", "no_grpc_proxy", "no_proxy"),
     ]
     errors = {key: job.error.message for key, job in found.items() if job.state == FAILED}
     assert errors == {
