@@ -141,7 +141,7 @@ def intents_are_forgotten_at_once(patch: Patch) -> None:
     def create(real: Any, one: Pass, *rest: Any) -> Any:
         outcomes = real(one, *rest)
         for entry in list(one.ledger.at(Stage.PLANNED)):
-            one.ledger.create_failed(entry.item, one.now)
+            perform._create_failed(one, entry.item)
         return outcomes
 
     _wrap(patch, perform, "create", create)
@@ -222,7 +222,7 @@ def an_ack_counts_as_accepted(patch: Patch) -> None:
         refused = real(one, claims, until)
         for each in claims:
             if each.item in one.ledger.open:
-                one.ledger.claim(each.item)
+                one.ledger.keep(one.ledger.open[each.item].claim_now())
         return refused
 
     _wrap(patch, perform, "claim", claim)
@@ -394,7 +394,7 @@ def a_stop_between_attempts_is_not_seen(patch: Patch) -> None:
 @_breaks("I4: attempt")
 def attempts_follow_at_once(patch: Patch) -> None:
     """There is no pause before the next attempt."""
-    _wrap(patch, Ledger, "retry", lambda real, self, item, at, *args, **how: real(self, item, 0, *args, **how))
+    _wrap(patch, OpenItem, "retry_later", lambda real, self, at, *args, **how: real(self, 0, *args, **how))
 
 
 @_breaks("I4: the job")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -83,58 +84,58 @@ def planned(ledger: Ledger, item: str, kind: Kind = Kind.JOB) -> None:
     ledger.plan(Item(item, "q", {}), RUN, "r", kind, 1.0, stopped_before=False)
 
 
+def opened(ledger: Ledger, item: str = "a") -> OpenItem:
+    planned(ledger, item)
+    return ledger.open[item]
+
+
 def test_an_item_goes_through_its_stages() -> None:
-    ledger, stages = Ledger(), list[Stage]()
+    entry, stages = opened(Ledger()), list[Stage]()
+    steps: list[Callable[[OpenItem], OpenItem | None]] = [
+        lambda entry: entry,
+        lambda entry: entry.created(job("a").name),
+        lambda entry: entry.claim_now(),
+        lambda entry: entry.observe(job("a", state="JOB_STATE_FAILED", ended=True), 50.0),
+        lambda entry: entry.retry_later(60.0, "preempted", elsewhere=True, began=True),
+        lambda entry: entry.plan_retry("s", 70.0),
+        lambda entry: entry.create_failed(80.0),
+        lambda entry: entry.plan_retry("s", 90.0),
+        lambda entry: entry.created(job("a", 2).name),
+    ]
+    retries = []
+    for step in steps:
+        after = step(entry)
+        assert after is not None
+        entry = after
+        stages.append(entry.stage)
+        retries.append(entry.retry)
+    again = [Stage.RETRYING, Stage.PLANNED]
+    assert stages == [Stage.PLANNED, Stage.UNCLAIMED, Stage.CLAIMED, Stage.CLAIMED, *again, *again, Stage.CLAIMED]
+    assert retries[6] == Retry(at=80 + pause(1, 90), elsewhere=True), "a later create that failed is tried again"
+    assert retries[-1] is None
+    assert (entry.current.number, entry.reason, entry.began_before) == (2, "preempted", True)
+    assert entry.past_jobs == {job("a").name}
 
-    def note() -> OpenItem:
-        stages.append(ledger.open["a"].stage)
-        return ledger.open["a"]
 
-    planned(ledger, "a")
-    note()
-    ledger.created("a", job("a").name)
-    note()
-    ledger.claim("a")
-    note()
-    ledger.keep(ledger.open["a"].observe(job("a", state="JOB_STATE_FAILED", ended=True), 50.0))
-    ledger.retry("a", 60.0, "preempted", elsewhere=True, began=True)
-    assert note().past_jobs == {job("a").name}
-    ledger.plan_retry("a", "s", 70.0)
-    assert (note().reason, ledger.open["a"].began_before) == ("preempted", True)
-    ledger.create_failed("a", 80.0)
-    assert note().retry == Retry(at=80 + pause(1, 90), elsewhere=True)
-    ledger.plan_retry("a", "s", 90.0)
-    ledger.created("a", job("a", 2).name)
-    assert (note().current.number, ledger.open["a"].retry) == (2, None)
+def test_a_settled_job_is_remembered_for_lists_that_lag() -> None:
+    ledger = Ledger()
+    ledger.keep(opened(ledger).created(job("a").name))
     ledger.settle("a", 100.0)
-    retried = [Stage.RETRYING, Stage.PLANNED, Stage.RETRYING, Stage.CLAIMED]
-    assert stages == [Stage.PLANNED, Stage.UNCLAIMED, Stage.CLAIMED, *retried]
-    assert (ledger.open, ledger.settled) == ({}, {job("a", 2).name: 100.0})
+    assert (ledger.open, ledger.settled) == ({}, {job("a").name: 100.0})
 
 
 def test_a_first_create_that_failed_leaves_nothing() -> None:
-    ledger = Ledger()
-    planned(ledger, "a")
-    ledger.create_failed("a", 2.0)
-    assert ledger.open == {}
+    assert opened(Ledger()).create_failed(2.0) is None
 
 
 def test_a_retry_that_is_given_up_is_settled_with_the_attempt_that_ended() -> None:
-    ledger = Ledger()
-    planned(ledger, "a")
-    ledger.created("a", job("a").name)
-    ledger.claim("a")
-    ledger.retry("a", 60.0, "preempted", elsewhere=False, began=False)
-    ledger.stop_retrying("a", "too late")
-    entry = ledger.open["a"]
+    entry = opened(Ledger()).created(job("a").name).claim_now()
+    entry = entry.retry_later(60.0, "preempted", elsewhere=False, began=False).stop_retrying("too late")
     assert (entry.stage, entry.no_retry, entry.job) == (Stage.CLAIMED, "too late", job("a").name)
 
 
 def test_a_job_of_a_later_attempt_than_the_known_one_is_appended() -> None:
-    ledger = Ledger()
-    planned(ledger, "a")
-    ledger.created("a", job("a").name)
-    entry = ledger.open["a"].observe(job("a", 2, attempt=2), 9.0)
+    entry = opened(Ledger()).created(job("a").name).observe(job("a", 2, attempt=2), 9.0)
     assert [(one.number, one.job) for one in entry.attempts] == [(1, job("a").name), (2, job("a", 2).name)]
 
 
@@ -143,7 +144,7 @@ def test_slots_count_listed_jobs_open_jobs_and_planned_creates_once() -> None:
     for number, item in enumerate(("planned", "listed", "unlisted", "ended"), 1):
         planned(ledger, item)
         if item != "planned":
-            ledger.created(item, job(item, number).name)
+            ledger.keep(ledger.open[item].created(job(item, number).name))
     planned(ledger, "scheduler", Kind.SCHEDULER)
     ledger.keep(ledger.open["ended"].gone(5.0))
     assert ledger.slots_used([job("listed", 2), job("another twin", 9)]) == {Kind.JOB: 4, Kind.SCHEDULER: 1}

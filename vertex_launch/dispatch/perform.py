@@ -97,7 +97,8 @@ def _defer(one: Pass, action: Defer) -> None:
 
 
 def _retry(one: Pass, action: Retry) -> None:
-    one.ledger.retry(action.item, action.at, action.reason, elsewhere=action.elsewhere, began=action.began)
+    entry = one.ledger.open[action.item]
+    one.ledger.keep(entry.retry_later(action.at, action.reason, elsewhere=action.elsewhere, began=action.began))
 
 
 def _retry_blocked(one: Pass, action: RetryBlocked) -> None:
@@ -105,15 +106,15 @@ def _retry_blocked(one: Pass, action: RetryBlocked) -> None:
     log.warning(Message(message.code, f"No next attempt for item {entry.item}: {message.text}"), item=entry.item)
     one.report.deferred.append(_row(message, item=entry.item, queue=entry.queue))
     if action.region:
-        one.ledger.refuse_region(entry.item, action.region, one.now)
+        one.ledger.keep(entry.refuse_region(action.region, one.now))
     elif action.warn:
-        one.ledger.block_retry(entry.item, str(message))
+        one.ledger.keep(entry.block_retry(str(message)))
         if one.services.redact(str(message)) not in entry.warned:
             one.outbox.append(Warn(entry.item, message, Phase.RUN))
 
 
 def _stop_retrying(one: Pass, action: StopRetrying) -> None:
-    one.ledger.stop_retrying(action.item, str(action.why))
+    one.ledger.keep(one.ledger.open[action.item].stop_retrying(str(action.why)))
     LOGGER.info("item %s: %s", action.item, action.why, extra={"code": action.why.code, "item": action.item})
 
 
@@ -153,23 +154,32 @@ def create(one: Pass, creates: Sequence[Create], until: float) -> list[tuple[Cre
     if not creates:
         return []
     ledger, now = one.ledger, one.now
-    for one_create in creates:
-        item, request = one_create.item, one_create.request
-        if one_create.attempt > 1:
-            ledger.plan_retry(item.id, request.region, now)
+    for each in creates:
+        item, request = each.item, each.request
+        ledger.submitted(request.region, now)
+        if each.attempt > 1:
+            ledger.keep(ledger.open[item.id].plan_retry(request.region, now))
         else:
-            before = one_create.stopped_before
-            ledger.plan(item, request.run, request.region, one_create.kind, now, stopped_before=before)
+            ledger.plan(item, request.run, request.region, each.kind, now, stopped_before=each.stopped_before)
     one.held.save()
-    calls = [partial(_create, one, one_create, until) for one_create in creates]
+    calls = [partial(_create, one, each, until) for each in creates]
     outcomes = one.services.run_parallel(calls, one.settings.parallel_creates)
     one.report.creates += len(creates)
-    for one_create, outcome in zip(creates, outcomes, strict=True):
+    for each, outcome in zip(creates, outcomes, strict=True):
         if isinstance(outcome, str):
-            _created(one, one_create, outcome)
+            _created(one, each, outcome)
         elif not isinstance(outcome, OutcomeUnknown):  # else the plan stays open and keeps the slot
-            ledger.create_failed(one_create.item.id, one.now)
+            _create_failed(one, each.item.id)
     return list(zip(creates, outcomes, strict=True))
+
+
+def _create_failed(one: Pass, item: str) -> None:
+    """A first attempt that gave no job is forgotten, a later one retries."""
+    entry = one.ledger.open[item].create_failed(one.now)
+    if entry is None:
+        one.ledger.drop(item)
+    else:
+        one.ledger.keep(entry)
 
 
 def _create(one: Pass, create: Create, until: float) -> str:
@@ -191,7 +201,7 @@ def _create(one: Pass, create: Create, until: float) -> str:
 
 def _created(one: Pass, create: Create, job: str) -> None:
     item, request = create.item, create.request
-    one.ledger.created(item.id, job)
+    one.ledger.keep(one.ledger.open[item.id].created(job))
     row = {"item": item.id, "queue": item.queue, "run": str(request.run), "job": job, "region": request.region}
     one.report.submitted.append(row)
     if create.attempt > 1:
@@ -217,7 +227,7 @@ def _cancel(one: Pass, cancels: Sequence[Cancel]) -> None:
         if cancel.after is After.DROP:
             one.ledger.drop(item)
         elif cancel.after is After.NOTE:
-            one.ledger.cancelled(item, str(why))
+            one.ledger.keep(one.ledger.open[item].cancelled(str(why)))
 
 
 # W&B: the agent and the queues
@@ -268,7 +278,7 @@ def claim(one: Pass, claims: Sequence[Claim], until: float) -> dict[str, str]:
     refused = {}
     for claim, answer in zip(claims, answers, strict=True):
         if answer is Ack.ACCEPTED:
-            one.ledger.claim(claim.item)
+            one.ledger.keep(one.ledger.open[claim.item].claim_now())
             if not claim.created:
                 one.report.adopted.append({"item": claim.item, "queue": claim.queue, "job": claim.job})
         elif answer is Ack.REFUSED:

@@ -175,6 +175,10 @@ class OpenItem(_Value):
         """Return it as claimed."""
         return self.but(claimed=True)
 
+    def claim_now(self) -> OpenItem:
+        """Return it as claimed by this pass, so that its author was told nothing yet."""
+        return self.claim().noted(found_ended=False)
+
     def created(self, job: str) -> OpenItem:
         """Return it with the job that its planned create gave."""
         return self._fresh(job).but(retry=None, no_retry="")
@@ -208,6 +212,37 @@ class OpenItem(_Value):
             return None
         retry = self.retry or Retry(at=0)
         return self.but(attempts=before, retry=retry.but(at=now + pause(before[-1].number, FIRST_PAUSE)))
+
+    def cancelled(self, why: str) -> OpenItem:
+        """Return it with its job cancelled by a pass."""
+        return self.noted(cancelled=why)
+
+    def warn(self, text: str) -> OpenItem:
+        """Return it with what its author was told, so that it is not repeated."""
+        return self.but(warned=(*self.warned, text))
+
+    # Its next attempt
+
+    def retry_later(self, at: float, reason: str, *, elsewhere: bool, began: bool) -> OpenItem:
+        """Return it after its job has ended: another attempt follows at ``at``."""
+        return self.noted(reason=reason, began=began).but(retry=Retry(at=at, elsewhere=elsewhere))
+
+    def plan_retry(self, region: str, now: float) -> OpenItem:
+        """Return it with a create for its next attempt that is about to be sent."""
+        planned = Attempt(number=self.current.number + 1, region=region, planned=now)
+        return self.but(attempts=(*self.attempts, planned))
+
+    def block_retry(self, why: str) -> OpenItem:
+        """Return it with why its next attempt cannot begin now; every region may have room by the next try."""
+        return self.but(retry=(self.retry or Retry(at=0)).but(blocked=why), refused=())
+
+    def refuse_region(self, region: str, now: float) -> OpenItem:
+        """Return it after a region refused its job for good; another region is tried at once."""
+        return self.but(retry=(self.retry or Retry(at=now)).but(at=now), refused=(*self.refused, region))
+
+    def stop_retrying(self, why: str) -> OpenItem:
+        """Return it without a further attempt: the one that ended is the last."""
+        return self.but(retry=None, no_retry=why)
 
 
 def _attempt_of(job: ManagedJob, now: float) -> Attempt:
@@ -296,7 +331,7 @@ class Ledger(BaseModel):
             self.waiting.pop(entry.item, None)
 
     def plan(self, item: Item, run: RunId, region: str, kind: Kind, now: float, *, stopped_before: bool | None) -> None:
-        """Record that a create for the item is about to be sent."""
+        """Open an item for which a create is about to be sent."""
         self.open[item.id] = OpenItem(
             item=item.id,
             queue=item.queue,
@@ -307,54 +342,10 @@ class Ledger(BaseModel):
             stopped_before=stopped_before,
             attempts=(Attempt(region=region, planned=now),),
         )
+
+    def submitted(self, region: str, now: float) -> None:
+        """Record that a create is about to be sent to a region."""
         self.submissions.setdefault(region, []).append(now)
-
-    def plan_retry(self, item: str, region: str, now: float) -> None:
-        """Record that a create for the item's next attempt is about to be sent."""
-        entry = self.open[item]
-        planned = Attempt(number=entry.current.number + 1, region=region, planned=now)
-        self.open[item] = entry.but(attempts=(*entry.attempts, planned))
-        self.submissions.setdefault(region, []).append(now)
-
-    def created(self, item: str, job: str) -> None:
-        """Record the job that the item's create gave."""
-        self.keep(self.open[item].created(job))
-
-    def create_failed(self, item: str, now: float) -> None:
-        """Record that the item's create gave no job: a first attempt is forgotten, a later one retries."""
-        entry = self.open[item].create_failed(now)
-        if entry is None:
-            self.drop(item)
-        else:
-            self.open[item] = entry
-
-    def claim(self, item: str) -> None:
-        """Record that the item is claimed just now, so that its author was told nothing yet."""
-        self.open[item] = self.open[item].claim().noted(found_ended=False)
-
-    def cancelled(self, item: str, why: str) -> None:
-        """Record that a pass cancelled the item's job."""
-        self.open[item] = self.open[item].noted(cancelled=why)
-
-    def retry(self, item: str, at: float, reason: str, *, elsewhere: bool, began: bool) -> None:
-        """Record that the item's job has ended and that another attempt follows at ``at``."""
-        entry = self.open[item].noted(reason=reason, began=began)
-        self.open[item] = entry.but(retry=Retry(at=at, elsewhere=elsewhere))
-
-    def block_retry(self, item: str, why: str) -> None:
-        """Record why the next attempt cannot begin now; every region may have room by the next try."""
-        entry = self.open[item]
-        self.open[item] = entry.but(retry=(entry.retry or Retry(at=0)).but(blocked=why), refused=())
-
-    def refuse_region(self, item: str, region: str, now: float) -> None:
-        """Record that a region never takes the item's job; another one is tried at once."""
-        entry = self.open[item]
-        retry = (entry.retry or Retry(at=now)).but(at=now)
-        self.open[item] = entry.but(retry=retry, refused=(*entry.refused, region))
-
-    def stop_retrying(self, item: str, why: str) -> None:
-        """Record that there is no further attempt: the one that ended is the last."""
-        self.open[item] = self.open[item].but(retry=None, no_retry=why)
 
     def drop(self, item: str) -> None:
         """Forget the item: nothing of it is open."""
@@ -377,7 +368,7 @@ class Ledger(BaseModel):
         if item in self.waiting:
             self.waiting[item].warned.append(text)
         elif item in self.open:
-            self.open[item] = self.open[item].but(warned=(*self.open[item].warned, text))
+            self.open[item] = self.open[item].warn(text)
 
     # Items that wait
 
