@@ -11,6 +11,11 @@ from tests.support.fakes import Clock
 
 
 @pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
 def retry_clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of all retries, which passes the time between two attempts at once."""
     clock = Clock()

@@ -37,11 +37,6 @@ pytestmark = pytest.mark.usefixtures("retry_clock")
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def server() -> Iterator[LogServer]:
     server = LogServer(projects=PROJECTS)
     server.start()

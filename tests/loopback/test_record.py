@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from requests.structures import CaseInsensitiveDict
 from local.standins import objects, storage
 from local.standins.storage import StorageServer
 from tests.support.fakes import Clock
-from vertex_launch.adapters.bucket import BACKOFF, Bucket
+from vertex_launch.adapters.bucket import Bucket
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.model import Lock
@@ -25,15 +26,12 @@ from vertex_launch.state.ledger import Ledger, Waiting
 from vertex_launch.state.record import Record, Stored
 
 BUCKET = "demo-state"
-QUICKLY = BACKOFF.with_delay(initial=0.001, maximum=0.002)
 # Google's client leaves the connection of a refused download to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.usefixtures("retry_clock"),
+]
 LOCK, LEDGER = "folder/test/hold.json", "folder/test/ledger.json"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ def open_record(server: StorageServer) -> Iterator[Open]:
     def make(location: str = f"gs://{BUCKET}/folder", deployment: str = "test", timeout: float = 2.0) -> Record:
         clients.append(Client(project="any"))
         client, project = clients[-1], "demo-project"
-        bucket = Bucket(location, deployment, project=project, timeout=timeout, client=client, backoff=QUICKLY)
+        bucket = Bucket(location, deployment, project=project, timeout=timeout, client=client)
         return Record(bucket, str)
 
     yield make
@@ -94,16 +92,24 @@ def names(server: StorageServer) -> list[str]:
     return [found.name for found in server.objects.list(BUCKET)]
 
 
-def before(server: StorageServer, monkeypatch: pytest.MonkeyPatch, operation: str, act: Callable[[], None]) -> None:
-    """Do something just before the next operation on an object, as another process may."""
-    real, left = getattr(server.objects, operation), [act]
+Before = Callable[..., None]
 
-    def hooked(*args: Any) -> Any:
-        if left:
-            left.pop()()
-        return real(*args)
 
-    monkeypatch.setattr(server.objects, operation, hooked)
+@pytest.fixture
+def before(server: StorageServer, monkeypatch: pytest.MonkeyPatch) -> Before:
+    """Do something just before the nth next operation on an object, as another process may; 0 stands for each."""
+
+    def hook(operation: str, act: Callable[[], object], nth: int = 1) -> None:
+        real, calls = getattr(server.objects, operation), itertools.count(1)
+
+        def hooked(*args: Any) -> Any:
+            if next(calls) == nth or nth == 0:
+                act()
+            return real(*args)
+
+        monkeypatch.setattr(server.objects, operation, hooked)
+
+    return hook
 
 
 # The lock
@@ -158,29 +164,19 @@ def test_a_lock_whose_answer_was_lost_is_ours(server: StorageServer, passes: Pas
     assert lock.taken_over, "nobody knows what happened meanwhile, so the ledger is to be read again"
 
 
-def test_a_lock_deleted_in_between_is_taken(
-    server: StorageServer, passes: Passes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_deleted_in_between_is_taken(server: StorageServer, passes: Passes, before: Before) -> None:
     passes.take("one")
-    before(server, monkeypatch, "get", lambda: server.objects.delete(BUCKET, LOCK, {}))
+    before("get", lambda: server.objects.delete(BUCKET, LOCK, {}))
     assert passes.take("two").pass_id == "two"
 
 
-def test_somebody_else_takes_an_expired_lock_first(
-    server: StorageServer, passes: Passes, open_record: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch
+def test_another_pass_takes_an_expired_lock_first(
+    passes: Passes, open_record: Open, clock: Clock, before: Before
 ) -> None:
     passes.take("one")
     clock.now += 61
     other = Passes(open_record(), clock)
-    real, turns = server.objects.insert, iter([False, True])
-
-    def insert(bucket: str, wanted: Mapping[str, Any], data: bytes, query: Mapping[str, str]) -> Any:
-        if next(turns, False):
-            monkeypatch.setattr(server.objects, "insert", real)
-            other.take("three")
-        return real(bucket, wanted, data, query)
-
-    monkeypatch.setattr(server.objects, "insert", insert)
+    before("insert", lambda: other.take("three"), nth=2)
     with pytest.raises(PassBusy):
         passes.take("two")
 
@@ -270,7 +266,7 @@ def test_a_write_goes_on_from_one_whose_answer_never_came(
     server.faults.lose("storage.insert")
     server.faults.fail("storage.download", 503, times=None)
     with pytest.raises(Unavailable):
-        open_record(timeout=0.6).write(one, "one", generation)
+        open_record(timeout=2).write(one, "one", generation)
     server.faults.clear()
     one.turn = "gpu"
     written = record.write(one, "one", generation)
@@ -291,7 +287,7 @@ def test_a_pass_can_give_up_what_it_wrote_without_hearing_of_it(
     server.faults.lose("storage.insert")
     server.faults.fail("storage.download", 503, times=None)
     with pytest.raises(Unavailable):
-        open_record(timeout=0.6).write(lost, "one", generation)
+        open_record(timeout=2).write(lost, "one", generation)
     server.faults.clear()
     record.write(kept.model_copy(update={"free_lock": 7}), "one", generation)
     stored = record.read().ledger
@@ -345,7 +341,7 @@ def unavailable(act: Callable[[], object]) -> str:
 
 
 def test_trouble_that_goes_on_ends_in_time(server: StorageServer, open_record: Open, clock: Clock) -> None:
-    record = open_record(timeout=0.6)
+    record = open_record(timeout=2)
     server.faults.fail("*", 503, times=None, message="Backend Error")
     told = unavailable(lambda: Passes(record, clock).take("one"))
     assert told.startswith("Cloud Storage: cannot write gs://demo-state/folder/test/hold.json: ")
@@ -444,35 +440,19 @@ def test_the_generation_is_asked_for_where_it_does_not_come_along(
 
 
 def test_content_and_generation_belong_together_whatever_happens_in_between(
-    silent: StorageServer, record: Record, monkeypatch: pytest.MonkeyPatch
+    silent: StorageServer, record: Record, before: Before
 ) -> None:
-    generation = record.write(ledger(), "one", 0)
-    real, number = silent.objects.get, 0
-
-    def get(bucket: str, name: str, query: Mapping[str, str]) -> objects.StoredObject:
-        nonlocal generation, number
-        number += 1
-        if number == 3:  # the metadata were read, the content of that generation is about to be
-            other = Ledger(entity="other", writer="two", writes=1)
-            generation = silent.objects.insert(bucket, {"name": name}, other.dump(), {}).generation
-        return real(bucket, name, query)
-
-    monkeypatch.setattr(silent.objects, "get", get)
+    record.write(ledger(), "one", 0)
+    other = Ledger(entity="other", writer="two", writes=1).dump()
+    # The metadata were read, the content of that generation is about to be.
+    before("get", lambda: silent.objects.insert(BUCKET, {"name": LEDGER}, other, {}), nth=3)
     stored = record.read()
-    assert stored.generation == generation
+    assert stored.generation == silent.objects.get(BUCKET, LEDGER, {}).generation
     assert stored.ledger is not None
     assert stored.ledger.entity == "other"
 
 
-def test_an_object_that_changes_all_the_time_is_not_read(
-    silent: StorageServer, record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_that_changes_all_the_time_is_not_read(silent: StorageServer, record: Record, before: Before) -> None:
     record.write(ledger(), "one", 0)
-    real = silent.objects.get
-
-    def get(bucket: str, name: str, query: Mapping[str, str]) -> objects.StoredObject:
-        silent.objects.insert(bucket, {"name": name}, ledger().dump(), {})
-        return real(bucket, name, query)
-
-    monkeypatch.setattr(silent.objects, "get", get)
-    assert "changes too often to be read" in unavailable(record.read)
+    before("get", lambda: silent.objects.insert(BUCKET, {"name": LEDGER}, ledger().dump(), {}), nth=0)
+    assert "changes too often" in unavailable(record.read)

@@ -27,11 +27,6 @@ pytestmark = pytest.mark.usefixtures("retry_clock")
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def redact() -> Redactor:
     return Redactor()
 

@@ -35,11 +35,6 @@ pytestmark = pytest.mark.usefixtures("retry_clock")
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def server(clock: Clock) -> Iterator[VertexServer]:
     limits = Limits(submissions_per_minute=1000, denied_accounts={"denied@demo-project.iam.gserviceaccount.com"})
     server = VertexServer(clock=clock, regions=(REGION, OTHER), limits=limits)

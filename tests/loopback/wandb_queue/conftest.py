@@ -28,11 +28,6 @@ def _plain_logging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def serve(clock: Clock) -> Iterator[Serve]:
     servers: list[WandbServer] = []
 
