@@ -76,8 +76,8 @@ def test_an_empty_tick_asks_for_a_full_pass(form: Form, payload: bytes | None) -
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_tick_can_ask_for_more(form: Form) -> None:
-    request = events.tick(form(b'{"queues": ["gpu", "gpu"], "limit": 2}'))
-    assert request == PassRequest(queues=("gpu",), limit=2, published=PUBLISHED)
+    request = events.tick(form(b'{"queues": ["gpu", "gpu"], "limit": 2, "resume": true}'))
+    assert request == PassRequest(queues=("gpu",), limit=2, resume=True, published=PUBLISHED)
     assert not request.full
 
 
