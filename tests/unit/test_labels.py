@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from google.cloud.aiplatform_v1.types import JobState
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import specs
 from vertex_launch.job import labels
-from vertex_launch.model import Kind
+from vertex_launch.job.run_spec import parse
+from vertex_launch.model import Item, Kind, RunId
 
 anything = st.text(st.characters()) | st.text("aB_-.é", max_size=70)
 """Any text that a str can hold, halves of surrogate pairs among it."""
@@ -36,20 +39,14 @@ def test_texts_that_differ_only_in_case_or_at_their_end_have_different_values() 
     assert labels.value("Team").startswith("team-")
 
 
-@given(anything, anything, anything, anything, st.integers(1, 99), st.sampled_from(Kind), st.booleans())
-def test_all_labels_of_a_job_are_valid(
-    deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind, own_key: bool
-) -> None:
-    made = labels.job_labels(
-        deployment=deployment,
-        item=labels.item_value("https://api.wandb.ai", run, item),
-        run=run,
-        queue=queue,
-        attempt=attempt,
-        kind=kind,
-        own_key=own_key,
+@given(anything, anything, anything, anything, st.sampled_from(Kind), st.sampled_from(["", "k" * 40]))
+def test_all_labels_of_a_job_are_valid(deployment: str, item: str, run: str, queue: str, kind: Kind, key: str) -> None:
+    spec = replace(
+        parse(specs.item(specs.MINIMAL), specs.SETTINGS, "acme"), run=RunId("", "", run), kind=kind, api_key=key
     )
-    assert set(made) == labels.OWN_KEYS - (set() if own_key else {labels.KEY})
+    settings = specs.SETTINGS.model_copy(update={"deployment": deployment})
+    made = labels.job_labels(Item(item, queue, None), spec, settings, "acme")
+    assert set(made) == labels.OWN_KEYS - (set() if key else {labels.KEY})
     for key, value in made.items():
         assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key)
         assert re.fullmatch(r"[a-z0-9_-]{0,63}", value)

@@ -207,11 +207,11 @@ def secret(plan: dict[str, Any], version: str, what: str) -> str:
     except UnicodeDecodeError:
         text = ""
     except (OSError, ValueError, KeyError) as error:
-        found = f"Secret Manager did not return {version} ({error}). Check the job's network"
-        raise Failed("VL-BOOT-SECRET", found) from error
+        raise Failed(
+            "VL-BOOT-SECRET", f"Secret Manager did not return {version} ({error}). Check the network"
+        ) from error
     if not text or not text.isprintable() or " " in text:
-        found = f"{version} is empty or not a single line of ASCII text. Add a version that contains only {what}"
-        raise Failed("VL-BOOT-SECRET", found)
+        raise Failed("VL-BOOT-SECRET", f"{version} is not a single line of ASCII text. Add a version with only {what}")
     hidden.add(text)
     return text
 
@@ -270,8 +270,7 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     if shutil.which("git"):
         return checkout(url, commit, user or "oauth2", token, code, pause, advice)
     if host not in ARCHIVES:
-        found = f"the image has no git, and archives of {host or url.geturl()} are not supported"
-        raise Failed("VL-BOOT-GIT", f"{found}. Use an image with git")
+        raise Failed("VL-BOOT-GIT", f"the image has no git to fetch from {host or url.geturl()}. Use an image with git")
     template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
     path = re.sub(r"\.git/*\Z", "", url.path).strip("/")
     address = template.format(path=quote(path), quoted=quote(path, ""), commit=quote(commit, ""))
@@ -588,8 +587,7 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     say("folder", plan.get("working_dir") or "the code's own")
     folder = inside(code, plan.get("working_dir") or "", ". Correct overrides.working_dir")
     if not folder.is_dir():
-        remedy = "Correct overrides.working_dir, or the job's build context"
-        raise Failed("VL-BOOT-PATH", f"the code has no folder {plan['working_dir']}. {remedy}")
+        raise Failed("VL-BOOT-PATH", f"the code has no folder {plan['working_dir']}. Correct overrides.working_dir")
     python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
     say("requirements", "reading what to install")
     try:

@@ -67,16 +67,7 @@ def build(
     findings.check()
     job = _message(arguments, pools, output)
     job.display_name = (arguments["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
-    own_labels = labels.job_labels(
-        deployment=settings.deployment,
-        item=labels.item_value(settings.base_url, entity, item.id),
-        run=run.id,
-        queue=item.queue,
-        attempt=1,
-        kind=spec.kind,
-        own_key=bool(spec.api_key),
-    )
-    job.labels = {**(arguments["labels"] or {}), **own_labels}
+    job.labels = {**(arguments["labels"] or {}), **labels.job_labels(item, spec, settings, entity)}
     policy.check(job, asked, settings, findings)
     findings.check()
     return JobRequest(region, job, arguments["create_request_timeout"], run, tuple(findings.warnings))

@@ -9,8 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from vertex_launch.model import Kind
+if TYPE_CHECKING:
+    from vertex_launch.job.run_spec import RunSpec
+    from vertex_launch.model import Item
+    from vertex_launch.settings.config import Settings
 
 DEPLOYMENT = "vertex_launch"
 ITEM = "vertex_launch_item"
@@ -60,19 +64,17 @@ def run_id(base_url: str, entity: str, item: str, deployment: str) -> str:
     return "vl" + "".join("0123456789abcdefghijklmnopqrstuvwxyz"[byte % 36] for byte in digest[:12])
 
 
-def job_labels(
-    *, deployment: str, item: str, run: str, queue: str, attempt: int, kind: Kind, own_key: bool
-) -> Mapping[str, str]:
-    """Return the labels of one job; ``item`` is already an ``item_value``, the others are plain text."""
+def job_labels(item: Item, spec: RunSpec, settings: Settings, entity: str) -> Mapping[str, str]:
+    """Return the labels of the first job of an item from the queue of ``entity``."""
     return {
-        **({KEY: "item"} if own_key else {}),
-        DEPLOYMENT: value(deployment),
-        ITEM: item,
-        RUN: value(run),
-        QUEUE: value(queue),
-        ATTEMPT: str(attempt),
-        KIND: kind.value,
-        OFFICIAL_RUN: value(run),
+        **({KEY: "item"} if spec.api_key else {}),
+        DEPLOYMENT: value(settings.deployment),
+        ITEM: item_value(settings.base_url, entity, item.id),
+        RUN: value(spec.run.id),
+        QUEUE: value(item.queue),
+        ATTEMPT: "1",
+        KIND: spec.kind.value,
+        OFFICIAL_RUN: value(spec.run.id),
     }
 
 
