@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from google.auth.exceptions import GoogleAuthError
 
-from vertex_launch import __version__
-from vertex_launch.adapters import grpc_endpoint
+from vertex_launch.adapters import google_api
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Problem, Unavailable
 
@@ -73,8 +72,7 @@ class Clients:
         """W&B's queues, runs and agents."""
         from vertex_launch.adapters.wandb_queue import WandbQueue
 
-        settings = self._settings
-        return WandbQueue(settings.base_url, self.key, settings.timeouts, settings.batches, version=__version__)
+        return WandbQueue(self._settings, self.key)
 
     @cached_property
     def artifacts(self) -> JobArtifacts:
@@ -119,15 +117,15 @@ class Clients:
     @cached_property
     def record(self) -> Record:
         """The lock and the ledger in Cloud Storage."""
-        from vertex_launch.adapters.bucket import Bucket
+        from vertex_launch.adapters.record_storage import RecordStorage
         from vertex_launch.state.record import Record
 
         settings = self._settings
         timeout = settings.timeouts.look
-        bucket = Bucket(
+        storage = RecordStorage(
             settings.state_bucket, settings.deployment, project=settings.project, timeout=timeout, client=self.storage
         )
-        return Record(bucket, self._redact)
+        return Record(storage, self._redact)
 
     @cached_property
     def publisher(self) -> PublisherClient:
@@ -152,13 +150,13 @@ class Clients:
         """Return a client for Resource Manager at ``endpoint``, for the preflight."""
         from google.cloud.resourcemanager_v3 import ProjectsClient
 
-        return grpc_endpoint.client(ProjectsClient, endpoint, self._credentials)
+        return google_api.client(ProjectsClient, endpoint, self._credentials)
 
     def accounts(self, endpoint: str) -> IAMClient:
         """Return a client for IAM at ``endpoint``, for the preflight."""
         from google.cloud.iam_admin_v1 import IAMClient
 
-        return grpc_endpoint.client(IAMClient, endpoint, self._credentials)
+        return google_api.client(IAMClient, endpoint, self._credentials)
 
     @cached_property
     def services(self) -> Services:

@@ -31,6 +31,7 @@ from local.standins.secrets import SecretServer
 from local.standins.storage import StorageServer
 from local.standins.vertex.server import PROJECTS, VertexServer
 from local.standins.wandb import WandbServer
+from tests.support import specs
 from tests.support.permissions import LOG_LINES, NEEDED
 from tests.support.processes import ROOT
 from vertex_launch import __version__
@@ -48,7 +49,6 @@ from vertex_launch.preflight.cli import main
 from vertex_launch.preflight.credentials import Endpoints
 from vertex_launch.preflight.lines import Verdict
 from vertex_launch.preflight.permissions import project_of
-from vertex_launch.settings.config import Batches, Timeouts
 
 PROJECT, REGION, ENTITY = "demo-project", "us-central1", "acme"
 KEY, WRONG = "preflight" * 5, "mistaken" * 5
@@ -943,7 +943,7 @@ def test_queues_as_w_and_b_tells_them(world: World) -> None:
     schema: dict[str, Any] = {"type": "integer", "minimum": 1}
     world.queue("gpu", variables={"count": {"schema": schema}}, args={"spec": {"x": "{{count}}"}})
     world.wandb.store.launch.create_queue(ENTITY, "bare")
-    queue = WandbQueue(world.wandb.url, Key(), Timeouts(), Batches(), version="0")
+    queue = WandbQueue(specs.SETTINGS.model_copy(update={"base_url": world.wandb.url}), Key())
     assert queue.viewer() == ("ada", ENTITY)
     assert queue.queue_names(ENTITY) == ["cpu", "gpu", "bare"]
     expected = QueueConfig("gcp-vertex", {"gcp-vertex": {"spec": {"x": "{{count}}"}}}, {"count": schema})

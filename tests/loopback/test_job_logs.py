@@ -21,7 +21,7 @@ from local.standins.vertex.job_log import output_entry, timestamp
 from local.standins.vertex.jobs import Jobs
 from local.standins.vertex.server import PROJECTS
 from tests.support.fakes import Clock
-from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.job_logs import REACH, WIDTH, JobLogs
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Logs

@@ -18,7 +18,7 @@ from requests.structures import CaseInsensitiveDict
 from local.standins import objects, storage
 from local.standins.storage import StorageServer
 from tests.support.fakes import Clock
-from vertex_launch.adapters.bucket import Bucket
+from vertex_launch.adapters.record_storage import RecordStorage
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.model import Lock
@@ -53,7 +53,7 @@ def open_record(server: StorageServer) -> Iterator[Open]:
     def make(location: str = f"gs://{BUCKET}/folder", deployment: str = "test", timeout: float = 2.0) -> Record:
         clients.append(Client(project="any"))
         client, project = clients[-1], "demo-project"
-        bucket = Bucket(location, deployment, project=project, timeout=timeout, client=client)
+        bucket = RecordStorage(location, deployment, project=project, timeout=timeout, client=client)
         return Record(bucket, str)
 
     yield make

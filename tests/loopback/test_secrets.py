@@ -12,7 +12,7 @@ from google.cloud.secretmanager_v1 import AccessSecretVersionResponse, SecretMan
 
 from local.standins.secrets import SecretServer
 from tests.support.fakes import Clock
-from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable

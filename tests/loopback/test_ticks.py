@@ -12,7 +12,7 @@ from local.standins import log_sink
 from local.standins.pubsub import PubSubServer
 from local.standins.vertex.job_log import output_entry
 from tests.functional.test_job_state import NUMBER, WRITTEN, entry, when
-from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.ticks import Ticks
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable

@@ -28,8 +28,8 @@ from local.standins.vertex.jobs import ENDED
 from local.standins.vertex.server import PROJECTS, VertexServer
 from local.standins.wandb import WandbServer
 from tests.support.processes import ROOT, Function
-from vertex_launch.adapters.bucket import Bucket
 from vertex_launch.adapters.job_artifacts import JobArtifacts
+from vertex_launch.adapters.record_storage import RecordStorage
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
@@ -259,11 +259,11 @@ class Deployment:
             client_options={"api_endpoint": self.storage.url},
         )
         self._closers.append(client.close)
-        bucket = Bucket(
+        bucket = RecordStorage(
             settings.state_bucket, settings.deployment, project=settings.project, timeout=look, client=client
         )
         return Services(
-            queue=WandbQueue(settings.base_url, key, settings.timeouts, settings.batches, version="0"),
+            queue=WandbQueue(settings, key),
             vertex=VertexJobs(
                 settings.project, settings.deployment, timeout=look, endpoint=settings.aiplatform_endpoint
             ),

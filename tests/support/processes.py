@@ -30,7 +30,7 @@ _FORKS.set_forkserver_preload(
         "tests.support.processes",
         *(
             f"vertex_launch.adapters.{name}"
-            for name in ("bucket", "job_artifacts", "secrets", "vertex_jobs", "wandb_queue")
+            for name in ("record_storage", "job_artifacts", "secrets", "vertex_jobs", "wandb_queue")
         ),
     ]
 )

@@ -14,6 +14,7 @@ from google.api_core.retry import retry_base
 
 from local.standins.wandb import WandbServer
 from local.standins.web import Handler
+from tests.support.specs import SETTINGS
 from vertex_launch.adapters.graphql import BACKOFF
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
@@ -52,8 +53,9 @@ class Keys:
 
 
 def client(url: str, keys: Keys | None = None, *, read: float = 10.0, **batches: int) -> WandbQueue:
-    timeouts, clock = Timeouts(connect=1, read=read), retry_base.time.monotonic
-    return WandbQueue(url, keys or Keys(), timeouts, Batches(**batches), version="1.2.3", backoff=OFTEN, clock=clock)
+    timeouts = Timeouts(connect=1, read=read)
+    settings = SETTINGS.model_copy(update={"base_url": url, "timeouts": timeouts, "batches": Batches(**batches)})
+    return WandbQueue(settings, keys or Keys(), backoff=OFTEN, clock=retry_base.time.monotonic)
 
 
 def refusal(act: Callable[[], Any], code: Code, kind: type[Unavailable] = Unavailable) -> str:

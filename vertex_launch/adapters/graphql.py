@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import requests
@@ -53,12 +53,15 @@ REMEDIES = {
 """What to do about a status that concerns a whole request."""
 
 
-@dataclass(frozen=True)
-class Field:
-    """One field of a request: its text, in which ``$name`` is a variable, and the (type, value) of each variable."""
+_VARIABLE = re.compile(r"\$(\w+):([\w!\[\]]+)")
 
-    text: str
-    variables: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+
+class Field:
+    """One field of a request: its text, in which each variable stands with its type (``$name:String!``), and their values."""
+
+    def __init__(self, text: str, **variables: Any) -> None:
+        self.text = text
+        self.variables = variables
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,14 @@ class Result:
     value: Any = None
     error: str = ""
     lost: bool = False
+
+    def get(self, name: str) -> Any:
+        """Return one entry of the value, None if it has none."""
+        return self.value.get(name) if isinstance(self.value, dict) else None
+
+    def refusal(self, what: str, lacking: str = "the answer is empty") -> Unavailable:
+        """Return the error for a value that is missing; ``lacking`` is the reason if W&B does not name one."""
+        return Unavailable(SERVICE, f"{what}: {self.error or lacking}", code=Code.WANDB_REFUSED)
 
 
 class GraphQL:
@@ -114,9 +125,8 @@ class GraphQL:
             except KeyRefused:
                 return retry(self._post)(body, self._key.renew(key), repeatable)  # type: ignore[no-any-return]
         except RetryError as error:
-            raise Unavailable(
-                SERVICE, f"the request and its retries failed: {error.cause}", code=Code.WANDB_UNAVAILABLE
-            ) from error
+            trouble = f"the request and its retries failed: {error.cause}"
+            raise Unavailable(SERVICE, trouble, code=Code.WANDB_UNAVAILABLE) from error
 
     def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
         try:
@@ -141,20 +151,17 @@ def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
         return body
     quoted = f"HTTP {status} from {response.url}: {_words(response, body)}"
     if status == 401:
-        raise KeyRefused(
-            SERVICE,
-            f"the API key is refused, {quoted}. Add a valid key of this server to the secret, as a new version",
-            code=Code.WANDB_KEY_REFUSED,
-        )
+        text = f"the API key is refused, {quoted}. Add a valid key of this server to the secret, as a new version"
+        raise KeyRefused(SERVICE, text, code=Code.WANDB_KEY_REFUSED)
     if status in (429, 503):
         raise Retryable(quoted)
     if response.is_redirect:
-        raise Unavailable(
-            SERVICE,
-            f"{response.url} redirects to {response.headers['Location']}. Correct WANDB_BASE_URL or base_url",
-            code=Code.WANDB_ADDRESS,
-        )
-    if status >= 500 and not _has_value(body):
+        text = f"{response.url} redirects to {response.headers['Location']}. Correct WANDB_BASE_URL or base_url"
+        raise Unavailable(SERVICE, text, code=Code.WANDB_ADDRESS)
+    data = body.get("data")
+    # One failed field may give the whole answer a bad status.
+    has_value = isinstance(data, dict) and any(value is not None for value in data.values())
+    if status >= 500 and not has_value:
         if repeatable:
             raise Retryable(quoted)
         raise Unavailable(SERVICE, f"the request failed, {quoted}", code=Code.WANDB_UNAVAILABLE)
@@ -162,7 +169,7 @@ def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
         refusal = RequestRefused if status in MAYBE_TOO_LARGE else Unavailable
         remedy = REMEDIES.get(status, "Check WANDB_BASE_URL and any proxy")
         raise refusal(SERVICE, f"this is not a GraphQL answer, {quoted}. {remedy}", code=Code.WANDB_ADDRESS)
-    if not _is_about_fields(body):
+    if not has_value and not any(error.get("path") for error in dicts(body.get("errors"))):
         remedy = f". {REMEDIES[status]}" if status in REMEDIES else ""
         raise RequestRefused(SERVICE, f"the request is refused, {quoted}{remedy}", code=Code.WANDB_REFUSED)
     return body
@@ -175,17 +182,6 @@ def _json(response: requests.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return body if isinstance(body, dict) else {}
-
-
-def _has_value(body: Mapping[str, Any]) -> bool:
-    """Return whether at least one field has a value: one failed field may give the whole answer a bad status."""
-    data = body.get("data")
-    return isinstance(data, dict) and any(value is not None for value in data.values())
-
-
-def _is_about_fields(body: Mapping[str, Any]) -> bool:
-    """Return whether at least one field has a value or an error; otherwise the answer is about the whole request."""
-    return _has_value(body) or any(error.get("path") for error in dicts(body.get("errors")))
 
 
 def _words(response: requests.Response, body: Mapping[str, Any]) -> str:
@@ -201,10 +197,9 @@ def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
     values: dict[str, Any] = {}
     selected: list[str] = []
     for i, one in enumerate(fields):
-        names = {name: f"{name}_{i}" for name in one.variables}
-        declared += [f"${names[name]}: {type_}" for name, (type_, _) in one.variables.items()]
-        values |= {names[name]: value for name, (_, value) in one.variables.items()}
-        selected.append(f"f{i}: " + re.sub(r"\$(\w+)", rf"$\1_{i}", one.text))
+        declared += [f"${name}_{i}: {type_}" for name, type_ in dict(_VARIABLE.findall(one.text)).items()]
+        values |= {f"{name}_{i}": value for name, value in one.variables.items()}
+        selected.append(f"f{i}: " + _VARIABLE.sub(rf"$\1_{i}", one.text))
     head = f"{kind} VertexLaunch" + (f"({', '.join(declared)})" if declared else "")
     return f"{head} {{ {' '.join(selected)} }}", values
 

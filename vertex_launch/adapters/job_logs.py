@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from google.api_core import exceptions
 from google.api_core.retry import Retry
 
 from vertex_launch import log
-from vertex_launch.adapters import grpc_endpoint
-from vertex_launch.adapters.grpc_endpoint import BACKOFF
+from vertex_launch.adapters.google_api import BACKOFF, client, words
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message
 from vertex_launch.model import JobName
@@ -61,9 +61,8 @@ class JobLogs:
         self._endpoint = endpoint
         self._clock = clock
         self._retry = backoff.with_timeout(timeout)
-        self._lock = threading.Lock()
-        self._made: LoggingServiceV2Client | None = None
-        self._warned = False
+        self._first = threading.Lock()
+        """Taken by the first warning, and never released."""
 
     def tail(self, job: str) -> Sequence[str]:
         """Return the last lines of the containers of ``projects/P/locations/R/customJobs/N``, the oldest first.
@@ -88,35 +87,33 @@ class JobLogs:
         }
         newest_first: list[str] = []
         # During a long search Cloud Logging sends empty pages that others follow.
-        for page in self._client().list_log_entries(request=request, timeout=self._timeout, retry=self._retry).pages:
+        for page in self._client.list_log_entries(request=request, timeout=self._timeout, retry=self._retry).pages:
             for entry in page.entries:
                 newest_first += reversed(_lines(entry))
             if len(newest_first) >= self._wanted or self._clock() - began >= self._timeout:
                 break
         return newest_first[: self._wanted][::-1]
 
+    @cached_property
     def _client(self) -> LoggingServiceV2Client:
-        with self._lock:
-            if self._made is None:
-                # Most deployments never ask for a line, so they do not pay for the import.
-                from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
+        # Most deployments never ask for a line, so they do not pay for the import.
+        from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
 
-                self._made = grpc_endpoint.client(LoggingServiceV2Client, self._endpoint)
-            return self._made
+        return client(LoggingServiceV2Client, self._endpoint)
 
     def _warn(self, job: str, error: Exception) -> None:
-        with self._lock:
-            if self._warned:
-                return
-            self._warned = True
+        if not self._first.acquire(blocking=False):
+            return
         if isinstance(error, exceptions.Forbidden):
             remedy = f"Grant the function's service account roles/logging.viewer in project {self._project}"
         elif isinstance(error, ImportError):
             remedy = "Install google-cloud-logging"
         else:
             remedy = "The next failed job asks again"
-        words = " ".join(str(error).split()) or type(error).__name__
-        text = f"cannot read the last log lines of {job}, so messages do not show them: {words}. {remedy}, or set log_lines: 0"
+        text = (
+            f"cannot read the last log lines of {job}, so messages do not show them: {words(error)}. {remedy}, "
+            "or set log_lines: 0"
+        )
         log.warning(Message(Code.LOG_LINES_UNAVAILABLE, text), job=job)
 
 

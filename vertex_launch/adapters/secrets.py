@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,10 +13,9 @@ from google.api_core.retry import Retry
 from google.auth.credentials import Credentials
 from google.cloud.secretmanager_v1 import SecretManagerServiceClient
 
-from vertex_launch.adapters import grpc_endpoint
-from vertex_launch.adapters.grpc_endpoint import BACKOFF, TROUBLE
+from vertex_launch.adapters.google_api import BACKOFF, client, reported
 from vertex_launch.codes import Code
-from vertex_launch.errors import Unavailable
+from vertex_launch.errors import Message, Unavailable
 from vertex_launch.log import Redactor
 
 SERVICE = "Secret Manager"
@@ -42,7 +42,7 @@ class SecretKey:
         # The client's own retries would go on for a minute.
         self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._clock = clock
-        self._client = grpc_endpoint.client(SecretManagerServiceClient, endpoint, credentials)
+        self._client = client(SecretManagerServiceClient, endpoint, credentials)
         self._lock = threading.Lock()
         self._key = ""
         self._read_at = 0.0
@@ -63,52 +63,29 @@ class SecretKey:
 
     def _read(self) -> None:
         version = self._version
-        try:
-            payload = self._client.access_secret_version(name=version, **self._limits).payload
-        except exceptions.PermissionDenied as error:
-            raise Unavailable(
-                SERVICE,
-                f"the function's service account may not read {version}. Grant it roles/secretmanager.secretAccessor on "
-                f"that secret ({error.message})",
-                code=Code.SECRET_PERMISSION,
-            ) from error
-        except exceptions.NotFound as error:
-            raise Unavailable(
-                SERVICE,
-                f"{version} does not exist. Add a version that holds the W&B API key, or correct WANDB_API_KEY_SECRET "
-                f"({error.message})",
-                code=Code.SECRET_NOT_FOUND,
-            ) from error
-        except exceptions.FailedPrecondition as error:
-            raise Unavailable(
-                SERVICE,
-                f"{version} is disabled or destroyed. Enable it, or add a new version ({error.message})",
-                code=Code.SECRET_NOT_FOUND,
-            ) from error
-        except TROUBLE as error:
-            raise Unavailable(SERVICE, f"cannot read {version}: {error}", code=Code.SECRET_UNAVAILABLE) from error
-        if payload.data_crc32c and google_crc32c.value(payload.data) != payload.data_crc32c:
-            raise Unavailable(
-                SERVICE,
-                f"{version} arrived damaged: its checksum differs. The next pass reads it again",
-                code=Code.SECRET_UNAVAILABLE,
-            )
-        self._key = _key(payload.data, version)
-        self._redact.add(self._key)
-        self._read_at = self._clock()
-
-
-def _key(data: bytes, version: str) -> str:
-    """Return the secret as a key, without the line break that ``echo`` adds. Raises Unavailable."""
-    try:
-        key = data.decode("ascii").strip()
-    except UnicodeDecodeError:
-        key = ""
-    if not key or not key.isprintable() or " " in key:
-        raise Unavailable(
-            SERVICE,
-            f"{version} does not hold a W&B API key: it is empty, or not one word of ASCII text. Add a version that holds "
-            "only the key",
-            code=Code.SECRET_INVALID,
+        forbidden = (
+            f"the function's service account may not read {version}. Grant it roles/secretmanager.secretAccessor on that "
+            "secret"
         )
-    return key
+        missing = f"{version} does not exist. Add a version that holds the W&B API key, or correct WANDB_API_KEY_SECRET"
+        disabled = f"{version} is disabled or destroyed. Enable it, or add a new version"
+        known = {
+            exceptions.PermissionDenied: Message(Code.SECRET_PERMISSION, forbidden),
+            exceptions.NotFound: Message(Code.SECRET_NOT_FOUND, missing),
+            exceptions.FailedPrecondition: Message(Code.SECRET_NOT_FOUND, disabled),
+        }
+        with reported(SERVICE, Message(Code.SECRET_UNAVAILABLE, f"cannot read {version}"), known):
+            payload = self._client.access_secret_version(name=version, **self._limits).payload
+        if payload.data_crc32c and google_crc32c.value(payload.data) != payload.data_crc32c:
+            damaged = f"{version} arrived damaged: its checksum differs. The next pass reads it again"
+            raise Unavailable(SERVICE, damaged, code=Code.SECRET_UNAVAILABLE)
+        # ``echo`` adds a line break.
+        key = payload.data.decode("ascii", errors="replace").strip()
+        if not re.fullmatch("[!-~]+", key):
+            text = (
+                f"{version} does not hold a W&B API key: it is empty, or not one word of ASCII text. Add a version that "
+                "holds only the key"
+            )
+            raise Unavailable(SERVICE, text, code=Code.SECRET_INVALID)
+        self._redact.add(key)
+        self._key, self._read_at = key, self._clock()

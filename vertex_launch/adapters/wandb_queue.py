@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vertex_launch import log
+from vertex_launch import __version__, log
 from vertex_launch.adapters.graphql import SERVICE, Field, Result
 from vertex_launch.adapters.wandb_reads import WandbReads
-from vertex_launch.adapters.wandb_server import REGISTRY, project_field, value
+from vertex_launch.adapters.wandb_server import REGISTRY, project_field
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.model import Ack, Item, Phase, Popped, RunId
@@ -27,25 +27,15 @@ class WandbQueue(WandbReads):
 
     def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
         """Create an agent that serves these queues and return its id. Raises Unavailable."""
-        question = Field(
-            "createLaunchAgent(input: { entityName: $entity, projectName: $project, runQueues: $queues, "
-            "hostname: $hostname, agentConfig: $agentConfig, version: $version }) { launchAgentId }",
-            {
-                "entity": ("String!", entity),
-                "project": ("String!", REGISTRY),
-                "queues": ("[ID!]!", list(queue_ids)),
-                "hostname": ("String!", hostname),
-                "agentConfig": ("JSONString", json.dumps(config)),
-                "version": ("String", f"vertex-launch@{self._version}"),
-            },
+        text = (
+            "createLaunchAgent(input: { entityName: $entity:String!, projectName: $project:String!, runQueues: $queues:[ID!]!, "
+            "hostname: $hostname:String!, agentConfig: $config:JSONString, version: $version:String }) { launchAgentId }"
         )
+        names = {"entity": entity, "project": REGISTRY, "hostname": hostname, "version": f"vertex-launch@{__version__}"}
+        question = Field(text, queues=list(queue_ids), config=json.dumps(config), **names)
         answer = self._server.ask("mutation", [question], repeatable=False)[0]
-        agent = value(answer, "launchAgentId")
-        if not agent:
-            words = answer.error or "the answer has no id"
-            raise Unavailable(
-                SERVICE, f"cannot create a launch agent for entity {entity}: {words}", code=Code.WANDB_REFUSED
-            )
+        if not (agent := answer.get("launchAgentId")):
+            raise answer.refusal(f"cannot create a launch agent for entity {entity}", "the answer has no id")
         return str(agent)
 
     def set_status(self, agent: str, status: str) -> None:
@@ -59,19 +49,11 @@ class WandbQueue(WandbReads):
         the end of its lease brings the item back. Raises Unavailable if no pop was answered.
         """
         fields = [_status(agent, status)] if status else []
-        fields += [
-            Field(
-                "popFromRunQueue(input: { entityName: $entity, projectName: $project, queueName: $queue, "
-                "launchAgentId: $agent }) { runQueueItemId runSpec }",
-                {
-                    "entity": ("String!", entity),
-                    "project": ("String!", REGISTRY),
-                    "queue": ("String!", queue),
-                    "agent": ("ID", agent),
-                },
-            )
-            for queue in queues
-        ]
+        text = (
+            "popFromRunQueue(input: { entityName: $entity:String!, projectName: $project:String!, queueName: $queue:String!, "
+            "launchAgentId: $agent:ID }) { runQueueItemId runSpec }"
+        )
+        fields += [Field(text, entity=entity, project=REGISTRY, queue=queue, agent=agent) for queue in queues]
         answers = self._batch(fields, self._batches.pops, repeatable=False)
         if status:
             _warn_of_status(answers.pop(0))
@@ -84,13 +66,8 @@ class WandbQueue(WandbReads):
 
         A refusal may be the answer to our own repeated request.
         """
-        fields = [
-            Field(
-                "ackRunQueueItem(input: { runQueueItemId: $item, runName: $run }) { success }",
-                {"item": ("ID!", item), "run": ("String!", run)},
-            )
-            for item, run in claims
-        ]
+        text = "ackRunQueueItem(input: { runQueueItemId: $item:ID!, runName: $run:String! }) { success }"
+        fields = [Field(text, item=item, run=run) for item, run in claims]
         answers = self._batch(fields, self._batches.updates, within=within)
         for (item, _), answer in zip(claims, answers, strict=True):
             if answer.error:
@@ -114,61 +91,45 @@ class WandbQueue(WandbReads):
         return self._update("updateRunQueueItemWarning", warnings, phase, within)
 
     def _update(self, mutation: str, messages: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
-        fields = [
-            Field(
-                f"{mutation}(input: {{ runQueueItemId: $item, message: $message, stage: $stage }}) {{ success }}",
-                {
-                    "item": ("ID!", item),
-                    "message": ("String!", _without_middle(message)),
-                    "stage": ("String!", phase.value),
-                },
-            )
-            for item, message in messages
-        ]
+        text = (
+            f"{mutation}(input: {{ runQueueItemId: $item:ID!, message: $message:String!, stage: $stage:String! }}) "
+            "{ success }"
+        )
+        fields = [Field(text, item=item, message=_without_middle(words), stage=phase.value) for item, words in messages]
         answers = self._batch(fields, self._batches.updates, within=within)
         for (item, _), answer in zip(messages, answers, strict=True):
             if not _succeeded(answer):
-                words = answer.error or "refused"
-                text = f"W&B did not accept {mutation} of item {item}: {words}"
-                log.warning(Message(Code.WANDB_ITEM_UPDATE, text), item=item)
+                refused = f"W&B did not accept {mutation} of item {item}: {answer.error or 'refused'}"
+                log.warning(Message(Code.WANDB_ITEM_UPDATE, refused), item=item)
         return [_succeeded(answer) for answer in answers]
 
     def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
         """Cancel a sweep. Return False if it has ended or does not exist. Raises Unavailable if W&B cannot answer."""
-        answer = self._ask(project_field(RunId(entity, project, sweep), "sweep(sweepName: $id) { id state }"))
-        found = value(answer, "sweep")
+        answer = self._ask(project_field(RunId(entity, project, sweep), "sweep(sweepName: $id:String!) { id state }"))
+        found = answer.get("sweep")
         if not found and answer.error:
-            raise Unavailable(
-                SERVICE, f"cannot look up sweep {entity}/{project}/{sweep}: {answer.error}", code=Code.WANDB_REFUSED
-            )
+            raise answer.refusal(f"cannot look up sweep {entity}/{project}/{sweep}")
         if not found or str(found.get("state")).upper() not in LIVE_SWEEP:
             return False
-        change = Field(
-            "upsertSweep(input: { id: $id, state: $state, entityName: $entity, projectName: $project }) { sweep { name } }",
-            {
-                "entity": ("String", entity),
-                "project": ("String", project),
-                "id": ("ID", found.get("id")),
-                "state": ("String", "CANCELED"),
-            },
+        text = (
+            "upsertSweep(input: { id: $id:ID, state: $state:String, entityName: $entity:String, projectName: $project:String })"
+            " { sweep { name } }"
         )
+        change = Field(text, id=found.get("id"), state="CANCELED", entity=entity, project=project)
         answer = self._server.ask("mutation", [change])[0]
         if not answer.value:
-            words = answer.error or "the answer has no sweep"
-            raise Unavailable(
-                SERVICE, f"cannot cancel sweep {entity}/{project}/{sweep}: {words}", code=Code.WANDB_REFUSED
-            )
+            raise answer.refusal(f"cannot cancel sweep {entity}/{project}/{sweep}", "the answer has no sweep")
         return True
 
 
 def _popped(queue: str, answer: Result) -> Popped:
-    if item := value(answer, "runQueueItemId"):
-        return Popped(queue, Item(str(item), queue, value(answer, "runSpec")))
+    if item := answer.get("runQueueItemId"):
+        return Popped(queue, Item(str(item), queue, answer.get("runSpec")))
     return Popped(queue, error=answer.error)
 
 
 def _succeeded(answer: Result) -> bool:
-    return value(answer, "success") is True
+    return answer.get("success") is True
 
 
 def _warn_of_status(answer: Result) -> None:
@@ -178,10 +139,8 @@ def _warn_of_status(answer: Result) -> None:
 
 
 def _status(agent: str, status: str) -> Field:
-    return Field(
-        "updateLaunchAgent(input: { launchAgentId: $agent, agentStatus: $status }) { success }",
-        {"agent": ("ID!", agent), "status": ("String", status)},
-    )
+    text = "updateLaunchAgent(input: { launchAgentId: $agent:ID!, agentStatus: $status:String }) { success }"
+    return Field(text, agent=agent, status=status)
 
 
 def _without_middle(text: str) -> str:

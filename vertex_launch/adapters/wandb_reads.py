@@ -19,7 +19,6 @@ from vertex_launch.adapters.wandb_server import (
     chunks,
     in_best_mode,
     project_field,
-    value,
 )
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
@@ -31,8 +30,8 @@ QUEUES = "runQueues { id name }"
 AGENT_FIELDS = "id hostname stopPolling runQueues"
 AGENTS = f"launchAgents {{ {AGENT_FIELDS} }}"
 ITEM_FIELDS = "id state associatedRunId"
-RUN = "run(name: $id) { state stopped }"
-RUN_WITH_HEARTBEAT = "run(name: $id) { state stopped heartbeatAt }"
+RUN = "run(name: $id:String!) { state stopped }"
+RUN_WITH_HEARTBEAT = "run(name: $id:String!) { state stopped heartbeatAt }"
 CONFIG_FIELDS = "resource config templateVariables { name schema }"
 VIEWER = Field("viewer { entity username }")
 
@@ -44,21 +43,16 @@ class WandbReads(WandbServer):
         """Return the user of the API key and the key's default entity, empty texts for none."""
         answer = self._ask(VIEWER)
         if answer.error or not isinstance(answer.value, dict):
-            words = answer.error or "the answer has no user"
-            raise Unavailable(SERVICE, f"cannot read whose API key this is: {words}", code=Code.WANDB_REFUSED)
+            raise answer.refusal("cannot read whose API key this is", "the answer has no user")
         return str(answer.value.get("username") or ""), str(answer.value.get("entity") or "")
 
     def default_entity(self) -> str:
         """Return the API key's default entity."""
         answer = self._ask(VIEWER)
-        entity = value(answer, "entity")
-        if not entity:
-            words = answer.error or "its user has none"
-            raise Unavailable(
-                SERVICE,
-                f"the API key has no default entity: {words}. Set entity in launch-config.yaml, or WANDB_ENTITY",
-                code=Code.WANDB_ENTITY,
-            )
+        if not (entity := answer.get("entity")):
+            words, place = answer.error or "its user has none", self._settings.where("entity")
+            text = f"the API key has no default entity: {words}. Set {place}"
+            raise Unavailable(SERVICE, text, code=Code.WANDB_ENTITY)
         return str(entity)
 
     def ask(self, question: Question) -> WandbState:
@@ -76,12 +70,9 @@ class WandbReads(WandbServer):
         queues = question.queues if peek else ()
         most = self._batches.lookups if mode.batched else 0
         first_items, first_runs = dict(list(items.items())[:most]), runs[:most]
-        registry = _Registry(entity)
-        registry.add(QUEUES if agent else f"{QUEUES} {AGENTS}")
+        registry = _Registry(entity, QUEUES if agent else f"{QUEUES} {AGENTS}")
         registry.add_queues(queues, first_items, peek)
-        agent_fields = (
-            [Field(f"launchAgent(id: $agent) {{ {AGENT_FIELDS} }}", {"agent": ("ID!", agent)})] if agent else []
-        )
+        agent_fields = [Field(f"launchAgent(id: $agent:ID!) {{ {AGENT_FIELDS} }}", agent=agent)] if agent else []
         run_fields = [project_field(run, RUN) for run in first_runs]
         fields = [registry.field(), *agent_fields, *run_fields, *([VIEWER] if question.viewer else [])]
         requests = [fields] if mode.batched else [[one] for one in fields]
@@ -91,10 +82,10 @@ class WandbReads(WandbServer):
         views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, mode)
         views_of_runs = _run_views(first_runs, answers[1 + len(agent_fields) :])
         return WandbState(
-            viewer_entity=str(value(answers[-1], "entity") or "") if question.viewer else "",
+            viewer_entity=str(answers[-1].get("entity") or "") if question.viewer else "",
             agent=self._agent(entity, agent, answers[1]) if agent else None,
             agents=tuple(_agent_view(one) for one in dicts(project.get("launchAgents"))),
-            queues={str(queue["name"]): str(queue["id"]) for queue in _queues(entity, project, answers[0])},
+            queues={str(queue["name"]): str(queue["id"]) for queue in _queues(entity, answers[0])},
             items=views,
             runs=views_of_runs | self._runs(runs[len(first_runs) :], mode._replace(extended=False)),
             queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues},
@@ -106,9 +97,9 @@ class WandbReads(WandbServer):
             return _agent_view(answer.value)
         if not answer.error:
             return None
-        listed = self._registry(entity, AGENTS)[0].get("launchAgents")
+        listed = _project(entity, self._ask(_Registry(entity, AGENTS).field())).get("launchAgents")
         if not isinstance(listed, list):
-            raise Unavailable(SERVICE, f"cannot look up launch agent {agent}: {answer.error}", code=Code.WANDB_REFUSED)
+            raise answer.refusal(f"cannot look up launch agent {agent}")
         return next((_agent_view(one) for one in dicts(listed) if one.get("id") == agent), None)
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> dict[str, ItemView]:
@@ -143,18 +134,18 @@ class WandbReads(WandbServer):
 
     def sweeps(self, wanted: Sequence[RunId]) -> dict[RunId, str]:
         """Return the state of sweeps, as RUNNING, empty text if one does not exist. Unknown ones are missing."""
-        fields = [project_field(one, "sweep(sweepName: $id) { state }") for one in wanted]
+        fields = [project_field(one, "sweep(sweepName: $id:String!) { state }") for one in wanted]
         states: dict[RunId, str] = {}
         for sweep, answer in zip(wanted, self._batch(fields, self._batches.lookups, kind="query"), strict=True):
-            found = value(answer, "sweep")
+            found = answer.get("sweep")
             if found or not answer.error:
                 states[sweep] = str(found.get("state")).upper() if found else ""
         return states
 
     def queue_names(self, entity: str) -> list[str]:
         """Return the names of all queues of the entity."""
-        project, answer = self._registry(entity, "runQueues { name }")
-        return [str(queue["name"]) for queue in _queues(entity, project, answer)]
+        answer = self._ask(_Registry(entity, "runQueues { name }").field())
+        return [str(queue["name"]) for queue in _queues(entity, answer)]
 
     def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
         """Return the resource of each queue's items, as ``gcp-vertex``. Queues that W&B does not show are missing.
@@ -187,37 +178,25 @@ class WandbReads(WandbServer):
         aliases = {f"c{i}": config for i, config in enumerate(filter(None, ids.values()))}
         if not aliases:
             return dict.fromkeys(ids)
-        text = " ".join(f"{alias}: defaultResourceConfig(id: ${alias}) {{ {fields} }}" for alias in aliases)
-        variables = {alias: ("ID!", config) for alias, config in aliases.items()}
-        question = Field(f"entity(name: $entity) {{ {text} }}", {"entity": ("String!", entity), **variables})
-        answer = self._ask(question)
-        found = {config: value(answer, alias) for alias, config in aliases.items()}
+        parts = (f"{alias}: defaultResourceConfig(id: ${alias}:ID!) {{ {fields} }}" for alias in aliases)
+        answer = self._ask(Field(f"entity(name: $entity:String!) {{ {' '.join(parts)} }}", entity=entity, **aliases))
+        found = {config: answer.get(alias) for alias, config in aliases.items()}
         return {name: found.get(config) for name, config in ids.items() if not config or found[config]}
-
-    def _registry(self, entity: str, fields: str) -> tuple[Mapping[str, Any], Result]:
-        """Return these fields of the project that owns the queues, and the answer that they came with."""
-        registry = _Registry(entity)
-        registry.add(fields)
-        answer = self._ask(registry.field())
-        return _project(entity, answer), answer
 
 
 class _Registry:
     """Builds the selection on the project that owns the queues, and records what each alias stands for."""
 
-    def __init__(self, entity: str) -> None:
-        self._parts: list[str] = []
-        self._variables: dict[str, tuple[str, Any]] = {"registry": ("String!", REGISTRY), "entity": ("String!", entity)}
+    def __init__(self, entity: str, *parts: str) -> None:
+        self._parts = list(parts)
+        self._variables = {"registry": REGISTRY, "entity": entity}
         self.aliases: dict[str, tuple[str, str]] = {}
         """Item id to the alias of its queue and its own."""
         self.queue_aliases: dict[str, str] = {}
 
-    def add(self, part: str) -> None:
-        self._parts.append(part)
-
     def add_queues(self, queues: Sequence[str], items: Mapping[str, str], peek: int, fields: str = "id") -> None:
         """Select these fields of ``queues`` and of the queues of ``items``, and in them the items and ``peek`` others."""
-        names = list(dict.fromkeys([*queues, *items.values()]))
+        names = dict.fromkeys([*queues, *items.values()])
         self.queue_aliases = {name: f"q{i}" for i, name in enumerate(names)}
         for name, alias in self.queue_aliases.items():
             parts = [fields]
@@ -226,13 +205,14 @@ class _Registry:
             for item in [one for one, queue in items.items() if queue == name]:
                 own = f"i{len(self.aliases)}"
                 self.aliases[item] = (alias, own)
-                self._variables[own] = ("ID!", item)
-                parts.append(f"{own}: runQueueItem(id: ${own}) {{ {ITEM_FIELDS} }}")
-            self._variables[alias] = ("String!", name)
-            self.add(f"{alias}: runQueue(name: ${alias}) {{ {' '.join(parts)} }}")
+                self._variables[own] = item
+                parts.append(f"{own}: runQueueItem(id: ${own}:ID!) {{ {ITEM_FIELDS} }}")
+            self._variables[alias] = name
+            self._parts.append(f"{alias}: runQueue(name: ${alias}:String!) {{ {' '.join(parts)} }}")
 
     def field(self) -> Field:
-        return Field(f"project(name: $registry, entityName: $entity) {{ {' '.join(self._parts)} }}", self._variables)
+        text = f"project(name: $registry:String!, entityName: $entity:String!) {{ {' '.join(self._parts)} }}"
+        return Field(text, **self._variables)
 
 
 def _project(entity: str, answer: Result) -> Mapping[str, Any]:
@@ -240,20 +220,19 @@ def _project(entity: str, answer: Result) -> Mapping[str, Any]:
     if isinstance(answer.value, dict):
         return answer.value
     words = answer.error or "there are none that this API key can see"
-    raise Unavailable(
-        SERVICE,
+    text = (
         f"cannot read the launch queues of entity {entity}: {words}. Check the entity's name and the API key's access to it, "
-        "and create a queue if it has none",
-        code=Code.WANDB_ENTITY,
+        "and create a queue if it has none"
     )
+    raise Unavailable(SERVICE, text, code=Code.WANDB_ENTITY)
 
 
-def _queues(entity: str, project: Mapping[str, Any], answer: Result) -> list[dict[str, Any]]:
+def _queues(entity: str, answer: Result) -> list[dict[str, Any]]:
     """Return all queues of the entity. Raises Unavailable if W&B cannot answer: that is not the same as none."""
-    if not isinstance(project.get("runQueues"), list):
-        words = answer.error or "the answer has no list of them"
-        raise Unavailable(SERVICE, f"cannot list the queues of entity {entity}: {words}", code=Code.WANDB_REFUSED)
-    return dicts(project["runQueues"])
+    queues = _project(entity, answer).get("runQueues")
+    if not isinstance(queues, list):
+        raise answer.refusal(f"cannot list the queues of entity {entity}", "the answer has no list of them")
+    return dicts(queues)
 
 
 def _agent_view(agent: Mapping[str, Any]) -> AgentView:
@@ -278,7 +257,7 @@ def _run_views(runs: Sequence[RunId], answers: Sequence[Result]) -> dict[RunId, 
     """Return the runs, None for one that does not exist; ``answers`` may have more at its end."""
     views: dict[RunId, RunView | None] = {}
     for run, answer in zip(runs, answers, strict=False):
-        found = value(answer, "run")
+        found = answer.get("run")
         if isinstance(found, dict) and (found.get("state") or not answer.error):
             heartbeat = _unix_seconds(found.get("heartbeatAt"))
             views[run] = RunView(str(found.get("state") or "").lower(), bool(found.get("stopped")), heartbeat)

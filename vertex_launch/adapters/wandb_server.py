@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from google.api_core.retry import Retry
 
+from vertex_launch import __version__
 from vertex_launch.adapters.graphql import BACKOFF, Field, GraphQL, RenewableKey, RequestRefused, Result
 from vertex_launch.errors import Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import RunId
-from vertex_launch.settings.config import Batches, Timeouts
+from vertex_launch.settings.config import Settings
 
 T = TypeVar("T")
 
@@ -46,19 +47,16 @@ class WandbServer:
 
     def __init__(
         self,
-        base_url: str,
+        settings: Settings,
         key: RenewableKey,
-        timeouts: Timeouts,
-        batches: Batches,
         *,
-        version: str,
         backoff: Retry = BACKOFF,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._server = GraphQL(base_url, key, timeouts, agent=f"vertex-launch/{version}", backoff=backoff)
-        self._timeout = timeouts.read
-        self._batches = batches
-        self._version = version
+        agent = f"vertex-launch/{__version__}"
+        self._server = GraphQL(settings.base_url, key, settings.timeouts, agent=agent, backoff=backoff)
+        self._settings = settings
+        self._batches = settings.batches
         self._clock = clock
         self._modes: tuple[QueryMode, ...] = MODES
         self._run_modes: tuple[QueryMode, ...] = MODES
@@ -80,7 +78,7 @@ class WandbServer:
         The operations of a batch that the server refuses as a whole are sent one by one, and if that succeeds, so are all
         later ones. No request starts after the read timeout, or ``within`` seconds from now.
         """
-        until = self._clock() + min(self._timeout, within)
+        until = self._clock() + min(self._settings.timeouts.read, within)
         batched = self._modes[0].batched
         waiting, results = list(fields), list[Result]()
         while waiting and (not results or self._clock() < until):
@@ -120,13 +118,6 @@ def chunks(values: list[T], size: int) -> Iterator[list[T]]:
 
 
 def project_field(of: RunId, selection: str) -> Field:
-    """Return the question about a run or a sweep in its project; ``selection`` has ``$id``."""
-    return Field(
-        f"project(name: $project, entityName: $entity) {{ {selection} }}",
-        {"project": ("String!", of.project), "entity": ("String!", of.entity), "id": ("String!", of.id)},
-    )
-
-
-def value(answer: Result, name: str) -> Any:
-    """Return one value of an answer, None if it has none."""
-    return answer.value.get(name) if isinstance(answer.value, dict) else None
+    """Return the question about a run or a sweep in its project; ``selection`` has ``$id:String!``."""
+    text = f"project(name: $project:String!, entityName: $entity:String!) {{ {selection} }}"
+    return Field(text, project=of.project, entity=of.entity, id=of.id)

@@ -17,7 +17,7 @@ from typing import TypeVar
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from vertex_launch import __version__
-from vertex_launch.adapters.grpc_endpoint import is_plaintext
+from vertex_launch.adapters.google_api import is_plaintext
 from vertex_launch.clients import Clients
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Message, Unavailable

@@ -16,7 +16,7 @@ from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession, Request
 
-from vertex_launch.adapters.grpc_endpoint import is_plaintext
+from vertex_launch.adapters.google_api import is_plaintext
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Problem, Unavailable
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from google.api_core import exceptions
 
-from vertex_launch.adapters import bucket, grpc_endpoint
+from vertex_launch.adapters import google_api, record_storage
 from vertex_launch.codes import Code
 from vertex_launch.errors import LaunchError, Unavailable
 
@@ -36,7 +36,7 @@ class BucketView(NamedTuple):
 class Permissions:
     """Permissions on the resources of one of Google's services; ``client`` tests them with ``test_iam_permissions``."""
 
-    BACKOFF = grpc_endpoint.BACKOFF
+    BACKOFF = google_api.BACKOFF
 
     def __init__(self, service: str, client: Any, *, timeout: float) -> None:
         self._service = service
@@ -52,7 +52,7 @@ class Permissions:
         except _UNANSWERED as error:
             self._look_for(resource)
             raise Refuses(self._service, _said(error), code=Code.CHECK_UNVERIFIED) from error
-        except bucket.TROUBLE as error:
+        except google_api.TROUBLE as error:
             raise self._no_answer(resource, error) from error
         if not granted:
             self._look_for(resource)
@@ -70,7 +70,7 @@ class Permissions:
         """Raise NotThere if the resource certainly does not exist."""
 
     def _no_answer(self, resource: str, error: Exception) -> Unavailable:
-        reason = f"cannot test the permissions on {self._name(resource)}: {bucket.words(error)}"
+        reason = f"cannot test the permissions on {self._name(resource)}: {google_api.words(error)}"
         return Unavailable(self._service, reason, code=Code.CHECK_CONNECTION)
 
 
@@ -97,14 +97,14 @@ class TopicPermissions(Permissions):
             self._client.get_topic(topic=resource, **self._again)
         except exceptions.NotFound as error:
             raise NotThere(error.message) from error
-        except grpc_endpoint.TROUBLE:
+        except google_api.TROUBLE:
             return  # a publisher need not have the permission to get the topic
 
 
 class BucketPermissions(Permissions):
     """Permissions on buckets, and what a bucket does with its objects."""
 
-    BACKOFF = bucket.BACKOFF
+    BACKOFF = record_storage.BACKOFF
 
     def _name(self, resource: str) -> str:
         return f"gs://{resource}"
@@ -125,7 +125,7 @@ class BucketPermissions(Permissions):
             raise NotThere(_said(error)) from error
         except _UNANSWERED:
             return None
-        except bucket.TROUBLE as error:
+        except google_api.TROUBLE as error:
             raise self._no_answer(resource, error) from error
         return BucketView(
             versioning=bool(found.versioning_enabled),

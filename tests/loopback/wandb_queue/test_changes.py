@@ -23,6 +23,7 @@ from tests.support.wandb import (
     push,
     refusal,
 )
+from vertex_launch import __version__
 from vertex_launch.adapters.wandb_queue import LONGEST_MESSAGE, WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.model import Ack, ItemView, Phase
@@ -31,7 +32,7 @@ from vertex_launch.model import Ack, ItemView, Phase
 def test_an_agent_is_made_with_its_host_and_queues(server: WandbServer, queue: WandbQueue) -> None:
     made = server.store.agents[agent(server, queue)]
     assert (made.hostname, made.run_queues) == (HOST, list(server.store.queues))
-    assert (made.agent_config, made.version) == ({"max_jobs": 3}, "vertex-launch@1.2.3")
+    assert (made.agent_config, made.version) == ({"max_jobs": 3}, f"vertex-launch@{__version__}")
     queue.set_status(made.id, "RUNNING")
     assert made.agent_status == "RUNNING"
 
