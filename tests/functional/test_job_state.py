@@ -27,7 +27,7 @@ from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import Item, JobHint, JobName, ManagedJob
 from vertex_launch.settings.config import Region, Settings
 
-SAMPLES = sorted((Path(__file__).parents[1] / "samples" / "log-entries").glob("*.json"))
+SAMPLES = Path(__file__).parents[1] / "samples" / "log-entries"
 NUMBER = "3000721679224668160"
 PUBLISHED, WRITTEN = 1771881079.1, 1771881069.1
 REGIONS = ("us-central1", "us-east4", "europe-west4")
@@ -78,8 +78,6 @@ SHAPES = {
     "American": (entry("Job canceled."), True),
     "JSON": (entry(None, jsonPayload={"message": "Job failed.", "levelname": "INFO"}), True),
     "the label alone": (entry(None, labels={"ml.googleapis.com/job_state": "SUCCEEDED"}), True),
-    "the label in full": (entry(None, labels={"ml.googleapis.com/job_state": "JOB_STATE_EXPIRED"}), True),
-    "another state": (entry(None, labels={"ml.googleapis.com/job_state": "RUNNING"}), False),
     "running": (entry("Job is running."), False),
     "provisioned": (entry("Waiting for job to be provisioned."), False),
     "not an end": (entry("The job said: Job failed."), False),
@@ -103,15 +101,12 @@ def test_every_state_that_a_label_may_name(state: JobState, prefix: str) -> None
     assert hint.ended == outcome.is_ended(state.value)
 
 
-@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
-def test_entries_as_the_real_service_writes_them(path: Path) -> None:
-    hint = events.job_hint(event(path.read_bytes()))
-    number = json.loads(path.read_text())["resource"]["labels"]["job_id"]
-    assert hint == JobHint(number, ended=path.stem in ("succeeded", "failed", "cancelled"), published=PUBLISHED)
-
-
-def test_no_sample_is_missing() -> None:
-    assert [path.stem for path in SAMPLES] == ["cancelled", "failed", "provisioned", "running", "succeeded"]
+@pytest.mark.parametrize("sample", ["cancelled", "failed", "provisioned", "running", "succeeded"])
+def test_entries_as_the_real_service_writes_them(sample: str) -> None:
+    said = (SAMPLES / f"{sample}.json").read_bytes()
+    number = json.loads(said)["resource"]["labels"]["job_id"]
+    ended = sample not in ("provisioned", "running")
+    assert events.job_hint(event(said)) == JobHint(number, ended=ended, published=PUBLISHED)
 
 
 @pytest.mark.parametrize("text", [text for texts in SERVICE_TEXTS.values() for text in texts])
@@ -156,16 +151,7 @@ MALFORMED = [
     ({"message": {"data": [1]}}, "data in log entry", Code.REQUEST_JSON),
     *(
         ({"message": {"data": encoded(junk)}}, "log entry", Code.REQUEST_JSON)
-        for junk in (
-            b"Job failed.",
-            json.dumps(entry()).encode()[:-5],
-            b"\xff\xfe{",
-            b"[" * 100_000,
-            b'{"a":' * 200 + b"1" + b"}" * 200,
-            b'{"resource": NaN}',
-            b'{"a": ' + b"9" * 5000 + b"}",
-            b'{"a": "\\ud800"}',
-        )
+        for junk in (b"Job failed.", json.dumps(entry()).encode()[:-5], b'{"resource": NaN}')
     ),
     ({"message": {"data": encoded(b" " * (1024 * 1024) + b"{}")}}, "log entry", Code.REQUEST_SIZE),
     *(
@@ -337,22 +323,6 @@ def test_a_job_that_has_not_ended_is_waited_for_ten_minutes(
     assert [(line.split()[0], outcome.name(state) in line) for line in lines] == [("INFO", True)] * 6
 
 
-def test_an_entry_that_arrived_too_early_counts_later(here: Here) -> None:
-    name = here.vertex.put(JobState.JOB_STATE_RUNNING)
-    assert not here.hear()
-    here.vertex.put(JobState.JOB_STATE_FAILED)
-    assert here.hear()
-    assert here.topic.published == [{"ended": name}]
-
-
-def test_entries_twice_and_out_of_order(here: Here) -> None:
-    """One pass too many costs little: ticks that a pass has served are acknowledged without another one."""
-    name = here.vertex.put(JobState.JOB_STATE_SUCCEEDED)
-    for ended in (True, False, True):
-        assert here.hear(ended=ended)
-    assert here.topic.published == [{"ended": name}] * 3
-
-
 @pytest.mark.parametrize("region", REGIONS)
 def test_a_job_is_looked_for_in_every_region(here: Here, region: str) -> None:
     name = here.vertex.put(JobState.JOB_STATE_FAILED, region)
@@ -373,13 +343,6 @@ def test_jobs_of_others_are_ignored(here: Here, told: Callable[[], list[str]]) -
     here.vertex.put(JobState.JOB_STATE_FAILED, "asia-east1")
     assert here.hear()
     assert (here.topic.published, told()) == ([], [])
-
-
-def test_a_job_that_has_only_our_labels_is_ignored(here: Here) -> None:
-    name = here.vertex.put(JobState.JOB_STATE_FAILED)
-    here.vertex.jobs[name].job_spec.worker_pool_specs[0].container_spec.env = []
-    assert here.hear()
-    assert here.topic.published == []
 
 
 @pytest.mark.parametrize("project", ["p", "415104041262"])

@@ -11,10 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import functions_framework
 import pytest
@@ -25,15 +24,10 @@ from google.cloud.secretmanager_v1 import SecretVersion
 from werkzeug.test import TestResponse
 
 from local.machine.functions import ROOT
-from local.standins.faults import Faults
 from local.standins.pubsub import PubSubServer
-from local.standins.secrets import SecretServer
-from local.standins.storage import StorageServer
 from local.standins.vertex.job_log import service_entry
-from local.standins.vertex.server import PROJECTS, VertexServer
-from local.standins.wandb import WandbServer
 from tests.support import specs
-from tests.support.fakes import image_spec
+from tests.support.deployment import BUCKET, KEY, PROJECT, SECRET, SERVICES, Deployment, run_spec
 from vertex_launch import functions as app
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.codes import Code
@@ -44,9 +38,7 @@ from vertex_launch.settings.config import Region, Settings
 # Google's client leaves the connection of a refused download to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
-PROJECT, ENTITY, BUCKET = "demo-project", "acme", "demo-state"
-SECRET = f"projects/{PROJECT}/secrets/wandb-api-key"
-KEY, ITEM_KEY = "c0ffee42" * 5, "deadbeef" * 5
+ITEM_KEY = "deadbeef" * 5
 SECRETS = [form for key in (KEY, ITEM_KEY) for form in (key, base64.b64encode(f"api:{key}".encode()).decode())]
 TICKS = f"projects/{PROJECT}/topics/ticks"
 TOPIC = f"//pubsub.googleapis.com/{TICKS}"
@@ -60,77 +52,30 @@ def _no_connection_is_left_to_other_tests() -> Iterator[None]:
     gc.collect()
 
 
-@dataclass
-class Cloud:
-    """W&B, Vertex AI, Secret Manager, Cloud Storage and Pub/Sub, and the configuration that names them."""
+class Cloud(Deployment):
+    """A deployment with two queues and a tick topic."""
 
-    folder: Path
-    wandb: WandbServer = field(init=False)
-    vertex: VertexServer = field(init=False)
-    secrets: SecretServer = field(init=False)
-    storage: StorageServer = field(init=False)
-    pubsub: PubSubServer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.wandb = WandbServer(api_keys={KEY: "ada"}, teams={ENTITY: ["ada"]}, default_entities={"ada": ENTITY})
-        self.vertex = VertexServer()
-        self.secrets = SecretServer(projects=PROJECTS)
-        self.storage = StorageServer(buckets=[BUCKET], write_interval=0)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, queues=["cpu", "gpu"], max_jobs=4)
+        self.folder = folder
         self.pubsub = PubSubServer()
-        self.secrets.add(SECRET, KEY)
-        for queue in ("cpu", "gpu"):
-            self.wandb.store.create_queue(ENTITY, queue)
-        for server in (*self.servers.values(), self.pubsub):
-            server.start()
-        self.write("launch-config.yaml", {"entity": ENTITY, "queues": ["cpu", "gpu"], "max_jobs": 4})
-        self.set_timeouts()
 
-    @property
-    def servers(self) -> dict[str, WandbServer | VertexServer | SecretServer | StorageServer]:
-        return {
-            "W&B": self.wandb,
-            "Vertex AI": self.vertex,
-            "Secret Manager": self.secrets,
-            "Cloud Storage": self.storage,
-        }
-
-    @property
-    def faults(self) -> dict[str, Faults]:
-        return {name: server.faults for name, server in self.servers.items()}
-
-    @property
-    def variables(self) -> dict[str, str]:
-        return {
-            "LAUNCH_CONFIG": str(self.folder / "launch-config.yaml"),
-            "VERTEX_LAUNCH_CONFIG": str(self.folder / "vertex-launch.yaml"),
-            "WANDB_BASE_URL": self.wandb.url,
-            "WANDB_API_KEY_SECRET": f"{SECRET}/versions/latest",
-            "GOOGLE_CLOUD_PROJECT": PROJECT,
-            "STATE_BUCKET": f"gs://{BUCKET}/launch",
-            "AIPLATFORM_ENDPOINT": f"http://{self.vertex.address}",
-            "SECRETMANAGER_ENDPOINT": f"http://{self.secrets.address}",
-            "STORAGE_EMULATOR_HOST": self.storage.url,
-            "DISPATCH_TOPIC": TICKS,
-            "PUBSUB_EMULATOR_HOST": self.pubsub.address,
-        }
+    def __enter__(self) -> Self:
+        self.pubsub.start()
+        super().__enter__()
+        self.variables |= {"DISPATCH_TOPIC": TICKS, "PUBSUB_EMULATOR_HOST": self.pubsub.address}
+        return self
 
     def set_timeouts(self, **seconds: float) -> None:
         """Configure limits, before the first request."""
-        region = {"name": "us-central1", "staging_bucket": "gs://demo-staging"}
-        self.write("vertex-launch.yaml", {"project": PROJECT, "regions": [region], "timeouts": seconds})
+        path = self.folder / "vertex-launch.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "timeouts": seconds}))
 
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
-        (self.folder / name).write_text(yaml.safe_dump(dict(content)))
-
-    def stop(self) -> None:
-        for server in (*self.servers.values(), self.pubsub):
-            server.stop()
-
-    def push(self, queue: str = "cpu", count: int = 1, **spec: Any) -> list[str]:
-        return [self.wandb.store.push(ENTITY, queue, image_spec(**spec)) for _ in range(count)]
+    def put(self, queue: str = "cpu", count: int = 1, **spec: Any) -> list[str]:
+        return [self.push(queue, **spec) for _ in range(count)]
 
     def state(self, item: str) -> str:
-        return self.wandb.store.state(item)
+        return self.states()[item]
 
     @property
     def changes(self) -> int:
@@ -145,9 +90,9 @@ QUESTIONS = ("viewer", "project", "launchAgent", "entity")
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[Cloud]:
-    cloud = Cloud(tmp_path)
-    yield cloud
-    cloud.stop()
+    with Cloud(tmp_path) as cloud:
+        yield cloud
+    cloud.pubsub.stop()
 
 
 class Functions:
@@ -258,19 +203,14 @@ def untyped(found: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     return push_body(found), {}
 
 
-def structured(found: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
-    event = {"specversion": "1.0", "id": "1", "source": TOPIC, "type": "t", "data": {"message": found}}
-    return json.dumps(event), {"Content-Type": "application/cloudevents+json"}
-
-
 Form = Callable[[Mapping[str, Any]], tuple[str, dict[str, str]]]
-FORMS = (binary, raw, untyped, structured)
+FORMS = (binary, raw, untyped)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("payload", [None, {"queues": ["gpu"], "limit": 1}])
 def test_a_tick_of_any_form_runs_a_pass(cloud: Cloud, functions: Functions, form: Form, payload: object) -> None:
-    cpu, gpu = cloud.push("cpu"), cloud.push("gpu", 2)
+    cpu, gpu = cloud.put("cpu"), cloud.put("gpu", 2)
     assert functions.tick(*form(message(payload))).status_code == 200
     assert functions.passes() == 1
     assert functions.codes("ERROR") == []
@@ -279,13 +219,13 @@ def test_a_tick_of_any_form_runs_a_pass(cloud: Cloud, functions: Functions, form
 
 
 def hold(cloud: Cloud, until: float) -> None:
-    content = json.dumps({"pass_id": "somebody", "expires": until}).encode()
-    cloud.storage.objects.insert(BUCKET, {"name": "launch/default/hold.json"}, content, {})
+    content = json.dumps({"pass_id": "other", "expires": until}).encode()
+    cloud.storage.objects.insert(BUCKET, {"name": "default/hold.json"}, content, {})
 
 
 def test_a_hundred_ticks_at_once_cost_at_most_three_passes(cloud: Cloud, functions: Functions) -> None:
     """Every tick without a success is delivered again, as Pub/Sub does."""
-    items = cloud.push(count=3)
+    items = cloud.put(count=3)
     waiting = [binary(message()) for _ in range(100)]
     rounds = 0
     with ThreadPoolExecutor(16) as pool:
@@ -304,7 +244,7 @@ def test_a_hundred_ticks_at_once_cost_at_most_three_passes(cloud: Cloud, functio
 
 
 def test_an_empty_request_runs_a_pass_and_returns_its_report(cloud: Cloud, functions: Functions) -> None:
-    first, second = cloud.push(count=2)
+    first, second = cloud.put(count=2)
     answer = functions.now()
     report = answer.get_json()
     assert (answer.status_code, answer.content_type) == (200, "application/json")
@@ -320,7 +260,7 @@ def test_an_empty_request_runs_a_pass_and_returns_its_report(cloud: Cloud, funct
 
 
 def test_of_two_requests_at_once_one_runs(cloud: Cloud, functions: Functions) -> None:
-    cloud.push(count=2)
+    cloud.put(count=2)
     functions.now({"dry_run": True})
     start = threading.Barrier(2)
 
@@ -334,13 +274,14 @@ def test_of_two_requests_at_once_one_runs(cloud: Cloud, functions: Functions) ->
     assert len(cloud.vertex.jobs) == 2
 
 
-@pytest.mark.parametrize("service", ["W&B", "Vertex AI", "Secret Manager", "Cloud Storage"])
+@pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("trouble", ["gone", "ill"])
 def test_a_service_that_is_down_is_named(cloud: Cloud, functions: Functions, service: str, trouble: str) -> None:
     cloud.set_timeouts(read=0.5, look=1)
-    (item,) = cloud.push()
+    (item,) = cloud.put()
     if trouble == "gone":
-        cloud.servers[service].stop()
+        servers: tuple[Any, ...] = (cloud.wandb, cloud.vertex, cloud.secrets, cloud.storage)
+        servers[SERVICES.index(service)].stop()
     else:
         leak = KEY if service == "W&B" else "nothing"
         cloud.faults[service].fail("*", 503, times=None, message=f"ill, and {leak} leaks")
@@ -377,11 +318,11 @@ def test_no_credentials(cloud: Cloud, functions: Functions, monkeypatch: pytest.
 
 
 def test_a_dry_run_shows_and_changes_nothing(cloud: Cloud, functions: Functions) -> None:
-    (running,) = cloud.push()
+    (running,) = cloud.put()
     functions.now()
     (job,) = cloud.vertex.jobs
     cloud.vertex.advance(job, JobState.JOB_STATE_RUNNING)
-    waiting = cloud.push("gpu", 2)
+    waiting = cloud.put("gpu", 2)
     hold(cloud, time.time() + 30)  # a pass that runs does not hinder it
     before = cloud.changes
     report = functions.now({"dry_run": True}).get_json()
@@ -395,7 +336,7 @@ def test_a_dry_run_shows_and_changes_nothing(cloud: Cloud, functions: Functions)
 
 
 def test_a_dry_run_shows_the_job_of_a_run_spec(cloud: Cloud, functions: Functions) -> None:
-    spec = image_spec(name="try", run_id="r1", _wandb_api_key=ITEM_KEY)
+    spec = run_spec(name="try", run_id="r1", _wandb_api_key=ITEM_KEY)
     report = functions.now({"dry_run": True, "run_spec": spec}).get_json()
     (pool,) = report["custom_job"]["job_spec"]["worker_pool_specs"]
     assert report["custom_job"]["display_name"] == "try"
@@ -419,7 +360,7 @@ def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
         key_secret=f"{SECRET}/versions/1",
         state_bucket="gs://x1",
     )
-    item = Item("Item1", "cpu", image_spec())
+    item = Item("Item1", "cpu", run_spec())
     asked = specs.built(item, settings, api_key=ITEM_KEY, now=datetime.now(UTC))
     vertex = VertexJobs(PROJECT, deployment, timeout=5, endpoint=f"http://{cloud.vertex.address}")
     name = vertex.create(asked, 5)
@@ -479,9 +420,9 @@ def test_without_credentials_an_entry_comes_again(
 
 def test_no_key_leaves_the_process(cloud: Cloud, functions: Functions) -> None:
     """Items and services repeat keys wherever they can; the fixture searches everything that left the process."""
-    cloud.push(_wandb_api_key=ITEM_KEY)
-    cloud.push(_wandb_api_key=ITEM_KEY, docker={"docker_image": f"x.dkr.ecr.us-east-1.amazonaws.com/{ITEM_KEY}"})
-    cloud.push(_wandb_api_key=ITEM_KEY, overrides={"args": f"--key={ITEM_KEY}", "run_config": {"key": KEY}})
+    cloud.put(_wandb_api_key=ITEM_KEY)
+    cloud.put(_wandb_api_key=ITEM_KEY, docker={"docker_image": f"x.dkr.ecr.us-east-1.amazonaws.com/{ITEM_KEY}"})
+    cloud.put(_wandb_api_key=ITEM_KEY, overrides={"args": f"--key={ITEM_KEY}", "run_config": {"key": KEY}})
     cloud.vertex.faults.fail("CreateCustomJob", "INVALID_ARGUMENT", message=f"key {ITEM_KEY} and {KEY}")
     cloud.wandb.faults.refuse("failRunQueueItem", f"no {KEY}")
     report = functions.now().get_json()

@@ -46,13 +46,7 @@ Key = Callable[..., SecretKey]
 def key(server: SecretServer, redact: Redactor, clock: Clock) -> Key:
     def make(version: str = VERSION) -> SecretKey:
         return SecretKey(
-            version,
-            redact,
-            ttl=300,
-            timeout=20,
-            endpoint=f"http://{server.address}",
-            clock=clock,
-            backoff=OFTEN,
+            version, redact, ttl=300, timeout=20, endpoint=f"http://{server.address}", clock=clock, backoff=OFTEN
         )
 
     return make

@@ -15,19 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.numbers import examples
-from tests.support.specs import (
-    ENTITY,
-    FULL,
-    KEY,
-    MINIMAL,
-    PACKAGE,
-    SETTINGS,
-    built,
-    item,
-    json_values,
-    pool,
-    run_spec,
-)
+from tests.support.specs import ENTITY, FULL, KEY, MINIMAL, PACKAGE, SETTINGS, built, item, json_values, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job.readback import as_json, managed

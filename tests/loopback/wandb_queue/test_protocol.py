@@ -14,18 +14,7 @@ from wandb.apis.public.sweeps import _set_sweep_state
 from wandb.sdk.launch.api import LaunchApi
 
 from tests.support.numbers import examples
-from tests.support.wandb import (
-    ENTITY,
-    HOST,
-    PROJECT,
-    Answer,
-    Answering,
-    Operation,
-    ask,
-    client,
-    data,
-    operations,
-)
+from tests.support.wandb import ENTITY, HOST, PROJECT, Answer, Answering, Operation, ask, client, data, operations
 from vertex_launch.adapters.graphql import GraphQL
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable

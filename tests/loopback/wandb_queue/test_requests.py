@@ -92,9 +92,7 @@ def test_a_question_to_a_server_that_takes_one_question_a_request(serve: Serve, 
     assert graphql_requests(server) == [("project",), ("launchAgent",), ("viewer",), *[("project",)] * 4]
 
 
-def test_a_server_that_does_not_show_what_a_queue_holds_is_asked_without_it_from_then_on(
-    answering: Answering,
-) -> None:
+def test_a_server_that_does_not_show_what_a_queue_holds_is_asked_without_it_from_then_on(answering: Answering) -> None:
     asked: list[str] = []
 
     def say(body: dict[str, Any]) -> Answer:
