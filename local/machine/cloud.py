@@ -243,10 +243,7 @@ class Cloud:
 
     def _function(self, target: str, signature: str) -> Function:
         port = self.options.ports.get(target, 0)
-        home = self.folder / "home"  # what functions leave behind, also when they are killed, goes with the folder
-        home.mkdir(exist_ok=True)
-        variables = {"HOME": str(home), "TMPDIR": str(home), **self.function_variables()}
-        return Function(target, signature, variables, self.folder / f"{target}.log", port)
+        return Function(target, signature, self.function_variables(), self.folder / f"{target}.log", port)
 
     def _subscribe(self) -> None:
         """Create the topics, and the subscriptions that push their messages to the functions."""

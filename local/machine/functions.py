@@ -30,7 +30,7 @@ class FunctionFailed(Exception):
 class Function:
     """One deployed function: ``start`` it, post to ``url``, and ``stop`` it, which is what a crash does.
 
-    ``variables`` is its environment apart from PATH and HOME. Its output goes to ``log``.
+    ``variables`` is its environment in addition to PATH. Its output goes to ``log``, and its other files go to that folder.
     """
 
     def __init__(self, target: str, signature: str, variables: Mapping[str, str], log: Path, port: int = 0) -> None:
@@ -56,12 +56,17 @@ class Function:
         command = [sys.executable, "-m", "functions_framework", "--target", self._target]
         command += ["--source", str(ROOT / "main.py"), "--signature-type", self._signature]
         command += ["--host", "127.0.0.1", "--port", str(self._port)]
-        base = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        # A killed function leaves files behind. They must not stay in the user's home and temporary folder.
+        base = {
+            "PATH": os.environ["PATH"],
+            "PYTHONUNBUFFERED": "1",
+            **dict.fromkeys(("HOME", "TMPDIR"), str(self._log.parent)),
+        }
         with self._log.open("ab") as log, uninterrupted():
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**base, "PYTHONUNBUFFERED": "1", **without_proxy(self._variables), **self._variables},
+                env={**base, **without_proxy(self._variables), **self._variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -104,7 +104,7 @@ def _serve(connection: Connection, variables: Mapping[str, str], log: str) -> No
     os.dup2(output, 2)
     imported = {name: os.environ[name] for name in _SET_BY_IMPORTS if name in os.environ}
     os.environ.clear()
-    os.environ.update(imported | dict(variables))
+    os.environ.update(imported | {"TMPDIR": str(Path(log).parent)} | dict(variables))
     from functions_framework import create_app
 
     client = create_app("dispatch_now", str(ROOT / "main.py")).test_client()
