@@ -33,7 +33,7 @@ from tests.support.bootstrap_world import (
     python,
     virtual_environment,
 )
-from tests.support.fakes import KEY, FakeKey
+from tests.support.memory import KEY, Secret
 from tests.support.numbers import BOOTSTRAP_PYTHONS, FULL
 from tests.support.wandb_jobs import IN_A_NOTEBOOK, MAKE, NOTEBOOK, Made, passed, server, spec
 from vertex_launch.adapters.job_artifacts import JobArtifacts
@@ -98,7 +98,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         ):
             done = who.run(*command, **where, **more)
             assert done.returncode == 0, done.stdout + done.stderr
-        yield Made(w_and_b, client, JobArtifacts(w_and_b.url, FakeKey(), timeout=20))
+        yield Made(w_and_b, client, JobArtifacts(w_and_b.url, Secret(), timeout=20))
 
 
 # ---- the container

@@ -14,12 +14,12 @@ from typing import Any
 import functions_framework
 import pytest
 import yaml
-from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from google.cloud.aiplatform_v1.types import JobState
 from werkzeug.test import TestResponse
 
 from local.machine.functions import ROOT
-from tests.functional.test_job_state import Topic, entry
-from tests.support.fakes import KEY, World, image_spec
+from tests.functional.test_job_state import entry
+from tests.support.memory import KEY, World, image_spec
 from vertex_launch import functions, log
 from vertex_launch.clients import Clients
 from vertex_launch.codes import Code
@@ -49,10 +49,9 @@ class Here:
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.world = World(tick_topic="projects/p/topics/ticks")
-        self.topic = Topic()
         settings = self.world.settings
         clients = Clients(settings, self.world.redact)
-        vars(clients).update(services=self.world.services(), vertex=self.world.vertex, ticks=self.topic)
+        vars(clients).update(services=self.world.services(), vertex=self.world.vertex, ticks=self.world.topic)
         self.deployment = functions.Deployment(settings, clients)
         self._functions = {name: functions_framework.create_app(name, str(ROOT / "main.py")) for name in NAMES}
         self._capsys = capsys
@@ -210,7 +209,7 @@ def test_a_tick_that_needs_no_pass_has_one_log_line_that_says_why(here: Here) ->
 def test_an_entry_about_something_else_is_acknowledged(here: Here) -> None:
     other = entry(resource={"type": "gce_instance", "labels": {"instance_id": "1"}})
     assert here.send("job_state", push(other)).status_code == 200
-    assert (here.log(), here.topic.published) == ([], [])
+    assert (here.log(), here.world.topic.published) == ([], [])
 
 
 # Requests
@@ -251,12 +250,12 @@ def test_a_dry_run_logs_nothing_of_a_posted_run_spec(here: Here) -> None:
 def test_caches_on_disk_are_emptied_after_every_pass(here: Here, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for body in ({}, {"dry_run": True}):
         here.send(name, push(body) if name == "dispatch" else body)
-    assert here.world.job_artifacts.forgotten == 2
+    assert here.world.artifacts.calls["forget"] == 2
     monkeypatch.setattr(
         here.world.bucket, "read", raiser(Unavailable("Cloud Storage", "down", code=Code.STORAGE_UNAVAILABLE))
     )
     assert here.send(name, push({}) if name == "dispatch" else {}).status_code == 503
-    assert here.world.job_artifacts.forgotten == 3
+    assert here.world.artifacts.calls["forget"] == 3
 
 
 def test_few_frames_lead_from_the_entry_point_to_a_new_job(here: Here) -> None:
@@ -277,11 +276,11 @@ def test_few_frames_lead_from_the_entry_point_to_a_new_job(here: Here) -> None:
 
 def test_few_frames_lead_from_the_entry_point_to_a_tick(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[str] = []
-    monkeypatch.setattr(here.topic, "publish", lambda _: found.extend(frames_of_the_product()))
+    monkeypatch.setattr(here.world.topic, "publish", lambda _: found.extend(frames_of_the_product()))
     here.world.queue.push("cpu", image_spec())
     here.world.run()
     (name,) = here.world.vertex.jobs
-    CustomJob.pb(here.world.vertex.jobs[name]).state = JobState.JOB_STATE_SUCCEEDED.value
+    here.world.vertex.set(name, JobState.JOB_STATE_SUCCEEDED)
     here.send("job_state", push({"job": name}))
     assert found == ["job_state in main.py", "job_state in functions.py", "follow in watch.py"]
 

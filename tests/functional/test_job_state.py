@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from google.cloud.aiplatform_v1.types import JobState
 
 from local.standins import log_sink
 from local.standins.vertex.job_log import SERVICE_TEXTS, output_entry, service_entry
 from tests.support import specs
-from tests.support.fakes import KEY, SETTINGS, Clock, FakeVertex, image_spec
+from tests.support.memory import KEY, SETTINGS, Job, Vertex, World, call, image_spec, through
 from vertex_launch import events
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.watch import PATIENCE, follow
 from vertex_launch.errors import JobNotEnded, RequestError, Unavailable
-from vertex_launch.job import labels, outcome, readback
+from vertex_launch.job import labels, outcome
 from vertex_launch.log import LOGGER, Event
-from vertex_launch.model import Item, JobHint, JobName, ManagedJob
+from vertex_launch.model import Item, JobHint, JobName
 from vertex_launch.settings.config import Region, Settings
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "log-entries"
@@ -217,65 +217,33 @@ def test_when_an_entry_was_published(message: Mapping[str, Any], published: floa
 # What follows
 
 
-class Jobs(FakeVertex):
-    """Vertex AI with regions that can be down."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock, "test")
-        self.asked: list[str] = []
-        self.down: set[str] = set()
-
-    def get(self, name: str) -> ManagedJob | None:
-        self.asked.append(name)
-        region = name.split("/")[3]
-        if region in self.down:
-            raise Unavailable("Vertex AI", f"{region} is down", code=Code.VERTEX_UNAVAILABLE)
-        job = self.jobs.get(name)
-        return None if job is None else readback.managed(job, deployment=self.deployment, region=region)
-
-    def put(self, state: int, region: str = REGIONS[0], deployment: str = "test") -> str:
-        """Add a job in this state, given as a number that may be unknown."""
-        settings = Settings(**SETTINGS | {"deployment": deployment})
-        item = Item("Item1", "cpu", image_spec())
-        now = datetime.fromtimestamp(self.clock(), UTC)
-        request = specs.built(item, settings, now=now)
-        job = CustomJob(request.custom_job)
-        job.name = name = f"projects/p/locations/{region}/customJobs/{NUMBER}"
-        CustomJob.pb(job).state = state
-        self.jobs[name] = job
-        return name
+def put(vertex: Vertex[Job], state: int, region: str = REGIONS[0], deployment: str = "test") -> str:
+    """Put a job in this state, given as a number that may be unknown, in the place of the last one there."""
+    settings = Settings(**SETTINGS | {"deployment": deployment})
+    now = datetime.fromtimestamp(vertex.clock(), UTC)
+    job = Job(specs.built(Item("Item1", "cpu", image_spec()), settings, now=now).custom_job)
+    job.message.name = f"projects/p/locations/{region}/customJobs/{NUMBER}"
+    vertex.turn(job, state)
+    vertex.jobs[job.name] = job
+    return job.name
 
 
-class Topic:
-    """The tick topic."""
+class Here(World):
+    """A deployment that follows the entries about jobs in three regions."""
 
     def __init__(self) -> None:
-        self.published: list[Mapping[str, str]] = []
-        self.down = False
-
-    def publish(self, body: Mapping[str, str]) -> None:
-        if self.down:
-            raise Unavailable("Pub/Sub", "down", code=Code.PUBSUB_UNAVAILABLE)
-        self.published.append(body)
-
-
-class Here:
-    """A deployment with its outside in memory."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.vertex = Jobs(self.clock)
-        self.topic = Topic()
         regions = tuple(Region(name=name) for name in REGIONS)
-        settings = Settings(**SETTINGS | {"regions": regions, "tick_topic": "projects/p/topics/ticks"})
-        self.settings = settings
+        super().__init__(regions=regions, tick_topic="projects/p/topics/ticks")
+
+    def put(self, *args: Any, **others: Any) -> str:
+        return put(self.vertex, *args, **others)
 
     def hear(self, *, age: float | None = 5.0, **hint: Any) -> bool:
         """Follow a hint whose message was published so many seconds ago; False if it has to be delivered again."""
         published = None if age is None else self.clock.now - age
         given = JobHint(**{"number": NUMBER, "published": published} | hint)
         try:
-            follow(given, self.settings, self.vertex, self.topic, self.clock)
+            follow(given, self.settings, through(call, self.vertex), through(call, self.topic), self.clock)
         except JobNotEnded as error:
             assert error.message.code is Code.JOB_NOT_ENDED
             return False
@@ -301,7 +269,7 @@ def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> C
 @pytest.mark.parametrize("age", [0.0, 5.0, PATIENCE, 1e6, -1e6, None])
 def test_a_job_that_has_ended_asks_for_a_pass(here: Here, state: JobState, ended: bool, age: float | None) -> None:
     """Whatever the entry says, and however late it arrives."""
-    name = here.vertex.put(state.value)
+    name = here.put(state.value)
     assert here.hear(ended=ended, age=age)
     assert here.topic.published == [{"ended": name}]
 
@@ -311,7 +279,7 @@ def test_a_job_that_has_not_ended_is_waited_for_ten_minutes(
     here: Here, told: Callable[[], list[str]], state: int
 ) -> None:
     """Only if the entry is about its end; an unknown state counts as not ended."""
-    here.vertex.put(state)
+    here.put(state)
     assert here.hear(ended=False)
     assert told() == []
     assert not here.hear(age=0.0)
@@ -325,49 +293,49 @@ def test_a_job_that_has_not_ended_is_waited_for_ten_minutes(
 
 @pytest.mark.parametrize("region", REGIONS)
 def test_a_job_is_looked_for_in_every_region(here: Here, region: str) -> None:
-    name = here.vertex.put(JobState.JOB_STATE_FAILED, region)
+    name = here.put(JobState.JOB_STATE_FAILED, region)
     assert here.hear()
     assert here.topic.published == [{"ended": name}]
-    assert sorted(here.vertex.asked) == sorted(f"projects/p/locations/{one}/customJobs/{NUMBER}" for one in REGIONS)
+    assert sorted(here.vertex.sent) == [("get", str(JobName("p", one, NUMBER))) for one in sorted(REGIONS)]
 
 
 def test_jobs_of_others_are_ignored(here: Here, told: Callable[[], list[str]]) -> None:
     """No job, one of another deployment, one without our labels, or one in another region."""
     assert here.hear()
-    here.vertex.put(JobState.JOB_STATE_FAILED, deployment="another")
+    here.put(JobState.JOB_STATE_FAILED, deployment="another")
     assert here.hear()
-    name = here.vertex.put(JobState.JOB_STATE_FAILED)
-    here.vertex.jobs[name] = CustomJob(name=name, state=JobState.JOB_STATE_FAILED, labels={"team": "a"})
+    name = here.put(JobState.JOB_STATE_FAILED)
+    here.vertex.jobs[name].message.labels = {"team": "a"}
     assert here.hear()
     here.vertex.jobs.clear()
-    here.vertex.put(JobState.JOB_STATE_FAILED, "asia-east1")
+    here.put(JobState.JOB_STATE_FAILED, "asia-east1")
     assert here.hear()
     assert (here.topic.published, told()) == ([], [])
 
 
 @pytest.mark.parametrize("project", ["p", "415104041262"])
 def test_a_person_names_a_job(here: Here, project: str) -> None:
-    name = here.vertex.put(JobState.JOB_STATE_FAILED, "us-east4")
+    name = here.put(JobState.JOB_STATE_FAILED, "us-east4")
     assert here.hear(name=JobName(project, "us-east4", NUMBER))
     assert here.topic.published == [{"ended": name}]
-    assert here.vertex.asked == [name]
+    assert here.vertex.sent == [("get", name)]
 
 
 def test_a_person_names_a_job_that_cannot_be_ours(here: Here) -> None:
     with pytest.raises(RequestError) as error:
         here.hear(name=JobName("another", "asia-east1", NUMBER))
     assert [problem.code for problem in error.value.problems] == [Code.REQUEST_PROJECT, Code.REQUEST_REGION]
-    assert (here.vertex.asked, here.topic.published) == ([], [])
+    assert (here.vertex.sent, here.topic.published) == ([], [])
 
 
 @pytest.mark.parametrize("down", REGIONS)
 def test_a_region_that_is_down_hides_no_job_elsewhere(here: Here, down: str) -> None:
     here.vertex.down = {down}
     there = next(region for region in REGIONS if region != down)
-    name = here.vertex.put(JobState.JOB_STATE_SUCCEEDED, there)
+    name = here.put(JobState.JOB_STATE_SUCCEEDED, there)
     assert here.hear()
     assert here.topic.published == [{"ended": name}]
-    here.vertex.put(JobState.JOB_STATE_RUNNING, there)
+    here.put(JobState.JOB_STATE_RUNNING, there)
     assert not here.hear()
 
 
@@ -376,9 +344,9 @@ def test_a_region_that_is_down_hides_no_job_elsewhere(here: Here, down: str) -> 
 def test_while_a_service_is_down_an_entry_is_kept_for_ten_minutes(
     here: Here, caplog: pytest.LogCaptureFixture, told: Callable[[], list[str]], trouble: str, ended: bool
 ) -> None:
-    here.vertex.put(JobState.JOB_STATE_FAILED)
+    here.put(JobState.JOB_STATE_FAILED)
     here.vertex.down = {REGIONS[0]} if trouble == "Vertex AI" else set()
-    here.topic.down = trouble == "Pub/Sub"
+    here.topic.trouble = {"publish": here.topic.unavailable} if trouble == "Pub/Sub" else {}
     with pytest.raises(Unavailable) as error:
         here.hear(ended=ended, age=PATIENCE - 1)
     assert error.value.service == trouble

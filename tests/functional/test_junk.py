@@ -26,15 +26,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from local.machine.functions import ROOT
-from tests.functional.test_job_state import NUMBER, SHAPES, Jobs, Topic, entry, when
-from tests.support.fakes import KEY, Clock, World, image_spec
+from tests.functional.test_job_state import NUMBER, SHAPES, entry, put, when
+from tests.support.memory import KEY, Job, Vertex, World, call, image_spec, through
 from tests.support.numbers import FULL, JUNK, examples
 from vertex_launch import functions, log
 from vertex_launch.clients import Clients
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Calls, outcome
 from vertex_launch.dispatch.watch import PATIENCE, follow
-from vertex_launch.model import ManagedJob
 
 # functions-framework asks for the time in a way that later Pythons warn of.
 pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
@@ -54,32 +53,15 @@ def one_by_one(calls: Calls[Any], _: int) -> list[Any]:
     return [outcome(call) for call in calls]
 
 
-class KnownJobs(Jobs):
-    """Vertex AI whose jobs are read once, because that takes longer than everything else."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self.read = functools.cache(super().get)
-
-    def put(self, state: int, *others: Any) -> str:
-        self.read.cache_clear()
-        return super().put(state, *others)
-
-    def get(self, name: str) -> ManagedJob | None:
-        return self.read(name)
-
-
 class Here:
     """The functions as they are deployed, with an outside in memory: one job of ours runs, no item waits."""
 
     def __init__(self) -> None:
-        self.world = World(tick_topic="projects/p/topics/ticks")
-        self.world.clock = clock = Clock(NOW)
-        self.world.queue.clock = self.world.vertex.clock = clock
-        self.clock = clock
-        self.vertex = KnownJobs(clock)
-        self.topic = Topic()
-        self.job = self.vertex.put(JobState.JOB_STATE_RUNNING)
+        self.world = World(NOW, tick_topic="projects/p/topics/ticks")
+        self.clock, self.topic = self.world.clock, self.world.topic
+        self.vertex = Vertex(self.clock, Job, lambda: "test")
+        self.vertex.view = functools.cache(self.vertex.view)  # type: ignore[method-assign]  # what takes longest
+        self.job = put(self.vertex, JobState.JOB_STATE_RUNNING)
         self.output = io.StringIO()
         self.seen: Counter[str] = Counter()
         settings, redact = self.world.settings, self.world.redact
@@ -88,9 +70,9 @@ class Here:
         handler.setStream(self.output)  # type: ignore[attr-defined]
         clients = Clients(settings, redact)
         services = replace(self.world.services(), run_parallel=one_by_one)
-        vars(clients).update(services=services, vertex=self.vertex, ticks=self.topic)
+        vars(clients).update(services=services, vertex=self.vertex, ticks=through(call, self.topic))
         self.deployment = functions.Deployment(settings, clients)
-        self.follow = functools.partial(follow, clock=clock, parallel=one_by_one)
+        self.follow = functools.partial(follow, clock=self.clock, parallel=one_by_one)
         self.functions = {name: functions_framework.create_app(name, str(ROOT / "main.py")) for name in FUNCTIONS}
 
     def send(self, function: str, body: bytes, headers: Mapping[str, str]) -> int:
@@ -141,9 +123,9 @@ class Here:
         """Push an item and end a job, and check that the functions see both."""
         item = self.world.queue.push("cpu", image_spec())
         self.vertex.down.clear()
-        self.topic.down = False
+        self.topic.trouble.clear()
         self.topic.published.clear()
-        self.vertex.put(JobState.JOB_STATE_SUCCEEDED)
+        put(self.vertex, JobState.JOB_STATE_SUCCEEDED)
         self.check("job_state", self.send, push(encoded(entry()), NOW), JSON)
         assert self.topic.published == [{"ended": self.job}]
         self.clock.now += 3600  # the waits that the junk asked for are over
@@ -310,8 +292,8 @@ def test_spoiled_events_and_requests(here: Here, chunk: int) -> None:
     for number in range(EACH):
         if number % 100 == 0:
             here.vertex.down = {"us-central1"} if random.random() < 0.1 else set()
-            here.topic.down = random.random() < 0.1
-            here.vertex.put(random.choice(STATES))
+            here.topic.trouble = {"publish": here.topic.unavailable} if random.random() < 0.1 else {}
+            put(here.vertex, random.choice(STATES))
         function, send = random.choice(FUNCTIONS), here.send if number % 10 == 0 else here.hand
         if function == "dispatch_now":
             meant, odd = random.choice((*[(WISHES, ODD)] * 4, (SPEC, HARMLESS)))

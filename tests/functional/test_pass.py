@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.fakes import KEY, Crash, World, down, image_spec, lost, never, no_quota
+from tests.support.memory import KEY, Crash, World, image_spec, lost, never, no_quota
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.run import Skipped
 from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
@@ -50,7 +50,7 @@ def test_no_two_jobs_of_a_pass_share_an_output_directory() -> None:
     for _ in range(5):
         world.queue.push("cpu", image_spec())
     world.run()
-    places = {job.job_spec.base_output_directory.output_uri_prefix for job in world.vertex.jobs.values()}
+    places = {job.message.job_spec.base_output_directory.output_uri_prefix for job in world.vertex.jobs.values()}
     assert len(places) == 5
 
 
@@ -109,12 +109,12 @@ def test_queues_take_turns() -> None:
 def test_an_idle_pass_costs_two_requests_to_wandb_and_one_list_a_region() -> None:
     world = World(max_jobs=1)
     world.run()
-    world.queue.requests.clear()
+    world.queue.calls.clear()
     world.vertex.calls.clear()
     world.bucket.calls.clear()
     world.run()
-    assert world.queue.requests == {"ask": 1, "pop": 1}
-    assert world.vertex.calls == {"list": 1}
+    assert world.queue.calls == {"ask": 1, "pop": 1}
+    assert world.vertex.calls == {"active": 1}
     assert world.bucket.calls == {"read ledger.json": 1, "write hold.json": 1, "write ledger.json": 1}
 
 
@@ -126,11 +126,11 @@ def test_fifty_items_cost_as_many_requests_as_one(history: int) -> None:
     world.run()
     for _ in range(50):
         world.queue.push("cpu", image_spec())
-    world.queue.requests.clear()
+    world.queue.calls.clear()
     world.bucket.calls.clear()
     assert len(world.run().submitted) == 50
     probes = 1 if history == 30 else 0
-    assert world.queue.requests == {"ask": 1, "pop": 1 + probes, "ack": 1}
+    assert world.queue.calls == {"ask": 1, "pop": 1 + probes, "ack": 1}
     assert world.bucket.calls == {"read ledger.json": 1, "write hold.json": 1, "write ledger.json": 2}
 
 
@@ -140,7 +140,7 @@ def test_many_jobs_that_ended_are_got_side_by_side() -> None:
         world.queue.push("cpu", image_spec())
     world.run()
     for job in world.vertex.living():
-        job.state = JobState.JOB_STATE_SUCCEEDED
+        world.vertex.turn(job, JobState.JOB_STATE_SUCCEEDED)
     together = threading.Barrier(8, timeout=10)
     world.vertex.trouble["get"] = lambda: (together.wait(), None)[1]
     assert world.run().slots["active"] == 0
@@ -152,7 +152,7 @@ def test_a_long_line_of_what_cannot_start_is_passed_in_few_requests() -> None:
         world.queue.push("cpu", image_spec(uri="placeholder-uri-scheduler"))
     good = world.queue.push("cpu", image_spec())
     assert [one["item"] for one in world.run().submitted] == [good]
-    assert world.queue.requests["pop"] < 10
+    assert world.queue.calls["pop"] < 10
 
 
 def test_items_for_another_resource_are_left_to_others_and_that_is_said_once() -> None:
@@ -301,7 +301,7 @@ def test_many_refusals_are_told_in_one_request() -> None:
 
     world.vertex.on_create = refuse
     assert len(world.run().rejected) == len(items)
-    assert world.queue.requests["fail"] == 1
+    assert world.queue.calls["fail"] == 1
 
 
 def test_what_was_done_is_reported_although_the_record_cannot_be_written_at_the_end() -> None:
@@ -310,7 +310,7 @@ def test_what_was_done_is_reported_although_the_record_cannot_be_written_at_the_
 
     def down_after_the_intents() -> None:
         if world.bucket.calls["write ledger.json"] > 1:
-            down("Cloud Storage")()
+            world.bucket.unavailable()
 
     world.bucket.trouble["write ledger.json"] = down_after_the_intents
     report = world.run()
@@ -423,7 +423,7 @@ def twin(world: World, item: str) -> str:
     """Create the item's job a second time, as a dispatcher does that was paused for minutes before its create."""
     (job,) = world.vertex.of(item)
     world.clock.sleep(5)
-    return world.vertex.add(JobRequest("us-central1", job, None, world.run_of(job)))
+    return world.vertex.add(JobRequest("us-central1", job.message, None, job.run))
 
 
 def test_the_older_of_two_twins_survives() -> None:
@@ -448,7 +448,7 @@ def test_a_twin_that_the_list_shows_late_does_not_cost_the_older_job() -> None:
     younger = twin(world, item)
     ledger = world.ledger
     ledger.open[item] = ledger.open[item].noted(job=younger)
-    world.lose_ledger(ledger.dump())
+    world.bucket.lose_ledger(ledger.dump())
     assert [one["job"] for one in world.run().cancelled] == [younger]
     assert world.ledger.open[item].job == older
 
@@ -501,7 +501,7 @@ def test_no_ack_is_sent_when_the_lease_may_be_over() -> None:
 
     world.vertex.on_create = slow
     world.run()
-    assert world.queue.requests["ack"] == 0
+    assert world.queue.calls["ack"] == 0
     world.clock.sleep(10)
     assert [one["item"] for one in world.run().adopted] == [item]
     assert len(world.vertex.jobs) == 1
@@ -520,7 +520,7 @@ def test_a_pass_that_runs_late_creates_nothing() -> None:
 # Crashes
 
 
-@pytest.mark.parametrize("where", ["queue.ask", "vertex.list", "queue.pop", "queue.ack", "queue.warn"])
+@pytest.mark.parametrize("where", ["queue.ask", "vertex.active", "queue.pop", "queue.ack", "queue.warn"])
 @pytest.mark.parametrize("after", [False, True])
 def test_no_item_is_lost_or_doubled_when_the_process_dies(where: str, after: bool) -> None:
     world = World(max_jobs=2)
@@ -547,16 +547,15 @@ def test_no_item_is_lost_or_doubled_when_the_process_dies(where: str, after: boo
 
 def die_once(side: Any, operation: str, *, after: bool) -> None:
     """Make the process die at the next call of that operation: before it has an effect, or after."""
-    name = {"list": "active"}.get(operation, operation)
-    real = getattr(side, name)
+    real = getattr(side, operation)
 
     def dying(*args: Any, **kwargs: Any) -> Any:
-        setattr(side, name, real)
+        setattr(side, operation, real)
         if after:
             real(*args, **kwargs)
         raise Crash
 
-    setattr(side, name, dying)
+    setattr(side, operation, dying)
 
 
 @pytest.mark.parametrize("nth", [1, 2])
@@ -592,7 +591,7 @@ def test_a_lost_ledger_is_rebuilt_from_the_lists() -> None:
     items = [world.queue.push("cpu", image_spec()) for _ in range(3)]
     world.run()
     world.vertex.set(world.vertex.of(items[0])[0].name, JobState.JOB_STATE_SUCCEEDED)
-    world.lose_ledger()
+    world.bucket.lose_ledger()
     with pytest.raises(PassBusy):
         world.run()
     world.clock.sleep(76)
@@ -607,7 +606,7 @@ def test_a_damaged_ledger_counts_as_lost() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
     world.run()
-    world.lose_ledger(b'{"version": 99}')
+    world.bucket.lose_ledger(b'{"version": 99}')
     world.clock.sleep(76)
     assert world.run().slots["active"] == 1
     assert len(world.vertex.of(item)) == 1
@@ -617,7 +616,7 @@ def test_a_pass_that_lost_its_hold_writes_nothing() -> None:
     world = World()
     world.queue.push("cpu", image_spec())
 
-    world.bucket.trouble["write ledger.json"] = lambda: world.lose_ledger()
+    world.bucket.trouble["write ledger.json"] = world.bucket.lose_ledger
     with pytest.raises(PassLost):
         world.run()
     assert world.vertex.jobs == {}
@@ -666,7 +665,7 @@ def test_an_old_tick_is_dropped() -> None:
 def test_wandb_down_means_no_pass(operation: str) -> None:
     world = World()
     world.queue.push("cpu", image_spec())
-    world.queue.trouble[operation] = down("W&B")
+    world.queue.trouble[operation] = world.queue.unavailable
     with pytest.raises(Unavailable, match="W&B: down"):
         world.run()
     assert world.vertex.jobs == {}
@@ -677,7 +676,7 @@ def test_wandb_down_means_no_pass(operation: str) -> None:
 def test_a_list_that_fails_means_nothing_is_created() -> None:
     world = World()
     world.queue.push("cpu", image_spec())
-    world.vertex.trouble["list"] = down("Vertex AI")
+    world.vertex.trouble["active"] = world.vertex.unavailable
     with pytest.raises(Unavailable, match="Vertex AI"):
         world.run()
     assert world.vertex.jobs == {}
@@ -732,7 +731,7 @@ def test_a_queue_that_cannot_be_served_is_said_once_and_the_others_go_on() -> No
     assert "Queue missing does not exist" in report.notices[0]
     assert "kubernetes queue" in report.notices[1]
     world.run()
-    assert world.queue.requests["resources"] == 1, "what a queue runs on is asked once"
+    assert world.queue.calls["resources"] == 1, "what a queue runs on is asked once"
 
 
 def test_the_default_entity_is_the_keys() -> None:
@@ -740,7 +739,7 @@ def test_the_default_entity_is_the_keys() -> None:
     world.queue.push("cpu", image_spec())
     assert len(world.run().submitted) == 1
     world.run()
-    assert world.queue.requests["default_entity"] == 1
+    assert world.queue.calls["default_entity"] == 1
 
 
 # Dry runs

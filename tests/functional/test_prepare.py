@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakes import KEY, World, image_spec
+from tests.support.memory import KEY, World, image_spec
 from tests.support.specs import pool, run_spec
 from tests.unit.test_job_source import CODE, PICTURE
 from vertex_launch.codes import Code
@@ -20,7 +20,7 @@ JOB = "acme/demo/train:v3"
 
 def world(**artifacts: Any) -> World:
     made = World(**artifacts.pop("settings", {}))
-    made.job_artifacts.artifacts |= {JOB: JobArtifact(JOB, PICTURE), "acme/demo/code:latest": JobArtifact(JOB, CODE)}
+    made.artifacts.artifacts |= {JOB: JobArtifact(JOB, PICTURE), "acme/demo/code:latest": JobArtifact(JOB, CODE)}
     return made
 
 
@@ -34,7 +34,7 @@ def test_jobs_start_and_each_is_looked_up_once() -> None:
     code = one.queue.push("cpu", job_spec("code"))
     report = one.run()
     assert [started["item"] for started in report.submitted] == [*items, code]
-    assert sorted(one.job_artifacts.asked) == ["acme/demo/code:latest", JOB]
+    assert sorted(one.artifacts.asked) == ["acme/demo/code:latest", JOB]
 
 
 def test_a_name_without_owner_is_the_runs_own() -> None:
@@ -42,7 +42,7 @@ def test_a_name_without_owner_is_the_runs_own() -> None:
     for name in ("train:v3", "demo/train:v3", JOB):
         one.queue.push("cpu", job_spec(name))
     one.run()
-    assert one.job_artifacts.asked == [JOB]
+    assert one.artifacts.asked == [JOB]
 
 
 def test_a_missing_job_fails_only_its_own_item() -> None:
@@ -54,10 +54,10 @@ def test_a_missing_job_fails_only_its_own_item() -> None:
 
 def test_an_item_waits_while_its_job_cannot_be_looked_up() -> None:
     one = world()
-    one.job_artifacts.artifacts[JOB] = Unavailable("W&B", "503", code=Code.WANDB_UNAVAILABLE)
+    one.artifacts.artifacts[JOB] = Unavailable("W&B", "503", code=Code.WANDB_UNAVAILABLE)
     item = one.queue.push("cpu", job_spec())
     assert [late["item"] for late in one.run().deferred] == [item]
-    one.job_artifacts.artifacts[JOB] = JobArtifact(JOB, PICTURE)
+    one.artifacts.artifacts[JOB] = JobArtifact(JOB, PICTURE)
     one.clock.sleep(120)
     assert [done["item"] for done in one.run().submitted] == [item]
     assert Code.ARTIFACT_UNAVAILABLE in one.queue.contents[item].warnings[0]
@@ -67,7 +67,7 @@ def test_an_image_beside_a_job_is_what_runs() -> None:
     one = world()
     one.queue.push("cpu", image_spec(job=JOB))
     one.run()
-    assert one.job_artifacts.asked == []
+    assert one.artifacts.asked == []
 
 
 def test_a_dry_run_shows_the_job_of_an_artifact() -> None:
@@ -109,8 +109,8 @@ def test_a_sweep_is_looked_up_in_its_project_as_written_although_runs_need_lower
     one = world()
     item = one.queue.push("cpu", image_spec(sweep_id="s1", project="MyDemo"))
     one.run()
-    assert one.queue.asked_sweeps == {RunId("acme", "MyDemo", "s1")}
-    assert one.run_of(one.vertex.of(item)[0]).project == "mydemo"
+    assert ("sweeps", [RunId("acme", "MyDemo", "s1")]) in one.queue.sent
+    assert one.vertex.of(item)[0].run.project == "mydemo"
 
 
 def test_the_sweeps_of_a_round_cost_one_request() -> None:
@@ -118,7 +118,7 @@ def test_the_sweeps_of_a_round_cost_one_request() -> None:
     for number in range(4):
         one.queue.push("cpu", image_spec(sweep_id=f"s{number % 2}"))
     one.run()
-    assert one.queue.requests["sweeps"] == 1
+    assert one.queue.calls["sweeps"] == 1
 
 
 def test_a_scheduler_does_not_wait_for_its_own_sweep() -> None:
@@ -133,7 +133,7 @@ def test_a_scheduler_may_be_a_job() -> None:
     one = world()
     item = one.queue.push("cpu", job_spec(uri=SCHEDULER_URI, run_id="s1"))
     assert [done["item"] for done in one.run().submitted] == [item]
-    assert dict(one.vertex.of(item)[0].labels)["vertex_launch_kind"] == "scheduler"
+    assert one.vertex.of(item)[0].kind == "scheduler"
 
 
 @pytest.mark.parametrize("resource", ["local-process", "local-container"])

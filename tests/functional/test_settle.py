@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.fakes import ENTITY, KEY, World, down, image_spec, lost, never, no_quota
+from tests.support.memory import ENTITY, KEY, Job, World, image_spec, lost, never, no_quota
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
 from vertex_launch.log import Redactor
@@ -37,11 +37,11 @@ class One(World):
         assert self.queue.state(self.item) == "CLAIMED"
 
     @property
-    def jobs(self) -> list[CustomJob]:
+    def jobs(self) -> list[Job]:
         return self.vertex.of(self.item)
 
     @property
-    def job(self) -> CustomJob:
+    def job(self) -> Job:
         return self.jobs[-1]
 
     @property
@@ -61,7 +61,7 @@ class One(World):
 
     def stop(self, *, stopped: bool = True) -> None:
         """Let a person stop the run in W&B."""
-        run = self.run_of(self.job)
+        run = self.job.run
         view = self.queue.run_views.get(run, RunView("pending", stopped=False))
         self.queue.run_views[run] = replace(view, stopped=stopped)
 
@@ -118,7 +118,7 @@ def test_a_run_that_shows_up_late_is_not_failed() -> None:
     world = One()
     world.end(STATE.JOB_STATE_SUCCEEDED, began=False)
     world.after(60)
-    world.queue.run_views[world.run_of(world.job)] = RunView("finished", stopped=False, heartbeat=world.clock())
+    world.queue.run_views[world.job.run] = RunView("finished", stopped=False, heartbeat=world.clock())
     assert [one["outcome"] for one in world.after(60).settled] == ["done"]
     assert world.it.state == "CLAIMED"
 
@@ -129,7 +129,7 @@ def test_a_job_that_failed_before_its_run_began_fails_its_item(state: JobState, 
     world = One()
     world.end(state, EXITED, began=False)
     if run:
-        world.queue.run_views[world.run_of(world.job)] = run
+        world.queue.run_views[world.job.run] = run
     assert world.after(60).settled == []
     assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
     assert world.it.state == "FAILED"
@@ -168,7 +168,7 @@ def test_an_error_that_is_not_there_yet_is_waited_for() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED)
     assert world.after(30).settled == []
-    world.job.error.message = STOCKOUT
+    world.job.message.error.message = STOCKOUT
     report = world.after(30)
     assert (report.settled, len(report.resubmitted)) == ([], 1)
 
@@ -195,7 +195,7 @@ def test_a_job_that_has_not_ended_is_left_alone(state: JobState) -> None:
 
 def test_a_state_of_another_age_is_left_alone() -> None:
     world = One()
-    CustomJob.pb(world.job).state = 99
+    world.vertex.turn(world.job, 99)
     world.stop()
     for _ in range(5):
         assert world.after(600).settled == []
@@ -209,7 +209,7 @@ def test_a_state_of_another_age_is_left_alone() -> None:
 def test_a_run_that_wandb_cannot_tell_about_now_is_waited_for() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
-    world.queue.unknown_runs.add(world.run_of(world.job))
+    world.queue.unknown_runs.add(world.job.run)
     assert world.after(600).settled == []
     world.queue.unknown_runs.clear()
     assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
@@ -219,7 +219,7 @@ def test_a_run_that_wandb_cannot_tell_about_now_is_waited_for() -> None:
 def test_what_wandb_does_not_take_is_told_later(operation: str) -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
-    world.queue.trouble[operation] = down("W&B")
+    world.queue.trouble[operation] = world.queue.unavailable
     assert world.after(100).settled == []
     world.queue.trouble.clear()
     assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
@@ -228,7 +228,7 @@ def test_what_wandb_does_not_take_is_told_later(operation: str) -> None:
 def test_what_wandb_never_tells_is_given_up_with_a_warning() -> None:
     world = One(give_up_after=3600)
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
-    world.queue.unknown_runs.add(world.run_of(world.job))
+    world.queue.unknown_runs.add(world.job.run)
     for _ in range(62):
         world.after(60)
     assert world.it.state == "CLAIMED", "it may have begun"
@@ -239,11 +239,11 @@ def test_what_wandb_never_tells_is_given_up_with_a_warning() -> None:
 @pytest.mark.parametrize(("state", "warned"), [(STATE.JOB_STATE_FAILED, 1), (STATE.JOB_STATE_SUCCEEDED, 0)])
 def test_the_run_of_another_entity_is_not_looked_up(state: JobState, warned: int) -> None:
     world = One(image_spec(entity="others"))
-    world.queue.requests.clear()
+    world.queue.calls.clear()
     world.end(state, EXITED if warned else "", began=False)
     world.after(100)
     assert (world.it.state, len(world.it.warnings)) == ("CLAIMED", warned)
-    assert world.queue.requests["runs"] == 0
+    assert world.queue.calls["runs"] == 0
     assert world.ledger.open == {}
 
 
@@ -267,7 +267,7 @@ def test_an_item_that_somebody_else_owns_is_left_alone() -> None:
 
 def test_an_old_run_that_the_job_never_continued_counts_as_not_begun() -> None:
     world = One(image_spec(run_id="old"))
-    world.queue.run_views[world.run_of(world.job)] = RunView("crashed", stopped=False, heartbeat=world.clock() - 3600)
+    world.queue.run_views[world.job.run] = RunView("crashed", stopped=False, heartbeat=world.clock() - 3600)
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
     world.after(100)
     assert world.it.state == "FAILED"
@@ -275,7 +275,7 @@ def test_an_old_run_that_the_job_never_continued_counts_as_not_begun() -> None:
 
 def test_a_run_without_a_heartbeat_counts_as_begun() -> None:
     world = One(image_spec(run_id="old"))
-    world.queue.run_views[world.run_of(world.job)] = RunView("crashed", stopped=False)
+    world.queue.run_views[world.job.run] = RunView("crashed", stopped=False)
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
     world.after(100)
     assert (world.it.state, len(world.it.warnings)) == ("CLAIMED", 1)
@@ -316,7 +316,7 @@ def test_a_twin_ends_without_a_word() -> None:
 def test_a_deleted_job(run: RunView | None, state: str, warned: int) -> None:
     world = One()
     if run:
-        world.queue.run_views[world.run_of(world.job)] = run
+        world.queue.run_views[world.job.run] = run
     world.vertex.jobs.clear()
     assert world.after(60).slots["active"] == 1, "a young job may only not be shown yet"
     world.after(60)
@@ -331,7 +331,7 @@ def test_a_deleted_job(run: RunView | None, state: str, warned: int) -> None:
 def test_a_job_deleted_before_any_pass_saw_it_is_told_all_the_same() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
-    writes = iter([None, down("Cloud Storage")])
+    writes = iter([None, world.bucket.unavailable])
     world.bucket.trouble["write ledger.json"] = lambda: (trouble := next(writes, None)) and trouble()
     assert "What was done is done" in world.run().notices[0]
     assert world.queue.state(item) == "CLAIMED"
@@ -390,11 +390,13 @@ def test_what_is_nobodys_fault_is_submitted_again_with_the_same_run(error: str, 
     report = world.after(31)
     assert [(one["item"], one["attempt"]) for one in report.resubmitted] == [(world.item, "2")]
     _, second = world.jobs
-    assert second.labels["vertex_launch_attempt"] == "2"
-    assert world.run_of(second) == world.run_of(first)
-    assert variables(second) | {"WANDB_RESUME": "allow"} == variables(second)
-    assert {**variables(first), "WANDB_RESUME": "allow"} == variables(second)
-    assert second.job_spec.base_output_directory == first.job_spec.base_output_directory, "where its checkpoints are"
+    assert second.attempt == 2
+    assert second.run == first.run
+    assert second.variables | {"WANDB_RESUME": "allow"} == second.variables
+    assert {**first.variables, "WANDB_RESUME": "allow"} == second.variables
+    assert second.message.job_spec.base_output_directory == first.message.job_spec.base_output_directory, (
+        "where its checkpoints are"
+    )
     (warning,) = world.it.warnings
     assert Code.RETRIED in warning
     assert error in warning
@@ -405,10 +407,6 @@ def test_what_is_nobodys_fault_is_submitted_again_with_the_same_run(error: str, 
     assert (world.it.state, len(world.it.warnings), len(world.jobs)) == ("CLAIMED", 1, 2)
 
 
-def variables(job: CustomJob) -> dict[str, str]:
-    return {one.name: one.value for one in job.job_spec.worker_pool_specs[0].container_spec.env}
-
-
 def test_pauses_grow_and_attempts_end() -> None:
     world = One()
     begun = []
@@ -417,7 +415,7 @@ def test_pauses_grow_and_attempts_end() -> None:
             begun.append(world.clock())
             world.end(STATE.JOB_STATE_FAILED, INTERNAL)
         world.after(30)
-    assert [job.labels["vertex_launch_attempt"] for job in world.jobs] == ["1", "2", "3", "4", "5"]
+    assert [job.attempt for job in world.jobs] == [1, 2, 3, 4, 5]
     pauses = [later - earlier for earlier, later in itertools.pairwise(begun)]
     assert pauses == sorted(pauses)
     assert pauses[-1] > 4 * pauses[0]
@@ -440,7 +438,9 @@ def test_another_region_after_a_stockout() -> None:
     world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
     world.after(31)
     assert world.job.name.split("/")[3] == "us-east4"
-    assert world.job.job_spec.base_output_directory.output_uri_prefix.startswith("gs://staging-east/aiplatform-custom")
+    assert world.job.message.job_spec.base_output_directory.output_uri_prefix.startswith(
+        "gs://staging-east/aiplatform-custom"
+    )
     (warning,) = world.it.warnings
     assert Code.RETRIED in warning
     assert "us-east4" in warning
@@ -521,7 +521,7 @@ def test_a_region_that_refuses_the_job_is_not_asked_again() -> None:
     assert len(world.jobs) == 1
     world.after(60)
     assert [job.name.split("/")[3] for job in world.jobs] == ["us-central1"] * 2
-    assert world.job.labels["vertex_launch_attempt"] == "2"
+    assert world.job.attempt == 2
 
 
 def test_a_job_that_its_own_region_refuses_is_settled_with_both_reasons() -> None:
@@ -545,11 +545,11 @@ def test_todays_key_and_an_items_own() -> None:
     for spec, key in ((image_spec(), KEY), (image_spec(_wandb_api_key=own), own)):
         world = One(spec)
         if key == KEY:
-            for one in world.job.job_spec.worker_pool_specs[0].container_spec.env:
+            for one in world.job.message.job_spec.worker_pool_specs[0].container_spec.env:
                 one.value = "yesterdays" if one.name == "WANDB_API_KEY" else one.value
         world.end(STATE.JOB_STATE_FAILED, INTERNAL)
         world.after(31)
-        assert variables(world.job)["WANDB_API_KEY"] == key
+        assert world.job.variables["WANDB_API_KEY"] == key
 
 
 def test_an_items_own_key_in_vertex_ais_words_is_hidden() -> None:
@@ -630,7 +630,7 @@ def test_what_waits_for_a_slot_costs_nothing() -> None:
     world.vertex.calls.clear()
     world.clock.sleep(60)
     world.run()
-    assert world.vertex.calls == {"list": 1}
+    assert world.vertex.calls == {"active": 1}
 
 
 def test_a_stopped_run_gets_no_other_attempt() -> None:
@@ -657,7 +657,7 @@ def test_a_run_that_is_stopped_during_the_pause_gets_no_other_attempt() -> None:
 def test_a_warning_is_not_repeated_because_the_rest_of_the_pass_came_to_nothing() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED)
-    world.queue.trouble["pop"] = down("W&B")
+    world.queue.trouble["pop"] = world.queue.unavailable
     with pytest.raises(Unavailable):
         world.after(30)
     world.queue.trouble.clear()
@@ -671,7 +671,7 @@ def test_disable_retries_is_obeyed_once_the_job_has_run() -> None:
         world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=ran, began=ran)
         world.after(31)
         assert len(world.jobs) == jobs
-    assert "WANDB_RESUME" in variables(world.job)
+    assert "WANDB_RESUME" in world.job.variables
 
 
 def test_other_attempts_take_slots_first() -> None:
@@ -705,7 +705,7 @@ def test_an_attempt_whose_create_goes_wrong_is_neither_lost_nor_doubled(trouble:
     world.vertex.on_create = lambda request, create: create()
     for _ in range(6):
         world.after(60)
-    assert [job.labels["vertex_launch_attempt"] for job in world.jobs] == ["1", "2"]
+    assert [job.attempt for job in world.jobs] == [1, 2]
     assert len([text for text in world.it.warnings if Code.RETRIED in text]) == 1
     assert len(world.it.warnings) == 1 + (trouble is no_quota)
     world.end(STATE.JOB_STATE_SUCCEEDED)
@@ -881,7 +881,7 @@ def test_a_restart_is_no_start() -> None:
 def test_a_cancel_that_failed_leaves_no_trace() -> None:
     world = One()
     world.run()
-    world.vertex.trouble["cancel"] = down("Vertex AI")
+    world.vertex.trouble["cancel"] = world.vertex.unavailable
     world.after(1801)
     world.vertex.trouble.clear()
     world.end(STATE.JOB_STATE_FAILED, INTERNAL)
@@ -929,7 +929,7 @@ def test_a_failed_scheduler_cancels_its_sweep(state: JobState, swept: int) -> No
 def test_a_sweep_that_cannot_be_cancelled_now_is_cancelled_later() -> None:
     world = One(image_spec(uri="placeholder-uri-scheduler", sweep_id="sw1"))
     world.end(STATE.JOB_STATE_FAILED, EXITED)
-    world.queue.trouble["cancel_sweep"] = down("W&B")
+    world.queue.trouble["cancel_sweep"] = world.queue.unavailable
     assert world.after(100).settled == []
     world.queue.trouble.clear()
     assert len(world.after(60).settled) == 1
@@ -959,7 +959,7 @@ def test_a_lost_ledger_brings_no_second_word_and_no_second_attempt() -> None:
         ended[name] = world.queue.contents[item]
     before = {name: (one.state, one.message, list(one.warnings)) for name, one in ended.items()}
     assert [state for state, _, _ in before.values()] == ["CLAIMED", "CLAIMED", "FAILED"]
-    world.lose_ledger()
+    world.bucket.lose_ledger()
     world.clock.sleep(76)
     for _ in range(4):
         report = world.run()
@@ -972,7 +972,7 @@ def test_a_lost_ledger_brings_no_second_word_and_no_second_attempt() -> None:
 def test_a_lost_ledger_does_not_hide_what_was_not_told() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
-    world.lose_ledger()
+    world.bucket.lose_ledger()
     world.clock.sleep(100)
     world.run()
     world.after(100)
@@ -983,11 +983,11 @@ def test_the_attempt_of_a_lost_ledger_goes_on() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, INTERNAL)
     world.run()
-    world.lose_ledger()
+    world.bucket.lose_ledger()
     world.clock.sleep(76)
     world.run()
     world.after(60)
-    assert [job.labels["vertex_launch_attempt"] for job in world.jobs] == ["1", "2"]
+    assert [job.attempt for job in world.jobs] == [1, 2]
 
 
 # Hints

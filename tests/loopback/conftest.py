@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from google.api_core.retry import retry_base, retry_unary
 
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from local.standins.wandb import WandbServer
 from tests.local_cloud.test_local_wandb import BOB, Client
-from tests.support.fakes import FakeKey
+from tests.support.memory import Secret
 from tests.support.processes import eventually
 from tests.support.wandb_jobs import Made, passed, server, spec, store
 from vertex_launch.adapters import job_artifacts
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """A W&B with an image job, with which the SDK has spoken, so that its start takes no time of a pass."""
     with server() as w_and_b:
         store(w_and_b, "image", IMAGE)
-        jobs = JobArtifacts(w_and_b.url, FakeKey(), timeout=60)
+        jobs = JobArtifacts(w_and_b.url, Secret(), timeout=60)
         jobs.find("acme/demo/image:v0")
         yield Made(w_and_b, Client(w_and_b, tmp_path_factory.mktemp("home")), jobs)
 
@@ -130,7 +130,7 @@ def test_a_renamed_job_is_found_by_its_new_name_alone(made: Made) -> None:
 
 
 def test_an_alias_that_moves_is_followed_and_its_versions_are_asked_for_once(made: Made) -> None:
-    jobs = JobArtifacts(made.server.url, FakeKey(), timeout=20)
+    jobs = JobArtifacts(made.server.url, Secret(), timeout=20)
     images = []
     store(made.server, "moves", {"source_type": "image", "source": {"image": "i:0"}})
     counts = [made.server.store.asked()]
@@ -158,7 +158,7 @@ def test_only_the_description_is_downloaded_and_nothing_is_kept(made: Made) -> N
 
 def test_a_new_key_is_used(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(FakeKey, "get", lambda _: BOB)
+        patch.setattr(Secret, "get", lambda _: BOB)
         with pytest.raises(ItemRejected):
             made.jobs.find("acme/demo/image:latest")
     assert made.jobs.find("acme/demo/image:latest").name == "acme/demo/image:v0"
@@ -207,7 +207,7 @@ def troubled() -> Iterator[WandbServer]:
     with server() as w_and_b:
         for number in range(21):
             store(w_and_b, f"job{number}", {"source_type": "image", "source": {"image": f"i:{number}"}})
-        JobArtifacts(w_and_b.url, FakeKey(), timeout=20).find("acme/demo/job0:v0")
+        JobArtifacts(w_and_b.url, Secret(), timeout=20).find("acme/demo/job0:v0")
         yield w_and_b
 
 
@@ -237,7 +237,7 @@ CASES = [(name, False) for name in TROUBLES] + [(name, True) for name in TROUBLE
 def test_a_w_and_b_in_trouble_defers_items_and_leaves_time_for_the_pass(
     troubled: WandbServer, trouble: str, warm: bool
 ) -> None:
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=1)
+    jobs = JobArtifacts(troubled.url, Secret(), timeout=1)
     if warm:
         jobs.find("acme/demo/job0:v0")
     TROUBLES[trouble](troubled)
@@ -251,14 +251,14 @@ def test_a_w_and_b_in_trouble_defers_items_and_leaves_time_for_the_pass(
 
 
 def test_one_job_that_cannot_be_read_does_not_keep_others_from_starting(troubled: WandbServer) -> None:
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=50)  # a tenth of it after the first trouble
+    jobs = JobArtifacts(troubled.url, Secret(), timeout=50)  # a tenth of it after the first trouble
     troubled.faults.fail("downloadArtifactFile", 503, times=1)
     done = passed(jobs, troubled, *TWENTY, max_jobs=30)
     assert (len(done.report.submitted), len(done.report.deferred)) == (19, 1)
 
 
 def test_a_pass_after_the_trouble_waits_its_full_timeout_again(troubled: WandbServer) -> None:
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=5)
+    jobs = JobArtifacts(troubled.url, Secret(), timeout=5)
     troubled.faults.fail("downloadArtifactFile", 503, times=1)
     with pytest.raises(Unavailable, match=r"cannot download wandb-job\.json of job acme/demo/job1:v0: status 503"):
         jobs.find("acme/demo/job1:v0")
@@ -269,7 +269,7 @@ def test_a_pass_after_the_trouble_waits_its_full_timeout_again(troubled: WandbSe
 
 def test_the_address_of_a_description_is_in_no_message(troubled: WandbServer) -> None:
     """Whoever has it can read the file: it is signed."""
-    jobs = JobArtifacts(troubled.url, FakeKey(), timeout=5)
+    jobs = JobArtifacts(troubled.url, Secret(), timeout=5)
     for trouble in (troubled.faults.lose, troubled.faults.fail):
         trouble("downloadArtifactFile")
         with pytest.raises(Unavailable) as error:

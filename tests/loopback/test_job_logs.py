@@ -20,7 +20,7 @@ from local.standins.logs import LogServer
 from local.standins.vertex.job_log import output_entry, timestamp
 from local.standins.vertex.jobs import Jobs
 from local.standins.vertex.server import PROJECTS
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.job_logs import REACH, WIDTH, JobLogs
 from vertex_launch.codes import Code

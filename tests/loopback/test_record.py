@@ -17,7 +17,7 @@ from requests.structures import CaseInsensitiveDict
 
 from local.standins import objects, storage
 from local.standins.storage import StorageServer
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 from vertex_launch.adapters.record_storage import RecordStorage
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy, PassLost, Unavailable

@@ -11,7 +11,7 @@ import pytest
 from google.cloud.secretmanager_v1 import AccessSecretVersionResponse, SecretManagerServiceClient, SecretVersion
 
 from local.standins.secrets import SecretServer
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.codes import Code

@@ -14,7 +14,7 @@ from google.cloud.aiplatform_v1 import AcceleratorType, JobServiceClient, JobSta
 
 from local.standins.vertex.server import Limits, VertexServer
 from tests.support import specs
-from tests.support.fakes import ENTITY, SETTINGS, Clock, image_spec
+from tests.support.memory import ENTITY, SETTINGS, Clock, image_spec
 from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.codes import Code

@@ -23,7 +23,7 @@ import pytest
 from local.machine import container_spec
 from tests.local_cloud.test_local_artifacts import TRAIN, local_ssh, repository
 from tests.local_cloud.test_local_wandb import Client
-from tests.support.fakes import KEY, FakeKey
+from tests.support.memory import KEY, Secret
 from tests.support.wandb_jobs import IN_A_NOTEBOOK, MAKE, NOTEBOOK, Made, passed, server, spec
 from vertex_launch.adapters.job_artifacts import JobArtifacts
 from vertex_launch.codes import Code
@@ -85,7 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     with server() as w_and_b:
         client = Client(w_and_b, tmp_path_factory.mktemp("home"))
         make(client)
-        yield Made(w_and_b, client, JobArtifacts(w_and_b.url, FakeKey(), timeout=20))
+        yield Made(w_and_b, client, JobArtifacts(w_and_b.url, Secret(), timeout=20))
 
 
 # ---- what each side makes of them

@@ -16,7 +16,6 @@ from tests.simulation.jobs import (
     STOPPING,
     SUCCEEDED,
     Job,
-    variables,
 )
 from tests.simulation.queues import Entry, Told
 from tests.simulation.scheduler import START, Broken, Program
@@ -59,7 +58,7 @@ class Invariants:
     # Jobs
 
     def on_create(self, program: Program, job: Job) -> None:
-        entry = self._world.wandb.entries[job.item]
+        entry = self._world.wandb.contents[job.item]
         made = self._chain(job)
         twins = [one for one in made if one.attempt == job.attempt and not one.deleted]
         others = [one for one in made if one.stays or (one.lives and one.attempt == job.attempt)]
@@ -70,7 +69,7 @@ class Invariants:
             raise Broken(f"I2: two items report as run {job.run}")
         self._check_slots(job)
         self._check_request(program, entry)
-        if job.key not in ([entry.key] if entry.key else self._world.keys):
+        if job.key not in ([entry.key] if entry.key else self._world.secret.versions):
             raise Broken(f"I4: the job of {job.item} reports with somebody else's key")
         self.secret(f"{job.message.labels} {job.message.display_name}", "the job's labels")
         if job.attempt > 1:
@@ -97,7 +96,7 @@ class Invariants:
         what, most = f"attempt {job.attempt} for {job.item}", self._settings(job.owner).max_attempts
         if job.attempt > most:
             raise Broken(f"I4: {what}, {most} are allowed")
-        if not made or job.run != made[0].run or variables(job.message).get("WANDB_RESUME") != "allow":
+        if not made or job.run != made[0].run or job.variables.get("WANDB_RESUME") != "allow":
             raise Broken(f"I4: {what} does not go on with the run of the first")
         if 0 < self._surely_stopped(job) < program.asked:
             raise Broken(f"I4: {what} although its run was stopped")
@@ -119,7 +118,7 @@ class Invariants:
 
     def _surely_stopped(self, job: Job) -> float:
         """Give the same where nobody can take it for older: a run that the item names may have been stopped before."""
-        named = "run_id" in self._world.wandb.entries[job.item].spec
+        named = "run_id" in self._world.wandb.contents[job.item].spec
         return 0.0 if named else self._stopped(job)
 
     def on_cancel(self, program: Program, job: Job) -> None:
@@ -143,7 +142,7 @@ class Invariants:
 
     def _lost(self, job: Job) -> str:
         """Say how the job has lost its item."""
-        entry = self._world.wandb.entries[job.item]
+        entry = self._world.wandb.contents[job.item]
         if entry.state == "FAILED":
             return "its item has failed"
         ours = (entry.owner, entry.run) == (job.owner, job.run.id)
@@ -170,7 +169,7 @@ class Invariants:
     def on_ack(self, program: Program, entry: Entry, run: str) -> None:
         if program.owner not in self._world.deployments:
             return
-        if entry.leased_by is not program and not self._world.short_leases:
+        if not entry.leased_to(program) and not self._world.short_leases:
             raise Broken(f"I4: {entry.id} is acked after its lease")
         if not any(job.run.id == run for job in self._world.vertex.of(entry.id, program.owner)):
             raise Broken(f"I1: {entry.id} is claimed for run {run}, which has no job")
@@ -182,7 +181,7 @@ class Invariants:
     def on_fail(self, program: Program, entry: Entry, message: str) -> None:
         self.secret(message, "a failure")
         self._check_hold(program, message)
-        ours = entry.owner == program.owner if entry.state == "CLAIMED" else entry.leased_by is program
+        ours = entry.owner == program.owner if entry.state == "CLAIMED" else entry.leased_to(program)
         if entry.state != "FAILED" and not (ours or self._world.short_leases):
             raise Broken(f"I4: {entry.id} is failed, and it is {entry.owner or 'leased by nobody, or somebody else'}'s")
         jobs = self._world.vertex.of(entry.id, program.owner)
@@ -221,7 +220,7 @@ class Invariants:
                 raise Broken(f"I4: of {entry.id} it is told how job {job.number} ended: {text}")
         if entry.state == "CLAIMED" and entry.owner != program.owner:
             raise Broken(f"I4: {entry.id} is warned about, and it is {entry.owner}'s")
-        again = any(told.text == text and self._remembered(told, program) for told in entry.warnings)
+        again = any(told.text == text and self._remembered(told, program) for told in entry.told)
         if again and not any(map(self._excused, jobs)):
             raise Broken(f"I4: {entry.id} is warned about twice: {text}")
 
@@ -241,7 +240,7 @@ class Invariants:
     # In the end
 
     def at_end(self) -> None:
-        for entry in self._world.wandb.entries.values():
+        for entry in self._world.wandb.contents.values():
             self._check_end(entry)
         for deployment in self._world.deployments.values():
             if left := deployment.folder.ledger.open:
@@ -254,7 +253,7 @@ class Invariants:
                 raise Broken(f"I4: job_state has not seen that job {job.number} ended")
             if job.lives:
                 raise Broken(f"I1: job {job.number} of {entry.id} still runs. {self.must_end(job)}")
-        if self._world.wandb.state(entry) not in ("CLAIMED", "FAILED"):
+        if self._world.wandb.state(entry.id) not in ("CLAIMED", "FAILED"):
             raise Broken(f"I1: {entry.id} is still in its queue")
         ours = entry.state == "CLAIMED" and entry.owner in self._world.deployments
         if ours and (entry.hopeless or entry.refused or not entry.quota):
@@ -268,7 +267,7 @@ class Invariants:
             return  # of two jobs for one attempt the one that showed up too late may have been told of, or not
         last = _last(chain)
         nobody_knows = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
-        told = [one for one in entry.warnings if one.final and one.when > last.ended]
+        told = [one for one in entry.told if one.final and one.when > last.ended]
         began = self._world.wandb.run(last.run).lives if last.deleted else any(map(self._started, chain))
         if not began and not (last.deleted and nobody_knows):
             raise Broken(f"I4: the run of {entry.id} never started, and the item has not failed")
@@ -286,7 +285,11 @@ class Invariants:
             self._check_words(entry, last, told[-1].text)
         elif not nobody_knows:
             raise Broken(f"I4: nobody was told how job {last.number} of {entry.id} ended")
-        if last.sweep and last.state != CANCELLED and not (nobody_knows or self._world.wandb.sweeps[last.sweep]):
+        if (
+            last.sweep
+            and last.state != CANCELLED
+            and not (nobody_knows or str(last.run) in self._world.wandb.cancelled_sweeps)
+        ):
             raise Broken(f"I4: the scheduler of sweep {last.sweep} failed, and the sweep goes on")
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.cloud.aiplatform_v1.types import CustomJob, JobState
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.simulation.queues import Life
-from tests.simulation.scheduler import Program, Service
+from tests.simulation.scheduler import Program
+from tests.support import memory
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown
-from vertex_launch.job import environment, labels, readback
+from vertex_launch.job import readback
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import Kind, ManagedJob, RunId
+from vertex_launch.model import ManagedJob
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -28,7 +28,7 @@ UNHEARD_OF = 42
 ODD = (UNHEARD_OF, JobState.JOB_STATE_PAUSED.value, JobState.JOB_STATE_UPDATING.value)
 PROJECT = "123456"
 """The number of the project, which Vertex AI's names hold instead of its id."""
-STOPPING = frozenset({CANCELLING, *(JobState[name] for name in labels.ENDED_STATES)})
+STOPPING = memory.ENDED | {CANCELLING}
 
 STALE = 20.0
 """Seconds by which the state of a job in a list may lag behind; that there is such a job may be news for longer."""
@@ -46,7 +46,7 @@ BAD = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of a job that nobody disturbs; in seconds, each from the one before."""
+    """What becomes of an undisturbed job; in seconds, each from the one before."""
 
     queued: float
     pending: float
@@ -68,7 +68,7 @@ class Plan:
     cancelled: int
     """How it ends when it is cancelled."""
     deleted: float
-    """When somebody deletes it, 0 for never."""
+    """When a person deletes it, 0 for never."""
     stubborn: bool
     """Whether it ends only when it is cancelled, once it has to be."""
 
@@ -81,46 +81,31 @@ class Version(NamedTuple):
     message: CustomJob
 
 
-@dataclass
-class Job:
+@dataclass(eq=False)
+class Job(memory.Job):
     """A CustomJob as it really is and was."""
 
-    message: CustomJob
     plan: Plan
-    region: str
-    owner: str
-    item: str
-    run: RunId
-    attempt: int
-    kind: Kind
-    key: str
-    sweep: str
+    by: Program
+    """The program that created it."""
     created: float
     visible: float
     """When lists begin to show it."""
     intended: float
-    """When the ledger that may speak of it was written."""
+    """When the ledger that may mention it was written."""
     sent: float
     """When its create was called."""
     started: float = 0.0
     ended: float = 0.0
     deleted: float = 0.0
     error: str = ""
-    """What Vertex AI says about its end, sooner or later."""
+    """What Vertex AI reports about its end, sooner or later."""
     told: bool = False
     """Whether job_state has asked for a pass because of its end."""
     cancelled: bool = False
     """Whether a pass asked for its end, perhaps too late."""
     versions: list[Version] = field(default_factory=list)
     views: dict[int, ManagedJob] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return str(self.message.name)
-
-    @property
-    def number(self) -> str:
-        return self.name.rpartition("/")[2]
 
     @property
     def state(self) -> int:
@@ -133,7 +118,7 @@ class Job:
 
     @property
     def stays(self) -> bool:
-        """Whether it lives and nobody has asked for its end."""
+        """Whether it lives and its end is not asked for."""
         return self.lives and self.state != CANCELLING
 
     @property
@@ -143,16 +128,16 @@ class Job:
 
     @property
     def order(self) -> tuple[int, bool, bool, float, str]:
-        """What sorts the jobs of an item, the one that is to live first."""
+        """The key that sorts the jobs of an item, the one that is to live first."""
         return -self.attempt, bool(self.deleted), not self.survives, self.created, self.name
 
     def spans(self) -> Iterator[tuple[int, float, float]]:
-        """Go through its states: which, from when, to when."""
+        """Return its states: which, from when, to when."""
         ends = [version.since for version in self.versions[1:]] + [float("inf")]
         return ((version.state, version.since, end) for version, end in zip(self.versions, ends, strict=True))
 
     def view(self, when: float = float("inf")) -> ManagedJob:
-        """Give what the product makes of the job as it was then."""
+        """Return what the product makes of the job as it was then."""
         index = max((i for i, version in enumerate(self.versions) if version.since <= when), default=0)
         if index not in self.views:
             found = readback.managed(self.versions[index].message, deployment=self.owner, region=self.region)
@@ -161,87 +146,65 @@ class Job:
         return self.views[index]
 
 
-class Vertex(Service):
+class Vertex(memory.Vertex[Job]):
     """The service; lists show a job within ``lag`` seconds from its create."""
 
-    name = "Vertex AI"
-
     def __init__(self, world: World, lag: float) -> None:
+        super().__init__(world.scheduler.clock, Job, lambda: world.scheduler.program.owner, PROJECT)
         self._world = world
         self._scheduler = world.scheduler
         self.lag = lag
-        self.jobs: dict[str, Job] = {}
+        self.on_create = self._judge
         self.rejected: set[str] = set()
         """Items whose job was refused, rightly or not."""
 
-    def of(self, item: str, owner: str) -> list[Job]:
-        return [job for job in self.jobs.values() if (job.item, job.owner) == (item, owner)]
+    # What a pass asks
 
-    # What a pass asks, see vertex_launch.services.Vertex
-
-    def active(self, region: str) -> list[ManagedJob]:
-        return [job for job in self._listed(region) if not job.ended]
-
-    def recent(self, region: str, since: float) -> list[ManagedJob]:
-        return [job for job in self._listed(region) if job.created > since]
-
-    def _listed(self, region: str) -> list[ManagedJob]:
+    def listed(self, region: str) -> Iterator[ManagedJob]:
         now, program = self._scheduler.now, self._scheduler.program
         program.looked = min(program.looked, now)
-        return [
+        return (
             job.view(now - min(self.lag, STALE, now - job.visible))
             for job in self.jobs.values()
             if (job.owner, job.region) == (program.owner, region) and job.visible <= now and not job.deleted
-        ]
+        )
 
-    def get(self, name: str) -> ManagedJob | None:
-        job = self._find(name)
-        return job.view() if job else None
-
-    def request_of(self, name: str) -> JobRequest | None:
-        job = self._find(name)
-        return readback.request_of(job.message, deployment=job.owner, region=job.region) if job else None
-
-    def _find(self, name: str) -> Job | None:
-        """Give the job of that name if it is there and the program's own; the project may stand there by id or number."""
-        job = self.jobs.get(f"projects/{PROJECT}/locations/{name.partition('/locations/')[2]}")
+    def find(self, name: str) -> Job | None:
+        job = super().find(name)
         return job if job and not job.deleted and job.owner == self._scheduler.program.owner else None
 
-    def create(self, request: JobRequest, timeout: float) -> str:
-        if error := self._objection(request):
-            raise error
-        program = self._scheduler.program
-        return self._create(program, request, program.wrote, program.called)
+    def view(self, job: Job) -> ManagedJob:
+        return job.view()
 
     def cancel(self, name: str) -> None:
-        job = self._find(name)
+        job = self.find(name)
         if job:
             job.cancelled = True
         if job and job.stays:
             self._world.invariants.on_cancel(self._scheduler.program, job)
-            self._turn(job, CANCELLING)
+            self.turn(job, CANCELLING)
             self._scheduler.after(job.plan.cancelling, self._end, job, job.plan.cancelled, "", True)
 
+    def _judge(self, request: JobRequest, create: Callable[[], str]) -> str:
+        if error := self._objection(request):
+            raise error
+        return self._create(*self._facts(request))
+
     def refuse(self, operation: str, *args: Any) -> Any:
-        """A create is refused for now, for good, or nothing is heard of it; then it may still be on its way."""
+        """Refuse a create for now or for good, or do not answer it; then it may still be on its way."""
         if operation != "create":
             return super().refuse(operation)
         request, timeout = args
-        program, random = self._scheduler.program, self._world.random
+        random = self._world.random
         kind = random.choice(("429", "403", "503", "soon", "late", "late"))
         if kind == "429":
-            raise ItemDeferred(
-                "Vertex AI has no quota for it now: 429 The following quota metrics exceed quota limits: C.",
-                code=Code.QUOTA_CREATE,
-            )
+            raise _no_quota("The following quota metrics exceed quota limits: C.")
         if kind == "403":
-            self.rejected.add(variables(request.custom_job)[environment.ITEM])
-            raise ItemRejected(
-                "Vertex AI refused the job: 403 Permission denied on resource.", code=Code.CREATE_PERMISSION
-            )
+            self.rejected.add(_item(request))
+            raise _refused("403 Permission denied on resource.")
         if kind != "503" and not self._objection(request):
             delay = random.random() * (timeout if kind == "soon" else 400)
-            self._scheduler.after(delay, self._create, program, request, program.wrote, program.called)
+            self._scheduler.after(delay, self._create, *self._facts(request))
         return self.lose(operation)
 
     def lose(self, operation: str, *args: Any) -> Any:
@@ -250,54 +213,34 @@ class Vertex(Service):
         return super().lose(operation)
 
     def _objection(self, request: JobRequest) -> Exception | None:
-        entry = self._world.wandb.entries[variables(request.custom_job)[environment.ITEM]]
+        entry = self._world.wandb.contents[_item(request)]
         if entry.refused:
             self.rejected.add(entry.id)
-            return ItemRejected(
-                "Vertex AI refused the job: 400 You do not have permission to act as service_account.",
-                code=Code.CREATE_PERMISSION,
-            )
-        return (
-            None
-            if entry.quota
-            else ItemDeferred("Vertex AI has no quota for it now: 429 The quota is 0.", code=Code.QUOTA_CREATE)
-        )
+            return _refused("400 You do not have permission to act as service_account.")
+        return None if entry.quota else _no_quota("The quota is 0.")
 
     # A job's life
 
+    def _facts(self, request: JobRequest) -> tuple[Program, JobRequest, float, float]:
+        program = self._scheduler.program
+        return program, request, program.wrote, program.called
+
     def _create(self, program: Program, request: JobRequest, intended: float, sent: float) -> str:
-        now, message = self._scheduler.clock(), CustomJob(request.custom_job)
-        message.name = f"projects/{PROJECT}/locations/{request.region}/customJobs/{len(self.jobs) + 1}"
-        message.create_time = _time(now)
-        said, marks = variables(message), dict(message.labels)
-        job = Job(
-            message,
-            self._world.plan(program.owner),
-            request.region,
-            program.owner,
-            item=said[environment.ITEM],
-            run=RunId(said[environment.ENTITY], said[environment.PROJECT], said[environment.RUN]),
-            attempt=int(marks[labels.ATTEMPT]),
-            kind=Kind(marks[labels.KIND]),
-            key=said[environment.API_KEY],
-            sweep=said.get(environment.SWEEP, ""),
-            created=now,
-            visible=now + self.lag * self._world.random.random(),
-            intended=intended,
-            sent=sent,
-        )
-        self._scheduler.tell(program.name, "  creates %s for %s, attempt %d", job.name, job.item, job.attempt)
-        self._turn(job, QUEUED if job.plan.queued else PENDING)
-        self._world.invariants.on_create(program, job)
-        self.jobs[job.name] = job
+        now, plan = self._scheduler.clock(), self._world.plan(program.owner)
+        visible = now + self.lag * self._world.random.random()
+        return self.add(request, plan=plan, by=program, created=now, visible=visible, intended=intended, sent=sent)
+
+    def begin(self, job: Job) -> None:
+        self._scheduler.tell(job.by.name, "  creates %s for %s, attempt %d", job.name, job.item, job.attempt)
+        self.turn(job, QUEUED if job.plan.queued else PENDING)
+        self._world.invariants.on_create(job.by, job)
         if job.plan.deleted:
             self._scheduler.after(job.plan.deleted, self._delete, job)
         self._scheduler.after(job.plan.queued, self._wait, job)
-        return job.name
 
     def _wait(self, job: Job) -> None:
         if job.stays and job.state == QUEUED:
-            self._turn(job, PENDING)
+            self.turn(job, PENDING)
         if job.plan.running:
             self._scheduler.after(job.plan.pending, self._run, job)
         else:
@@ -307,8 +250,7 @@ class Vertex(Service):
         if not job.stays:
             return
         job.started = self._scheduler.clock()
-        job.message.start_time = _time(job.started)
-        self._turn(job, RUNNING)
+        self.turn(job, RUNNING)
         self._world.log(job, "Job is running.")
         self._scheduler.after(job.plan.init, self._report, job)
         if job.plan.odd:
@@ -320,7 +262,7 @@ class Vertex(Service):
 
     def _turn_odd(self, job: Job, state: int) -> None:
         if job.stays:
-            self._turn(job, state)
+            self.turn(job, state)
 
     def _report(self, job: Job) -> None:
         if job.lives:
@@ -329,7 +271,7 @@ class Vertex(Service):
             self._world.wandb.run(job.run).lives.append(Life(job.name, now, now + job.plan.shown))
 
     def obey(self, job: Job) -> None:
-        """Let the program in the job end by itself, as the SDK does when its run is stopped."""
+        """End the program in the job by itself, as the SDK does when its run is stopped."""
         if job.started:
             self._end(job, FAILED, EXITED.format(status=255, said=""))
 
@@ -341,18 +283,17 @@ class Vertex(Service):
             self._scheduler.after(30, self._end, job, state, error)
             return
         job.ended, job.error = self._scheduler.clock(), error.format(key=job.key)
-        job.message.end_time = _time(job.ended)
         if error and job.plan.said:
             self._scheduler.after(job.plan.said, self._say, job)
         else:
             job.message.error.message = job.error
-        self._turn(job, state)
+        self.turn(job, state)
         self._silence(job)
         self._world.log(job, "Job completed successfully." if state == SUCCEEDED else "Job failed.")
 
     def _say(self, job: Job) -> None:
         job.message.error.message = job.error
-        self._turn(job, job.state)
+        self.turn(job, job.state)
 
     def _delete(self, job: Job) -> None:
         self._scheduler.tell("a person", "deletes job %s", job.number)
@@ -364,19 +305,20 @@ class Vertex(Service):
             if life.job == job.name:
                 life.ended = life.ended or self._scheduler.now
 
-    def _turn(self, job: Job, state: int) -> None:
-        CustomJob.pb(job.message).state = state
+    def turn(self, job: Job, state: int) -> None:
+        super().turn(job, state)
         job.versions.append(Version(self._scheduler.now, state, CustomJob(job.message)))
-        name = "in a state nobody knows" if state == UNHEARD_OF else JobState(state).name
+        name = "in an unknown state" if state == UNHEARD_OF else JobState(state).name
         self._scheduler.tell(f"job {job.number}", "is %s %s", name, job.message.error.message)
 
 
-def variables(job: CustomJob) -> dict[str, str]:
-    """Give the environment of a job's first worker pool."""
-    return {one.name: one.value for one in CustomJob.pb(job).job_spec.worker_pool_specs[0].container_spec.env}
+def _item(request: JobRequest) -> str:
+    return memory.Job(request.custom_job).item
 
 
-def _time(when: float) -> Timestamp:
-    at = Timestamp()
-    at.FromNanoseconds(int(when * 1e9))
-    return at
+def _refused(reason: str) -> ItemRejected:
+    return ItemRejected(f"Vertex AI refused the job: {reason}", code=Code.CREATE_PERMISSION)
+
+
+def _no_quota(reason: str) -> ItemDeferred:
+    return ItemDeferred(f"Vertex AI has no quota for it now: 429 {reason}", code=Code.QUOTA_CREATE)

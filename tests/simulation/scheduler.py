@@ -12,9 +12,8 @@ from typing import Any
 
 import greenlet
 
-from vertex_launch.codes import Code
+from tests.support.memory import Service
 from vertex_launch.dispatch.ports import outcome
-from vertex_launch.errors import Unavailable
 from vertex_launch.log import Redactor
 from vertex_launch.model import PassRequest
 
@@ -26,7 +25,7 @@ class Killed(BaseException):
 
 
 class Broken(BaseException):
-    """An invariant is broken. No program may catch it, so it is no Exception."""
+    """An invariant is broken. It is not an Exception, because no program may catch it."""
 
 
 class Fault(StrEnum):
@@ -43,7 +42,7 @@ class Fault(StrEnum):
 
 KINDS = [kind for kind in Fault if kind]
 PAUSES = ((1, 20), (20, 80), (80, 150), (150, 900))
-"""Seconds for which a process is frozen: not for long, past a lease, past a hold, past the grace of intents."""
+"""Seconds for which a process is frozen: not for long, past a lease, past a lock, past the grace of intents."""
 
 
 class Scheduler:
@@ -62,7 +61,7 @@ class Scheduler:
         self._history: list[tuple[float, str, str, tuple[Any, ...]]] = []
 
     def clock(self) -> float:
-        """Give a time that is never the same twice, as a real clock does."""
+        """Return a time that is never the same twice, as a real clock does."""
         self.now += 1e-6
         return self.now
 
@@ -78,26 +77,12 @@ class Scheduler:
         self.now = max(self.now, until)
 
     def tell(self, who: str, text: str, *values: Any) -> None:
-        """Add to the history; the line is made only when somebody reads it."""
+        """Add to the history; the line is formatted only when it is read."""
         self._history.append((self.now, who, text, values))
 
     def history(self) -> Iterator[str]:
         for number, (when, who, text, values) in enumerate(self._history, 1):
             yield f"{number:4} {when - START:8.1f} s  {who:12} {text % values if values else text}"
-
-
-class Service:
-    """Something outside. Its methods are what programs may call; these two say what they hear when that goes wrong."""
-
-    name = ""
-
-    def refuse(self, operation: str, *args: Any) -> Any:
-        """Answer a call of which nothing was done."""
-        raise Unavailable(self.name, "503 The service is currently unavailable.", code=Code.VERTEX_UNAVAILABLE)
-
-    def lose(self, operation: str, *args: Any) -> Any:
-        """Answer a call that was done, but whose answer is lost."""
-        return self.refuse(operation, *args)
 
 
 class Program:
@@ -115,7 +100,7 @@ class Program:
         """When its last call began, and when it last read and wrote the ledger."""
         self.writes: list[float] = []
         self.held = float("inf")
-        """Until when it has its hold."""
+        """Until when it has the lock."""
         self.creates = 0
         self._dead = False
         self._main = main
@@ -138,7 +123,7 @@ class Program:
         self.scheduler.program = self
 
     def _die(self) -> None:
-        """End here; whatever the program still tries on its way out comes to nothing."""
+        """End here; what the program still tries on its way out has no effect."""
         self._dead = True
         raise Killed
 
@@ -172,14 +157,3 @@ class Program:
         order = self.scheduler.random.sample(range(len(calls)), len(calls))
         results = {index: outcome(calls[index]) for index in order}
         return [results[index] for index in range(len(calls))]
-
-
-class Outside:
-    """A service as one program sees it."""
-
-    def __init__(self, program: Program, service: Service) -> None:
-        self._program = program
-        self._service = service
-
-    def __getattr__(self, operation: str) -> Callable[..., Any]:
-        return partial(self._program.call, self._service, operation)

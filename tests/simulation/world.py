@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any, cast
@@ -13,9 +13,9 @@ from tests.simulation import jobs
 from tests.simulation.invariants import Invariants
 from tests.simulation.jobs import Job, Plan, Vertex
 from tests.simulation.objects import Folder
-from tests.simulation.queues import QUEUES, Entry, Wandb
-from tests.simulation.scheduler import KINDS, START, Broken, Fault, Outside, Program, Scheduler, Service
-from tests.support.fakes import ENTITY, SETTINGS, image_spec
+from tests.simulation.queues import Wandb
+from tests.simulation.scheduler import KINDS, START, Broken, Fault, Program, Scheduler
+from tests.support.memory import ENTITY, QUEUES, SETTINGS, Secret, Topic, image_spec, through
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.run import run_pass
 from vertex_launch.dispatch.watch import follow
@@ -101,8 +101,8 @@ class World:
         self.scheduler = Scheduler(random, self._fault, random.choice((0.05, 0.3, 2)))
         self.short_leases = random.random() < 0.03
         """Whether W&B's leases may be shorter than configured, which excuses what is said after them."""
-        self.keys = ["today" * 8]
-        self.all_keys = self.keys[:]
+        self.secret = Secret("today" * 8)
+        self.all_keys = self.secret.versions[:]
         self.wandb = Wandb(self, silent=random.random() < 0.1, eager=random.random() < 0.5)
         self.vertex = Vertex(self, random.choice((0, 0, 5, 80)))
         self.invariants = Invariants(self)
@@ -147,7 +147,8 @@ class World:
 
     def _push(self, number: int) -> None:
         random, chance = self.random, self.random.random()
-        entry = Entry(f"Item{number}", random.choice(QUEUES), image_spec(), self.scheduler.now)
+        entry = self.wandb.contents[self.wandb.push(random.choice(QUEUES), image_spec())]
+        entry.pushed = self.scheduler.now
         entry.hopeless, entry.refused, entry.quota = chance < 0.08, 0.08 < chance < 0.14, not 0.14 < chance < 0.18
         if entry.hopeless:
             entry.spec["resource_args"] = {"gcp-vertex": {"spec": {}}}
@@ -161,15 +162,13 @@ class World:
         if chance > 0.9 and alone:
             entry.kind, sweep = Kind.SCHEDULER, f"sweep{number}"
             entry.spec |= {"uri": SCHEDULER_URI, "sweep_id": sweep, "run_id": sweep}
-            self.wandb.sweeps[sweep] = False
         elif random.random() < 0.15 and alone:
             entry.spec["run_id"] = run = random.choice(("preset", f"preset{number}"))
             if random.random() < 0.5:
-                self.wandb.stop(RunId(ENTITY, "demo", run))
+                self.wandb.stop_run(RunId(ENTITY, "demo", run))
         if random.random() < 0.25:
             entry.key = entry.spec["_wandb_api_key"] = f"{number}own" * 10
             self.all_keys.append(entry.key)
-        self.wandb.entries[entry.id] = entry
         self.scheduler.tell("a person", "pushes %s", entry)
 
     def plan(self, owner: str) -> Plan:
@@ -269,10 +268,10 @@ class World:
         """Run a pass; says whether it came to its end."""
         deployment = self.deployments[program.owner]
         services = Services(
-            queue=cast(Any, Outside(program, self.wandb)),
-            vertex=cast(Any, Outside(program, self.vertex)),
-            record=Record(cast(Any, Outside(program, deployment.folder)), program.redact),
-            key=_Key(program, _Secret(self)),
+            queue=through(program.call, self.wandb),
+            vertex=through(program.call, self.vertex),
+            record=Record(through(program.call, deployment.folder), program.redact),
+            key=_Key(program, self.secret),
             jobs=cast(Any, None),  # no item here names a job artifact
             redact=program.redact,
             run_parallel=program.run_parallel,
@@ -297,10 +296,10 @@ class World:
         """Run job_state for a log entry."""
 
         def main(program: Program) -> None:
-            done, vertex, ticks = False, Outside(program, self.vertex), Outside(program, _Topic(self, owner))
-            settings = self.deployments[owner].settings
+            done, settings = False, self.deployments[owner].settings
+            vertex, ticks = through(program.call, self.vertex), through(program.call, _Topic(self, owner))
             try:
-                follow(hint, settings, cast(Any, vertex), cast(Any, ticks), self.scheduler.clock, program.run_parallel)
+                follow(hint, settings, vertex, ticks, self.scheduler.clock, program.run_parallel)
                 done = True
             except (JobNotEnded, Unavailable) as error:
                 self.scheduler.tell(program.name, "ends: %s", error)
@@ -320,10 +319,10 @@ class World:
         """Pop and claim at once, as the official agent does; its job has none of our labels."""
 
         def main(program: Program) -> None:
-            popped = self.wandb.pop_one(self.random.choice(QUEUES))
+            popped = self.wandb.lease(self.random.choice(QUEUES))
             program.sleep(self.random.uniform(0, 10))
             if popped.item:
-                self.wandb.ack_one(popped.item.id, f"official{popped.item.id}")
+                self.wandb.claim(popped.item.id, f"official{popped.item.id}")
 
         self._program("official", "official", main)
 
@@ -332,7 +331,7 @@ class World:
         recent = [job for job in self.vertex.jobs.values() if job.lives or job.ended > self.scheduler.now - 60]
         if recent:
             job = self.random.choice(recent)
-            self.wandb.stop(job.run)
+            self.wandb.stop_run(job.run)
             if not job.plan.stubborn and self.random.random() < 0.6:
                 self.scheduler.after(self.random.uniform(1, 50), self.vertex.obey, job)
 
@@ -341,7 +340,7 @@ class World:
         now, made = self.scheduler.now, self.vertex.jobs.values()
         waiting = [job for job in made if job.error in jobs.AGAIN and now - 20 < job.ended]
         if waiting:
-            self.wandb.stop(self.random.choice(waiting).run)
+            self.wandb.stop_run(self.random.choice(waiting).run)
         elif self.troubled:
             self.scheduler.after(5, self._stop_between)
 
@@ -364,8 +363,8 @@ class World:
             self.scheduler.after(5, self._lose_ledger)
 
     def _new_key(self) -> None:
-        self.keys.append("morrow" * 7)
-        self.all_keys.append(self.keys[-1])
+        self.secret.versions.append("morrow" * 7)
+        self.all_keys.append(self.secret.get())
 
     def _stricter_policy(self) -> None:
         """Allow no image from now on: what has a job goes on, what has none fails."""
@@ -391,7 +390,7 @@ class World:
 
     def _over(self) -> bool:
         return (
-            all(self.wandb.state(entry) in ("CLAIMED", "FAILED") for entry in self.wandb.entries.values())
+            all(self.wandb.state(entry.id) in ("CLAIMED", "FAILED") for entry in self.wandb.contents.values())
             and not any(job.lives for job in self.vertex.jobs.values())
             and not any(
                 one.folder.ledger.open or one.folder.rebuilt > self.scheduler.now for one in self.deployments.values()
@@ -399,41 +398,28 @@ class World:
         )
 
 
-class _Topic(Service):
-    """The topic of ticks."""
-
-    name = "Pub/Sub"
+class _Topic(Topic):
+    """The topic of one deployment's ticks."""
 
     def __init__(self, world: World, owner: str) -> None:
+        super().__init__()
         self._world = world
         self._owner = owner
 
-    def publish(self, body: dict[str, str]) -> None:
+    def publish(self, body: Mapping[str, str]) -> None:
         self._world.tick(self._owner, body["ended"])
-
-
-class _Secret(Service):
-    """Secret Manager."""
-
-    name = "Secret Manager"
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-
-    def key(self) -> str:
-        return self._world.keys[-1]
 
 
 class _Key:
     """The secret as one instance reads it: once."""
 
-    def __init__(self, program: Program, secret: _Secret) -> None:
+    def __init__(self, program: Program, secret: Secret) -> None:
         self._program = program
-        self._secret = secret
+        self._secret = through(program.call, secret)
         self._key = ""
 
     def get(self) -> str:
         if not self._key:
-            self._key = self._program.call(self._secret, "key")
+            self._key = self._secret.get()
             self._program.redact.add(self._key)
         return self._key

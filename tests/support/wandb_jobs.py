@@ -11,7 +11,7 @@ from typing import Any
 from local.standins.wandb import WandbServer
 from local.standins.wandb.artifacts import Artifact
 from tests.local_cloud.test_local_wandb import KEYS, TEAMS, Client
-from tests.support.fakes import KEY, World, image_spec
+from tests.support.memory import KEY, World, image_spec
 from vertex_launch.adapters.job_artifacts import DESCRIPTION, JobArtifacts
 from vertex_launch.dispatch.run import run_pass
 from vertex_launch.model import PassReport, PassRequest
@@ -113,7 +113,7 @@ class Passed:
     def job(self, item: int = 0) -> Any:
         """The item's CustomJob."""
         assert self.report.rejected == [], self.report.body()
-        return self.world.vertex.of(self.items[item])[0]
+        return self.world.vertex.of(self.items[item])[0].message
 
 
 def passed(jobs: JobArtifacts, server: WandbServer, *specs: Mapping[str, Any], **settings: Any) -> Passed:

@@ -9,7 +9,7 @@ import pytest
 
 from local.standins.wandb import WandbServer
 from local.standins.web import WebServer
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 from tests.support.wandb import ENTITY, KEY, Answer, Answering, Say, Scripted, Serve, client
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.log import LOGGER

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from local.standins.wandb import WandbServer
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 from tests.support.wandb import (
     ENTITY,
     HOST,

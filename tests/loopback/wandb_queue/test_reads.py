@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from local.standins.wandb import WandbServer
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 from tests.support.wandb import (
     ENTITY,
     HOST,

@@ -10,7 +10,7 @@ import requests
 
 from local.standins.wandb import WandbServer
 from local.standins.web import Handler, WebServer
-from tests.support.fakes import Clock
+from tests.support.memory import Clock
 from tests.support.wandb import (
     BASIC,
     ENTITY,
