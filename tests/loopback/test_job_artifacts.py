@@ -144,6 +144,8 @@ def test_an_alias_that_moves_is_followed_and_its_versions_are_asked_for_once(mad
     assert images == ["i:0", "i:1", "i:1"]
     downloads = [after["downloadArtifactFile"] - before["downloadArtifactFile"] for before, after in pairwise(counts)]
     assert downloads == [1, 1, 0]
+    assert jobs.find("acme/demo/moves:v0").name == "acme/demo/moves:v0"
+    assert made.server.store.asked() == counts[-1], "a version never changes"
 
 
 def test_only_the_description_is_downloaded_and_nothing_is_kept(made: Made) -> None:
@@ -192,8 +194,9 @@ def test_the_pass_after_one_in_which_the_helper_process_died_has_another(made: M
     (helper,) = helpers()
     os.kill(helper, signal.SIGKILL)
     assert eventually(lambda: not helpers())
-    with pytest.raises(Unavailable, match="acme/demo/image:latest"):
+    with pytest.raises(Unavailable, match="acme/demo/image:latest") as error:
         made.jobs.find("acme/demo/image:latest")
+    assert error.value.message.code is Code.WANDB_UNAVAILABLE
     made.jobs.forget()
     assert made.jobs.find("acme/demo/image:latest").name == "acme/demo/image:v0"
 

@@ -181,27 +181,26 @@ def test_overrides_that_reach_no_pool_are_wrong_and_an_image_that_no_pool_runs_i
 
 
 def test_the_official_variables_are_in_the_official_order() -> None:
-    spec = {**FULL, "_resume_count": 1}
-    assert list(env(spec)) == [
-        "NCCL_DEBUG",
-        "WANDB_BASE_URL",
-        "WANDB_API_KEY",
-        "WANDB_PROJECT",
-        "WANDB_ENTITY",
-        "WANDB_LAUNCH",
-        "WANDB_RUN_ID",
-        "WANDB_DOCKER",
-        "WANDB_NAME",
-        "WANDB_USERNAME",
-        "WANDB_SWEEP_ID",
-        "WANDB_RESUME",
-        "WANDB_LAUNCH_QUEUE_NAME",
-        "WANDB_LAUNCH_QUEUE_ENTITY",
-        "WANDB_LAUNCH_TRACE_ID",
-        "WANDB_CONFIG",
-        "WANDB_LAUNCH_FILE_OVERRIDES",
-        "WANDB_ARTIFACTS",
+    order = [
+        "BASE_URL",
+        "API_KEY",
+        "PROJECT",
+        "ENTITY",
+        "LAUNCH",
+        "RUN_ID",
+        "DOCKER",
+        "NAME",
+        "USERNAME",
+        "SWEEP_ID",
+        "RESUME",
+        "LAUNCH_QUEUE_NAME",
+        "LAUNCH_QUEUE_ENTITY",
+        "LAUNCH_TRACE_ID",
+        "CONFIG",
+        "LAUNCH_FILE_OVERRIDES",
+        "ARTIFACTS",
     ]
+    assert list(env({**FULL, "_resume_count": 1})) == ["NCCL_DEBUG", *(f"WANDB_{name}" for name in order)]
 
 
 def test_an_items_own_key_is_used_and_then_no_author_is_named() -> None:
@@ -234,24 +233,11 @@ def test_how_a_run_is_shown_and_resumed_is_the_users_choice(name: str) -> None:
     assert warned(spec) == []
 
 
+OURS = "BASE_URL API_KEY PROJECT ENTITY RUN_ID USERNAME SWEEP_ID LAUNCH LAUNCH_TRACE_ID CONFIG CONFIG_0 ARTIFACTS"
+
+
 @pytest.mark.parametrize(
-    "name",
-    [
-        "WANDB_BASE_URL",
-        "WANDB_API_KEY",
-        "WANDB_PROJECT",
-        "WANDB_ENTITY",
-        "WANDB_RUN_ID",
-        "WANDB_USERNAME",
-        "WANDB_SWEEP_ID",
-        "WANDB_LAUNCH",
-        "WANDB_LAUNCH_TRACE_ID",
-        "WANDB_CONFIG",
-        "WANDB_CONFIG_0",
-        "WANDB_LAUNCH_FILE_OVERRIDES_7",
-        "WANDB_ARTIFACTS",
-        "VERTEX_LAUNCH_PLAN",
-    ],
+    "name", [*(f"WANDB_{name}" for name in OURS.split()), "WANDB_LAUNCH_FILE_OVERRIDES_7", "VERTEX_LAUNCH_PLAN"]
 )
 def test_which_run_it_is_cannot_be_overridden(name: str) -> None:
     spec = run_spec(pool(env=[{"name": name, "value": "mine"}, {"name": "WANDB_CONFIG_DIR", "value": "/c"}]))
@@ -266,7 +252,7 @@ def test_of_a_variable_that_is_set_twice_the_last_value_counts() -> None:
 
 
 @pytest.mark.parametrize("unit", ["x", "é", "$", "$(", "a$$(HOME) "])
-@pytest.mark.parametrize("size", [32_660, 32_670, 65_400, 130_000])
+@pytest.mark.parametrize("size", [32_660, 32_670, 65_400])
 def test_long_config_is_split_so_that_the_client_gets_it_back(unit: str, size: int) -> None:
     config = {"k": (unit * size)[:size]}
     values = env(run_spec(overrides={"run_config": config}))
