@@ -419,7 +419,7 @@ def test_without_faults_no_metric_of_a_fault_counts(recorder: Recorder) -> None:
     found = counted(entries)
     assert tripped(entries) == set()
     assert found["submissions"] == 3
-    assert found["passes"] == _lines(entries, "pass: ") >= 3
+    assert found["passes"] == _lines(entries, "Pass: ") >= 3
     assert _lines(entries, "Dry run") == 1
     assert any(entry.get("jsonPayload", {}).get("event") == "busy" for entry in entries)
 

@@ -284,15 +284,12 @@ def schedulers_are_not_limited(patch: Patch) -> None:
 @_breaks("I3")
 def further_attempts_need_no_slot(patch: Patch) -> None:
     """What is submitted again does not ask whether a slot is free."""
-    endless = Room(None, dict.fromkeys(Kind, 99.0), dict.fromkeys(("us-central1", "us-east4"), 99), 99)  # type: ignore[arg-type]
 
-    def due(real: Any, *args: Any) -> Any:
-        with pytest.MonkeyPatch.context() as meanwhile:
-            meanwhile.setattr(Room, "of", lambda *args: endless)
-            return real(*args)
+    def endless(room: Room) -> Room:
+        return replace(room, slots=dict.fromkeys(Kind, 99.0))
 
-    _wrap(patch, start, "due_retries", due)
-    _wrap(patch, start, "retries", lambda real, one, entries, room, key: real(one, entries, endless, key))
+    _wrap(patch, start, "due_retries", lambda real, one, seen, room: real(one, seen, endless(room)))
+    _wrap(patch, start, "retries", lambda real, one, entries, room, key: real(one, entries, endless(room), key))
 
 
 @_breaks("I2: two items")

@@ -166,7 +166,7 @@ def _ask_wandb(
     state = services.queue.ask(_question(settings, ledger, entity, queues, ledger.agent))
     if settings.entity or state.viewer_entity in ("", entity):
         return entity, state, None
-    changed = f"The default entity of the API key was {entity} and is {state.viewer_entity} now"
+    changed = f"The default entity of the API key was {entity} and is {state.viewer_entity} now."
     entity = state.viewer_entity
     return (
         entity,
@@ -214,13 +214,13 @@ def _unserved(
         return Message(
             Code.QUEUE_MISSING,
             f"Queue {name} does not exist for entity {entity} (existing queues: {known}). Create it in the W&B app, or "
-            f"correct {settings.where('queues')}",
+            f"correct {settings.where('queues')}.",
         )
     resource = resources.get(state.queues[name], "")
     if resource and resource not in VERTEX_RESOURCES:
         return Message(
             Code.QUEUE_RESOURCE,
             f"Queue {name} is a {resource} queue; this deployment serves Vertex AI queues (resource gcp-vertex). Create "
-            f"one, or remove this one from {settings.where('queues')}",
+            f"one, or remove this one from {settings.where('queues')}.",
         )
     return None

@@ -86,7 +86,7 @@ def _defer(one: Pass, action: Defer) -> None:
     item, message = action.item, action.message
     one.report.deferred.append(_row(message, item=item.id, queue=item.queue))
     fields = {"event": Event.DEFERRED, "code": message.code, "item": item.id, "queue": item.queue}
-    LOGGER.info("deferred item %s: %s", item.id, message, extra=fields)
+    LOGGER.info("Deferred item %s: %s", item.id, message, extra=fields)
     if not action.warn:
         return
     waiting = one.ledger.wait(item.id, one.now, patient=action.patient)
@@ -115,7 +115,7 @@ def _retry_blocked(one: Pass, action: RetryBlocked) -> None:
 
 def _stop_retrying(one: Pass, action: StopRetrying) -> None:
     one.ledger.keep(one.ledger.open[action.item].stop_retrying(str(action.why)))
-    LOGGER.info("item %s: %s", action.item, action.why, extra={"code": action.why.code, "item": action.item})
+    LOGGER.info("Item %s: %s", action.item, action.why, extra={"code": action.why.code, "item": action.item})
 
 
 _SIMPLE: Mapping[type, Callable[[Pass, Any], None]] = {
@@ -187,15 +187,15 @@ def _create(one: Pass, create: Create, until: float) -> str:
     most = one.settings.timeouts.create
     timeout = min(most, create.request.create_timeout or most)
     if one.now + timeout > min(until, one.held.lock.expires):
-        text = "Not enough time is left in this pass to create the job before the item's lease expires"
+        text = "Not enough time is left in this pass to create the job before the item's lease expires."
         raise ItemDeferred(text, code=Code.LATE_PASS, warn=False)
     try:
         return one.services.vertex.create(create.request, timeout)
     except LaunchError:
         raise
     except Exception as error:
-        LOGGER.exception("unexpected error while creating a job", extra={"event": Event.FAILED, "item": create.item.id})
-        text = f"Unexpected {type(error).__name__} while the job was created. The function's log has the traceback"
+        LOGGER.exception("Unexpected error while creating a job", extra={"event": Event.FAILED, "item": create.item.id})
+        text = f"Unexpected {type(error).__name__} while the job was created. The function's log has the traceback."
         raise OutcomeUnknown(text, code=Code.CREATE_UNCONFIRMED) from error
 
 
@@ -209,7 +209,7 @@ def _created(one: Pass, create: Create, job: str) -> None:
     fields: dict[str, object] = {"event": Event.SUBMITTED, **row}
     if one.report.freed:
         fields["refill_s"] = round(max(0.0, one.now - one.report.freed.pop(0)), 3)
-    LOGGER.info("submitted item %s as %s", item.id, job, extra=fields)
+    LOGGER.info("Submitted item %s as %s", item.id, job, extra=fields)
     one.outbox.extend(Warn(item.id, message, Phase.RUN) for message in request.warnings)
 
 
@@ -222,7 +222,7 @@ def _cancel(one: Pass, cancels: Sequence[Cancel]) -> None:
             text = f"Cannot cancel job {job}: {error}"
             log.warning(Message(Code.CANCEL_FAILED, text), item=item, job=job)
             continue
-        LOGGER.info("cancelled job %s because %s", job, why, extra={"code": why.code, "item": item, "job": job})
+        LOGGER.info("Cancelled job %s because %s", job, why, extra={"code": why.code, "item": item, "job": job})
         one.report.cancelled.append(_row(why, item=item, job=job))
         if cancel.after is After.DROP:
             one.ledger.drop(item)
@@ -246,7 +246,7 @@ def register(one: Pass, seen: Seen) -> tuple[str, bool]:
     if stopped:
         text = (
             "The agent of this deployment was stopped in W&B, so no items are popped. To resume, POST "
-            '{"resume": true} to dispatch_now'
+            '{"resume": true} to dispatch_now.'
         )
         apply(one, [Notice(Message(Code.AGENT_STOPPED, text))])
     return one.ledger.agent, stopped
@@ -299,7 +299,7 @@ def _reject(one: Pass, rejects: Sequence[Reject], until: float) -> None:
         rejected = Message(message.code, f"Rejected item {item.id}: {message.text}")
         log.warning(rejected, event=Event.REJECTED, item=item.id, queue=item.queue)
         if not known:
-            text = f"W&B did not take the failure of item {item.id}; the item comes back and fails again"
+            text = f"W&B did not accept the failure of item {item.id}. The item returns to its queue and fails again."
             apply(one, [Notice(Message(Code.MESSAGE_NOT_TAKEN, text))])
 
 
@@ -336,7 +336,7 @@ def _cancel_sweep(one: Pass, settle: Settle) -> bool:
     except Unavailable as error:
         log.warning(Message(Code.SWEEP_NOT_CANCELLED, f"Cannot cancel sweep {sweep}: {error}"), item=entry.item)
         return settle.late
-    LOGGER.info("sweep %s: %s", sweep, "cancelled" if ended else "had ended", extra={"item": entry.item})
+    LOGGER.info("Sweep %s %s", sweep, "is cancelled" if ended else "had ended already", extra={"item": entry.item})
     return True
 
 
@@ -355,7 +355,7 @@ def _tell(one: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
     try:
         taken = (queue.fail if verdict is Verdict.FAILED else queue.warn)(texts, Phase.RUN, within)
     except Unavailable as error:
-        log.warning(Message(Code.MESSAGE_NOT_TAKEN, f"Cannot tell W&B how {len(texts)} jobs ended: {error}"))
+        log.warning(Message(Code.MESSAGE_NOT_TAKEN, f"Cannot report to W&B how {len(texts)} jobs ended: {error}"))
         return
     for settle, known in zip(settles, taken, strict=True):
         if known or settle.late:
@@ -378,7 +378,7 @@ def _settled(one: Pass, settle: Settle) -> None:
     one.report.settled.append(_row(message, **row))
     fields = {"event": Event.SETTLED, **row}
     if verdict is Verdict.DONE:
-        LOGGER.info("settled item %s: %s %s", entry.item, verdict, message.text, extra=fields)
+        LOGGER.info("Settled item %s (%s): %s", entry.item, verdict, message.text, extra=fields)
     else:
         log.warning(Message(message.code, f"Settled item {entry.item} ({verdict}): {message.text}"), **fields)
 
@@ -397,9 +397,7 @@ def finish(one: Pass, active: Sequence[ManagedJob]) -> None:
     try:
         held.give_back()
     except Unavailable as error:
-        text = (
-            f"{error.message.text}. What was done is done; the next pass begins when the lock of this one has expired"
-        )
+        text = f"{error.message.text} The pass is complete, but the next one starts only when its lock expires."
         apply(one, [Notice(Message(error.message.code, text))])
     one.report.count_slots(settings.max_jobs, one.ledger.slots_used(active)[Kind.JOB])
     one.report.took_ms = round(1000 * (one.now - one.started))
@@ -407,4 +405,4 @@ def finish(one: Pass, active: Sequence[ManagedJob]) -> None:
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in report.items() if isinstance(rows, list))
     slots = f"{one.report.slots['active']} of {settings.max_jobs} slots active"
     extra = {"event": Event.PASS, "pass_id": one.report.pass_id, "report": report}
-    LOGGER.info("pass: %s, %s, %d ms", counts, slots, one.report.took_ms, extra=extra)
+    LOGGER.info("Pass: %s, %s, %d ms", counts, slots, one.report.took_ms, extra=extra)

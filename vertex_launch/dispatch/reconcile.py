@@ -81,12 +81,12 @@ def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: K
     """Decide about one item: which job is its own, and whether that may live."""
     before, note = entry, ""
     if entry and _lapsed(entry, jobs, known):
-        item, note = entry.item, f"no job came of the create for item {entry.item}"
+        item, note = entry.item, f"No job came of the create for item {entry.item}"
         entry = _without_create(entry, known)
         if entry is None:
             yield Drop(item, note)
     elif entry and entry.job in known.seen.missing and known.now - entry.current.planned > known.grace:
-        note = f"job {entry.job} of item {entry.item} was deleted"
+        note = f"Job {entry.job} of item {entry.item} was deleted"
         entry = entry.gone(known.now)
     entry, twins = _choose(entry, jobs, known)
     if entry:
@@ -170,12 +170,12 @@ def _judge(entry: OpenItem, item: ItemView | None, known: Known) -> Iterator[Act
     elif item and (item.state == "FAILED" or (item.state == "CLAIMED" and item.run)):
         why = "its item has failed" if item.state == "FAILED" else f"its item is claimed by run {item.run}"
         lost = Message(Code.ITEM_LOST, why)
-        drop = Drop(entry.item, f"item {entry.item} belongs to someone else: {why}")
+        drop = Drop(entry.item, f"Item {entry.item} belongs to someone else: {why}")
         yield drop if entry.current.ended else Cancel(entry.item, entry.job, lost, After.DROP)
     elif entry.job in known.seen.missing and entry.current.ended and item and item.state in settle.WAITING:
-        yield Drop(entry.item, f"item {entry.item} comes back through its queue and gets another job")
+        yield Drop(entry.item, f"Item {entry.item} returns through its queue and gets another job")
     elif settle.is_late(entry, known.settings, known.now):
-        yield Drop(entry.item, f"item {entry.item} was deleted in W&B")
+        yield Drop(entry.item, f"Item {entry.item} was deleted in W&B")
 
 
 # Whether the job may live

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import Enum, auto
 
 from vertex_launch.dispatch import perform, reconcile, settle, start
 from vertex_launch.dispatch.context import Action, Claim, Create, Pass
@@ -29,8 +29,10 @@ STALE_TICK = 600.0
 class Skipped(Enum):
     """Why a tick needs no pass."""
 
-    STALE = "it is too old"
-    COVERED = "a pass that began since has served it"
+    STALE = auto()
+    """It is too old."""
+    COVERED = auto()
+    """A pass that began since has served it."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, auto
 
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.context import Action, Keep, Retry, Settle, Verdict
@@ -32,8 +32,10 @@ MOST_QUOTED = 1500
 class Unknown(Enum):
     """The answer that W&B could not give."""
 
-    NOW = "cannot be told now"
-    EVER = "cannot be seen with this key"
+    NOW = auto()
+    """It may give it later."""
+    EVER = auto()
+    """The run belongs to an entity that the API key cannot see."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def settle(
         run = runs.get(entry.run_id, Unknown.NOW if entry.entity == seen.entity else Unknown.EVER)
         decision = decide(Ended(entry, seen.jobs.get(entry.job), run, items.get(entry.item)), settings, now)
         if isinstance(decision, Wait):
-            actions.append(Keep(entry, note=f"job {entry.job} has ended: {decision.why}"))
+            actions.append(Keep(entry, note=f"Job {entry.job} has ended and is not settled yet: {decision.why}"))
         else:
             actions.append(decision)
     return actions
@@ -95,15 +97,15 @@ def decide(ended: Ended, settings: Settings, now: float) -> Settle | Retry | Wai
     if item and (item.state == "FAILED" or (not unclaimed and item.run not in ("", entry.run))):
         return _done(ended, f"the item is {item.state} for run {item.run or '(none)'} already")
     if (unclaimed or run is Unknown.NOW) and not late:
-        return Wait("W&B does not show the item or its run as claimed now")
+        return Wait("W&B does not show its item as claimed, or its run, at the moment")
     young = now - since < settings.timeouts.settle_grace
     if job is None:
         return _deleted(ended, settings, now, young=young)
     end = outcome.of(job)
     if end is None:
-        return Wait(f"its state {job.state} is not known to this version")
+        return Wait(f"this version does not know its state {job.state}")
     if job.state == outcome.FAILED and not job.error and young:
-        return Wait("Vertex AI has not said yet why it failed")
+        return Wait("Vertex AI has not given the reason yet")
     stopped = bool(entry.current.stop_seen) or (isinstance(run, RunView) and run.stopped and not entry.stopped_before)
     began = True if entry.began_before else _began(entry, run, job)
     if not stopped and _another(entry, job, end, settings, now - since):
@@ -135,7 +137,7 @@ def _told(ended: Ended, end: _End, settings: Settings, now: float, *, young: boo
             return _done(ended)
         return _settle(ended, Verdict.WARNED, _sentence(entry, end, settings), failed, settings, now)
     if young:
-        return Wait("its run may still show up")
+        return Wait("its run may still appear")
     return _settle(ended, Verdict.FAILED, _sentence(entry, end, settings), failed, settings, now)
 
 
@@ -155,7 +157,7 @@ def _deleted(ended: Ended, settings: Settings, now: float, *, young: bool) -> Se
     entry, run = ended.entry, ended.run
     if young:
         return Wait("Vertex AI does not show its job")
-    reason = f"Vertex AI had said: {entry.reason}" if entry.reason else ""
+    reason = f"Vertex AI had reported: {entry.reason}" if entry.reason else ""
     text = " ".join(
         filter(None, [f"{_head(entry, settings)} was deleted in Vertex AI.", reason, quoted(entry.no_retry)])
     )

@@ -68,17 +68,17 @@ class Room:
         if self.slots[kind] < 1 and kind is Kind.SCHEDULER:
             raise ItemDeferred(
                 f"The limit of {self.settings.max_schedulers} sweep schedulers ({self.settings.where('max_schedulers')}) is "
-                "reached. This one starts when another ends",
+                "reached. This one starts when another ends.",
                 code=Code.SCHEDULER_LIMIT,
                 patient=True,
             )
         if self.slots[kind] < 1:
-            raise ItemDeferred("No slot is free", code=Code.NO_SLOT, warn=False)
+            raise ItemDeferred("No slot is free.", code=Code.NO_SLOT, warn=False)
         if self.left[region] < 1:
-            text = f"The submissions per minute of region {region} are used up (submissions_per_minute)"
+            text = f"The submissions per minute of region {region} are used up (submissions_per_minute)."
             raise ItemDeferred(text, code=Code.SUBMISSIONS_PER_MINUTE, warn=False)
         if self.limit < 1:
-            raise ItemDeferred("The limit of this request is reached", code=Code.REQUEST_LIMIT, warn=False)
+            raise ItemDeferred("The limit of this request is reached.", code=Code.REQUEST_LIMIT, warn=False)
         self.slots[kind] -= 1
         self.left[region] -= 1
         self.limit -= 1
@@ -100,7 +100,7 @@ def adopt(one: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
     for item in items:
         entry = one.ledger.open.get(item.id)
         if entry and entry.stage is Stage.PLANNED:
-            text = "Vertex AI has not shown yet whether it took the job of an earlier attempt"
+            text = "Vertex AI has not shown yet whether it took the job of an earlier attempt."
             yield Defer(item, Message(Code.CREATE_UNCONFIRMED, text), warn=False)
         elif entry:
             yield Claim(item.id, item.queue, entry.run, entry.job)
@@ -136,10 +136,10 @@ def _check_waiting(one: Pass, item: Item) -> None:
     waiting, now, give_up_after = one.ledger.waiting.get(item.id), one.now, one.settings.give_up_after
     if waiting and now - waiting.since > give_up_after:
         why = "; ".join(waiting.warned) or "the function's log has the reason"
-        text = f"It could not start within {give_up_after / 3600:g} hours (give_up_after): {why}"
+        text = f"The item could not start within {give_up_after / 3600:g} hours (give_up_after): {why}"
         raise ItemRejected(text, code=Code.WAITED_TOO_LONG)
     if waiting and now < waiting.until:
-        text = f"Vertex AI had no room for the job. It is tried again in {waiting.until - now:.0f} s"
+        text = f"Vertex AI had no room for the job. It is tried again in {waiting.until - now:.0f} s."
         raise ItemDeferred(text, code=Code.NO_ROOM, warn=False)
 
 
@@ -148,7 +148,7 @@ def _check_run(one: Pass, item: Item, run: RunId, room: Room) -> None:
     user = one.ledger.user_of(run, item.id)
     if user or run in room.runs:
         other = f" of item {user.item}" if user else ""
-        text = f"Run {run} is used by another job{other}. This item waits until that job has ended"
+        text = f"Run {run} is used by another job{other}. This item waits until that job has ended."
         raise ItemDeferred(text, code=Code.RUN_IN_USE, patient=True)
 
 
@@ -157,11 +157,11 @@ def foreign(one: Pass, items: Sequence[Item]) -> Iterator[Defer | Notice]:
     for queue, item in {item.queue: item for item in reversed(items)}.items():
         text = (
             f"Queue {queue} holds items for {item.spec['resource']}; this deployment serves Vertex AI queues (resource "
-            f"gcp-vertex). Remove it from {one.settings.where('queues')}"
+            f"gcp-vertex). Remove it from {one.settings.where('queues')}."
         )
         yield Notice(Message(Code.ITEM_RESOURCE, text))
     for item in items:
-        text = f"The item is for {item.spec['resource']}, so another agent has to take it"
+        text = f"The item is for {item.spec['resource']}, so another agent has to take it."
         yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
 
 
@@ -208,7 +208,7 @@ def _never(entry: OpenItem, seen: Seen, settings: Settings, now: float) -> Messa
         text = f"Not retried: the next attempt could not begin within {settings.give_up_after:g} s (give_up_after){blocked}"
         return Message(Code.NOT_RETRIED, text)
     if is_stopped(seen.wandb.runs.get(entry.run_id)) and not entry.stopped_before:
-        return Message(Code.RUN_STOPPED, "Not retried: its run was stopped in W&B")
+        return Message(Code.RUN_STOPPED, "Not retried: its run was stopped in W&B.")
     return None
 
 
@@ -222,7 +222,7 @@ def retries(one: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Ite
             text = f"Cannot submit item {entry.item} again: {request}"
             log.warning(Message(Code.LOOKUP_FAILED, text), item=entry.item)
         elif request is None:
-            text = "Not retried: its job was deleted before it could be submitted again"
+            text = "Not retried: its job was deleted before it could be submitted again."
             yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
         else:
             yield from _retry(one, entry, request, room, key)
@@ -235,7 +235,7 @@ def _retry(one: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str
     if brought and settings.api_key_delivery == "secret":
         text = (
             "Not retried: its job was submitted with the W&B key in its spec, and this deployment now keeps keys out of job "
-            "specs (vertex-launch.yaml: api_key_delivery). Launch it again"
+            f"specs ({settings.where('api_key_delivery')}). Launch it again."
         )
         yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
         return
@@ -244,7 +244,7 @@ def _retry(one: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str
     try:
         room.take(entry.kind, region)
     except ItemDeferred as error:
-        log.LOGGER.info("item %s waits for its next attempt: %s", entry.item, error, extra={"item": entry.item})
+        log.LOGGER.info("Item %s waits for its next attempt: %s", entry.item, error, extra={"item": entry.item})
         return
     attempt = entry.current.number + 1
     again = retry.next_attempt(request, attempt=attempt, region=region, settings=settings, api_key=key)

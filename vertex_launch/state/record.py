@@ -126,8 +126,8 @@ class Record:
             if holder == pass_id:
                 return Lock(pass_id, expires, generation, taken_over=True)
             if now < until:
-                raise PassBusy(f"pass {holder} is running, for {until - now:.0f} s more at most", until - now)
-        raise PassBusy("other passes are beginning at this moment", 1.0)
+                raise PassBusy(f"Pass {holder} is running, for at most {until - now:.0f} s more.", until - now)
+        raise PassBusy("Other passes are starting at this moment.", 1.0)
 
     def read(self) -> Stored:
         """Read the ledger. Raises Unavailable."""
@@ -152,7 +152,7 @@ class Record:
             if stored is None or stored.writer != pass_id:
                 break
             generation = stands  # the answer to an earlier write was lost
-        raise PassLost("another pass has taken over: this one outlived its lock; nothing more is changed")
+        raise PassLost("Another pass has taken over because this one outlived its lock. It changes nothing more.")
 
 
 def _parse_lock(content: bytes) -> tuple[str, float]:
