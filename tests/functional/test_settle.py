@@ -333,7 +333,7 @@ def test_a_job_deleted_before_any_pass_saw_it_is_told_all_the_same() -> None:
     item = world.queue.push("cpu", image_spec())
     writes = iter([None, world.bucket.unavailable])
     world.bucket.trouble["write ledger.json"] = lambda: (trouble := next(writes, None)) and trouble()
-    assert Code.STORAGE_UNAVAILABLE in world.run().notices[0]
+    assert "Cloud Storage" in world.run().notices[0]
     assert world.queue.state(item) == "CLAIMED"
     world.vertex.jobs.clear()
     for _ in range(5):

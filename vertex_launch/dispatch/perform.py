@@ -397,7 +397,7 @@ def finish(one: Pass, active: Sequence[ManagedJob]) -> None:
     try:
         held.give_back()
     except Unavailable as error:
-        text = f"{error.message.text} The pass is complete, but the next one starts only when its lock expires."
+        text = f"{error.message.text.rstrip('.')}. The pass is complete, but the next one starts only when its lock expires."
         apply(one, [Notice(Message(error.message.code, text))])
     one.report.count_slots(settings.max_jobs, one.ledger.slots_used(active)[Kind.JOB])
     one.report.took_ms = round(1000 * (one.now - one.started))
