@@ -7,30 +7,26 @@ structured mode, or as an event of a first-generation function; the body holds t
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import datetime
-from itertools import chain
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic_core import from_json
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import RequestError
 from vertex_launch.job import labels
 from vertex_launch.model import JobHint, JobName, PassRequest
 from vertex_launch.problems import Codes, dotted, kind, problem, shown, translate, wrong
+from vertex_launch.settings.config import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
 MOST_BODY = 1024 * 1024
 """Bytes of JSON in a body or a message; a run spec is far smaller."""
-
-MOST_DEPTH = 100
-"""Nested lists and objects in it; Python's own limit is about ten times as many."""
 
 MOST_PROBLEMS = 20
 """Problems that are reported for one request."""
@@ -41,17 +37,16 @@ CODES = Codes(Code.REQUEST_KEY, Code.REQUEST_VALUE, Code.REQUEST_VALUE)
 
 _JOB_NUMBER = re.compile("[0-9]{1,20}")
 _END = re.compile("Job (completed successfully|failed|cancelled|canceled)")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _STATE = "ml.googleapis.com/job_state"
 
 
 def _served(names: list[str], info: ValidationInfo) -> list[str]:
-    """Check that the deployment serves these queues."""
-    served: Sequence[str] | None = info.context
-    other = [shown(name) for name in dict.fromkeys(names) if served is not None and name not in served]
-    if other:
-        unknown, known = ", ".join(other[:MOST_PROBLEMS]), ", ".join(served or ())
-        remedy = f"Name one of {known}, or add the queue to queues in launch-config.yaml"
+    """Check that the deployment serves these queues; any if the context has no settings."""
+    settings: Settings | None = info.context
+    other = [shown(name) for name in dict.fromkeys(names) if settings and name not in settings.queues]
+    if settings and other:
+        unknown, known = ", ".join(other[:MOST_PROBLEMS]), ", ".join(settings.queues)
+        remedy = f"Name one of {known}, or add the queue to {settings.where('queues')}"
         raise wrong(f"this deployment does not serve {unknown}", remedy, code=Code.REQUEST_QUEUE)
     return names
 
@@ -97,27 +92,28 @@ class _Named(BaseModel):
     job: Annotated[str, AfterValidator(_job_name)] = Field(description="the job that has ended")
 
 
-@dataclass(frozen=True)
-class _Message:
-    """A Pub/Sub message: its JSON, when it was published if that is known, and its place in problems."""
+class _Message(NamedTuple):
+    """A Pub/Sub message: its place in problems, its JSON, and when it was published if that is known."""
 
     place: str
     payload: Any
     published: Any
 
 
-def tick(raw: bytes, served: Sequence[str] | None = None) -> PassRequest:
+def tick(raw: bytes, settings: Settings | None = None) -> PassRequest:
     """Parse a tick. A message without data asks for a full pass. Raises RequestError."""
-    message = _message(raw, "tick", 'Publish an empty message or a JSON object, for example {"limit": 5}')
-    return _request(message.payload, served, message.place, _seconds(message.published))
+    place, payload, published = _message(
+        raw, "tick", 'Publish an empty message or a JSON object, for example {"limit": 5}'
+    )
+    return _request(payload, settings, place, _seconds(published))
 
 
-def request(raw: bytes, served: Sequence[str] | None = None) -> PassRequest:
-    """Parse an HTTP body for a deployment that serves these queues, None for any. Raises RequestError."""
+def request(raw: bytes, settings: Settings | None = None) -> PassRequest:
+    """Parse an HTTP body. Without ``settings`` it may name any queue. Raises RequestError."""
     remedy = "Send a JSON object or an empty body"
     if len(raw) > MOST_BODY:
         remedy = "Send a smaller body; large inputs of a job belong in artifacts"
-    return _request(_json(raw, BODY, remedy, MOST_BODY), served, BODY, None)
+    return _request(_json(raw, BODY, remedy, MOST_BODY), settings, BODY, None)
 
 
 def job_hint(raw: bytes) -> JobHint | None:
@@ -126,11 +122,10 @@ def job_hint(raw: bytes) -> JobHint | None:
     Return None for an entry about something else.
     """
     remedy = 'Publish log entries of Vertex AI to this topic, or {"job": "projects/P/locations/R/customJobs/N"}'
-    message = _message(raw, "log entry", remedy)
-    entry, place = message.payload, message.place
+    place, entry, published_at = _message(raw, "log entry", remedy)
     if not isinstance(entry, dict):
         raise _error(place, f"is {kind(entry)}, not a JSON object", remedy, Code.REQUEST_FORMAT)
-    published = _seconds(message.published or entry.get("timestamp"))
+    published = _seconds(published_at or entry.get("timestamp"))
     if "job" in entry and "resource" not in entry:
         name = JobName.parse(_valid(_Named, entry, None, place).job)
         return JobHint(name.number, name, published=published)
@@ -146,21 +141,13 @@ def job_hint(raw: bytes) -> JobHint | None:
     return JobHint(number, ended=_is_end(entry), published=published)
 
 
-def _request(body: Any, served: Sequence[str] | None, place: str, published: float | None) -> PassRequest:
-    body = {} if body is None else body
-    if not isinstance(body, dict):
+def _request(body: Any, settings: Settings | None, place: str, published: float | None) -> PassRequest:
+    if not isinstance(body, dict | None):
         remedy = 'Send an object, for example {"limit": 5}, or nothing'
         raise _error(place, f"is {kind(body)}, not a JSON object", remedy, Code.REQUEST_FORMAT)
-    parsed = _valid(Body, body, served, place)
-    return PassRequest(
-        queues=tuple(dict.fromkeys(parsed.queues)),
-        limit=parsed.limit,
-        dry_run=parsed.dry_run,
-        run_spec=parsed.run_spec,
-        resume=parsed.resume,
-        published=published,
-        ended=parsed.ended or "",
-    )
+    parsed = dict(_valid(Body, body or {}, settings, place))
+    queues, ended = tuple(dict.fromkeys(parsed.pop("queues"))), parsed.pop("ended") or ""
+    return PassRequest(**parsed, queues=queues, ended=ended, published=published)
 
 
 def _valid(model: type[Model], body: Mapping[str, Any], context: Any, place: str) -> Model:
@@ -168,9 +155,7 @@ def _valid(model: type[Model], body: Mapping[str, Any], context: Any, place: str
     try:
         return model.model_validate(body, context=context)
     except ValidationError as error:
-        problems = translate(
-            error, model, lambda location: f"{dotted(location)} in {place}", codes=CODES, most=MOST_PROBLEMS
-        )
+        problems = translate(error, model, lambda at: f"{dotted(at)} in {place}", codes=CODES, most=MOST_PROBLEMS)
     # Raised outside the handler, because pydantic's error repeats its input in a traceback.
     raise RequestError(problems)
 
@@ -202,15 +187,11 @@ def _message(raw: bytes, noun: str, remedy: str) -> _Message:
     message = event.get("message", data.get("message", data if context else None))
     if not isinstance(message, dict):
         raise _error(noun, "is not a Pub/Sub message", remedy, Code.REQUEST_FORMAT)
-    known = _first(message.get("messageId"), message.get("message_id"), context.get("eventId"))
-    published = _first(message.get("publishTime"), message.get("publish_time"), context.get("timestamp"))
+    known = message.get("messageId") or message.get("message_id") or context.get("eventId")
+    published = message.get("publishTime") or message.get("publish_time") or context.get("timestamp")
     place = f"{noun} {shown(known)}" if known else noun
     content = _decoded(message.get("data") or "", place, remedy)
     return _Message(place, _json(content, place, remedy, MOST_BODY), published)
-
-
-def _first(*values: Any) -> Any:
-    return next(filter(None, values), None)
 
 
 def _decoded(text: Any, place: str, remedy: str) -> bytes:
@@ -221,48 +202,15 @@ def _decoded(text: Any, place: str, remedy: str) -> bytes:
 
 
 def _json(raw: bytes, place: str, remedy: str, most: float = math.inf) -> Any:
-    """Decode JSON that the rest of the program can process; None if there is nothing. Raises RequestError."""
+    """Decode JSON, None if there is nothing. Raises RequestError."""
     if len(raw) > most:
         raise _error(place, f"has {len(raw)} bytes, and at most {most} are accepted", remedy, Code.REQUEST_SIZE)
     try:
-        value = json.loads(raw, parse_constant=_no_number) if raw.strip() else None
-        _check(value)
-    except (RecursionError, ValueError) as error:
-        reason = _reason(error)
-    else:
-        return value
+        return from_json(raw, allow_inf_nan=False) if raw.strip() else None
+    except ValueError as error:
+        reason = str(error)
+    # Raised outside the handler, because a traceback may repeat the input.
     raise _error(place, f"is not JSON: {reason}", remedy, Code.REQUEST_JSON)
-
-
-def _check(value: Any) -> None:
-    """Raise ValueError for text that is not Unicode, RecursionError for a value that is nested too deeply."""
-    level = [value]
-    for _ in range(MOST_DEPTH + 1):
-        if any(_SURROGATE.search(text) for text in level if isinstance(text, str)):
-            raise _JsonError("text in it is not Unicode")
-        inside = [one for one in level if isinstance(one, dict | list)]
-        if not inside:
-            return
-        level = [inner for one in inside for inner in (one if isinstance(one, list) else chain(one, one.values()))]
-    raise RecursionError
-
-
-class _JsonError(ValueError):
-    """Python accepts it, JSON does not."""
-
-
-def _no_number(name: str) -> Any:
-    raise _JsonError(f"{name} is not a number in JSON")
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case RecursionError():
-            return "it is nested too deeply"
-        case json.JSONDecodeError() | UnicodeDecodeError() | _JsonError():
-            return str(error)
-        case _:
-            return "a number in it has more than 4000 digits"  # Python's own sentence recommends a change of its limit
 
 
 def _seconds(text: Any) -> float | None:

@@ -6,15 +6,17 @@ Errors become answers in one place, the table ``ANSWERS``.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-from flask import Request, Response, jsonify
+from flask import Request, Response
 from werkzeug.exceptions import MethodNotAllowed
 
 from vertex_launch import events, log
@@ -103,77 +105,76 @@ def load() -> Deployment:
 
 def dispatch(request: Request, *, pushed: bool) -> Response:
     """Run a pass for a tick that Pub/Sub has pushed, or for a person."""
-    with _Answer(request, pushed=pushed) as answer:
+    with _answering(request, pushed=pushed) as answer:
         settings, clients = load()
         raw = _posted(request)
-        wanted = events.tick(raw, settings.queues) if pushed else events.request(raw, settings.queues)
+        wanted = events.tick(raw, settings) if pushed else events.request(raw, settings)
         with clients.pass_services() as services:
             if wanted.dry_run:
-                answer.send(200, _logged(preview(settings, services, wanted)))
+                _send(answer, 200, _logged(preview(settings, services, wanted)))
             elif isinstance(report := run_pass(settings, services, wanted), Skipped):
                 log.write(logging.INFO, SKIPPED[report])
             else:
-                answer.send(200, report.body())
-    return answer.response
+                _send(answer, 200, report.body())
+    return answer
 
 
 def job_state(request: Request) -> Response:
     """Publish a tick if the job of a log entry is ours and has ended."""
-    with _Answer(request, pushed=True) as answer:
+    with _answering(request, pushed=True) as answer:
         settings, clients = load()
         hint = events.job_hint(_posted(request))
         if hint is None:
             LOGGER.debug("The log entry is not about a job")
         else:
             follow(hint, settings, clients.vertex, clients.ticks)
-    return answer.response
+    return answer
 
 
-class _Answer:
-    """The answer to a request: what the block sends, or what ``ANSWERS`` has for its error. API keys are redacted."""
+@contextmanager
+def _answering(request: Request, *, pushed: bool) -> Iterator[Response]:
+    """Lend the answer to a request, 200 until the block sends another; an error makes it what ``ANSWERS`` has for it."""
+    # Cloud Logging groups the lines of one request by its trace.
+    found = re.match(r"([0-9a-f]{32})", request.headers.get("X-Cloud-Trace-Context", ""))
+    found = found or re.match(r"00-([0-9a-f]{32})-", request.headers.get("traceparent", ""))
+    log.trace.set(found[1] if found else "")
+    answer = Response(status=200)
+    try:
+        yield answer
+    except Exception as error:  # noqa: BLE001 - answered and logged
+        _fail(answer, error, pushed=pushed)
 
-    def __init__(self, request: Request, *, pushed: bool) -> None:
-        self._pushed = pushed
-        self.response = Response(status=200)
-        # Cloud Logging groups the lines of one request by its trace.
-        found = re.match(r"([0-9a-f]{32})", request.headers.get("X-Cloud-Trace-Context", ""))
-        found = found or re.match(r"00-([0-9a-f]{32})-", request.headers.get("traceparent", ""))
-        log.trace.set(found[1] if found else "")
 
-    def __enter__(self) -> _Answer:
-        return self
+def _fail(answer: Response, error: Exception, *, pushed: bool) -> None:
+    """Answer with an error and log it, as the table has it."""
+    row = next(row for row in ANSWERS if isinstance(error, row.error))
+    status = row.pushed if pushed else row.request
+    message = error.message if isinstance(error, CodedError) else Message(row.code, row.text)
+    problems = [str(problem) for problem in error.problems] if isinstance(error, ProblemsError) else []
+    body: dict[str, Any] = {"error": str(message), "code": message.code}
+    if isinstance(error, Unavailable):
+        body["service"] = error.service
+    if problems:
+        body["problems"] = problems
+    _send(answer, status, body)
+    if row.retry_after:
+        wait = round(getattr(error, "retry_after", row.retry_after))
+        answer.headers["Retry-After"] = str(max(1, min(wait, row.retry_after)))
+    if isinstance(error, MethodNotAllowed):
+        answer.headers["Allow"] = "POST"
+    if pushed:
+        outcome = "The message is dropped" if status < 300 else "Pub/Sub delivers the message again"
+        message = replace(message, text=f"{message.text.rstrip('.')}. {outcome}")
+    if row.level and (pushed or status >= 500):
+        text = "\n".join([message.text, *problems])
+        cause = error if row.error is Exception else None
+        log.write(row.level, Message(message.code, text), error=cause, event=row.event)
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        row = next(row for row in ANSWERS if isinstance(error, row.error))
-        status = row.pushed if self._pushed else row.request
-        message = error.message if isinstance(error, CodedError) else Message(row.code, row.text)
-        problems = [str(problem) for problem in error.problems] if isinstance(error, ProblemsError) else []
-        body: dict[str, Any] = {"error": str(message), "code": message.code}
-        if isinstance(error, Unavailable):
-            body["service"] = error.service
-        if problems:
-            body["problems"] = problems
-        self.send(status, body)
-        if row.retry_after:
-            wait = round(getattr(error, "retry_after", row.retry_after))
-            self.response.headers["Retry-After"] = str(max(1, min(wait, row.retry_after)))
-        if isinstance(error, MethodNotAllowed):
-            self.response.headers["Allow"] = "POST"
-        if self._pushed:
-            outcome = "The message is dropped" if status < 300 else "Pub/Sub delivers the message again"
-            message = replace(message, text=f"{message.text.rstrip('.')}. {outcome}")
-        if row.level and (self._pushed or status >= 500):
-            text = "\n".join([message.text, *problems])
-            cause = error if row.error is Exception else None
-            log.write(row.level, Message(message.code, text), error=cause, event=row.event)
-        return True
 
-    def send(self, status: int, body: dict[str, Any]) -> None:
-        """Answer with this status and this JSON."""
-        self.response = jsonify(REDACT.json(body))
-        self.response.status_code = status
+def _send(answer: Response, status: int, body: dict[str, Any]) -> None:
+    """Answer with this status and this JSON, without API keys."""
+    answer.status_code, answer.mimetype = status, "application/json"
+    answer.set_data(json.dumps(REDACT.json(body)))
 
 
 def _posted(request: Request) -> bytes:

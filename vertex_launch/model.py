@@ -287,18 +287,5 @@ class PassReport:
 
     def body(self) -> dict[str, Any]:
         """Return the report as a JSON object."""
-        return {
-            "pass_id": self.pass_id,
-            "dry_run": self.dry_run,
-            "slots": self.slots,
-            "submitted": self.submitted,
-            "adopted": self.adopted,
-            "resubmitted": self.resubmitted,
-            "rejected": self.rejected,
-            "deferred": self.deferred,
-            "cancelled": self.cancelled,
-            "settled": self.settled,
-            "notices": self.notices,
-            "took_ms": self.took_ms,
-            **self.shown,
-        }
+        body = {name: value for name, value in vars(self).items() if name not in ("creates", "freed", "shown")}
+        return body | self.shown
