@@ -163,24 +163,15 @@ class Clients:
         """Everything that a pass needs."""
         from vertex_launch.dispatch.ports import Services
 
-        return Services(
-            queue=self.queue,
-            vertex=self.vertex,
-            record=self.record,
-            key=self.key,
-            redact=self._redact,
-            jobs=self.artifacts,
-            logs=self.logs,
-        )
+        return Services(self.queue, self.vertex, self.record, self.key, self._redact, self.artifacts, self.logs)
 
     @contextmanager
     def pass_services(self) -> Iterator[Services]:
         """Lend the services to one pass, and empty their caches on disk afterwards, because the disk is memory."""
-        services = self.services
         try:
-            yield services
+            yield self.services
         finally:
-            services.jobs.forget()
+            self.services.jobs.forget()
 
 
 @contextmanager

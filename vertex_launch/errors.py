@@ -122,15 +122,9 @@ class PassBusy(CodedError):
 class PassLost(CodedError):
     """This pass outlived its lock and another pass took over; nothing more may be changed."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, code=Code.PASS_LOST)
-
 
 class JobNotEnded(CodedError):
     """A log entry reports the end of a job that Vertex AI still runs."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, code=Code.JOB_NOT_ENDED)
 
 
 class Unavailable(CodedError):

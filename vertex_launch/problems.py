@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -122,11 +123,6 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f"Did you mean {close[0]}?" if close else f"Remove it, or use one of {', '.join(names)}"
 
 
-def written_names(section: type[BaseModel]) -> list[str]:
-    """Return the names of a section's fields as people write them."""
-    return list(_named(section))
-
-
 def translate(
     error: ValidationError,
     model: type[BaseModel],
@@ -135,7 +131,7 @@ def translate(
     codes: Codes,
     most: int | None = None,
     not_missing: Collection[str] = (),
-    elsewhere: Mapping[str, str] | None = None,
+    elsewhere: Mapping[Any, str] = MappingProxyType({}),
 ) -> list[Problem]:
     """Return the problems, at most ``most``, of input that ``model`` refused.
 
@@ -149,23 +145,19 @@ def translate(
             continue
         if detail["type"] == "too_short" and detail["input"]:
             continue  # It has entries, and each of them has a problem of its own.
-        if len(location) == 1 and detail["type"] == "extra_forbidden" and location[0] in (elsewhere or {}):
-            found, remedy = "does not belong here", f"Move it to {(elsewhere or {})[str(location[0])]}"
+        if len(location) == 1 and detail["type"] == "extra_forbidden" and location[0] in elsewhere:
+            found, remedy = "does not belong here", f"Move it to {elsewhere[location[0]]}"
         else:
             found, remedy = _sentences(detail, model)
-        code = detail.get("ctx", {}).get("code") or _code(detail["type"], codes)
+        match detail["type"]:
+            case "extra_forbidden" | "invalid_key":
+                code = codes.unknown
+            case "missing" | "too_short":
+                code = codes.missing
+            case _:
+                code = detail.get("ctx", {}).get("code") or codes.value
         problems.append(problem(place(location), found, remedy, code=code))
     return problems
-
-
-def _code(kind: str, codes: Codes) -> Code:
-    match kind:
-        case "extra_forbidden" | "invalid_key":
-            return codes.unknown
-        case "missing" | "too_short":
-            return codes.missing
-        case _:
-            return codes.value
 
 
 def _sentences(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
@@ -182,20 +174,16 @@ def _sentences(detail: ErrorDetails, model: type[BaseModel]) -> tuple[str, str]:
         return "is not set", f"Set it{about}"
     if kind == "too_short":
         return "is empty", f"Name at least one{about}"
-    noun, write = _expected(kind, context)
-    return "has no value" if value is None else f"{shown(value)} is not {noun}", f"Write {write}{about}"
-
-
-def _expected(kind: str, context: Mapping[str, Any]) -> tuple[str, str]:
     match kind:
         case "greater_than_equal":
-            return (f"a number of {context['ge']:g} or more",) * 2
+            noun = write = f"a number of {context['ge']:g} or more"
         case "greater_than":
-            return (f"a number greater than {context['gt']:g}",) * 2
+            noun = write = f"a number greater than {context['gt']:g}"
         case "literal_error":
-            return (f"one of {context['expected']}",) * 2
+            noun = write = f"one of {context['expected']}"
         case _:
-            return _EXPECTED.get(kind, ("accepted", "another value"))
+            noun, write = _EXPECTED.get(kind, ("accepted", "another value"))
+    return "has no value" if value is None else f"{shown(value)} is not {noun}", f"Write {write}{about}"
 
 
 def _about(model: type[BaseModel], location: Location) -> str:

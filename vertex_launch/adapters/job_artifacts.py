@@ -16,12 +16,11 @@ import re
 import shutil
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 
@@ -32,6 +31,8 @@ from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
+
+T = TypeVar("T")
 
 DESCRIPTION = "wandb-job.json"
 KEPT = 256
@@ -63,7 +64,7 @@ class JobArtifacts:
         self._timeout = timeout
         self._patience = timeout
         self._lock = threading.Lock()
-        self._known: OrderedDict[str, tuple[str, JobArtifact]] = OrderedDict()
+        self._known: dict[str, tuple[str, JobArtifact]] = {}
         """Full name to id and job. With the id, a job that was created again under its name is another one."""
         self.folder: Path | None = None
         """Where the SDK writes, after its first use."""
@@ -74,22 +75,19 @@ class JobArtifacts:
     def find(self, name: str) -> JobArtifact:
         """Return the job artifact ``entity/project/name:alias``. Raises ItemRejected, Unavailable."""
         if not _NAME.fullmatch(name):
-            raise ItemRejected(
-                f"job: {shown(name)} is not the name of a job. Write entity/project/name:version, as wandb job list shows it.",
-                code=Code.ARTIFACT_NAME,
-            )
+            wanted = "Write entity/project/name:version, as wandb job list shows it."
+            raise ItemRejected(f"job: {shown(name)} is not the name of a job. {wanted}", code=Code.ARTIFACT_NAME)
         if _VERSION.fullmatch(name.rpartition(":")[2]) and (known := self._remembered(name)):
             return known
         looking, patience = _in_thread(partial(self._look_up, self._open(), name)), self._patience
         try:
-            found: JobArtifact = looking.result(patience)
+            return looking.result(patience)
         except (TimeoutError, Unavailable) as error:
             self._patience, self._failed = self._timeout * IMPATIENT, True
             if isinstance(error, Unavailable):
                 raise
             words = f"cannot look up job {name}: no answer within {patience:g} s"
             raise Unavailable(SERVICE, words, code=Code.WANDB_UNAVAILABLE) from None
-        return found
 
     def forget(self) -> None:
         """Empty the folder that the SDK writes to, and restore the full timeout."""
@@ -107,15 +105,19 @@ class JobArtifacts:
             collection = artifact.name.partition(":")[0]
             full = f"{artifact.entity}/{artifact.project}/{collection}:{artifact.version}"
             if artifact.state == "DELETED":
-                raise ItemRejected(
-                    f"job: {name} was deleted. Launch a version that exists.", code=Code.ARTIFACT_NOT_FOUND
-                )
+                text = f"job: {name} was deleted. Launch a version that exists."
+                raise ItemRejected(text, code=Code.ARTIFACT_NOT_FOUND)
             if known := self._remembered(full, artifact.id):
                 return known
             file = next(iter(artifact.files([DESCRIPTION], per_page=1)), None)
             if file is None:
                 raise _invalid(name, f"has no {DESCRIPTION}")
-            return self._remember(artifact.id, JobArtifact(full, self._described(name, file.direct_url)))
+            job = JobArtifact(full, self._described(name, file.direct_url))
+            with self._lock:
+                self._known[full] = (artifact.id, job)
+                if len(self._known) > KEPT:
+                    del self._known[next(iter(self._known))]
+            return job
         except LaunchError:
             raise
         except Exception as error:
@@ -131,10 +133,8 @@ class JobArtifacts:
         except requests.RequestException as error:
             raise Unavailable(SERVICE, f"{trouble}: {type(error).__name__}", code=Code.WANDB_UNAVAILABLE) from None
         if status in (requests.codes.not_found, requests.codes.gone):
-            raise ItemRejected(
-                f"job: W&B no longer has the content of {name} (status {status}). Create the job again.",
-                code=Code.ARTIFACT_NOT_FOUND,
-            )
+            text = f"job: W&B no longer has the content of {name} (status {status}). Create the job again."
+            raise ItemRejected(text, code=Code.ARTIFACT_NOT_FOUND)
         if not requests.codes.ok <= status < requests.codes.multiple_choices:
             raise Unavailable(SERVICE, f"{trouble}: status {status}", code=Code.WANDB_UNAVAILABLE)
         try:
@@ -176,17 +176,10 @@ class JobArtifacts:
             known, job = self._known.get(name, ("", None))
         return job if not artifact or known == artifact else None
 
-    def _remember(self, artifact: str, job: JobArtifact) -> JobArtifact:
-        with self._lock:
-            self._known[job.name] = (artifact, job)
-            while len(self._known) > KEPT:
-                self._known.popitem(last=False)
-        return job
 
-
-def _in_thread(work: Callable[[], Any]) -> Future[Any]:
+def _in_thread(work: Callable[[], T]) -> Future[T]:
     """Run work that may hang in a thread that does not keep the process from ending."""
-    done: Future[Any] = Future()
+    done: Future[T] = Future()
 
     def do() -> None:
         try:
@@ -199,24 +192,20 @@ def _in_thread(work: Callable[[], Any]) -> Future[Any]:
 
 
 def _invalid(name: str, found: str) -> ItemRejected:
-    return ItemRejected(
-        f"job: {name} {found}, so it is not a job. Create it again, for example with wandb job create.",
-        code=Code.ARTIFACT_INVALID,
-    )
+    text = f"job: {name} {found}, so it is not a job. Create it again, for example with wandb job create."
+    return ItemRejected(text, code=Code.ARTIFACT_INVALID)
 
 
 def _reason(name: str, error: Exception) -> ItemRejected | Unavailable:
     """Return a rejection if the job does not exist or is not a job, Unavailable if W&B cannot answer at the moment."""
     words = str(error) or repr(error.__cause__ or error)
     if "this artifact is of type" in words:
-        return ItemRejected(
-            f"job: {name} is not a job ({words}). Launch a job, as wandb job list shows them.",
-            code=Code.ARTIFACT_INVALID,
-        )
+        text = f"job: {name} is not a job ({words}). Launch a job, as wandb job list shows them."
+        return ItemRejected(text, code=Code.ARTIFACT_INVALID)
     if _ABSENT.search(words) and "[Errno" not in words:  # an [Errno] is about this machine, not about the job
-        return ItemRejected(
+        text = (
             f"job: W&B does not show {name} to this deployment's API key ({words}). Check the name and the version, or give "
-            "the key's user access to its project.",
-            code=Code.ARTIFACT_NOT_FOUND,
+            "the key's user access to its project."
         )
+        return ItemRejected(text, code=Code.ARTIFACT_NOT_FOUND)
     return Unavailable(SERVICE, f"cannot look up job {name}: {words}", code=Code.WANDB_UNAVAILABLE)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Message, Problem
-from vertex_launch.problems import Codes, dotted, nearest, problem, translate, written_names, wrong
+from vertex_launch.problems import Codes, dotted, nearest, problem, translate, wrong
 from vertex_launch.settings import field_types as types
 from vertex_launch.settings.sources import LAUNCH_FILE, VERTEX_FILE, Origins, SettingsFile, Sources
 
@@ -335,43 +335,28 @@ def _file_problems(
 
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Problem]:
     if settings.max_jobs == 0:
-        yield problem(
-            settings.where("max_jobs"),
-            "is 0, so no job ever starts",
-            "Set it to the number of jobs that may be active at once",
-            code=Code.CONFIG_NO_JOBS,
-        )
+        found, remedy = "is 0, so no job ever starts", "Set it to the number of jobs that may be active at once"
+        yield problem(settings.where("max_jobs"), found, remedy, code=Code.CONFIG_NO_JOBS)
     for key in (settings.environment and settings.environment.model_extra) or ():
-        yield problem(
-            settings.where("environment", key),
-            "is ignored, because it is not a known setting",
-            nearest(key, written_names(Environment)),
-            code=Code.CONFIG_IGNORED,
-        )
+        found, remedy = "is ignored, because it is not a known setting", nearest(key, Environment.model_fields)
+        yield problem(settings.where("environment", key), found, remedy, code=Code.CONFIG_IGNORED)
     if "WANDB_API_KEY" in environ:
-        yield problem(
-            "the environment variable WANDB_API_KEY",
-            "is ignored",
-            f"Remove it; the key comes from the secret that {settings.where('key_secret')} names",
-            code=Code.CONFIG_IGNORED,
-        )
+        remedy = f"Remove it; the key comes from the secret that {settings.where('key_secret')} names"
+        yield problem("the environment variable WANDB_API_KEY", "is ignored", remedy, code=Code.CONFIG_IGNORED)
     for field in ("base_url", "aiplatform_endpoint", "secretmanager_endpoint"):
         url = urlsplit(getattr(settings, field) or "")
         if url.scheme == "http" and not _is_loopback(url.hostname or ""):
-            yield problem(
-                settings.where(field),
-                f"the W&B API key is sent to {url.hostname} unencrypted",
-                "Use https:// unless you trust the network in between",
-                code=Code.CONFIG_PLAIN_HTTP,
-            )
+            found = f"the W&B API key is sent to {url.hostname} unencrypted"
+            remedy = "Use https:// unless you trust the network in between"
+            yield problem(settings.where(field), found, remedy, code=Code.CONFIG_PLAIN_HTTP)
     limit, longest = environ.get("CLOUD_RUN_TIMEOUT_SECONDS", ""), math.ceil(settings.hold_seconds)
     if re.fullmatch(r"[1-9]\d{0,5}", limit, re.ASCII) and int(limit) < longest:
-        yield problem(
+        place, found = (
             "the function's timeout (CLOUD_RUN_TIMEOUT_SECONDS)",
             f"is {limit} s, but a pass may take {longest} s",
-            f"Deploy with --timeout={longest}s, or shorten timeouts.pass_budget",
-            code=Code.CONFIG_TIMEOUT,
         )
+        remedy = f"Deploy with --timeout={longest}s, or shorten timeouts.pass_budget"
+        yield problem(place, found, remedy, code=Code.CONFIG_TIMEOUT)
 
 
 def _is_loopback(host: str) -> bool:

@@ -88,12 +88,8 @@ class Sources:
         self, environ: Mapping[str, str], root: Path, launch_fields: Collection[str], vertex_fields: Collection[str]
     ) -> None:
         self.environ = {variable: value for variable, value in environ.items() if value}
-        self.launch = _read(
-            root,
-            self.environ.get("LAUNCH_CONFIG", LAUNCH_FILE),
-            launch_fields,
-            "Create it with at least `queues: [my-queue]`, or set LAUNCH_CONFIG to the path of your file",
-        )
+        remedy = "Create it with at least `queues: [my-queue]`, or set LAUNCH_CONFIG to the path of your file"
+        self.launch = _read(root, self.environ.get("LAUNCH_CONFIG", LAUNCH_FILE), launch_fields, remedy)
         named = self.environ.get("VERTEX_LAUNCH_CONFIG", "")
         self.vertex = SettingsFile(VERTEX_FILE, vertex_fields, {})
         if named or (root / VERTEX_FILE).exists():
@@ -184,38 +180,38 @@ class _Loader(yaml.SafeLoader):
 
 def _read(root: Path, name: str, fields: Collection[str], if_missing: str) -> SettingsFile:
     """Read a file. Nothing is raised: ``problems`` has what is wrong. ``if_missing`` is the remedy if there is no file."""
+    place, code = name, Code.CONFIG_YAML
     try:
         return _parse((root / name).read_bytes(), name, fields)
     except FileNotFoundError:
-        wrong = problem(name, f"there is no file {root / name}", if_missing, code=Code.CONFIG_FILE)
+        found, remedy, code = f"there is no file {root / name}", if_missing, Code.CONFIG_FILE
     except OSError as error:
-        found = f"cannot be read: {error.strerror}"
-        wrong = problem(name, found, "Make it a file that this process can read", code=Code.CONFIG_FILE)
+        found, remedy = f"cannot be read: {error.strerror}", "Make it a file that this process can read"
+        code = Code.CONFIG_FILE
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
+        if mark := error.problem_mark:
+            place = f"{name}, line {mark.line + 1}, column {mark.column + 1}"
+        found = f"is not valid YAML: {error.problem}"
         remedy = "Indent with spaces, put a space after each colon, and close all brackets and quotes"
-        wrong = problem(place, f"is not valid YAML: {error.problem}", remedy, code=Code.CONFIG_YAML)
     except yaml.YAMLError as error:
-        reason = getattr(error, "reason", "it cannot be parsed")
+        found = f"is not text that YAML allows: {getattr(error, 'reason', 'it cannot be parsed')}"
         remedy = "Save the file as UTF-8 text"
-        wrong = problem(name, f"is not text that YAML allows: {reason}", remedy, code=Code.CONFIG_YAML)
     except RecursionError:
-        wrong = problem(name, "is nested too deeply", "Keep only known settings in the file", code=Code.CONFIG_YAML)
-    return SettingsFile(name, fields, None, (wrong,))
+        found, remedy = "is nested too deeply", "Keep only known settings in the file"
+    return SettingsFile(name, fields, None, (problem(place, found, remedy, code=code),))
 
 
 def _parse(text: bytes, name: str, fields: Collection[str]) -> SettingsFile:
     """Parse a file's text. Raises YAMLError, RecursionError."""
     loader = _Loader(text)
+    values, problems = {}, list[Problem]()
     try:
-        node = loader.get_single_node()
-        problems = [] if node is None else list(_problems(node, name, (), set()))
-        values = None if node is None else loader.construct_document(node)
+        if node := loader.get_single_node():
+            problems += _problems(node, name, (), set())
+            values = loader.construct_document(node)
     finally:
         loader.dispose()
-    if values is None:
-        values = {}
+    values = {} if values is None else values
     if not isinstance(values, dict):
         found = f"holds {shown(values)} instead of settings"
         problems.append(problem(name, found, "Write one setting per line, such as max_jobs: 5", code=Code.CONFIG_YAML))

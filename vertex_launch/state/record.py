@@ -152,7 +152,8 @@ class Record:
             if stored is None or stored.writer != pass_id:
                 break
             generation = stands  # the answer to an earlier write was lost
-        raise PassLost("Another pass has taken over because this one outlived its lock. It changes nothing more.")
+        text = "Another pass has taken over because this one outlived its lock. It changes nothing more."
+        raise PassLost(text, code=Code.PASS_LOST)
 
 
 def _parse_lock(content: bytes) -> tuple[str, float]:
