@@ -449,22 +449,13 @@ def test_another_region_after_a_stockout() -> None:
     assert world.job.name.split("/")[3] == "us-central1", "and round again"
 
 
-def test_the_same_region_after_an_internal_error() -> None:
-    world = One(regions=TWO_REGIONS)
-    world.end(STATE.JOB_STATE_FAILED, INTERNAL)
-    world.after(31)
-    assert world.job.name.split("/")[3] == "us-central1"
-
-
-def _spec(job_spec: dict[str, Any] | None = None, **pool: Any) -> dict[str, Any]:
-    spec = image_spec()
-    wanted = spec["resource_args"]["gcp-vertex"]["spec"]
-    wanted["worker_pool_specs"][0] |= pool
-    spec["resource_args"]["gcp-vertex"] |= {"run": job_spec or {}}
-    return spec
-
-
-KMS = "projects/p/locations/us-central1/keyRings/r/cryptoKeys/k"
+def _spec(run: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, **pool: Any) -> dict[str, Any]:
+    """Return a run spec with these arguments in its sections ``run`` and ``spec`` and in its worker pool."""
+    made = image_spec()
+    made["resource_args"]["gcp-vertex"]["spec"]["worker_pool_specs"][0] |= pool
+    made["resource_args"]["gcp-vertex"]["spec"] |= spec or {}
+    made["resource_args"]["gcp-vertex"] |= {"run": run or {}}
+    return made
 
 
 @pytest.mark.parametrize(
@@ -477,42 +468,41 @@ KMS = "projects/p/locations/us-central1/keyRings/r/cryptoKeys/k"
         _spec({"experiment": "projects/1/locations/us-central1/metadataStores/default/contexts/e"}),
         _spec(nfs_mounts=[{"server": "10.0.0.1", "path": "/a", "mount_point": "b"}]),
         _spec(machine_spec={"machine_type": "n1-standard-4", "reservation_affinity": {"reservation_affinity_type": "SPECIFIC_RESERVATION", "key": "k", "values": ["v"]}}),
+        _spec(spec={"staging_bucket": "gs://own"}),
+        _spec(spec={"base_output_dir": "gs://own/x"}),
+        _spec(spec={"encryption_spec_key_name": "projects/p/locations/us-central1/keyRings/r/cryptoKeys/k"}),
     ],
 )  # fmt: skip
 def test_what_is_bound_to_its_region_stays_there(spec: dict[str, Any]) -> None:
-    world = One(spec, regions=TWO_REGIONS)
-    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    _stays(One(spec, regions=TWO_REGIONS), STOCKOUT)
+
+
+def _stays(world: One, error: str) -> None:
+    """End the job with this error and check that the next attempt is in the same region."""
+    world.end(STATE.JOB_STATE_FAILED, error, ran=False)
     world.after(31)
-    assert len(world.jobs) == 2
-    assert world.job.name.split("/")[3] == "us-central1"
+    assert [job.name.split("/")[3] for job in world.jobs] == ["us-central1"] * 2
+
+
+def test_only_a_stockout_leads_to_another_region_and_only_to_one_with_a_bucket() -> None:
+    _stays(One(regions=TWO_REGIONS), INTERNAL)
+    _stays(One(regions=(TWO_REGIONS[0], Region(name="us-east4"))), STOCKOUT)
 
 
 @pytest.mark.parametrize(
-    "bound", [{"staging_bucket": "gs://own"}, {"base_output_dir": "gs://own/x"}, {"encryption_spec_key_name": KMS}]
+    "refusal",
+    [
+        ItemRejected("Machine type is not supported there.", code=Code.CREATE_INVALID),
+        ItemDeferred("no quota", code=Code.QUOTA_CREATE),
+    ],
 )
-def test_a_bucket_or_a_key_of_its_own_stays_in_its_region(bound: dict[str, Any]) -> None:
-    spec = image_spec()
-    spec["resource_args"]["gcp-vertex"]["spec"] |= bound
-    world = One(spec, regions=TWO_REGIONS)
-    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
-    world.after(31)
-    assert world.job.name.split("/")[3] == "us-central1"
-
-
-def test_a_region_without_a_bucket_is_no_other_region() -> None:
-    world = One(regions=(TWO_REGIONS[0], Region(name="us-east4")))
-    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
-    world.after(31)
-    assert world.job.name.split("/")[3] == "us-central1"
-
-
-def test_a_region_that_refuses_the_job_is_not_asked_again() -> None:
+def test_a_region_that_refuses_the_job_is_not_asked_again(refusal: Exception) -> None:
     world = One(regions=TWO_REGIONS)
     world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
 
     def only_home(request: Any, create: Any) -> str:
         if request.region == "us-east4":
-            raise ItemRejected("Machine type is not supported there.", code=Code.CREATE_INVALID)
+            raise refusal
         name: str = create()
         return name
 
@@ -598,22 +588,6 @@ def test_a_run_that_began_in_an_earlier_attempt_is_not_failed(error: str) -> Non
     assert world.it.state == "CLAIMED"
     assert "attempt 2 of 2" in world.it.warnings[-1]
     assert "before its run began" not in world.it.warnings[-1]
-
-
-def test_a_region_without_quota_leaves_the_others() -> None:
-    world = One(regions=TWO_REGIONS)
-    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
-
-    def only_home(request: Any, create: Any) -> str:
-        if request.region == "us-east4":
-            raise ItemDeferred("no quota", code=Code.QUOTA_CREATE)
-        name: str = create()
-        return name
-
-    world.vertex.on_create = only_home
-    world.after(31)
-    world.after(60)
-    assert [job.name.split("/")[3] for job in world.jobs] == ["us-central1"] * 2
 
 
 def test_what_waits_for_a_slot_costs_nothing() -> None:
