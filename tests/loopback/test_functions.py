@@ -335,17 +335,6 @@ def test_a_dry_run_shows_and_changes_nothing(cloud: Cloud, functions: Functions)
     assert report["submitted"] == []
 
 
-def test_a_dry_run_shows_the_job_of_a_run_spec(cloud: Cloud, functions: Functions) -> None:
-    spec = run_spec(name="try", run_id="r1", _wandb_api_key=ITEM_KEY)
-    report = functions.now({"dry_run": True, "run_spec": spec}).get_json()
-    (pool,) = report["custom_job"]["job_spec"]["worker_pool_specs"]
-    assert report["custom_job"]["display_name"] == "try"
-    assert pool["container_spec"]["image_uri"] == spec["docker"]["docker_image"]
-    variables = {one["name"]: one["value"] for one in pool["container_spec"]["env"]}
-    assert (variables["WANDB_RUN_ID"], variables["WANDB_API_KEY"]) == ("r1", "<redacted>")
-    assert cloud.changes == 0
-
-
 # Job states
 
 
