@@ -67,12 +67,10 @@ class EndpointHandler(Handler):
 def endpoint() -> Iterator[Endpoint]:
     endpoint = Endpoint()
     endpoint.hold.set()
-    web = WebServer(type("Bound", (EndpointHandler,), {"endpoint": endpoint}))
-    web.start()
-    endpoint.url = web.url
-    yield endpoint
-    endpoint.hold.set()
-    web.stop()
+    with WebServer(type("Bound", (EndpointHandler,), {"endpoint": endpoint})) as web:
+        endpoint.url = web.url
+        yield endpoint
+        endpoint.hold.set()
 
 
 @dataclass
@@ -384,10 +382,8 @@ PUSH = {
 
 @pytest.fixture
 def shim(endpoint: Endpoint) -> Iterator[PushShim]:
-    shim = PushShim(endpoint.url, TOPIC)
-    shim.start()
-    yield shim
-    shim.stop()
+    with PushShim(endpoint.url, TOPIC) as shim:
+        yield shim
 
 
 def send(url: str, body: object = PUSH) -> int:
@@ -409,13 +405,11 @@ def test_the_shim_creates_the_event_of_a_function(shim: PushShim, endpoint: Endp
 
 
 def test_the_shim_can_forward_the_raw_push(endpoint: Endpoint) -> None:
-    shim = PushShim(endpoint.url, TOPIC, raw=True)
-    shim.start()
     endpoint.statuses = [500]
-    assert send(shim.url) == 500
+    with PushShim(endpoint.url, TOPIC, raw=True) as shim:
+        assert send(shim.url) == 500
     assert endpoint.bodies == [PUSH]
     assert "ce-id" not in endpoint.headers[0]
-    shim.stop()
 
 
 def test_a_push_to_a_busy_function_is_answered_429(shim: PushShim, endpoint: Endpoint) -> None:
@@ -434,14 +428,9 @@ def test_a_push_to_a_busy_function_is_answered_429(shim: PushShim, endpoint: End
 
 def test_the_shim_answers_for_a_function_that_cannot_be_reached(endpoint: Endpoint) -> None:
     endpoint.hold.clear()
-    slow = PushShim(endpoint.url, TOPIC, timeout=0.05)
-    gone = PushShim("http://127.0.0.1:1", TOPIC)
-    for shim in (slow, gone):
-        shim.start()
-    assert (send(slow.url), send(gone.url)) == (504, 503)
-    assert send(gone.url, {"message": "nonsense"}) == 400
-    for shim in (slow, gone):
-        shim.stop()
+    with PushShim(endpoint.url, TOPIC, timeout=0.05) as slow, PushShim("http://127.0.0.1:1", TOPIC) as gone:
+        assert (send(slow.url), send(gone.url)) == (504, 503)
+        assert send(gone.url, {"message": "nonsense"}) == 400
 
 
 def test_a_real_function_gets_the_event_from_a_real_push(

@@ -46,10 +46,8 @@ def tokens(clock: Clock) -> Tokens:
 
 @pytest.fixture
 def server(tokens: Tokens) -> Iterator[SecretServer]:
-    server = SecretServer(projects={"demo-project": "415104041262"}, tokens=tokens)
-    server.start()
-    yield server
-    server.stop()
+    with SecretServer(projects={"demo-project": "415104041262"}, tokens=tokens) as server:
+        yield server
 
 
 @pytest.fixture

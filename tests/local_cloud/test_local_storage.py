@@ -41,10 +41,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def server(clock: Clock) -> Iterator[StorageServer]:
-    server = StorageServer(buckets=[BUCKET], clock=clock)
-    server.start()
-    yield server
-    server.stop()
+    with StorageServer(buckets=[BUCKET], clock=clock) as server:
+        yield server
 
 
 @pytest.fixture

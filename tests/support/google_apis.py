@@ -158,7 +158,7 @@ class Request:
 Answer = Callable[[Request], Json]
 
 
-class GoogleApis:
+class GoogleApis(WebServer):
     """The APIs of one project: ``start`` and ``stop`` them; gcloud finds them by ``variables``.
 
     ``resources`` maps service and full name (``pubsub/projects/P/topics/T``) to what was made; put foreign ones there.
@@ -185,23 +185,10 @@ class GoogleApis:
         self.operations: dict[str, Json] = {}
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._web = WebServer(type("ApisHandler", (_Handler,), {"apis": self}))
+        super().__init__(_Handler)
         self._table: list[tuple[str, re.Pattern[str], Answer]] = [
             (method, re.compile(pattern), answer) for methods, pattern, answer in self._routes() for method in methods
         ]
-
-    @property
-    def url(self) -> str:
-        """Where they are."""
-        return self._web.url
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._web.start()
-
-    def stop(self) -> None:
-        """End at once."""
-        self._web.stop()
 
     def variables(self, folder: Path) -> dict[str, str]:
         """Return the environment in which gcloud uses only these APIs, with its configuration in ``folder``."""
@@ -512,10 +499,10 @@ class GoogleApis:
 
 
 class _Handler(Handler):
-    apis: GoogleApis
+    server: GoogleApis
 
     def serve(self) -> None:
-        self.answer_json(*self.apis.serve(self.command, self.path, self.body()))
+        self.answer_json(*self.server.serve(self.command, self.path, self.body()))
 
 
 def _run_service(path: str) -> str:
