@@ -56,16 +56,8 @@ class Clients:
         """The W&B API key in Secret Manager."""
         from vertex_launch.adapters.secrets import SecretKey
 
-        settings = self._settings
         with _credentials():
-            return SecretKey(
-                settings.key_secret,
-                self._redact,
-                ttl=settings.key_ttl,
-                timeout=settings.timeouts.look,
-                endpoint=settings.secretmanager_endpoint,
-                credentials=self._credentials,
-            )
+            return SecretKey(self._settings, self._redact, self._credentials)
 
     @cached_property
     def queue(self) -> WandbQueue:
@@ -86,14 +78,7 @@ class Clients:
         """The CustomJobs of Vertex AI."""
         from vertex_launch.adapters.vertex_jobs import VertexJobs
 
-        settings = self._settings
-        return VertexJobs(
-            settings.project,
-            settings.deployment,
-            timeout=settings.timeouts.look,
-            endpoint=settings.aiplatform_endpoint,
-            credentials=self._credentials,
-        )
+        return VertexJobs(self._settings, self._credentials)
 
     @cached_property
     def logs(self) -> JobLogs | None:
@@ -120,12 +105,7 @@ class Clients:
         from vertex_launch.adapters.record_storage import RecordStorage
         from vertex_launch.state.record import Record
 
-        settings = self._settings
-        timeout = settings.timeouts.look
-        storage = RecordStorage(
-            settings.state_bucket, settings.deployment, project=settings.project, timeout=timeout, client=self.storage
-        )
-        return Record(storage, self._redact)
+        return Record(RecordStorage(self._settings, self.storage), self._redact)
 
     @cached_property
     def publisher(self) -> PublisherClient:

@@ -49,6 +49,7 @@ from vertex_launch.preflight.cli import main
 from vertex_launch.preflight.credentials import Endpoints
 from vertex_launch.preflight.lines import Verdict
 from vertex_launch.preflight.permissions import project_of
+from vertex_launch.settings.config import Timeouts
 
 PROJECT, REGION, ENTITY = "demo-project", "us-central1", "acme"
 KEY, WRONG = "preflight" * 5, "mistaken" * 5
@@ -814,10 +815,12 @@ def test_clients_use_the_credentials_that_they_are_given(monkeypatch: pytest.Mon
     """And do not look for others, of which there are none here."""
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
     given = AnonymousCredentials()
-    key = SecretKey(f"{SECRET}/versions/1", Redactor(), ttl=1, timeout=0.01, endpoint="127.0.0.1:9", credentials=given)
+    gone, timeouts = "127.0.0.1:9", Timeouts(look=0.01)
+    settings = specs.with_settings(timeouts=timeouts, secretmanager_endpoint=gone, aiplatform_endpoint=gone)
+    key = SecretKey(settings, Redactor(), given)
     with pytest.raises(Unavailable):
         key.get()
-    jobs = VertexJobs(PROJECT, "default", timeout=0.01, endpoint="127.0.0.1:9", credentials=given)
+    jobs = VertexJobs(settings, given)
     with pytest.raises(Unavailable) as error:
         jobs.active(REGION)
     assert "nowhere" not in str(error.value)
@@ -943,7 +946,7 @@ def test_queues_as_w_and_b_tells_them(world: World) -> None:
     schema: dict[str, Any] = {"type": "integer", "minimum": 1}
     world.queue("gpu", variables={"count": {"schema": schema}}, args={"spec": {"x": "{{count}}"}})
     world.wandb.store.launch.create_queue(ENTITY, "bare")
-    queue = WandbQueue(specs.SETTINGS.model_copy(update={"base_url": world.wandb.url}), Key())
+    queue = WandbQueue(specs.with_settings(base_url=world.wandb.url), Key())
     assert queue.viewer() == ("ada", ENTITY)
     assert queue.queue_names(ENTITY) == ["cpu", "gpu", "bare"]
     expected = QueueConfig("gcp-vertex", {"gcp-vertex": {"spec": {"x": "{{count}}"}}}, {"count": schema})

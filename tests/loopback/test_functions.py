@@ -348,10 +348,11 @@ def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
         deployment=deployment,
         key_secret=f"{SECRET}/versions/1",
         state_bucket="gs://x1",
+        aiplatform_endpoint=f"http://{cloud.vertex.address}",
     )
     item = Item("Item1", "cpu", run_spec())
     asked = specs.built(item, settings, api_key=ITEM_KEY, now=datetime.now(UTC))
-    vertex = VertexJobs(PROJECT, deployment, timeout=5, endpoint=f"http://{cloud.vertex.address}")
+    vertex = VertexJobs(settings)
     name = vertex.create(asked, 5)
     cloud.vertex.advance(name, state)
     return name

@@ -18,10 +18,12 @@ from requests.structures import CaseInsensitiveDict
 from local.standins import objects, storage
 from local.standins.storage import StorageServer
 from tests.support.memory import Clock
+from tests.support.specs import with_settings
 from vertex_launch.adapters.record_storage import RecordStorage
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
 from vertex_launch.model import Lock
+from vertex_launch.settings.config import Timeouts
 from vertex_launch.state.ledger import Ledger, Waiting
 from vertex_launch.state.record import Record, Stored
 
@@ -52,9 +54,8 @@ def open_record(server: StorageServer) -> Iterator[Open]:
 
     def make(location: str = f"gs://{BUCKET}/folder", deployment: str = "test", timeout: float = 2.0) -> Record:
         clients.append(Client(project="any"))
-        client, project = clients[-1], "demo-project"
-        bucket = RecordStorage(location, deployment, project=project, timeout=timeout, client=client)
-        return Record(bucket, str)
+        settings = with_settings(state_bucket=location, deployment=deployment, timeouts=Timeouts(look=timeout))
+        return Record(RecordStorage(settings, clients[-1]), str)
 
     yield make
     for client in clients:

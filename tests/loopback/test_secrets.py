@@ -12,6 +12,7 @@ from google.cloud.secretmanager_v1 import AccessSecretVersionResponse, SecretMan
 
 from local.standins.secrets import SecretServer
 from tests.support.memory import Clock
+from tests.support.specs import with_settings
 from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.codes import Code
@@ -45,9 +46,8 @@ Key = Callable[..., SecretKey]
 @pytest.fixture
 def key(server: SecretServer, redact: Redactor, clock: Clock) -> Key:
     def make(version: str = VERSION) -> SecretKey:
-        return SecretKey(
-            version, redact, ttl=300, timeout=20, endpoint=f"http://{server.address}", clock=clock, backoff=OFTEN
-        )
+        settings = with_settings(key_secret=version, secretmanager_endpoint=f"http://{server.address}")
+        return SecretKey(settings, redact, clock=clock, backoff=OFTEN)
 
     return make
 

@@ -22,7 +22,7 @@ from vertex_launch.errors import CodedError, ItemDeferred, ItemRejected, Outcome
 from vertex_launch.job import labels
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Item, Kind, RunId
-from vertex_launch.settings.config import Region, Settings
+from vertex_launch.settings.config import Region, Settings, Timeouts
 
 PROJECT, REGION, OTHER = "demo-project", "us-central1", "us-east4"
 PARENT = f"projects/{PROJECT}/locations/{REGION}"
@@ -44,8 +44,8 @@ def server(clock: Clock) -> Iterator[VertexServer]:
 
 
 def jobs_at(server: VertexServer, deployment: str = "test", **options: Any) -> VertexJobs:
-    how: dict[str, Any] = {"timeout": 20.0, "endpoint": f"http://{server.address}", "backoff": OFTEN}
-    return VertexJobs(options.pop("project", PROJECT), deployment, **how | options)
+    how: dict[str, Any] = {"project": PROJECT, "aiplatform_endpoint": f"http://{server.address}"}
+    return VertexJobs(specs.with_settings(deployment=deployment, **how | options), backoff=OFTEN)
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_the_host_is_the_regions_own_or_the_endpoint(tmp_path: Path, monkeypatch
         ("aiplatform.example.com", "aiplatform.example.com:443"),
         ("127.0.0.1:8443", "127.0.0.1:8443"),
     ):
-        jobs = VertexJobs(PROJECT, "test", timeout=1, endpoint=endpoint)
+        jobs = VertexJobs(specs.with_settings(aiplatform_endpoint=endpoint))
         client = jobs._client("europe-west4")
         assert client.transport._host == host
         client.transport.close()
@@ -312,5 +312,5 @@ def test_the_host_is_the_regions_own_or_the_endpoint(tmp_path: Path, monkeypatch
 
 def test_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "missing.json"))
-    jobs = VertexJobs(PROJECT, "test", timeout=1)
+    jobs = VertexJobs(specs.with_settings(timeouts=Timeouts(look=1)))
     assert "missing.json" in raised(lambda: jobs.active(REGION), Unavailable, Code.VERTEX_UNAVAILABLE)

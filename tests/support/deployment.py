@@ -249,25 +249,18 @@ class Deployment:
 
     def _assemble(self, settings: config.Settings) -> Services:
         """Create the services as ``vertex_launch.clients`` does, with this clock."""
-        redact, look = Redactor(), settings.timeouts.look
-        key = SecretKey(
-            settings.key_secret, redact, ttl=settings.key_ttl, timeout=look, endpoint=settings.secretmanager_endpoint
-        )
+        redact = Redactor()
+        key = SecretKey(settings, redact)
         client = storage.Client(
             project=settings.project,
             credentials=AnonymousCredentials(),
             client_options={"api_endpoint": self.storage.url},
         )
         self._closers.append(client.close)
-        bucket = RecordStorage(
-            settings.state_bucket, settings.deployment, project=settings.project, timeout=look, client=client
-        )
         return Services(
             queue=WandbQueue(settings, key),
-            vertex=VertexJobs(
-                settings.project, settings.deployment, timeout=look, endpoint=settings.aiplatform_endpoint
-            ),
-            record=Record(bucket, redact),
+            vertex=VertexJobs(settings),
+            record=Record(RecordStorage(settings, client), redact),
             key=key,
             jobs=JobArtifacts(settings.base_url, key, timeout=settings.timeouts.read),
             redact=redact,

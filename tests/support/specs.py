@@ -37,6 +37,11 @@ SAMPLES: dict[str, Any] = {
 """Run specs as the client pushes them, by name: those of the repository, and more if there is a folder beside it."""
 
 
+def with_settings(**changes: Any) -> Settings:
+    """Return the settings of the tests with changes, which are not checked."""
+    return SETTINGS.model_copy(update=changes)
+
+
 def item(spec: Any, *, id: str = "SXRlbTox", queue: str = "gpu") -> Item:  # noqa: A002
     return Item(id, queue, spec)
 

@@ -14,7 +14,7 @@ from google.api_core.retry import retry_base
 
 from local.standins.wandb import WandbServer
 from local.standins.web import Handler
-from tests.support.specs import SETTINGS
+from tests.support.specs import with_settings
 from vertex_launch.adapters.graphql import BACKOFF
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
@@ -54,7 +54,7 @@ class Keys:
 
 def client(url: str, keys: Keys | None = None, *, read: float = 10.0, **batches: int) -> WandbQueue:
     timeouts = Timeouts(connect=1, read=read)
-    settings = SETTINGS.model_copy(update={"base_url": url, "timeouts": timeouts, "batches": Batches(**batches)})
+    settings = with_settings(base_url=url, timeouts=timeouts, batches=Batches(**batches))
     return WandbQueue(settings, keys or Keys(), backoff=OFTEN, clock=retry_base.time.monotonic)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.specs import SETTINGS
+from tests.support.specs import with_settings
 from vertex_launch import events
 from vertex_launch.codes import Code
 from vertex_launch.errors import RequestError
@@ -216,7 +216,7 @@ def test_problems_are_few_and_short_and_repeat_no_key() -> None:
         "dry_run": [key],
     }
     with pytest.raises(RequestError) as error:
-        events.request(body(wrong), SETTINGS.model_copy(update={"queues": ("cpu",)}))
+        events.request(body(wrong), with_settings(queues=("cpu",)))
     assert len(error.value.problems) == 6
     assert key not in str(error.value)
     with pytest.raises(RequestError) as error:
@@ -229,7 +229,7 @@ def test_queues_must_be_configured() -> None:
     with pytest.raises(RequestError) as error:
         events.request(
             body({"queues": ["tpu", "cpu", "x\ny"], "limit": -1}),
-            SETTINGS.model_copy(update={"queues": ("cpu", "gpu")}),
+            with_settings(queues=("cpu", "gpu")),
         )
     queues, limit = error.value.problems
     assert (queues.place, queues.code) == ("queues in request body", Code.REQUEST_QUEUE)

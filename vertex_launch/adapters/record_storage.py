@@ -20,6 +20,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from vertex_launch.adapters.google_api import reported
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
+from vertex_launch.settings.config import Settings
 
 # Otherwise the client reads the bucket's metadata in a thread of its own, which needs one more permission.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
@@ -36,23 +37,14 @@ NO_BUCKET = "bucket does not exist"
 
 
 class RecordStorage:
-    """The objects in one deployment's folder under ``gs://bucket[/prefix]``; ``project`` is the requests' own."""
+    """The objects in one deployment's folder under ``state_bucket``."""
 
-    def __init__(
-        self,
-        location: str,
-        deployment: str,
-        *,
-        project: str,
-        timeout: float,
-        client: Client | None = None,
-        backoff: Retry = BACKOFF,
-    ) -> None:
-        parts = urlsplit(location)
-        self._prefix = "/".join(part for part in (parts.path.strip("/"), deployment) if part)
+    def __init__(self, settings: Settings, client: Client, *, backoff: Retry = BACKOFF) -> None:
+        parts, timeout = urlsplit(settings.state_bucket), settings.timeouts.look
+        self._prefix = f"{parts.path.strip('/')}/{settings.deployment}".removeprefix("/")
         self._where = f"gs://{parts.netloc}/{self._prefix}"
         self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
-        self._bucket = (client or Client(project=project)).bucket(parts.netloc)
+        self._bucket = client.bucket(parts.netloc)
 
     def read(self, name: str) -> tuple[bytes, int] | None:
         """Return an object and its generation, None if it does not exist. Raises Unavailable."""

@@ -17,6 +17,7 @@ from vertex_launch.adapters.google_api import BACKOFF, client, reported
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.log import Redactor
+from vertex_launch.settings.config import Settings
 
 SERVICE = "Secret Manager"
 
@@ -26,31 +27,28 @@ class SecretKey:
 
     def __init__(
         self,
-        version: str,
+        settings: Settings,
         redact: Redactor,
-        *,
-        ttl: float,
-        timeout: float,
-        endpoint: str | None = None,
         credentials: Credentials | None = None,
+        *,
         clock: Callable[[], float] = time.monotonic,
         backoff: Retry = BACKOFF,
     ) -> None:
-        self._version = version
+        timeout = settings.timeouts.look
+        self._settings = settings
         self._redact = redact
-        self._ttl = ttl
         # The client's own retries would go on for a minute.
         self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._clock = clock
-        self._client = client(SecretManagerServiceClient, endpoint, credentials)
+        self._client = client(SecretManagerServiceClient, settings.secretmanager_endpoint, credentials)
         self._lock = threading.Lock()
         self._key = ""
         self._read_at = 0.0
 
     def get(self) -> str:
-        """Return the key, at most ``ttl`` seconds old. Raises Unavailable."""
+        """Return the key, at most ``key_ttl`` seconds old. Raises Unavailable."""
         with self._lock:
-            if not self._key or self._clock() - self._read_at >= self._ttl:
+            if not self._key or self._clock() - self._read_at >= self._settings.key_ttl:
                 self._read()
             return self._key
 
@@ -62,7 +60,7 @@ class SecretKey:
             return self._key
 
     def _read(self) -> None:
-        version = self._version
+        version = self._settings.key_secret
         forbidden = (
             f"the function's service account may not read {version}. Grant it roles/secretmanager.secretAccessor on that "
             "secret"

@@ -20,6 +20,7 @@ from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, Outcom
 from vertex_launch.job import labels, readback
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import JobName, ManagedJob
+from vertex_launch.settings.config import Settings
 
 T = TypeVar("T")
 
@@ -30,45 +31,34 @@ CORRECT = "Correct it in the run spec or the queue's config."
 
 
 class VertexJobs:
-    """The CustomJobs of one deployment in one project, with one client per region, created on first use.
+    """The CustomJobs of one deployment in one project, with one client per region, created on first use."""
 
-    ``credentials`` None means the application default credentials.
-    """
-
-    def __init__(
-        self,
-        project: str,
-        deployment: str,
-        *,
-        timeout: float,
-        endpoint: str | None = None,
-        credentials: Credentials | None = None,
-        backoff: Retry = BACKOFF,
-    ) -> None:
-        self._project = project
-        self._deployment = deployment
-        self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
-        self._endpoint = endpoint
+    def __init__(self, settings: Settings, credentials: Credentials | None = None, *, backoff: Retry = BACKOFF) -> None:
+        timeout = settings.timeouts.look
+        self._settings = settings
         self._credentials = credentials
+        self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._clients: dict[str, JobServiceClient] = {}
         self._lock = threading.Lock()
 
     def active(self, region: str) -> list[ManagedJob]:
         """List the deployment's jobs that have not ended. Raises Unavailable."""
-        jobs = self._list(region, labels.list_filter(self._deployment, active=True))
+        jobs = self._list(region, labels.list_filter(self._settings.deployment, active=True))
         return [job for job in jobs if not job.ended]
 
     def recent(self, region: str, since: float) -> list[ManagedJob]:
         """List the deployment's jobs created after ``since`` (Unix seconds), in any state. Raises Unavailable."""
         created = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        return self._list(region, f'{labels.list_filter(self._deployment, active=False)} AND create_time>"{created}"')
+        return self._list(
+            region, f'{labels.list_filter(self._settings.deployment, active=False)} AND create_time>"{created}"'
+        )
 
     def _list(self, region: str, wanted: str) -> list[ManagedJob]:
-        parent = f"projects/{self._project}/locations/{region}"
+        parent = f"projects/{self._settings.project}/locations/{region}"
         request = ListCustomJobsRequest(parent=parent, filter=wanted, page_size=PAGE)
         with _reported("list", f"the jobs in {parent}"):
             jobs = list(self._client(region).list_custom_jobs(request, **self._limits))
-        managed = (readback.managed(job, deployment=self._deployment, region=region) for job in jobs)
+        managed = (readback.managed(job, deployment=self._settings.deployment, region=region) for job in jobs)
         return [job for job in managed if job is not None]
 
     def get(self, name: str) -> ManagedJob | None:
@@ -86,7 +76,7 @@ class VertexJobs:
                 job = self._client(region).get_custom_job(name=name, **self._limits)
             except exceptions.NotFound:
                 return None
-        return read(job, deployment=self._deployment, region=region)
+        return read(job, deployment=self._settings.deployment, region=region)
 
     def create(self, request: JobRequest, timeout: float) -> str:
         """Create the job, in one attempt, and return its resource name.
@@ -94,7 +84,7 @@ class VertexJobs:
         Raises ItemRejected if Vertex AI will never accept it, ItemDeferred if it certainly did not accept it now, and
         OutcomeUnknown if the job may exist: no request id makes a create safe to repeat.
         """
-        parent = f"projects/{self._project}/locations/{request.region}"
+        parent = f"projects/{self._settings.project}/locations/{request.region}"
         try:
             job = self._client(request.region).create_custom_job(
                 parent=parent, custom_job=request.custom_job, timeout=timeout, retry=None
@@ -112,7 +102,7 @@ class VertexJobs:
     def _client(self, region: str) -> JobServiceClient:
         with self._lock:
             if region not in self._clients:
-                endpoint = self._endpoint or f"{region}-aiplatform.googleapis.com"
+                endpoint = self._settings.aiplatform_endpoint or f"{region}-aiplatform.googleapis.com"
                 self._clients[region] = client(JobServiceClient, endpoint, self._credentials)
             return self._clients[region]
 
