@@ -346,7 +346,7 @@ def test_while_a_service_is_down_an_entry_is_kept_for_ten_minutes(
 ) -> None:
     here.put(JobState.JOB_STATE_FAILED)
     here.vertex.down = {REGIONS[0]} if trouble == "Vertex AI" else set()
-    here.topic.trouble = {"publish": here.topic.unavailable} if trouble == "Pub/Sub" else {}
+    here.topic.trouble = {"publish": here.topic.refuse} if trouble == "Pub/Sub" else {}
     with pytest.raises(Unavailable) as error:
         here.hear(ended=ended, age=PATIENCE - 1)
     assert error.value.service == trouble

@@ -292,7 +292,7 @@ def test_spoiled_events_and_requests(here: Here, chunk: int) -> None:
     for number in range(EACH):
         if number % 100 == 0:
             here.vertex.down = {"us-central1"} if random.random() < 0.1 else set()
-            here.topic.trouble = {"publish": here.topic.unavailable} if random.random() < 0.1 else {}
+            here.topic.trouble = {"publish": here.topic.refuse} if random.random() < 0.1 else {}
             put(here.vertex, random.choice(STATES))
         function, send = random.choice(FUNCTIONS), here.send if number % 10 == 0 else here.hand
         if function == "dispatch_now":

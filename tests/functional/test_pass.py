@@ -287,7 +287,7 @@ def test_what_was_done_is_reported_although_the_record_cannot_be_written_at_the_
 
     def down_after_the_intents() -> None:
         if world.bucket.calls["write ledger.json"] > 1:
-            world.bucket.unavailable()
+            world.bucket.refuse()
 
     world.bucket.trouble["write ledger.json"] = down_after_the_intents
     report = world.run()
@@ -613,7 +613,7 @@ def test_a_service_that_is_down_means_no_pass(service: str, operation: str) -> N
     world = World()
     world.queue.push("cpu", image_spec())
     down = getattr(world, service)
-    down.trouble[operation] = down.unavailable
+    down.trouble[operation] = down.refuse
     with pytest.raises(Unavailable, match=f"{down.name}: down"):
         world.run()
     assert world.vertex.jobs == {}

@@ -218,7 +218,7 @@ def test_a_run_that_wandb_cannot_tell_about_now_is_waited_for() -> None:
 def test_what_wandb_does_not_take_is_told_later(operation: str) -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
-    world.queue.trouble[operation] = world.queue.unavailable
+    world.queue.trouble[operation] = world.queue.refuse
     assert world.after(100).settled == []
     world.queue.trouble.clear()
     assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
@@ -327,7 +327,7 @@ def test_a_deleted_job(run: RunView | None, state: str, warned: int) -> None:
 def test_a_job_deleted_before_any_pass_saw_it_is_told_all_the_same() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
-    writes = iter([None, world.bucket.unavailable])
+    writes = iter([None, world.bucket.refuse])
     world.bucket.trouble["write ledger.json"] = lambda: (trouble := next(writes, None)) and trouble()
     assert "Cloud Storage" in world.run().notices[0]
     assert world.queue.state(item) == "CLAIMED"
@@ -612,7 +612,7 @@ def test_a_run_that_is_stopped_during_the_pause_gets_no_other_attempt() -> None:
 def test_a_warning_is_not_repeated_because_the_rest_of_the_pass_came_to_nothing() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED)
-    world.queue.trouble["pop"] = world.queue.unavailable
+    world.queue.trouble["pop"] = world.queue.refuse
     with pytest.raises(Unavailable):
         world.after(30)
     world.queue.trouble.clear()
@@ -831,7 +831,7 @@ def test_a_restart_is_no_start() -> None:
 def test_a_cancel_that_failed_leaves_no_trace() -> None:
     world = One()
     world.run()
-    world.vertex.trouble["cancel"] = world.vertex.unavailable
+    world.vertex.trouble["cancel"] = world.vertex.refuse
     world.after(1801)
     world.vertex.trouble.clear()
     world.end(STATE.JOB_STATE_FAILED, INTERNAL)
@@ -873,7 +873,7 @@ def test_a_failed_scheduler_cancels_its_sweep(state: JobState, swept: int) -> No
 def test_a_sweep_that_cannot_be_cancelled_now_is_cancelled_later() -> None:
     world = One(image_spec(uri="placeholder-uri-scheduler", sweep_id="sw1"))
     world.end(STATE.JOB_STATE_FAILED, EXITED)
-    world.queue.trouble["cancel_sweep"] = world.queue.unavailable
+    world.queue.trouble["cancel_sweep"] = world.queue.refuse
     assert world.after(100).settled == []
     world.queue.trouble.clear()
     assert len(world.after(60).settled) == 1

@@ -1,4 +1,4 @@
-"""What must hold at every step and in the end, by the letters of the design; I0 is that one pass runs at a time."""
+"""Check what must hold at every step and in the end, as the design numbers it; I0: one pass runs at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.simulation.jobs import (
     SUCCEEDED,
     Job,
 )
-from tests.simulation.queues import Entry, Told
+from tests.simulation.queues import Entry, Warned
 from tests.simulation.scheduler import START, Broken, Program
 from vertex_launch.log import Redactor
 from vertex_launch.model import AgentView, Kind, Phase
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Invariants:
-    """Is told before anything takes effect, and raises Broken where it must not."""
+    """Called before anything takes effect, and raises Broken if it must not."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -37,11 +37,11 @@ class Invariants:
         return self._world.deployments[owner].settings
 
     def _chain(self, job: Job) -> list[Job]:
-        """Give all jobs that the deployment made for the job's item."""
+        """Return all jobs that the deployment created for the job's item."""
         return self._world.vertex.of(job.item, job.owner)
 
     def _excused(self, job: Job) -> bool:
-        """Tell whether nobody could know of the job: it showed up after the grace, or the ledger was lost before it did."""
+        """Return whether the job could not be known: it showed up after the grace, or the ledger was lost before it did."""
         timeouts = self._settings(job.owner).timeouts
         in_time = job.sent <= job.intended + timeouts.intent_grace - timeouts.create
         late = in_time and job.visible > job.intended + timeouts.intent_grace
@@ -70,7 +70,7 @@ class Invariants:
         self._check_slots(job)
         self._check_request(program, entry)
         if job.key not in ([entry.key] if entry.key else self._world.secret.versions):
-            raise Broken(f"I4: the job of {job.item} reports with somebody else's key")
+            raise Broken(f"I4: the job of {job.item} reports with the key of another user")
         self.secret(f"{job.message.labels} {job.message.display_name}", "the job's labels")
         if job.attempt > 1:
             self._check_attempt(program, job, made)
@@ -84,7 +84,7 @@ class Invariants:
             raise Broken(f"I3: {len(active)} active jobs of kind {job.kind}, {limit:g} are allowed")
 
     def _check_request(self, program: Program, entry: Entry) -> None:
-        """Hold a create against what the pass was asked to do."""
+        """Compare a create with what the pass was asked to do."""
         program.creates += 1
         limit, queues = program.request.limit, program.request.queues
         if limit is not None and program.creates > limit:
@@ -112,12 +112,12 @@ class Invariants:
                 raise Broken(f"I4: {what} is in another region")
 
     def _stopped(self, job: Job) -> float:
-        """Give when a person stopped the job's run; 0 for never, and for before the first job."""
+        """Return when a person stopped the job's run; 0 for never, and for before the first job."""
         stopped = self._world.wandb.run(job.run).stopped
         return stopped if stopped >= min((one.created for one in self._chain(job)), default=job.created) else 0.0
 
     def _surely_stopped(self, job: Job) -> float:
-        """Give the same where nobody can take it for older: a run that the item names may have been stopped before."""
+        """Return the same if it cannot be older than the item: a run that the item names may have been stopped before."""
         named = "run_id" in self._world.wandb.contents[job.item].spec
         return 0.0 if named else self._stopped(job)
 
@@ -126,7 +126,7 @@ class Invariants:
             raise Broken(f"I4: nothing justifies that job {job.number} of {job.item} is cancelled")
 
     def _reasons(self, program: Program, job: Job) -> Iterator[bool]:
-        """Go through what may justify a cancel; it must hold now, or must have held when the pass looked or since."""
+        """Return what may justify a cancel; it must hold now, or must have held when the pass looked or since."""
         now, settings = self._world.scheduler.now, self._settings(job.owner)
         since = min(program.looked, now) - min(self._world.vertex.lag, STALE)
         yield bool(self._lost(job))
@@ -141,7 +141,7 @@ class Invariants:
                 yield bool(limit) and state == waiting and then > since and min(now, then) - begun >= limit
 
     def _lost(self, job: Job) -> str:
-        """Say how the job has lost its item."""
+        """Return how the job has lost its item."""
         entry = self._world.wandb.contents[job.item]
         if entry.state == "FAILED":
             return "its item has failed"
@@ -149,7 +149,7 @@ class Invariants:
         return f"its item is claimed by {entry.owner}" if entry.state == "CLAIMED" and not ours else ""
 
     def must_end(self, job: Job) -> str:
-        """Say why the job has to be cancelled, if it has to."""
+        """Return why the job has to be cancelled, if it has to."""
         twins = [one for one in self._chain(job) if one.lives or one.ended > job.created]
         twin = any(one.survives and one.order < job.order for one in twins)
         return self._lost(job) or "it has a twin" * twin or "its run was stopped" * bool(self._surely_stopped(job))
@@ -158,7 +158,7 @@ class Invariants:
         job = self._world.vertex.jobs.get(name)
         if job is None or job.owner != owner or not job.ended:
             raise Broken(f"I4: job_state says that {name} has ended")
-        job.told = True
+        job.reported = True
 
     # Items
 
@@ -174,16 +174,16 @@ class Invariants:
         if not any(job.run.id == run for job in self._world.vertex.of(entry.id, program.owner)):
             raise Broken(f"I1: {entry.id} is claimed for run {run}, which has no job")
 
-    def _check_hold(self, program: Program, text: str) -> None:
+    def _check_lock(self, program: Program, text: str) -> None:
         if "/training/" in text and self._world.scheduler.now > program.held:
-            raise Broken(f"I4: {program.name} tells how a job ended after its hold: {text}")
+            raise Broken(f"I4: {program.name} reports how a job ended after its lock expired: {text}")
 
     def on_fail(self, program: Program, entry: Entry, message: str) -> None:
         self.secret(message, "a failure")
-        self._check_hold(program, message)
+        self._check_lock(program, message)
         ours = entry.owner == program.owner if entry.state == "CLAIMED" else entry.leased_to(program)
         if entry.state != "FAILED" and not (ours or self._world.short_leases):
-            raise Broken(f"I4: {entry.id} is failed, and it is {entry.owner or 'leased by nobody, or somebody else'}'s")
+            raise Broken(f"I4: {entry.id} is failed, and its owner is {entry.owner or 'another lease'}")
         jobs = self._world.vertex.of(entry.id, program.owner)
         if any(job.stays for job in jobs):
             raise Broken(f"I4: {entry.id} is failed while its job lives")
@@ -202,35 +202,35 @@ class Invariants:
             return
         if self._started(last):
             raise Broken(f"I4: {entry.id} is failed, and its run has started")
-        self._check_words(entry, last, message)
+        self._check_message(entry, last, message)
 
-    def _check_words(self, entry: Entry, job: Job, message: str) -> None:
-        """What is said of an ended job must hold Vertex AI's own words and where to look."""
+    def _check_message(self, entry: Entry, job: Job, message: str) -> None:
+        """Check that a message about an ended job has Vertex AI's own words and a link to the job."""
         for words in (job.error.replace(job.key, Redactor.MARK), f"{job.region}/training/{job.number}"):
             if words not in message and not job.deleted:
-                raise Broken(f"I4: of {entry.id} it is said {message!r} but not {words!r}")
+                raise Broken(f"I4: the message on {entry.id} is {message!r}, without {words!r}")
 
     def on_warn(self, program: Program, entry: Entry, text: str, phase: Phase) -> None:
         self.secret(text, "a warning")
-        self._check_hold(program, text)
+        self._check_lock(program, text)
         jobs = self._world.vertex.of(entry.id, program.owner)
         for job in jobs:
             wrong = job.lives or not (job is _last(jobs) or any(map(self._excused, jobs)))
             if f"/training/{job.number}?" in text and wrong:
-                raise Broken(f"I4: of {entry.id} it is told how job {job.number} ended: {text}")
+                raise Broken(f"I4: {entry.id} has a report on the end of job {job.number}: {text}")
         if entry.state == "CLAIMED" and entry.owner != program.owner:
             raise Broken(f"I4: {entry.id} is warned about, and it is {entry.owner}'s")
-        again = any(told.text == text and self._remembered(told, program) for told in entry.told)
+        again = any(one.text == text and self._remembered(one, program) for one in entry.warned)
         if again and not any(map(self._excused, jobs)):
             raise Broken(f"I4: {entry.id} is warned about twice: {text}")
 
-    def _remembered(self, told: Told, program: Program) -> bool:
-        """Tell whether the program must know that somebody of its deployment has warned so."""
-        ours = told.by.owner == program.owner
-        written = any(told.when < write <= program.read for write in told.by.writes)
-        lost = self._world.deployments[program.owner].folder.lost > told.when
-        long_ago = self._world.scheduler.now - told.when > self._settings(program.owner).give_up_after
-        return ours and written and not told.unheard and (told.final or not (lost or long_ago))
+    def _remembered(self, warned: Warned, program: Program) -> bool:
+        """Return whether the program must know that a pass of its deployment has sent this warning."""
+        ours = warned.by.owner == program.owner
+        written = any(warned.when < write <= program.read for write in warned.by.writes)
+        lost = self._world.deployments[program.owner].folder.lost > warned.when
+        long_ago = self._world.scheduler.now - warned.when > self._settings(program.owner).give_up_after
+        return ours and written and not warned.unheard and (warned.final or not (lost or long_ago))
 
     def on_sweep(self, sweep: str) -> None:
         ended = [job for job in self._world.vertex.jobs.values() if job.sweep == sweep and not job.lives]
@@ -249,7 +249,7 @@ class Invariants:
     def _check_end(self, entry: Entry) -> None:
         jobs = [job for job in self._world.vertex.jobs.values() if job.item == entry.id]
         for job in jobs:
-            if job.ended > START + self._world.trouble and not (job.told or job.deleted):
+            if job.ended > START + self._world.trouble and not (job.reported or job.deleted):
                 raise Broken(f"I4: job_state has not seen that job {job.number} ended")
             if job.lives:
                 raise Broken(f"I1: job {job.number} of {entry.id} still runs. {self.must_end(job)}")
@@ -262,37 +262,39 @@ class Invariants:
             self._check_settled(entry, [job for job in jobs if job.owner == entry.owner])
 
     def _check_settled(self, entry: Entry, chain: Sequence[Job]) -> None:
-        """Check that what W&B shows of a claimed item tells how its job ended."""
+        """Check that W&B shows how the job of a claimed item ended."""
         if any(map(self._excused, chain)):
-            return  # of two jobs for one attempt the one that showed up too late may have been told of, or not
+            return  # of two jobs for one attempt, the one that showed up too late may have been reported or not
         last = _last(chain)
-        nobody_knows = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
-        told = [one for one in entry.told if one.final and one.when > last.ended]
+        unknown = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
+        warnings = [one for one in entry.warned if one.final and one.when > last.ended]
         began = self._world.wandb.run(last.run).lives if last.deleted else any(map(self._started, chain))
-        if not began and not (last.deleted and nobody_knows):
+        if not began and not (last.deleted and unknown):
             raise Broken(f"I4: the run of {entry.id} never started, and the item has not failed")
         if last.deleted:
             return
         if last.state == SUCCEEDED:
-            if told:
-                raise Broken(f"I4: job {last.number} of {entry.id} ended well, and its author is told: {told[0].text}")
+            if warnings:
+                raise Broken(
+                    f"I4: job {last.number} of {entry.id} ended well, and its author is warned: {warnings[0].text}"
+                )
             return
         again = last.error in AGAIN and last.attempt < self._settings(entry.owner).max_attempts
         over = self._world.wandb.run(last.run).stopped or last.cancelled or entry.id in self._world.vertex.rejected
         if again and not over:
             raise Broken(f"I4: {entry.id} was not submitted again")
-        if told:
-            self._check_words(entry, last, told[-1].text)
-        elif not nobody_knows:
-            raise Broken(f"I4: nobody was told how job {last.number} of {entry.id} ended")
+        if warnings:
+            self._check_message(entry, last, warnings[-1].text)
+        elif not unknown:
+            raise Broken(f"I4: the end of job {last.number} of {entry.id} was not reported")
         if (
             last.sweep
             and last.state != CANCELLED
-            and not (nobody_knows or str(last.run) in self._world.wandb.cancelled_sweeps)
+            and not (unknown or str(last.run) in self._world.wandb.cancelled_sweeps)
         ):
             raise Broken(f"I4: the scheduler of sweep {last.sweep} failed, and the sweep goes on")
 
 
 def _last(jobs: Sequence[Job]) -> Job:
-    """Give the one of an item's jobs that its end is told of."""
+    """Return the one of an item's jobs whose end is reported."""
     return min(jobs, key=lambda job: job.order)

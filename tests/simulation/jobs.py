@@ -50,27 +50,18 @@ class Plan:
 
     queued: float
     pending: float
-    running: float
-    """0 for a job that ends before it runs."""
-    odd: int
-    """A state that it is in for a while, 0 for none."""
-    init: float
-    """When its run begins; later than its end for never."""
-    shown: float
-    """How long it takes W&B to show that."""
-    announced: float
-    """How long before its end its log says that it has ended, 0 for not."""
+    running: float  # 0 for a job that ends before it runs
+    odd: int  # a state that it is in for a while, 0 for none
+    init: float  # when its run begins; later than its end for never
+    shown: float  # how long it takes W&B to show that
+    announced: float  # how long before its end its log says that it has ended, 0 for not
     end: int
     error: str
-    said: float
-    """How long it takes Vertex AI to say why it failed."""
+    said: float  # how long it takes Vertex AI to say why it failed
     cancelling: float
-    cancelled: int
-    """How it ends when it is cancelled."""
-    deleted: float
-    """When a person deletes it, 0 for never."""
-    stubborn: bool
-    """Whether it ends only when it is cancelled, once it has to be."""
+    cancelled: int  # how it ends when it is cancelled
+    deleted: float  # when a person deletes it, 0 for never
+    stubborn: bool  # whether it ends only when it is cancelled, once it has to be
 
 
 class Version(NamedTuple):
@@ -86,24 +77,17 @@ class Job(memory.Job):
     """A CustomJob as it really is and was."""
 
     plan: Plan
-    by: Program
-    """The program that created it."""
+    by: Program  # the program that created it
     created: float
-    visible: float
-    """When lists begin to show it."""
-    intended: float
-    """When the ledger that may mention it was written."""
-    sent: float
-    """When its create was called."""
+    visible: float  # when lists begin to show it
+    intended: float  # when the ledger that may mention it was written
+    sent: float  # when its create was called
     started: float = 0.0
     ended: float = 0.0
     deleted: float = 0.0
-    error: str = ""
-    """What Vertex AI reports about its end, sooner or later."""
-    told: bool = False
-    """Whether job_state has asked for a pass because of its end."""
-    cancelled: bool = False
-    """Whether a pass asked for its end, perhaps too late."""
+    error: str = ""  # what Vertex AI reports about its end, sooner or later
+    reported: bool = False  # whether job_state has asked for a pass because of its end
+    cancelled: bool = False  # whether a pass asked for its end, perhaps too late
     versions: list[Version] = field(default_factory=list)
     views: dict[int, ManagedJob] = field(default_factory=dict)
 
@@ -190,7 +174,7 @@ class Vertex(memory.Vertex[Job]):
             raise error
         return self._create(*self._facts(request))
 
-    def refuse(self, operation: str, *args: Any) -> Any:
+    def refuse(self, operation: str = "", *args: Any) -> Any:
         """Refuse a create for now or for good, or do not answer it; then it may still be on its way."""
         if operation != "create":
             return super().refuse(operation)
@@ -231,7 +215,7 @@ class Vertex(memory.Vertex[Job]):
         return self.add(request, plan=plan, by=program, created=now, visible=visible, intended=intended, sent=sent)
 
     def begin(self, job: Job) -> None:
-        self._scheduler.tell(job.by.name, "  creates %s for %s, attempt %d", job.name, job.item, job.attempt)
+        self._scheduler.note(job.by.name, "  creates %s for %s, attempt %d", job.name, job.item, job.attempt)
         self.turn(job, QUEUED if job.plan.queued else PENDING)
         self._world.invariants.on_create(job.by, job)
         if job.plan.deleted:
@@ -267,7 +251,7 @@ class Vertex(memory.Vertex[Job]):
     def _report(self, job: Job) -> None:
         if job.lives:
             now = self._scheduler.now
-            self._scheduler.tell(f"job {job.number}", "calls wandb.init for run %s", job.run)
+            self._scheduler.note(f"job {job.number}", "calls wandb.init for run %s", job.run)
             self._world.wandb.run(job.run).lives.append(Life(job.name, now, now + job.plan.shown))
 
     def obey(self, job: Job) -> None:
@@ -279,7 +263,7 @@ class Vertex(memory.Vertex[Job]):
         if not job.lives or (job.state == CANCELLING and not cancelled):
             return
         if job.stays and job.plan.stubborn and (why := self._world.invariants.must_end(job)):
-            self._scheduler.tell(f"job {job.number}", "goes on although %s", why)
+            self._scheduler.note(f"job {job.number}", "goes on although %s", why)
             self._scheduler.after(30, self._end, job, state, error)
             return
         job.ended, job.error = self._scheduler.clock(), error.format(key=job.key)
@@ -296,7 +280,7 @@ class Vertex(memory.Vertex[Job]):
         self.turn(job, job.state)
 
     def _delete(self, job: Job) -> None:
-        self._scheduler.tell("a person", "deletes job %s", job.number)
+        self._scheduler.note("a person", "deletes job %s", job.number)
         job.deleted = self._scheduler.now
         self._silence(job)
 
@@ -309,7 +293,7 @@ class Vertex(memory.Vertex[Job]):
         super().turn(job, state)
         job.versions.append(Version(self._scheduler.now, state, CustomJob(job.message)))
         name = "in an unknown state" if state == UNHEARD_OF else JobState(state).name
-        self._scheduler.tell(f"job {job.number}", "is %s %s", name, job.message.error.message)
+        self._scheduler.note(f"job {job.number}", "is %s %s", name, job.message.error.message)
 
 
 def _item(request: JobRequest) -> str:

@@ -24,7 +24,7 @@ class Folder(Objects):
     def lose_ledger(self, left: bytes = b"damaged") -> None:
         super().lose_ledger(left)
         self.lost, self.rebuilt = self._scheduler.now, float("inf")
-        self._scheduler.tell("a person", "damages the ledger")
+        self._scheduler.note("a person", "damages the ledger")
 
     def read(self, name: str) -> tuple[bytes, int] | None:
         self._scheduler.program.read = self._scheduler.now

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.scheduler import Program
 from tests.support import memory
 from tests.support.memory import ENTITY
-from vertex_launch.model import Ack, Kind, Phase, Popped, Question, RunId, RunView, WandbState
+from vertex_launch.model import Ack, Phase, Popped, Question, RunId, RunView, WandbState
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
 @dataclass
-class Told:
+class Warned:
     """A warning that a program put on an item; ``unheard`` if the program never got the answer."""
 
     when: float
     text: str
-    phase: Phase
     by: Program
     unheard: bool = False
 
@@ -36,19 +35,13 @@ class Entry(memory.QueueItem):
     """A queue item and what the simulation knows about it."""
 
     pushed: float = 0.0
-    kind: Kind = Kind.JOB
-    hopeless: bool = False
-    """Whether it can never start."""
-    refused: bool = False
-    """Whether Vertex AI refuses its job."""
-    quota: bool = True
-    """Whether Vertex AI ever has room for it."""
-    key: str = ""
-    """The key that it brings."""
+    hopeless: bool = False  # whether it can never start
+    refused: bool = False  # whether Vertex AI refuses its job
+    quota: bool = True  # whether Vertex AI ever has room for it
+    key: str = ""  # the key that it brings
     leased_by: Program | None = None
-    owner: str = ""
-    """The owner of the program that claimed it."""
-    told: list[Told] = field(default_factory=list)
+    owner: str = ""  # the owner of the program that claimed it
+    warned: list[Warned] = field(default_factory=list)
 
     def leased_to(self, program: Program) -> bool:
         return self.state == "LEASED" and self.leased_by is program
@@ -70,8 +63,7 @@ class Run:
 
     pending: bool = False
     lives: list[Life] = field(default_factory=list)
-    stopped: float = 0.0
-    """When a person asked it to stop; 0 for never."""
+    stopped: float = 0.0  # when a person asked it to stop; 0 for never
 
 
 class Wandb(memory.Wandb[Entry]):
@@ -98,13 +90,13 @@ class Wandb(memory.Wandb[Entry]):
     def stop_run(self, run: RunId) -> None:
         self.run(run).pending = True
         self.run(run).stopped = self.run(run).stopped or self._scheduler.now
-        self._scheduler.tell("a person", "stops run %s", run)
+        self._scheduler.note("a person", "stops run %s", run)
 
     def stop_agents(self) -> None:
         for agent in self.agents:
             self.stop(agent)
         self.agents_stopped = self._scheduler.now
-        self._scheduler.tell("a person", "stops the agents")
+        self._scheduler.note("a person", "stops the agents")
 
     # What programs do
 
@@ -113,7 +105,7 @@ class Wandb(memory.Wandb[Entry]):
         if popped.item:
             entry = self.contents[popped.item.id]
             entry.leased_by = program
-            self._scheduler.tell(program.name, "  leases %s until %.0f", entry.id, entry.leased_until)
+            self._scheduler.note(program.name, "  leases %s until %.0f", entry.id, entry.leased_until)
         return popped
 
     def claim(self, item: str, run: str) -> Ack:
@@ -123,19 +115,19 @@ class Wandb(memory.Wandb[Entry]):
             entry.owner = program.owner
             self.run(RunId(ENTITY, entry.spec["project"], run)).pending |= self._eager
         answer = super().claim(item, run)
-        self._scheduler.tell(program.name, "  ack of %s for run %s is %s", item, run, answer)
+        self._scheduler.note(program.name, "  ack of %s for run %s is %s", item, run, answer)
         return answer
 
     def fail_item(self, item: str, reason: str, phase: Phase) -> bool:
         self._world.invariants.on_fail(self._scheduler.program, self.contents[item], reason)
-        self._scheduler.tell(self._scheduler.program.name, "  fails %s (%s): %s", item, phase, reason)
+        self._scheduler.note(self._scheduler.program.name, "  fails %s (%s): %s", item, phase, reason)
         return super().fail_item(item, reason, phase)
 
     def warn_item(self, item: str, text: str, phase: Phase) -> bool:
         entry, program = self.contents[item], self._scheduler.program
         self._world.invariants.on_warn(program, entry, text, phase)
-        self._scheduler.tell(program.name, "  warns %s (%s): %s", item, phase, text)
-        entry.told.append(Told(self._scheduler.now, text, phase, program))
+        self._scheduler.note(program.name, "  warns %s (%s): %s", item, phase, text)
+        entry.warned.append(Warned(self._scheduler.now, text, program))
         return super().warn_item(item, text, phase)
 
     def in_time(self, within: float) -> bool:
@@ -170,14 +162,14 @@ class Wandb(memory.Wandb[Entry]):
 
     # What is heard when a call goes wrong
 
-    def refuse(self, operation: str, *args: Any) -> Any:
+    def refuse(self, operation: str = "", *args: Any) -> Any:
         answers: Mapping[str, Any] = {"ack": Ack.UNKNOWN, "fail": False, "warn": False}
         return [answers[operation]] * len(args[0]) if operation in answers else super().refuse(operation)
 
     def lose(self, operation: str, *args: Any) -> Any:
         """Answer an ack as its retry is answered, which is refused what the first had, or answer nothing."""
         program = self._scheduler.program
-        for told in [told for entry in self.contents.values() for told in entry.told]:
-            told.unheard |= told.by is program and told.when >= program.called
+        for one in [one for entry in self.contents.values() for one in entry.warned]:
+            one.unheard |= one.by is program and one.when >= program.called
         refused = operation == "ack" and self._world.random.random() < 0.5
         return [Ack.REFUSED] * len(args[0]) if refused else self.refuse(operation, *args)

@@ -1,4 +1,4 @@
-"""Time, and programs as coroutines of one thread, each of which may come to harm whenever it speaks to a service."""
+"""Time, and programs as coroutines of one thread, each of which may fail whenever it calls a service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START = 1_800_000_000.0
 
 
 class Killed(BaseException):
-    """The process is gone: nothing that follows in it happens."""
+    """The process has died, so that nothing else in it happens."""
 
 
 class Broken(BaseException):
@@ -76,7 +76,7 @@ class Scheduler:
             act()
         self.now = max(self.now, until)
 
-    def tell(self, who: str, text: str, *values: Any) -> None:
+    def note(self, who: str, text: str, *values: Any) -> None:
         """Add to the history; the line is formatted only when it is read."""
         self._history.append((self.now, who, text, values))
 
@@ -132,7 +132,7 @@ class Program:
             raise Killed
         scheduler, random = self.scheduler, self.scheduler.random
         self.called, fault = scheduler.now, scheduler.draw(operation)
-        scheduler.tell(self.name, "%s %.150s%s", operation, args, f": {fault.value}" if fault else "")
+        scheduler.note(self.name, "%s %.150s%s", operation, args, f": {fault.value}" if fault else "")
         if fault is Fault.PAUSED_BEFORE:
             self.sleep(random.uniform(*random.choice(PAUSES)))
         self.sleep(random.random() * scheduler.slow)

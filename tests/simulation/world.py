@@ -21,13 +21,13 @@ from vertex_launch.dispatch.run import run_pass
 from vertex_launch.dispatch.watch import follow
 from vertex_launch.errors import JobNotEnded, PassBusy, PassLost, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import SCHEDULER_URI, JobHint, Kind, PassReport, PassRequest, RunId
+from vertex_launch.model import SCHEDULER_URI, JobHint, PassReport, PassRequest, RunId
 from vertex_launch.settings.config import Policy, Region, Settings
 from vertex_launch.state.record import Record
 
 MINUTE = 60.0
 LONGEST_DRAIN = 120
-"""Minutes without any fault after which all must have come to its end."""
+"""Minutes without a fault after which everything must have ended."""
 TRIES = 6
 """Deliveries of one message."""
 OPERATIONS = (
@@ -48,7 +48,7 @@ OPERATIONS = (
 
 
 def simulate(seed: int) -> World:
-    """Live the world of this seed to its end. Raises AssertionError with its history when an invariant breaks."""
+    """Run the world of this seed to its end. Raises AssertionError with its history when an invariant breaks."""
     world = World(seed)
     before = LOGGER.handlers[:], LOGGER.propagate, LOGGER.level
     LOGGER.handlers[:], LOGGER.propagate = [_Records(world)], False
@@ -65,7 +65,7 @@ def simulate(seed: int) -> World:
 
 
 class _Records(logging.Handler):
-    """Looks for keys in what the product logs, redacted as it is by the process that logs it."""
+    """Finds keys in what the product logs, redacted as by the process that logs it."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class _Records(logging.Handler):
             raise Broken(f"unexpected error: {record.exc_info[1]!r}") from record.exc_info[1]
         program = self._world.scheduler.program
         text = program.redact(f"{record.getMessage()} {record.__dict__}")
-        self._world.scheduler.tell(program.name, "  logs: %s", record.getMessage())
+        self._world.scheduler.note(program.name, "  logs: %s", record.getMessage())
         self._world.invariants.secret(text, "the log")
 
 
@@ -89,7 +89,7 @@ class Deployment:
 
 
 class World:
-    """Draws from the seed what there is and what will happen, then lets it happen."""
+    """Draws from the seed what there is and what will happen, and runs it."""
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
@@ -100,7 +100,7 @@ class World:
             self._rates[random.choice((*OPERATIONS, *["create", "ack"] * 5))] = random.choice((0.2, 0.6))
         self.scheduler = Scheduler(random, self._fault, random.choice((0.05, 0.3, 2)))
         self.short_leases = random.random() < 0.03
-        """Whether W&B's leases may be shorter than configured, which excuses what is said after them."""
+        """Whether W&B's leases may be shorter than configured, which excuses messages after a lease."""
         self.secret = Secret("today" * 8)
         self.all_keys = self.secret.versions[:]
         self.wandb = Wandb(self, silent=random.random() < 0.1, eager=random.random() < 0.5)
@@ -140,7 +140,7 @@ class World:
         return Deployment(Settings(**SETTINGS | changes), Folder(self.scheduler))
 
     def lease(self) -> float:
-        """Give the length of one lease; 60 seconds are configured."""
+        """Draw the length of one lease; 60 seconds are configured."""
         if self.short_leases and self.random.random() < 0.3:
             return self.random.uniform(5, 60)
         return self.random.choice((60.0, 60.0, self.random.uniform(60, 400)))
@@ -158,9 +158,9 @@ class World:
                 "gcr.io/other/image",
                 {},
             )
-        alone = len(self.deployments) == 1  # for a run id in the spec is a known limit else
+        alone = len(self.deployments) == 1  # because otherwise a run id in the spec is a known limit
         if chance > 0.9 and alone:
-            entry.kind, sweep = Kind.SCHEDULER, f"sweep{number}"
+            sweep = f"sweep{number}"
             entry.spec |= {"uri": SCHEDULER_URI, "sweep_id": sweep, "run_id": sweep}
         elif random.random() < 0.15 and alone:
             entry.spec["run_id"] = run = random.choice(("preset", f"preset{number}"))
@@ -169,7 +169,7 @@ class World:
         if random.random() < 0.25:
             entry.key = entry.spec["_wandb_api_key"] = f"{number}own" * 10
             self.all_keys.append(entry.key)
-        self.scheduler.tell("a person", "pushes %s", entry)
+        self.scheduler.note("a person", "pushes %s", entry)
 
     def plan(self, owner: str) -> Plan:
         """Draw what becomes of a job."""
@@ -231,8 +231,8 @@ class World:
         self._deliver(self._start_pass, owner, request)
 
     def log(self, job: Job, text: str) -> None:
-        """Let the log sinks of all deployments publish an entry."""
-        self.scheduler.tell(f"job {job.number}", "logs: %s", text)
+        """Publish a log entry to all deployments, as their log sinks do."""
+        self.scheduler.note(f"job {job.number}", "logs: %s", text)
         for owner in self.deployments:
             hint = JobHint(job.number, ended="running" not in text, published=self.scheduler.now)
             self._deliver(self._start_watch, owner, hint)
@@ -265,7 +265,7 @@ class World:
         self._program("pass", owner, main)
 
     def _pass(self, program: Program, request: PassRequest) -> bool:
-        """Run a pass; says whether it came to its end."""
+        """Run a pass and return whether it completed."""
         deployment = self.deployments[program.owner]
         services = Services(
             queue=through(program.call, self.wandb),
@@ -281,14 +281,14 @@ class World:
         try:
             report = run_pass(deployment.settings, services, request)
         except (PassBusy, PassLost, Unavailable) as error:
-            self.scheduler.tell(program.name, "ends: %s %s", type(error).__name__, error)
+            self.scheduler.note(program.name, "ends: %s %s", type(error).__name__, error)
             self.invariants.secret(program.redact(str(error)), "an error")
             return False
         except Exception as error:
             raise Broken(f"{program.name} raises {error!r}") from error
         if isinstance(report, PassReport):
             text = program.redact(json.dumps(report.body()))
-            self.scheduler.tell(program.name, "ends: %s", text)
+            self.scheduler.note(program.name, "ends: %s", text)
             self.invariants.secret(text, "a report")
         return True
 
@@ -302,7 +302,7 @@ class World:
                 follow(hint, settings, vertex, ticks, self.scheduler.clock, program.run_parallel)
                 done = True
             except (JobNotEnded, Unavailable) as error:
-                self.scheduler.tell(program.name, "ends: %s", error)
+                self.scheduler.note(program.name, "ends: %s", error)
             finally:
                 if not done:
                     self._again(self._start_watch, owner, hint, number)
@@ -355,7 +355,7 @@ class World:
         self.scheduler.after(45, self._resume)
 
     def _lose_ledger(self) -> None:
-        """Damage the ledger, rather just after a job was created."""
+        """Damage the ledger, preferably just after a job was created."""
         young = any(job.created > self.scheduler.now - 20 for job in self.vertex.jobs.values())
         if young or not self.troubled:
             self.deployments["test"].folder.lose_ledger()
@@ -367,7 +367,7 @@ class World:
         self.all_keys.append(self.secret.get())
 
     def _stricter_policy(self) -> None:
-        """Allow no image from now on: what has a job goes on, what has none fails."""
+        """Allow no image from now on: items with a job go on, the others fail."""
         policy = Policy(images=())
         for deployment in self.deployments.values():
             deployment.settings = deployment.settings.model_copy(update={"policy": policy})

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from google.cloud.aiplatform_v1.types import CustomJob, JobState
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -98,12 +98,9 @@ class Service:
         self.calls: Counter[str] = Counter()
         self.trouble: dict[str, Callable[[], object]] = {}
 
-    def unavailable(self) -> NoReturn:
-        raise Unavailable(self.name, "down", code=self.code)
-
-    def refuse(self, operation: str, *args: Any) -> Any:
+    def refuse(self, operation: str = "", *args: Any) -> Any:
         """Answer a call that had no effect."""
-        self.unavailable()
+        raise Unavailable(self.name, "down", code=self.code)
 
     def lose(self, operation: str, *args: Any) -> Any:
         """Answer a call that had its effect, but whose answer is lost."""
@@ -315,7 +312,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return str(self.message.name)
+        return str(CustomJob.pb(self.message).name)
 
     @property
     def region(self) -> str:
@@ -403,7 +400,7 @@ class Vertex(Service, Generic[J]):
     def find(self, name: str) -> J | None:
         """Return the job of that resource name, in which the project may be an ID or a number."""
         if name.split("/")[3] in self.down:
-            self.unavailable()
+            self.refuse()
         return self.jobs.get(f"projects/{self._project}/locations/{name.partition('/locations/')[2]}")
 
     def view(self, job: J) -> ManagedJob | None:
