@@ -246,21 +246,14 @@ def test_the_run_of_another_entity_is_not_looked_up(state: JobState, warned: int
     assert world.ledger.open == {}
 
 
-def test_an_item_that_somebody_failed_already_keeps_its_reason() -> None:
+@pytest.mark.parametrize("changes", [{"state": "FAILED", "message": "a person's reason"}, {"run": "theirs"}])
+def test_an_item_that_someone_failed_or_owns_is_left_alone(changes: dict[str, str]) -> None:
     world = One()
-    world.it.state, world.it.message = "FAILED", "a person's reason"
+    vars(world.it).update(changes)
+    before = (world.it.state, world.it.message)
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
     world.after(100)
-    assert world.it.message == "a person's reason"
-    assert world.ledger.open == {}
-
-
-def test_an_item_that_somebody_else_owns_is_left_alone() -> None:
-    world = One()
-    world.it.run = "theirs"
-    world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
-    world.after(100)
-    assert (world.it.state, world.it.warnings) == ("CLAIMED", [])
+    assert (world.it.state, world.it.message, world.it.warnings) == (*before, [])
     assert world.ledger.open == {}
 
 
@@ -807,15 +800,20 @@ def test_a_program_that_ended_because_of_a_stop_is_reported_so(seen: bool) -> No
 # Jobs that do not start
 
 
-def test_a_job_that_does_not_start_is_cancelled_and_its_item_fails() -> None:
-    world = One()
-    assert world.after(1800).cancelled == [], "seen PENDING for the first time"
+@pytest.mark.parametrize(
+    ("state", "code"), [(STATE.JOB_STATE_PENDING, Code.START_TIMEOUT), (STATE.JOB_STATE_QUEUED, Code.QUEUE_TIMEOUT)]
+)
+def test_a_job_that_waits_too_long_is_cancelled_and_its_item_fails(state: JobState, code: Code) -> None:
+    """For a machine or for quota, counted from when a pass has seen it wait."""
+    world = One(start_timeout=1800 if code is Code.START_TIMEOUT else 60, queue_timeout=1800)
+    world.vertex.set(world.job.name, state)
+    assert world.after(1800).cancelled == []
     assert world.after(1799).cancelled == []
     assert len(world.after(2).cancelled) == 1
     world.vertex.set(world.job.name, STATE.JOB_STATE_CANCELLED)
     world.after(100)
     assert world.it.state == "FAILED"
-    assert Code.START_TIMEOUT in world.it.message
+    assert code in world.it.message
     assert len(world.jobs) == 1
 
 
@@ -846,17 +844,6 @@ def test_waiting_for_quota_is_told_once_and_does_not_count_as_starting() -> None
         assert world.after(600).cancelled == []
     (warning,) = world.it.warnings
     assert Code.WAITS_FOR_QUOTA in warning
-
-
-def test_waiting_for_quota_has_a_limit_of_its_own() -> None:
-    world = One(queue_timeout=3600)
-    world.vertex.set(world.job.name, STATE.JOB_STATE_QUEUED)
-    world.run()
-    assert world.after(3599).cancelled == []
-    assert len(world.after(2).cancelled) == 1
-    world.vertex.set(world.job.name, STATE.JOB_STATE_CANCELLED)
-    world.after(100)
-    assert Code.QUEUE_TIMEOUT in world.it.message
 
 
 # Sweeps
