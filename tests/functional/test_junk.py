@@ -1,4 +1,4 @@
-"""Malformed and hostile events and requests: none crashes a function, none is redelivered for ever, none leaks a key.
+"""Malformed and hostile events and requests: none crashes a function, none is redelivered without end, none leaks a key.
 
 Valid shapes are damaged (JSON of any depth, numbers of any length, text that is not Unicode, duplicate keys, broken base64) and
 sent as Eventarc, a push subscription or a stranger would send them. Every run sends the same.

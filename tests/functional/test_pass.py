@@ -109,7 +109,7 @@ def test_fifty_items_cost_as_many_requests_as_one(history: int) -> None:
     assert world.queue.calls == {"ask": 1, "pop": 1 + probes, "ack": 1}
 
 
-def test_many_jobs_that_ended_are_got_side_by_side() -> None:
+def test_many_jobs_that_ended_are_fetched_in_parallel() -> None:
     world = World(max_jobs=16)
     for _ in range(16):
         world.queue.push("cpu", image_spec())
@@ -130,7 +130,7 @@ def test_a_long_line_of_what_cannot_start_is_passed_in_few_requests() -> None:
     assert world.queue.calls["pop"] < 10
 
 
-def test_items_for_another_resource_are_left_to_others_and_that_is_said_once() -> None:
+def test_items_for_another_resource_are_left_to_others_with_one_notice() -> None:
     world = World()
     others = [world.queue.push("gpu", image_spec(resource="kubernetes")) for _ in range(3)]
     good = world.queue.push("cpu", image_spec())
@@ -168,7 +168,7 @@ def test_a_bad_item_fails_at_once_and_does_not_delay_the_good_one_behind_it() ->
     assert "acme/demo/train:v1" in world.queue.contents[bad[1]].message
 
 
-def test_what_vertex_refuses_for_good_fails_the_item() -> None:
+def test_what_vertex_refuses_permanently_fails_the_item() -> None:
     world = World(max_jobs=1)
     item = world.queue.push("cpu", image_spec())
     good = world.queue.push("cpu", image_spec())
@@ -211,7 +211,7 @@ def test_no_quota_defers_warns_once_and_lets_others_through() -> None:
     assert world.ledger.waiting == {}
 
 
-def test_many_items_without_quota_do_not_keep_others_from_starting_for_ever() -> None:
+def test_many_items_without_quota_do_not_keep_others_from_starting() -> None:
     world = World(max_jobs=-1)
     for _ in range(70):
         world.queue.push("cpu", image_spec())
@@ -223,7 +223,7 @@ def test_many_items_without_quota_do_not_keep_others_from_starting_for_ever() ->
     assert world.queue.state(good) == "CLAIMED"
 
 
-def test_an_item_without_quota_is_tried_again_ever_more_rarely() -> None:
+def test_an_item_without_quota_is_tried_again_less_and_less_often() -> None:
     world = World(max_jobs=1)
     item = world.queue.push("cpu", image_spec())
     world.vertex.on_create = no_quota
@@ -269,7 +269,7 @@ def test_what_waits_for_another_job_waits_for_as_long_as_that_takes(limit: str) 
     assert world.queue.state(second) == "CLAIMED", world.queue.contents[second].message
 
 
-def test_many_refusals_are_told_in_one_request() -> None:
+def test_many_refusals_are_sent_in_one_request() -> None:
     world = World(max_jobs=5)
     items = [world.queue.push("cpu", image_spec()) for _ in range(5)]
 
@@ -455,7 +455,7 @@ def test_a_job_whose_ack_was_refused_is_cancelled_on_positive_evidence_only(
     world.queue.ack = refuse  # type: ignore[method-assign]
     world.run()
     assert bool(world.vertex.living()[0].state == JobState.JOB_STATE_CANCELLING) == cancelled
-    assert world.queue.contents[item].message == "", "an item that somebody else owns is never failed"
+    assert world.queue.contents[item].message == "", "an item that someone else owns is never failed"
 
 
 def test_an_ack_that_was_refused_because_it_had_won_before_counts() -> None:
@@ -559,7 +559,7 @@ def test_a_lost_ledger_is_rebuilt_from_the_lists() -> None:
     assert len(world.queue.agents) == 1, "the agent is found again by its host name"
 
 
-def test_a_pass_that_lost_its_hold_writes_nothing() -> None:
+def test_a_pass_that_lost_its_lock_writes_nothing() -> None:
     world = World()
     world.queue.push("cpu", image_spec())
 
@@ -569,10 +569,10 @@ def test_a_pass_that_lost_its_hold_writes_nothing() -> None:
     assert world.vertex.jobs == {}
 
 
-# Ticks, holds, and services that are down
+# Ticks, locks, and services that are down
 
 
-def test_a_second_pass_is_busy_until_the_hold_is_given_back_or_expires() -> None:
+def test_a_second_pass_is_busy_until_the_lock_is_given_back_or_expires() -> None:
     world = World()
     Record(world.bucket, str).take_lock("other", world.clock(), world.clock() + 75, 0)
     with pytest.raises(PassBusy) as busy:
@@ -647,7 +647,7 @@ def test_changed_queues_and_a_deleted_agent_make_a_new_agent() -> None:
     assert len(world.queue.agents) == 1
 
 
-def test_stop_polling_is_obeyed_and_said_and_a_person_can_go_on() -> None:
+def test_stop_polling_is_obeyed_with_a_notice_until_a_person_resumes() -> None:
     world = World()
     world.run()
     world.queue.stop("agent1")
@@ -660,7 +660,7 @@ def test_stop_polling_is_obeyed_and_said_and_a_person_can_go_on() -> None:
     assert world.run().notices == []
 
 
-def test_a_queue_that_cannot_be_served_is_said_once_and_the_others_go_on() -> None:
+def test_a_queue_that_cannot_be_served_gets_a_notice_and_the_others_go_on() -> None:
     world = World(queues=("missing", "k8s", "cpu"))
     world.queue.queues["k8s"] = "kubernetes"
     item = world.queue.push("cpu", image_spec())
@@ -716,7 +716,7 @@ def test_a_dry_run_shows_why_a_run_spec_cannot_start() -> None:
     assert "custom_job" not in report.body()
 
 
-def test_views_tell_absence_from_ignorance() -> None:
+def test_an_item_that_is_not_shown_is_not_taken_for_absent() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
     world.vertex.on_create = lost

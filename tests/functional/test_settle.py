@@ -156,7 +156,7 @@ def test_a_job_that_failed_after_its_run_began_warns_about_its_item_once(state: 
 
 
 @pytest.mark.parametrize(("began", "state", "outcome"), [(True, "CLAIMED", "warned"), (False, "FAILED", "failed")])
-def test_a_job_that_somebody_cancelled_elsewhere(began: bool, state: str, outcome: str) -> None:
+def test_a_job_that_was_cancelled_elsewhere(began: bool, state: str, outcome: str) -> None:
     world = One()
     world.end(STATE.JOB_STATE_CANCELLED, began=began)
     assert [one["outcome"] for one in world.after(100).settled] == [outcome]
@@ -174,7 +174,7 @@ def test_an_error_that_is_not_there_yet_is_waited_for() -> None:
     assert (report.settled, len(report.resubmitted)) == ([], 1)
 
 
-def test_a_failure_without_a_reason_is_told_in_the_end() -> None:
+def test_a_failure_without_a_reason_is_reported_after_a_while() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED)
     world.after(89)
@@ -205,7 +205,7 @@ def test_the_stopped_run_of_a_job_in_a_state_of_another_age_is_left_alone() -> N
 # What W&B cannot tell
 
 
-def test_a_run_that_wandb_cannot_tell_about_now_is_waited_for() -> None:
+def test_a_run_that_wandb_cannot_look_up_now_is_waited_for() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
     world.queue.unknown_runs.add(world.job.run)
@@ -215,7 +215,7 @@ def test_a_run_that_wandb_cannot_tell_about_now_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("operation", ["runs", "items", "fail"])
-def test_what_wandb_does_not_take_is_told_later(operation: str) -> None:
+def test_what_wandb_does_not_accept_is_sent_later(operation: str) -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
     world.queue.trouble[operation] = world.queue.refuse
@@ -224,7 +224,7 @@ def test_what_wandb_does_not_take_is_told_later(operation: str) -> None:
     assert [one["outcome"] for one in world.after(60).settled] == ["failed"]
 
 
-def test_what_wandb_never_tells_is_given_up_with_a_warning() -> None:
+def test_a_run_that_wandb_never_shows_ends_in_a_warning() -> None:
     world = One(give_up_after=3600)
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
     world.queue.unknown_runs.add(world.job.run)
@@ -317,7 +317,7 @@ def test_a_deleted_job(run: RunView | None, state: str, warned: int) -> None:
     assert (report.slots["active"], world.ledger.open) == (0, {})
 
 
-def test_a_job_deleted_before_any_pass_saw_it_is_told_all_the_same() -> None:
+def test_a_job_deleted_before_any_pass_saw_it_is_reported() -> None:
     world = World()
     item = world.queue.push("cpu", image_spec())
     writes = iter([None, world.bucket.refuse])
@@ -372,7 +372,7 @@ def test_an_item_that_is_not_shown_keeps_its_deleted_job_open() -> None:
 
 @pytest.mark.parametrize("error", [STOCKOUT, INTERNAL, "The replica workerpool0-0 was preempted: STOCKOUT"])
 @pytest.mark.parametrize("began", [True, False])
-def test_what_is_nobodys_fault_is_submitted_again_with_the_same_run(error: str, began: bool) -> None:
+def test_what_is_not_the_jobs_fault_is_retried_with_the_same_run(error: str, began: bool) -> None:
     world = One(image_spec(run_id="r1"))
     first = world.job
     world.end(STATE.JOB_STATE_FAILED, error, began=began)
@@ -680,7 +680,7 @@ def test_an_attempt_is_not_begun_while_the_agent_is_stopped() -> None:
     assert len(world.run(PassRequest(resume=True)).resubmitted) == 1
 
 
-def test_a_job_deleted_before_its_next_attempt_is_told() -> None:
+def test_a_job_deleted_before_its_next_attempt_is_reported() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, INTERNAL)
     world.run()
@@ -817,7 +817,7 @@ def test_a_job_that_waits_too_long_is_cancelled_and_its_item_fails(state: JobSta
     assert len(world.jobs) == 1
 
 
-def test_a_restart_is_no_start() -> None:
+def test_a_job_that_restarts_has_started_before() -> None:
     world = One()
     world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
     world.run()
@@ -837,7 +837,7 @@ def test_a_cancel_that_failed_leaves_no_trace() -> None:
     assert len(world.jobs) == 2
 
 
-def test_waiting_for_quota_is_told_once_and_does_not_count_as_starting() -> None:
+def test_waiting_for_quota_is_reported_once_and_does_not_count_as_starting() -> None:
     world = One()
     world.vertex.set(world.job.name, STATE.JOB_STATE_QUEUED)
     for _ in range(10):
@@ -900,7 +900,7 @@ def test_a_lost_ledger_brings_no_second_word_and_no_second_attempt() -> None:
     assert (world.ledger.open, report.slots["active"]) == ({}, 0)
 
 
-def test_a_lost_ledger_does_not_hide_what_was_not_told() -> None:
+def test_a_lost_ledger_does_not_hide_what_was_not_reported() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, EXITED, began=False)
     world.bucket.lose_ledger()
@@ -935,7 +935,7 @@ def test_a_hint_frees_the_slot_of_a_job_that_a_lagging_list_still_shows() -> Non
     assert [one["item"] for one in world.run(PassRequest(ended=number)).submitted] == [nxt]
 
 
-def test_a_hint_about_a_job_that_runs_or_is_nobodys_changes_nothing() -> None:
+def test_a_hint_about_a_job_that_runs_or_is_not_ours_changes_nothing() -> None:
     world = One()
     for name in (world.job.name, "projects/p/locations/us-central1/customJobs/999", "nonsense"):
         report = world.run(PassRequest(ended=name))

@@ -259,7 +259,7 @@ def test_an_empty_request_runs_a_pass_and_returns_its_report(cloud: Cloud, funct
     assert set(cloud.vertex.jobs) == {one["job"] for one in report["submitted"]}
 
 
-def test_of_two_requests_at_once_one_runs(cloud: Cloud, functions: Functions) -> None:
+def test_only_one_of_two_requests_at_once_runs(cloud: Cloud, functions: Functions) -> None:
     cloud.put(count=2)
     functions.now({"dry_run": True})
     start = threading.Barrier(2)

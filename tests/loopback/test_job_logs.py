@@ -158,7 +158,7 @@ def test_what_a_line_is(
     assert logs(10).tail(job) == lines
 
 
-def test_of_a_long_entry_too_the_last_lines_are_taken(server: LogServer, job: str, clock: Clock, logs: Make) -> None:
+def test_the_last_lines_of_a_long_entry_are_taken(server: LogServer, job: str, clock: Clock, logs: Make) -> None:
     write(server, job, clock.now - 1, textPayload="before")
     write(server, job, clock.now, textPayload="\n".join(map(str, range(100))))
     assert logs(3).tail(job) == ["97", "98", "99"]

@@ -133,7 +133,7 @@ def test_a_lock_that_was_given_back_is_replaced_in_one_write(server: StorageServ
     assert server.calls == {"storage.insert": 1}
 
 
-def test_a_busy_lock_says_how_long_to_wait(passes: Passes, clock: Clock) -> None:
+def test_a_busy_lock_shows_how_long_to_wait(passes: Passes, clock: Clock) -> None:
     passes.take("one")
     clock.now += 20
     with pytest.raises(PassBusy) as error:
@@ -162,7 +162,7 @@ def test_a_lock_whose_answer_was_lost_is_ours(server: StorageServer, passes: Pas
     server.faults.lose("storage.insert")
     lock = passes.take("one", free=known)
     assert lock.generation == server.objects.get(BUCKET, LOCK, {}).generation
-    assert lock.taken_over, "nobody knows what happened meanwhile, so the ledger is to be read again"
+    assert lock.taken_over, "what happened meanwhile is unknown, so the ledger has to be read again"
 
 
 def test_a_lock_deleted_in_between_is_taken(server: StorageServer, passes: Passes, before: Before) -> None:
@@ -189,7 +189,9 @@ def test_a_lock_that_cannot_be_read_counts_as_expired(server: StorageServer, pas
 
 
 @pytest.mark.parametrize("expired", [False, True])
-def test_of_many_at_once_exactly_one_wins(open_record: Open, passes: Passes, clock: Clock, expired: bool) -> None:
+def test_exactly_one_of_many_at_once_takes_the_lock(
+    open_record: Open, passes: Passes, clock: Clock, expired: bool
+) -> None:
     if expired:
         passes.take("earlier")
         clock.now += 61
@@ -233,7 +235,7 @@ def test_a_damaged_ledger_is_lost_but_its_generation_counts(server: StorageServe
     assert record.write(ledger(), "one", stored.generation) > kept.generation
 
 
-def test_a_pass_that_somebody_overtook_writes_nothing(record: Record) -> None:
+def test_a_pass_that_another_one_overtook_writes_nothing(record: Record) -> None:
     first = record.write(ledger(), "one", 0)
     second = record.write(ledger(), "two", first)
     for late in (0, first):

@@ -245,7 +245,7 @@ def test_which_run_it_is_cannot_be_overridden(name: str) -> None:
     assert warned(spec) == [(Code.SPEC_ENV_IGNORED, f"{PLACE}[0].container_spec.env")]
 
 
-def test_of_a_variable_that_is_set_twice_the_last_value_counts() -> None:
+def test_the_last_value_of_a_variable_that_is_set_twice_counts() -> None:
     spec = run_spec(pool(env=[{"name": "A", "value": "1"}, {"name": "B"}, {"name": "A", "value": "2"}]))
     assert list(env(spec).items())[:2] == [("B", ""), ("A", "2")]
     assert warned(spec) == [(Code.SPEC_ENV_IGNORED, f"{PLACE}[0].container_spec.env")]

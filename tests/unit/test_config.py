@@ -170,7 +170,7 @@ def test_keys_without_a_value_count_as_absent(load: Load) -> None:
     assert load(LAUNCH + nothing, own) == load()
 
 
-def test_a_later_definition_over_a_merged_one_is_no_duplicate(load: Load) -> None:
+def test_a_later_definition_over_a_merged_one_is_not_a_duplicate(load: Load) -> None:
     own = vertex(timeouts="{<<: &base {read: 5}, read: 6}", batches=None)
     assert load(LAUNCH, own).timeouts.read == 6
 

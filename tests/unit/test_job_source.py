@@ -224,7 +224,7 @@ def test_a_folder_outside_of_the_code_is_refused(context: str, working_dir: str,
     assert place in str(error)
 
 
-def test_a_space_too_many_in_an_entry_point_is_no_argument() -> None:
+def test_empty_words_of_an_entry_point_are_not_arguments() -> None:
     assert list(container(built(source(CODE, entrypoint=["python", "", "train.py", ""]))).args) == [
         "python",
         "train.py",

@@ -96,7 +96,7 @@ def test_the_key_in_a_basic_auth_header_is_hidden(redact: log.Redactor) -> None:
     assert redact(f"Authorization: Basic {header}") == "Authorization: Basic <redacted>"
 
 
-def test_short_texts_are_no_keys(redact: log.Redactor) -> None:
+def test_short_texts_are_not_keys(redact: log.Redactor) -> None:
     redact.add("a")
     redact.add("")
     assert redact("a banana") == "a banana"
@@ -129,9 +129,7 @@ def test_other_loggers_are_left_alone(redact: log.Redactor) -> None:
     assert not log.LOGGER.propagate
 
 
-def test_half_a_surrogate_pair_is_no_reason_to_lose_a_line(
-    redact: log.Redactor, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_half_a_surrogate_pair_does_not_lose_a_line(redact: log.Redactor, capfd: pytest.CaptureFixture[str]) -> None:
     log.configure(redact)
     log.LOGGER.warning("odd: %s", "\ud800")
     out, err = capfd.readouterr()

@@ -28,7 +28,7 @@ def listed(spec: Any = FULL, change: Callable[[CustomJob], None] = lambda job: N
     return job
 
 
-def test_a_job_says_which_item_it_serves() -> None:
+def test_a_job_shows_which_item_it_serves() -> None:
     job = managed(listed(change=label("vertex_launch_attempt", "2")), deployment="default", region="us-central1")
     assert job is not None
     assert job.name == "projects/1/locations/us-central1/customJobs/7"

@@ -194,7 +194,7 @@ def test_all_problems_of_an_item_are_reported_together_each_with_its_code() -> N
     ]
 
 
-def test_of_very_many_problems_the_first_are_listed() -> None:
+def test_only_the_first_of_very_many_problems_are_listed() -> None:
     lines = str(rejected(run_spec(overrides={"args": [{"odd": 1}] * 300}))).splitlines()
     assert "300 problems" in lines[0]
     assert len(lines) == 22

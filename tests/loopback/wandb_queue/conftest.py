@@ -61,7 +61,7 @@ def queue(server: WandbServer) -> WandbQueue:
 
 @pytest.fixture
 def answering() -> Iterator[Answering]:
-    """Serves what it is given: answers one after another, the last one for ever, or what a function says; None hangs up."""
+    """Serves what it is given: answers one after another, the last one again and again, or what a function says; None hangs up."""
     servers: list[WebServer] = []
 
     def start(*answers: Answer | None, say: Say | None = None) -> str:

@@ -109,7 +109,7 @@ def test_a_server_that_does_not_show_what_a_queue_holds_is_asked_without_it_from
     assert ["runQueueItems" in text for text in asked] == [True, False, False]
 
 
-def test_one_operation_that_the_server_does_not_support_ends_no_batches(answering: Answering) -> None:
+def test_batches_go_on_after_an_operation_that_the_server_does_not_support(answering: Answering) -> None:
     """An unknown mutation is refused with the whole request, batch or not: that says nothing about batches."""
     sizes: list[int] = []
 
@@ -126,7 +126,7 @@ def test_one_operation_that_the_server_does_not_support_ends_no_batches(answerin
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_proxy_may_refuse_a_batch_too(answering: Answering, status: int) -> None:
+def test_a_proxy_may_also_refuse_a_batch(answering: Answering, status: int) -> None:
     def say(body: dict[str, Any]) -> Answer:
         return data(f0={"success": True}) if body["query"].count("input:") == 1 else Answer(status, b"<h1>Too big</h1>")
 
