@@ -15,8 +15,8 @@ from google.api_core.retry import retry_base
 from local.standins.wandb import WandbServer
 from local.standins.web import Handler
 from tests.support.specs import with_settings
-from vertex_launch.adapters.graphql import BACKOFF
 from vertex_launch.adapters.wandb_queue import WandbQueue
+from vertex_launch.adapters.wandb_server import BACKOFF
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 from vertex_launch.model import Question, RunId, WandbState

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import requests
 
-from vertex_launch.adapters.graphql import SERVICE
+from vertex_launch.adapters.wandb_server import SERVICE
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable

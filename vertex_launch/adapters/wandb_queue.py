@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vertex_launch import __version__, log
-from vertex_launch.adapters.graphql import SERVICE, Field, Result
 from vertex_launch.adapters.wandb_reads import WandbReads
-from vertex_launch.adapters.wandb_server import REGISTRY, project_field
+from vertex_launch.adapters.wandb_server import REGISTRY, SERVICE, Field, Result, project_field
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.model import Ack, Item, Phase, Popped, RunId
@@ -33,7 +32,7 @@ class WandbQueue(WandbReads):
         )
         names = {"entity": entity, "project": REGISTRY, "hostname": hostname, "version": f"vertex-launch@{__version__}"}
         question = Field(text, queues=list(queue_ids), config=json.dumps(config), **names)
-        answer = self._server.ask("mutation", [question], repeatable=False)[0]
+        answer = self._request("mutation", [question], repeatable=False)[0]
         if not (agent := answer.get("launchAgentId")):
             raise answer.refusal(f"cannot create a launch agent for entity {entity}", "the answer has no id")
         return str(agent)
@@ -62,10 +61,7 @@ class WandbQueue(WandbReads):
         return [_popped(queue, answer) for queue, answer in zip(queues, answers, strict=True)]
 
     def ack(self, claims: Sequence[tuple[str, str]], within: float = math.inf) -> list[Ack]:
-        """Claim items for runs: pairs of item id and run id. No request starts later than ``within`` seconds from now.
-
-        A refusal may be the answer to our own repeated request.
-        """
+        """Claim items for runs (pairs of ids), within so many seconds. A refusal may answer our own repeated request."""
         text = "ackRunQueueItem(input: { runQueueItemId: $item:ID!, runName: $run:String! }) { success }"
         fields = [Field(text, item=item, run=run) for item, run in claims]
         answers = self._batch(fields, self._batches.updates, within=within)
@@ -77,17 +73,11 @@ class WandbQueue(WandbReads):
         ]
 
     def fail(self, failures: Sequence[tuple[str, str]], phase: Phase, within: float = math.inf) -> list[bool]:
-        """Fail items: pairs of item id and reason. Return for each whether W&B accepted it.
-
-        No request starts later than ``within`` seconds from now.
-        """
+        """Fail items (id and reason), within so many seconds. Return for each whether W&B accepted it."""
         return self._update("failRunQueueItem", failures, phase, within)
 
     def warn(self, warnings: Sequence[tuple[str, str]], phase: Phase, within: float = math.inf) -> list[bool]:
-        """Add warnings to items: pairs of item id and text. Return for each whether W&B accepted it.
-
-        No request starts later than ``within`` seconds from now.
-        """
+        """Add warnings to items (id and text), within so many seconds. Return for each whether W&B accepted it."""
         return self._update("updateRunQueueItemWarning", warnings, phase, within)
 
     def _update(self, mutation: str, messages: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
@@ -116,7 +106,7 @@ class WandbQueue(WandbReads):
             " { sweep { name } }"
         )
         change = Field(text, id=found.get("id"), state="CANCELED", entity=entity, project=project)
-        answer = self._server.ask("mutation", [change])[0]
+        answer = self._request("mutation", [change])[0]
         if not answer.value:
             raise answer.refusal(f"cannot cancel sweep {entity}/{project}/{sweep}", "the answer has no sweep")
         return True

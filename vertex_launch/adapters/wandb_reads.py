@@ -11,12 +11,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from vertex_launch.adapters.graphql import SERVICE, Field, RequestRefused, Result, dicts
 from vertex_launch.adapters.wandb_server import (
     REGISTRY,
+    SERVICE,
+    Field,
     QueryMode,
+    RequestRefused,
+    Result,
     WandbServer,
     chunks,
+    dicts,
     in_best_mode,
     project_field,
 )
@@ -76,7 +80,7 @@ class WandbReads(WandbServer):
         run_fields = [project_field(run, RUN) for run in first_runs]
         fields = [registry.field(), *agent_fields, *run_fields, *([VIEWER] if question.viewer else [])]
         requests = [fields] if mode.batched else [[one] for one in fields]
-        answers = [answer for request in requests for answer in self._server.ask("query", request)]
+        answers = [answer for request in requests for answer in self._request("query", request)]
         project = _project(entity, answers[0])
         views = _item_views(project, registry.aliases)
         views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, mode)
@@ -125,7 +129,7 @@ class WandbReads(WandbServer):
         question = RUN_WITH_HEARTBEAT if mode.extended else RUN
         for chunk in chunks(list(wanted), self._batches.lookups if mode.batched else 1):
             try:
-                views |= _run_views(chunk, self._server.ask("query", [project_field(run, question) for run in chunk]))
+                views |= _run_views(chunk, self._request("query", [project_field(run, question) for run in chunk]))
             except RequestRefused as error:
                 if mode.batched or mode.extended:
                     raise

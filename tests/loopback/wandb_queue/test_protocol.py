@@ -15,7 +15,7 @@ from wandb.sdk.launch.api import LaunchApi
 
 from tests.support.numbers import examples
 from tests.support.wandb import ENTITY, HOST, PROJECT, Answer, Answering, Operation, ask, client, data, operations
-from vertex_launch.adapters.graphql import GraphQL
+from vertex_launch.adapters.wandb_server import WandbServer
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
 from vertex_launch.model import Phase, Question, RunId
@@ -95,13 +95,13 @@ def test_names_go_as_variables_never_as_text(
     """Whatever a queue, an item or an entity is called, the document stays the same and can be parsed."""
     documents: list[str] = []
 
-    def listen(_: GraphQL, body: Mapping[str, Any], repeatable: bool, within: float) -> dict[str, Any]:
+    def listen(_: WandbServer, body: Mapping[str, Any], repeatable: bool, within: float) -> dict[str, Any]:
         documents.append(body["query"])
         graphql.parse(body["query"])
         json.dumps(body)
         raise Unavailable("W&B", "only listening", code=Code.WANDB_UNAVAILABLE)
 
-    monkeypatch.setattr(GraphQL, "_send", listen)
+    monkeypatch.setattr(WandbServer, "_send", listen)
     queue = client("http://127.0.0.1:1")
     plain = [f"n{number}" for number in range(len(names))]
     for these, whose in ((names, entity), (plain, "acme")):
