@@ -1,14 +1,14 @@
 """A seeded, deterministic world in which the real dispatcher, record and job watch run, several at once.
 
-``world.simulate(seed)`` lives one such world to its end and raises with its history when an invariant breaks. All that
-happens follows from the seed: one thread, one clock, one source of chance.
+``world.simulate(seed)`` runs one such world to its end and raises with its history when an invariant breaks. Everything
+follows from the seed: one thread, one clock, one source of chance. The services are those of ``tests.support.memory``.
 
 ::
 
-    scheduler    time, programs as coroutines that take turns whenever they speak to a service, and what goes wrong then
-    queues       W&B: items, leases, claims, runs, agents
-    jobs         Vertex AI: CustomJobs, the lives they lead, lists that lag behind
-    objects      the bucket: objects with generations
+    scheduler    time, programs as coroutines that take turns at each call of a service, and what goes wrong then
+    queues       W&B: leases of any length, runs that show up late, lost answers
+    jobs         Vertex AI: what becomes of CustomJobs, lists that lag behind
+    objects      the bucket: who writes the lock and the ledger
     invariants   what must hold at every step and in the end
     world        deployments, people, other agents, Pub/Sub; puts everything together
     mutations    defects of the product that must be found

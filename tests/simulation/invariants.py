@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tests.simulation.jobs import (
-    AGAIN,
-    CANCELLED,
-    ELSEWHERE,
-    PENDING,
-    QUEUED,
-    RUNNING,
-    STALE,
-    STOPPING,
-    SUCCEEDED,
-    Job,
-)
+from tests.simulation.jobs import AGAIN, ELSEWHERE, STALE, STOPPING, Job
 from tests.simulation.queues import Entry, Warned
 from tests.simulation.scheduler import START, Broken, Program
+from tests.support.memory import CANCELLED, PENDING, QUEUED, RUNNING, SUCCEEDED
 from vertex_launch.log import Redactor
 from vertex_launch.model import AgentView, Kind, Phase
 from vertex_launch.settings.config import Settings

@@ -11,6 +11,7 @@ from google.cloud.aiplatform_v1.types import CustomJob, JobState
 from tests.simulation.queues import Life
 from tests.simulation.scheduler import Program
 from tests.support import memory
+from tests.support.memory import CANCELLED, CANCELLING, ENDED, FAILED, PENDING, QUEUED, RUNNING, SUCCEEDED
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, OutcomeUnknown
 from vertex_launch.job import readback
@@ -20,15 +21,11 @@ from vertex_launch.model import ManagedJob
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-QUEUED, PENDING, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING
-SUCCEEDED, FAILED = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED
-CANCELLING, CANCELLED = JobState.JOB_STATE_CANCELLING, JobState.JOB_STATE_CANCELLED
-EXPIRED, PARTLY = JobState.JOB_STATE_EXPIRED, JobState.JOB_STATE_PARTIALLY_SUCCEEDED
 UNHEARD_OF = 42
 ODD = (UNHEARD_OF, JobState.JOB_STATE_PAUSED.value, JobState.JOB_STATE_UPDATING.value)
 PROJECT = "123456"
 """The number of the project, which Vertex AI's names hold instead of its id."""
-STOPPING = memory.ENDED | {CANCELLING}
+STOPPING = ENDED | {CANCELLING}
 
 STALE = 20.0
 """Seconds by which the state of a job in a list may lag behind; that there is such a job may be news for longer."""

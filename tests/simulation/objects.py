@@ -8,7 +8,7 @@ from typing import Any
 from tests.simulation.scheduler import Broken, Scheduler
 from tests.support.memory import Objects
 from vertex_launch.state.ledger import Ledger
-from vertex_launch.state.record import LOCK
+from vertex_launch.state.record import LEDGER, LOCK
 
 
 class Folder(Objects):
@@ -20,6 +20,11 @@ class Folder(Objects):
         self._given_back: set[int] = set()
         self.lost = self.rebuilt = 0.0
         """When the ledger was lost, and when one was written that makes up for it."""
+
+    @property
+    def ledger(self) -> Ledger:
+        found = self.objects.get(LEDGER)
+        return Ledger.parse(found[0] if found else b"") or Ledger()
 
     def lose_ledger(self, left: bytes = b"damaged") -> None:
         super().lose_ledger(left)

@@ -15,7 +15,20 @@ from tests.simulation.jobs import Job, Plan, Vertex
 from tests.simulation.objects import Folder
 from tests.simulation.queues import Wandb
 from tests.simulation.scheduler import KINDS, START, Broken, Fault, Program, Scheduler
-from tests.support.memory import ENTITY, QUEUES, SETTINGS, Secret, Topic, image_spec, through
+from tests.support.memory import (
+    CANCELLED,
+    ENTITY,
+    EXPIRED,
+    FAILED,
+    PARTLY,
+    QUEUES,
+    SETTINGS,
+    SUCCEEDED,
+    Secret,
+    Topic,
+    image_spec,
+    through,
+)
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.run import run_pass
 from vertex_launch.dispatch.watch import follow
@@ -174,10 +187,10 @@ class World:
     def plan(self, owner: str) -> Plan:
         """Draw what becomes of a job."""
         random = self.random
-        ends = (jobs.SUCCEEDED, jobs.FAILED, jobs.EXPIRED, jobs.PARTLY, jobs.CANCELLED)
+        ends = (SUCCEEDED, FAILED, EXPIRED, PARTLY, CANCELLED)
         dies_early, may_hang = random.random() < 0.1, self.deployments[owner].settings.start_timeout
-        end = jobs.FAILED if dies_early else random.choices(ends, (28, 55, 4, 4, 9))[0]
-        errors = {jobs.FAILED: jobs.AGAIN + jobs.BAD, jobs.EXPIRED: jobs.BAD, jobs.PARTLY: jobs.BAD}
+        end = FAILED if dies_early else random.choices(ends, (28, 55, 4, 4, 9))[0]
+        errors = {FAILED: jobs.AGAIN + jobs.BAD, EXPIRED: jobs.BAD, PARTLY: jobs.BAD}
         return Plan(
             queued=random.choices((0.0, random.uniform(5, 400)), (85, 15))[0],
             pending=random.choices((random.uniform(1, 60), 1e5 if may_hang else 30.0), (94, 6))[0],
@@ -188,9 +201,9 @@ class World:
             announced=random.choices((0.0, 9.0), (80, 20))[0],
             end=end,
             error=random.choice(errors.get(end, ("",))),
-            said=random.choice((0.0, random.uniform(1, 60))) if end == jobs.FAILED else 0.0,
+            said=random.choice((0.0, random.uniform(1, 60))) if end == FAILED else 0.0,
             cancelling=random.uniform(1, 90),
-            cancelled=random.choices((jobs.CANCELLED, jobs.SUCCEEDED, jobs.FAILED), (85, 8, 7))[0],
+            cancelled=random.choices((CANCELLED, SUCCEEDED, FAILED), (85, 8, 7))[0],
             deleted=random.choices((0.0, random.uniform(5, 300)), (96, 4))[0],
             stubborn=random.random() < 0.7,
         )

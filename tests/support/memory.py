@@ -50,14 +50,11 @@ from vertex_launch.state.record import LEDGER, LOCK, Record
 KEY = "k" * 40
 ENTITY = "acme"
 QUEUES = ("cpu", "gpu")
-RUNNING, SUCCEEDED, CANCELLING = (
-    JobState.JOB_STATE_RUNNING,
-    JobState.JOB_STATE_SUCCEEDED,
-    JobState.JOB_STATE_CANCELLING,
-)
-ENDED = frozenset(
-    {SUCCEEDED, *(JobState[f"JOB_STATE_{name}"] for name in ("FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED"))}
-)
+QUEUED, PENDING, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING
+SUCCEEDED, FAILED = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED
+CANCELLING, CANCELLED = JobState.JOB_STATE_CANCELLING, JobState.JOB_STATE_CANCELLED
+EXPIRED, PARTLY = JobState.JOB_STATE_EXPIRED, JobState.JOB_STATE_PARTIALLY_SUCCEEDED
+ENDED = frozenset({SUCCEEDED, FAILED, CANCELLED, EXPIRED, PARTLY})
 SETTINGS: dict[str, Any] = {
     "entity": ENTITY,
     "queues": QUEUES,
@@ -372,7 +369,7 @@ class Vertex(Service, Generic[J]):
             return job.name
 
     def begin(self, job: J) -> None:
-        self.turn(job, JobState.JOB_STATE_PENDING)
+        self.turn(job, PENDING)
 
     def turn(self, job: J, state: int) -> None:
         """Let a job enter a state, given as a number that may be unknown."""
@@ -464,10 +461,6 @@ class Objects(Service):
         self.objects[name] = content, next(self._generations)
         return self.objects[name][1]
 
-    @property
-    def ledger(self) -> Ledger:
-        return Ledger.parse(self.objects.get(LEDGER, (b"", 0))[0]) or Ledger()
-
     def lose_ledger(self, left: bytes = b"damaged") -> None:
         self.put(LEDGER, left)
 
@@ -540,7 +533,9 @@ class World:
 
     @property
     def ledger(self) -> Ledger:
-        return self.bucket.ledger
+        ledger = Ledger.parse(self.bucket.objects[LEDGER][0])
+        assert ledger is not None
+        return ledger
 
     @property
     def locked(self) -> bool:
