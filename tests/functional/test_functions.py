@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 import traceback
@@ -18,7 +17,7 @@ from google.cloud.aiplatform_v1.types import JobState
 from werkzeug.test import TestResponse
 
 from local.machine.functions import ROOT
-from tests.functional.test_job_state import entry
+from tests.functional.test_job_state import encoded, entry
 from tests.support.memory import KEY, World, image_spec
 from vertex_launch import functions, log
 from vertex_launch.clients import Clients
@@ -91,8 +90,7 @@ def raiser(error: Exception) -> Callable[..., None]:
 def push(payload: object = None, published: float | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {"messageId": "1234"}
     if payload is not None:
-        raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        found["data"] = base64.b64encode(raw).decode()
+        found["data"] = encoded(payload)
     if published is not None:
         found["publishTime"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(published))
     return {"message": found, "subscription": "projects/p/subscriptions/s"}

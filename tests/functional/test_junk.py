@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from local.machine.functions import ROOT
-from tests.functional.test_job_state import NUMBER, SHAPES, entry, put, when
+from tests.functional.test_job_state import NUMBER, SHAPES, encoded, entry, put, when
 from tests.support.memory import KEY, Job, Vertex, World, call, image_spec, through
 from tests.support.numbers import FULL, JUNK, examples
 from vertex_launch import functions, log
@@ -194,10 +194,6 @@ HEADERS: list[dict[str, str]] = [
     JSON | {"HTTP_CE_ID": "1", "HTTP_CE_TYPE": "t"},
     JSON | EVENT | {"HTTP_X_CLOUD_TRACE_CONTEXT": "\xff" * 40, "HTTP_TRACEPARENT": "00-x"},
 ]
-
-
-def encoded(payload: object) -> str:
-    return base64.b64encode(payload if isinstance(payload, bytes) else json.dumps(payload).encode()).decode()
 
 
 def push(data: str, published: float) -> bytes:

@@ -26,6 +26,7 @@ from werkzeug.test import TestResponse
 from local.machine.functions import ROOT
 from local.standins.pubsub import PubSubServer
 from local.standins.vertex.job_log import service_entry
+from tests.functional.test_job_state import encoded
 from tests.support import specs
 from tests.support.deployment import BUCKET, KEY, PROJECT, SECRET, SERVICES, Deployment, run_spec
 from vertex_launch import functions as app
@@ -172,9 +173,7 @@ def message(payload: object = None, *, published: float | None = None) -> dict[s
     when = datetime.fromtimestamp(published or time.time(), UTC).isoformat(timespec="milliseconds")
     found: dict[str, Any] = {"messageId": "1234", "message_id": "1234", "publishTime": when, "publish_time": when}
     if payload is not None:
-        found["data"] = base64.b64encode(
-            payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-        ).decode()
+        found["data"] = encoded(payload)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.adapters.wandb_server import BACKOFF
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
-from vertex_launch.model import Question, RunId, WandbState
+from vertex_launch.model import Popped, Question, RunId, WandbState
 from vertex_launch.settings.config import Batches, Timeouts
 
 KEY, OLD_KEY = "k" * 40, "o" * 40
@@ -79,6 +79,11 @@ def start_run(server: WandbServer, name: str, state: str = "running") -> RunId:
 
 def push(server: WandbServer, queue: str = "cpu", count: int = 1) -> list[str]:
     return [server.store.push(ENTITY, queue, SPEC) for _ in range(count)]
+
+
+def ids(popped: Sequence[Popped]) -> list[str | None]:
+    """Return the items' ids, None for a queue that gave none."""
+    return [answer.item.id if answer.item else None for answer in popped]
 
 
 def agent(server: WandbServer, queue: WandbQueue) -> str:

@@ -89,10 +89,15 @@ ERRORS: list[tuple[str, Code, tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("error", "code", "what"), ERRORS)
-def test_what_vertex_ai_says_about_a_failed_job(error: str, code: Code, what: tuple[str, ...]) -> None:
+def failed(error: str) -> outcome.Outcome:
     found = outcome.of(job(error=error))
     assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("error", "code", "what"), ERRORS)
+def test_what_vertex_ai_says_about_a_failed_job(error: str, code: Code, what: tuple[str, ...]) -> None:
+    found = failed(error)
     assert found.code is code
     assert (found.again, found.try_other_region) == ("again" in what, "elsewhere" in what)
     assert bool(found.meaning) == (code is not Code.JOB_FAILED)
@@ -100,23 +105,21 @@ def test_what_vertex_ai_says_about_a_failed_job(error: str, code: Code, what: tu
 
 def test_known_exit_statuses_have_meanings_of_their_own() -> None:
     statuses = (1, 126, 127, 130, 134, 137, 139, 143)
-    found = [outcome.of(job(error=f"{EXITED} {status}. Termination reason: Error.")) for status in statuses]
-    assert len({one.meaning for one in found if one}) == len(statuses)
+    found = {failed(f"{EXITED} {status}. Termination reason: Error.").meaning for status in statuses}
+    assert len(found) == len(statuses)
 
 
 def test_the_account_that_pulls_images_is_named_by_the_projects_number() -> None:
-    found = outcome.of(job(error="failed to pull"))
-    assert found is not None
+    found = failed("failed to pull")
     assert "service-415104041262@gcp-sa-aiplatform" in found.meaning
 
 
 @given(st.text())
 def test_any_text_has_an_outcome(error: str) -> None:
-    assert outcome.of(job(error=error)) is not None
+    failed(error)
 
 
 @given(st.text())
 def test_what_a_program_says_never_makes_another_attempt(words: str) -> None:
-    found = outcome.of(job(error=f"{EXITED} 1. Termination reason: Error. {words}"))
-    assert found is not None
+    found = failed(f"{EXITED} 1. Termination reason: Error. {words}")
     assert not found.again

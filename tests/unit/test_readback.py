@@ -13,7 +13,7 @@ from hypothesis import given
 from tests.support.specs import ENTITY, FULL, PACKAGE, SETTINGS, built, dollars, item, run_spec
 from vertex_launch.job import labels
 from vertex_launch.job.readback import managed
-from vertex_launch.model import SCHEDULER_URI, Kind, RunId
+from vertex_launch.model import SCHEDULER_URI, Kind, ManagedJob, RunId
 
 NOW = datetime(2026, 2, 3, 4, 5, 6, 789_000, tzinfo=UTC)
 
@@ -28,19 +28,19 @@ def listed(spec: Any = FULL, change: Callable[[CustomJob], None] = lambda job: N
     return job
 
 
+def read(job: CustomJob) -> ManagedJob:
+    found = managed(job, deployment="default", region="us-central1")
+    assert found is not None
+    return found
+
+
 def test_a_job_shows_which_item_it_serves() -> None:
-    job = managed(listed(change=label("vertex_launch_attempt", "2")), deployment="default", region="us-central1")
-    assert job is not None
+    job = read(listed(change=label("vertex_launch_attempt", "2")))
     assert job.name == "projects/1/locations/us-central1/customJobs/7"
     assert (job.region, job.item, job.queue, job.attempt) == ("us-central1", "SXRlbTox", "gpu", 2)
-    assert (job.run, job.kind, job.created, job.error) == (
-        RunId("acme", "demo", "abcd1234"),
-        Kind.JOB,
-        NOW.timestamp(),
-        "",
-    )
-    package = managed(listed(run_spec(PACKAGE)), deployment="default", region="r")
-    assert package is not None
+    assert (job.run, job.kind) == (RunId("acme", "demo", "abcd1234"), Kind.JOB)
+    assert (job.created, job.error) == (NOW.timestamp(), "")
+    package = read(listed(run_spec(PACKAGE)))
     assert package.item == "SXRlbTox"
 
 
@@ -48,33 +48,24 @@ def test_a_job_shows_which_item_it_serves() -> None:
 def test_identity_survives_escaping(id: str, queue: str) -> None:  # noqa: A002
     one = item(run_spec(uri=SCHEDULER_URI), id=id, queue=queue)
     request = built(one)
-    job = managed(request.custom_job, deployment="default", region="us-central1")
-    assert job is not None
+    job = read(request.custom_job)
     assert (job.item, job.queue, job.run, job.kind) == (id, queue, request.run, Kind.SCHEDULER)
     assert (job.created, job.state) == (0, "JOB_STATE_UNSPECIFIED")
 
 
-@pytest.mark.parametrize("state", JobState)
-def test_every_state_of_a_job(state: JobState) -> None:
-    job = managed(listed(change=lambda one: setattr(one, "state", state)), deployment="default", region="r")
-    assert job is not None
-    assert job.state == state.name
-    assert job.ended == (state.value in (4, 5, 7, 9, 11))
-    assert job.cancelling == (state.value == 6)
-
-
-def test_a_state_that_this_version_does_not_know_has_not_ended() -> None:
-    job = managed(listed(change=lambda one: setattr(CustomJob.pb(one), "state", 99)), deployment="default", region="r")
-    assert job is not None
-    assert (job.state, job.ended, job.cancelling) == ("JOB_STATE_99", False, False)
+@pytest.mark.parametrize("state", [*(member.value for member in JobState), 99])
+def test_every_state_of_a_job(state: int) -> None:
+    """Also one that this version does not know: it has not ended."""
+    job = read(listed(change=lambda one: setattr(CustomJob.pb(one), "state", state)))
+    assert job.state == ("JOB_STATE_99" if state == 99 else JobState(state).name)
+    assert (job.ended, job.cancelling) == (state in (4, 5, 7, 9, 11), state == 6)
 
 
 def test_an_error_is_passed_on_in_vertexs_words() -> None:
     def fail(job: CustomJob) -> None:
         CustomJob.pb(job).error.message = "The replica workerpool0-0 exited with a non-zero status of 1."
 
-    job = managed(listed(change=fail), deployment="default", region="r")
-    assert job is not None
+    job = read(listed(change=fail))
     assert job.error == "The replica workerpool0-0 exited with a non-zero status of 1."
 
 
@@ -114,8 +105,7 @@ def test_labels_that_were_changed_by_hand_do_no_harm() -> None:
     def change(job: CustomJob) -> None:
         job.labels.update({"vertex_launch_attempt": "x", "vertex_launch_kind": "y"})
 
-    job = managed(listed(change=change), deployment="default", region="r")
-    assert job is not None
+    job = read(listed(change=change))
     assert (job.attempt, job.kind) == (1, Kind.JOB)
 
 

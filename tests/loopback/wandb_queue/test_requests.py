@@ -26,6 +26,7 @@ from tests.support.wandb import (
     client,
     data,
     graphql_requests,
+    ids,
     push,
     refusal,
     start_run,
@@ -61,13 +62,12 @@ def test_what_may_be_repeated_is_repeated(server: WandbServer, queue: WandbQueue
 def test_a_refused_batch_is_sent_one_by_one_and_that_is_remembered(serve: Serve, most: int) -> None:
     server = serve(max_operations_per_request=most)
     queue = client(server.url)
-    ids = push(server, count=4)
+    pushed = push(server, count=4)
     mine = agent(server, queue)
-    popped = queue.pop(ENTITY, ["cpu"] * 5, mine, "RUNNING")
-    assert [answer.item and answer.item.id for answer in popped] == [*ids, None]
+    assert ids(queue.pop(ENTITY, ["cpu"] * 5, mine, "RUNNING")) == [*pushed, None]
     assert len(max(graphql_requests(server), key=len)) == 6
     server.store.operations.clear()
-    assert queue.ack([(item, "run") for item in ids]) == [Ack.ACCEPTED] * 4
+    assert queue.ack([(item, "run") for item in pushed]) == [Ack.ACCEPTED] * 4
     assert queue.runs([RunId(ENTITY, "demo", "one"), RunId(ENTITY, "demo", "two")])
     assert graphql_requests(server) == [("ackRunQueueItem",)] * 4 + [("project",)] * 2
 
@@ -148,10 +148,10 @@ def test_requests_one_by_one_end_when_they_take_too_long(answering: Answering, r
 
 def test_batches_are_as_large_as_configured(server: WandbServer) -> None:
     queue = client(server.url, pops=3, updates=2)
-    mine, ids = agent(server, queue), push(server, count=5)
+    mine, pushed = agent(server, queue), push(server, count=5)
     server.store.operations.clear()
     queue.pop(ENTITY, ["cpu"] * 5, mine)
-    queue.ack([(item, "run") for item in ids])
+    queue.ack([(item, "run") for item in pushed])
     assert [len(operations) for operations in graphql_requests(server)] == [3, 2, 2, 2, 1]
 
 
@@ -226,9 +226,7 @@ def test_a_pop_that_could_not_be_sent_is_sent_again(server: WandbServer, monkeyp
         return post(session, "http://127.0.0.1:1/graphql" if next(tries) else url, **how)
 
     monkeypatch.setattr(requests.Session, "post", sometimes)
-    (popped,) = queue.pop(ENTITY, ["cpu"], mine)
-    assert popped.item is not None
-    assert popped.item.id == item
+    assert ids(queue.pop(ENTITY, ["cpu"], mine)) == [item]
 
 
 def test_an_answer_that_takes_too_long(server: WandbServer) -> None:
