@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from google.cloud.resourcemanager_v3 import ProjectsClient
     from google.pubsub_v1 import PublisherClient
 
-    from vertex_launch.adapters.job_artifacts import JobArtifacts
-    from vertex_launch.adapters.job_logs import JobLogs
     from vertex_launch.adapters.secrets import SecretKey
     from vertex_launch.adapters.ticks import Ticks
     from vertex_launch.adapters.vertex_jobs import VertexJobs
@@ -33,10 +31,6 @@ if TYPE_CHECKING:
     from vertex_launch.dispatch.ports import Services
     from vertex_launch.log import Redactor
     from vertex_launch.settings.config import Settings
-    from vertex_launch.state.record import Record
-
-LOG_TIMEOUT = 5.0
-"""Seconds that a pass waits for the last lines of a job's log; its message goes out without them after that."""
 
 
 class Clients:
@@ -67,28 +61,11 @@ class Clients:
         return WandbQueue(self._settings, self.key)
 
     @cached_property
-    def artifacts(self) -> JobArtifacts:
-        """W&B's job artifacts; the SDK is loaded when the first one is looked up."""
-        from vertex_launch.adapters.job_artifacts import JobArtifacts
-
-        return JobArtifacts(self._settings.base_url, self.key, timeout=self._settings.timeouts.read)
-
-    @cached_property
     def vertex(self) -> VertexJobs:
         """The CustomJobs of Vertex AI."""
         from vertex_launch.adapters.vertex_jobs import VertexJobs
 
         return VertexJobs(self._settings, self._credentials)
-
-    @cached_property
-    def logs(self) -> JobLogs | None:
-        """The output of jobs in Cloud Logging; None if ``log_lines`` is 0."""
-        from vertex_launch.adapters.job_logs import JobLogs
-
-        settings = self._settings
-        if not settings.log_lines:
-            return None
-        return JobLogs(settings.project, settings.log_lines, timeout=LOG_TIMEOUT, endpoint=settings.logging_endpoint)
 
     @cached_property
     def storage(self) -> storage.Client:
@@ -98,14 +75,6 @@ class Clients:
         emulated = "STORAGE_EMULATOR_HOST" in os.environ
         with _credentials():
             return Client(project=self._settings.project, credentials=None if emulated else self._credentials)
-
-    @cached_property
-    def record(self) -> Record:
-        """The lock and the ledger in Cloud Storage."""
-        from vertex_launch.adapters.record_storage import RecordStorage
-        from vertex_launch.state.record import Record
-
-        return Record(RecordStorage(self._settings, self.storage), self._redact)
 
     @cached_property
     def publisher(self) -> PublisherClient:
@@ -140,10 +109,18 @@ class Clients:
 
     @cached_property
     def services(self) -> Services:
-        """Everything that a pass needs."""
+        """Everything that a pass needs. The output of jobs is read only with ``log_lines``."""
+        from vertex_launch.adapters.job_artifacts import JobArtifacts
+        from vertex_launch.adapters.job_logs import JobLogs
+        from vertex_launch.adapters.record_storage import RecordStorage
         from vertex_launch.dispatch.ports import Services
+        from vertex_launch.state.record import Record
 
-        return Services(self.queue, self.vertex, self.record, self.key, self._redact, self.artifacts, self.logs)
+        settings, redact = self._settings, self._redact
+        record = Record(RecordStorage(settings, self.storage), redact)
+        jobs = JobArtifacts(settings.base_url, self.key, timeout=settings.timeouts.read)
+        logs = JobLogs(settings.project, settings.log_lines, endpoint=settings.logging_endpoint)
+        return Services(self.queue, self.vertex, record, self.key, redact, jobs, logs if settings.log_lines else None)
 
     @contextmanager
     def pass_services(self) -> Iterator[Services]:

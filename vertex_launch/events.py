@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic_core import from_json
@@ -92,19 +92,10 @@ class _Named(BaseModel):
     job: Annotated[str, AfterValidator(_job_name)] = Field(description="the job that has ended")
 
 
-class _Message(NamedTuple):
-    """A Pub/Sub message: its place in problems, its JSON, and when it was published if that is known."""
-
-    place: str
-    payload: Any
-    published: Any
-
-
 def tick(raw: bytes, settings: Settings | None = None) -> PassRequest:
     """Parse a tick. A message without data asks for a full pass. Raises RequestError."""
-    place, payload, published = _message(
-        raw, "tick", 'Publish an empty message or a JSON object, for example {"limit": 5}'
-    )
+    remedy = 'Publish an empty message or a JSON object, for example {"limit": 5}'
+    place, payload, published = _message(raw, "tick", remedy)
     return _request(payload, settings, place, _seconds(published))
 
 
@@ -178,8 +169,11 @@ def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _message(raw: bytes, noun: str, remedy: str) -> _Message:
-    """Find the message in a request, whichever way it was delivered, and decode its data. Raises RequestError."""
+def _message(raw: bytes, noun: str, remedy: str) -> tuple[str, Any, Any]:
+    """Find the Pub/Sub message in a request, whichever way it was delivered. Raises RequestError.
+
+    Return its place in problems, its JSON, and when it was published if that is known.
+    """
     event = _object(_json(raw, noun, remedy))
     if "data_base64" in event:
         event = {**event, "data": _json(_decoded(event["data_base64"], noun, remedy), noun, remedy)}
@@ -191,7 +185,7 @@ def _message(raw: bytes, noun: str, remedy: str) -> _Message:
     published = message.get("publishTime") or message.get("publish_time") or context.get("timestamp")
     place = f"{noun} {shown(known)}" if known else noun
     content = _decoded(message.get("data") or "", place, remedy)
-    return _Message(place, _json(content, place, remedy, MOST_BODY), published)
+    return place, _json(content, place, remedy, MOST_BODY), published
 
 
 def _decoded(text: Any, place: str, remedy: str) -> bytes:

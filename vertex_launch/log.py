@@ -111,11 +111,6 @@ def warning(message: Message, **fields: Any) -> None:
     write(logging.WARNING, message, **fields)
 
 
-def error(message: Message, **fields: Any) -> None:
-    """Log an error with its code and some of ``FIELDS``."""
-    write(logging.ERROR, message, **fields)
-
-
 class JsonFormatter(logging.Formatter):
     """Formats a log record as one line of JSON without API keys."""
 

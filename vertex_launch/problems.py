@@ -200,18 +200,13 @@ def _about(model: type[BaseModel], location: Location) -> str:
 
 
 def _fields(model: type[BaseModel], location: Location) -> dict[str, FieldInfo]:
-    """Return the fields of the section at a location, by the names that people write; none if there is no section."""
+    """Return the fields of the section at a location, none if there is no section."""
     section: type[BaseModel] | None = model
     for part in location:
-        if isinstance(part, int):
-            continue
-        field = _named(section).get(part) if section else None
-        section = next(_sections(field.annotation), None) if field else None
-    return _named(section) if section else {}
-
-
-def _named(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in section.model_fields.items()}
+        if section and isinstance(part, str):
+            field = section.model_fields.get(part)
+            section = next(_sections(field.annotation), None) if field else None
+    return section.model_fields if section else {}
 
 
 def _sections(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -72,7 +73,9 @@ def test_no_field_and_no_traceback_holds_a_key(
     assert "KeyError: '<redacted>'" in entry["message"]
 
 
-@pytest.mark.parametrize(("write", "severity"), [(log.warning, "WARNING"), (log.error, "ERROR")])
+@pytest.mark.parametrize(
+    ("write", "severity"), [(log.warning, "WARNING"), (partial(log.write, logging.ERROR), "ERROR")]
+)
 def test_a_problem_has_its_code(
     redact: log.Redactor, capsys: pytest.CaptureFixture[str], write: Callable[..., None], severity: str
 ) -> None:

@@ -23,10 +23,7 @@ TROUBLE = (exceptions.GoogleAPIError, GoogleAuthError, OSError)
 
 BACKOFF = Retry(
     predicate=if_exception_type(
-        exceptions.TooManyRequests,
-        exceptions.InternalServerError,
-        exceptions.BadGateway,
-        exceptions.ServiceUnavailable,
+        exceptions.TooManyRequests, exceptions.InternalServerError, exceptions.BadGateway, exceptions.ServiceUnavailable
     ),
     initial=0.2,
     multiplier=2.0,

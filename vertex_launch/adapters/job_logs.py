@@ -26,6 +26,9 @@ from vertex_launch.model import JobName
 if TYPE_CHECKING:
     from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
 
+TIMEOUT = 5.0
+"""Seconds that a pass waits for the last lines of a job's log; its message goes out without them after that."""
+
 WIDTH = 300
 """Characters of a line that are returned."""
 
@@ -50,7 +53,7 @@ class JobLogs:
         project: str,
         lines: int,
         *,
-        timeout: float,
+        timeout: float = TIMEOUT,
         endpoint: str | None = None,
         clock: Callable[[], float] = time.time,
         backoff: Retry = BACKOFF,
