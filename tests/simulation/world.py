@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 from tests.simulation import jobs
 from tests.simulation.invariants import Invariants
@@ -24,6 +24,7 @@ from tests.support.memory import (
     QUEUES,
     SETTINGS,
     SUCCEEDED,
+    Artifacts,
     Secret,
     Topic,
     image_spec,
@@ -222,7 +223,7 @@ class World:
             (0.3, self._official, 15),
             (0.4, self._stop_run, 3),
             (0.2, self._stop_between, 2),
-            (0.1, self._stop_agents, 1),
+            (0.1, self.wandb.stop_agents, 1),
             (0.2, self._lose_ledger, 1),
             (0.2, self._new_key, 1),
             (0.1, self._stricter_policy, 1),
@@ -285,7 +286,7 @@ class World:
             vertex=through(program.call, self.vertex),
             record=Record(through(program.call, deployment.folder), program.redact),
             key=_Key(program, self.secret),
-            jobs=cast(Any, None),  # no item here names a job artifact
+            jobs=Artifacts(),
             redact=program.redact,
             run_parallel=program.run_parallel,
             clock=self.scheduler.clock,
@@ -310,7 +311,8 @@ class World:
 
         def main(program: Program) -> None:
             done, settings = False, self.deployments[owner].settings
-            vertex, ticks = through(program.call, self.vertex), through(program.call, _Topic(self, owner))
+            topic = Topic(lambda body: self._tick(owner, body["ended"]))
+            vertex, ticks = through(program.call, self.vertex), through(program.call, topic)
             try:
                 follow(hint, settings, vertex, ticks, self.scheduler.clock, program.run_parallel)
                 done = True
@@ -357,9 +359,6 @@ class World:
         elif self.troubled:
             self.scheduler.after(5, self._stop_between)
 
-    def _stop_agents(self) -> None:
-        self.wandb.stop_agents()
-
     def _resume(self) -> None:
         """Resume deployments whose agents were stopped, until that has worked."""
         going = {agent.hostname.rpartition("/")[2] for agent in self.wandb.agents.values() if not agent.stop_polling}
@@ -385,7 +384,7 @@ class World:
         for deployment in self.deployments.values():
             deployment.settings = deployment.settings.model_copy(update={"policy": policy})
 
-    def tick(self, owner: str, ended: str) -> None:
+    def _tick(self, owner: str, ended: str) -> None:
         self.invariants.on_tick(owner, ended)
         self._publish(owner, PassRequest(published=self.scheduler.now, ended=ended))
 
@@ -409,18 +408,6 @@ class World:
                 one.folder.ledger.open or one.folder.rebuilt > self.scheduler.now for one in self.deployments.values()
             )
         )
-
-
-class _Topic(Topic):
-    """The topic of one deployment's ticks."""
-
-    def __init__(self, world: World, owner: str) -> None:
-        super().__init__()
-        self._world = world
-        self._owner = owner
-
-    def publish(self, body: Mapping[str, str]) -> None:
-        self._world.tick(self._owner, body["ended"])
 
 
 class _Key:

@@ -479,16 +479,18 @@ class Secret(Service):
 
 
 class Topic(Service):
-    """The topic of ticks."""
+    """The topic of ticks; ``deliver`` gets what is published."""
 
     name, code = "Pub/Sub", Code.PUBSUB_UNAVAILABLE
 
-    def __init__(self) -> None:
+    def __init__(self, deliver: Callable[[Mapping[str, str]], object] = lambda body: None) -> None:
         super().__init__()
         self.published: list[Mapping[str, str]] = []
+        self._deliver = deliver
 
     def publish(self, body: Mapping[str, str]) -> None:
         self.published.append(body)
+        self._deliver(body)
 
 
 class Artifacts(Service):
