@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,7 @@ class Wandb(memory.Wandb[Entry]):
         program.redact.add(self._world.secret.get())  # because a program that asks W&B has read the key
         return super().ask(question)
 
-    def pop(self, entity: str, queues: Any, agent: str, status: str = "") -> list[Popped]:
+    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
         self._world.invariants.on_pop(self._scheduler.program, self.agents[agent])
         return super().pop(entity, queues, agent, status)
 
