@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.support.specs import with_settings
 from vertex_launch import events
@@ -225,37 +223,9 @@ def test_problems_are_few_and_short_and_repeat_no_key() -> None:
 
 def test_queues_must_be_configured() -> None:
     with pytest.raises(RequestError) as error:
-        events.request(
-            body({"queues": ["tpu", "cpu", "x\ny"], "limit": -1}),
-            with_settings(queues=("cpu", "gpu")),
-        )
+        events.request(body({"queues": ["tpu", "cpu", "x\ny"], "limit": -1}), with_settings(queues=("cpu", "gpu")))
     queues, limit = error.value.problems
     assert (queues.place, queues.code) == ("queues in request body", Code.REQUEST_QUEUE)
     assert queues.found.endswith("'tpu', 'x\\ny'")
     assert "cpu, gpu" in queues.remedy
     assert limit.place == "limit in request body"
-
-
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-bodies = json_values | st.dictionaries(st.sampled_from([*events.Body.model_fields, "x"]), json_values)
-
-
-@given(bodies)
-def test_any_json_is_a_request_or_a_clear_error(value: Any) -> None:
-    try:
-        assert isinstance(events.request(body(value)), PassRequest)
-    except RequestError as error:
-        assert all(problem.found and problem.remedy for problem in error.problems)
-
-
-@given(st.binary() | json_values.map(body) | st.fixed_dictionaries({"message": json_values}).map(body))
-def test_any_event_is_a_tick_or_a_clear_error(raw: bytes) -> None:
-    for parse in (events.tick, events.job_hint):
-        try:
-            parse(raw)
-        except RequestError as error:
-            assert error.problems
