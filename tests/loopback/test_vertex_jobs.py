@@ -247,13 +247,6 @@ def test_a_create_beyond_its_deadline_may_have_taken_effect(server: VertexServer
     assert [job.item for job in jobs.active(REGION)] == ["Item1"]
 
 
-def test_a_create_whose_answer_is_lost(server: VertexServer, jobs: VertexJobs) -> None:
-    server.faults.lose("CreateCustomJob")
-    raised(lambda: jobs.create(request(), 5), OutcomeUnknown, Code.CREATE_OUTCOME_UNKNOWN)
-    assert [job.item for job in jobs.active(REGION)] == ["Item1"]
-    assert server.calls["CreateCustomJob"] == 1
-
-
 # Vertex AI is down
 
 

@@ -59,10 +59,6 @@ def test_a_known_agent_is_looked_up_by_its_id(server: WandbServer, queue: WandbQ
     assert found.agent is not None
     assert (found.agent.id, found.agent.stop_polling) == (mine, True)
     assert graphql_requests(server) == [("project", "launchAgent")]
-
-
-def test_an_agent_that_w_and_b_has_forgotten_is_none(server: WandbServer, queue: WandbQueue) -> None:
-    mine = agent(server, queue)
     del server.store.agents[mine]
     assert ask(queue, agent=mine).agent is None
 
