@@ -6,9 +6,8 @@ An object answers 429 to more than about one write a second. The client library'
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 from google.api_core import exceptions
@@ -24,8 +23,6 @@ from vertex_launch.settings.config import Settings
 
 # Otherwise the client reads the bucket's metadata in a thread of its own, which needs one more permission.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
-
-T = TypeVar("T")
 
 SERVICE = "Cloud Storage"
 
@@ -48,28 +45,31 @@ class RecordStorage:
 
     def read(self, name: str) -> tuple[bytes, int] | None:
         """Return an object and its generation, None if it does not exist. Raises Unavailable."""
-
-        def download() -> tuple[bytes, int]:
-            blob = self._bucket.blob(f"{self._prefix}/{name}")
-            content: bytes = blob.download_as_bytes(**self._limits)
-            # Cloud Storage sends the generation with the content; not every stand-in does.
-            return self._read_generation(name) if blob.generation is None else (content, int(blob.generation))
-
-        return self._call(download, "read", name)
+        blob = self._bucket.blob(f"{self._prefix}/{name}")
+        with self._reported("read", name):
+            try:
+                content: bytes = blob.download_as_bytes(**self._limits)
+                # Cloud Storage sends the generation with the content; not every stand-in does.
+                found = self._read_generation(name) if blob.generation is None else (content, int(blob.generation))
+            except exceptions.NotFound as error:
+                if NO_BUCKET in str(error):
+                    raise
+                return None
+        return found
 
     def write(self, name: str, content: bytes, generation: int) -> int | None:
         """Write the object if it has this generation, 0 for a new object. Return its new generation, None if it has another.
 
         Raises Unavailable.
         """
-
-        def upload() -> int:
-            blob = self._bucket.blob(f"{self._prefix}/{name}")
-            how = {"content_type": "application/json", "if_generation_match": generation, **self._limits}
-            blob.upload_from_string(content, **how)
-            return int(blob.generation)
-
-        return self._call(upload, "write", name)
+        blob = self._bucket.blob(f"{self._prefix}/{name}")
+        how = {"content_type": "application/json", "if_generation_match": generation, **self._limits}
+        with self._reported("write", name):
+            try:
+                blob.upload_from_string(content, **how)
+            except exceptions.PreconditionFailed:
+                return None
+        return int(blob.generation)
 
     def _read_generation(self, name: str) -> tuple[bytes, int]:
         """Return the object's content and generation, asked for one after the other."""
@@ -82,8 +82,9 @@ class RecordStorage:
                 return exactly.download_as_bytes(**self._limits), generation
         raise Unavailable(SERVICE, f"{self._where}/{name} changes too often to be read", code=Code.STORAGE_UNAVAILABLE)
 
-    def _call(self, operation: Callable[[], T], verb: str, name: str) -> T | None:
-        """Run an operation on an object. Return None if the object is missing or has another generation."""
+    @contextmanager
+    def _reported(self, verb: str, name: str) -> Iterator[None]:
+        """Raise Unavailable for an error of the operation inside."""
         path = f"{self._where}/{name}"
         missing = f"the bucket of {self._where} does not exist. Create it, or correct STATE_BUCKET"
         forbidden = (
@@ -95,12 +96,6 @@ class RecordStorage:
         }
         with reported(SERVICE, Message(Code.STORAGE_UNAVAILABLE, f"cannot {verb} {path}"), known):
             try:
-                return operation()
-            except exceptions.PreconditionFailed:
-                return None
-            except exceptions.NotFound as error:
-                if verb == "read" and NO_BUCKET not in str(error):
-                    return None
-                raise
+                yield
             except DataCorruption as error:
                 raise exceptions.DataLoss(str(error)) from error
