@@ -119,8 +119,8 @@ class Clients:
         settings, redact = self._settings, self._redact
         record = Record(RecordStorage(settings, self.storage), redact)
         jobs = JobArtifacts(settings.base_url, self.key, timeout=settings.timeouts.read)
-        logs = JobLogs(settings.project, settings.log_lines, endpoint=settings.logging_endpoint)
-        return Services(self.queue, self.vertex, record, self.key, redact, jobs, logs if settings.log_lines else None)
+        logs = JobLogs(settings) if settings.log_lines else None
+        return Services(self.queue, self.vertex, record, self.key, redact, jobs, logs)
 
     @contextmanager
     def pass_services(self) -> Iterator[Services]:

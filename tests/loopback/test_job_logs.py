@@ -21,6 +21,7 @@ from local.standins.vertex.job_log import output_entry, timestamp
 from local.standins.vertex.jobs import Jobs
 from local.standins.vertex.server import PROJECTS
 from tests.support.memory import Clock
+from tests.support.specs import with_settings
 from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.job_logs import REACH, WIDTH, JobLogs
 from vertex_launch.codes import Code
@@ -62,8 +63,8 @@ Make = Callable[..., Logs]
 @pytest.fixture
 def logs(server: LogServer, clock: Clock) -> Make:
     def make(lines: int = 3, *, project: str = PROJECT, **options: Any) -> Logs:
-        options = {"timeout": 20.0, "endpoint": server.url, "clock": clock, "backoff": OFTEN, **options}
-        return JobLogs(project, lines, **options)
+        settings = with_settings(project=project, log_lines=lines, logging_endpoint=server.url)
+        return JobLogs(settings, **{"timeout": 20.0, "clock": clock, "backoff": OFTEN, **options})
 
     return make
 
@@ -242,7 +243,7 @@ def test_without_the_package(job: str, logs: Make, warnings: Warnings, monkeypat
 
 def test_without_credentials(job: str, warnings: Warnings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file")
-    assert JobLogs(PROJECT, 3, timeout=1).tail(job) == []
+    assert JobLogs(with_settings(log_lines=3), timeout=1).tail(job) == []
     (warning,) = warnings()
     assert "/no/such/file" in warning
 
@@ -250,8 +251,9 @@ def test_without_credentials(job: str, warnings: Warnings, monkeypatch: pytest.M
 def test_the_package_is_not_imported_before_the_first_line_is_asked_for() -> None:
     script = (
         "import sys\n"
+        "from tests.support.specs import SETTINGS\n"
         "from vertex_launch.adapters.job_logs import JobLogs\n"
-        "JobLogs('p', 3, timeout=1)\n"
+        "JobLogs(SETTINGS)\n"
         "print('google.cloud.logging_v2' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -22,6 +22,7 @@ from vertex_launch.adapters.google_api import BACKOFF, client, words
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message
 from vertex_launch.model import JobName
+from vertex_launch.settings.config import Settings
 
 if TYPE_CHECKING:
     from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
@@ -43,25 +44,21 @@ _COLOUR = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class JobLogs:
-    """The logs of one project's jobs: the last ``lines`` lines of each, read within about ``timeout`` seconds.
+    """The logs of one project's jobs: the last ``log_lines`` lines of each, read within about ``timeout`` seconds.
 
     Lines may hold keys, so they are cut between words only: the exits redact them.
     """
 
     def __init__(
         self,
-        project: str,
-        lines: int,
+        settings: Settings,
         *,
         timeout: float = TIMEOUT,
-        endpoint: str | None = None,
         clock: Callable[[], float] = time.time,
         backoff: Retry = BACKOFF,
     ) -> None:
-        self._project = project
-        self._wanted = lines
+        self._settings = settings
         self._timeout = timeout
-        self._endpoint = endpoint
         self._clock = clock
         self._retry = backoff.with_timeout(timeout)
         self._first = threading.Lock()
@@ -79,36 +76,36 @@ class JobLogs:
             return []
 
     def _read(self, job_id: str) -> list[str]:
-        began = self._clock()
+        began, wanted = self._clock(), self._settings.log_lines
         since = datetime.fromtimestamp(began - REACH, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         request = {
-            "resource_names": [f"projects/{self._project}"],
+            "resource_names": [f"projects/{self._settings.project}"],
             "filter": f'resource.type="ml_job" AND resource.labels.job_id="{job_id}" '
             f'AND resource.labels.task_name!="service" AND timestamp>="{since}"',
             "order_by": "timestamp desc",
-            "page_size": self._wanted,
+            "page_size": wanted,
         }
         newest_first: list[str] = []
         # During a long search Cloud Logging sends empty pages that others follow.
         for page in self._client.list_log_entries(request=request, timeout=self._timeout, retry=self._retry).pages:
             for entry in page.entries:
                 newest_first += reversed(_lines(entry))
-            if len(newest_first) >= self._wanted or self._clock() - began >= self._timeout:
+            if len(newest_first) >= wanted or self._clock() - began >= self._timeout:
                 break
-        return newest_first[: self._wanted][::-1]
+        return newest_first[:wanted][::-1]
 
     @cached_property
     def _client(self) -> LoggingServiceV2Client:
         # Most deployments never ask for a line, so they do not pay for the import.
         from google.cloud.logging_v2.services.logging_service_v2 import LoggingServiceV2Client
 
-        return client(LoggingServiceV2Client, self._endpoint)
+        return client(LoggingServiceV2Client, self._settings.logging_endpoint)
 
     def _warn(self, job: str, error: Exception) -> None:
         if not self._first.acquire(blocking=False):
             return
         if isinstance(error, exceptions.Forbidden):
-            remedy = f"Grant the function's service account roles/logging.viewer in project {self._project}"
+            remedy = f"Grant the function's service account roles/logging.viewer in project {self._settings.project}"
         elif isinstance(error, ImportError):
             remedy = "Install google-cloud-logging"
         else:
