@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from ariadne import InterfaceType, ObjectType, QueryType, UnionType
 
 from local.standins.wandb.artifact_files import file_node
 from local.standins.wandb.artifacts import Artifact, ArtifactCollection, Entry
-from local.standins.wandb.context import page
+from local.standins.wandb.context import page, resolve_with
 from local.standins.wandb.errors import invalid
 from local.standins.wandb.runs import Run
 from local.standins.wandb.store import Project, User
@@ -68,10 +68,6 @@ class Member:
         return f"ArtifactCollectionMembership:{self.artifact.id}"
 
 
-artifact_type.set_field("digestAlgorithm", lambda *_: "MANIFEST_MD5")
-artifact_type.set_field("ttlIsInherited", lambda *_: False)
-
-
 @query.field("artifact")
 def _artifact(_: None, info: Info, id: str) -> Artifact | None:  # noqa: A002 - the schema's name
     return _readable(info, info.context.store.artifacts.get(id))
@@ -84,13 +80,13 @@ def _client_id_mapping(_: None, info: Info, client_id: str) -> dict[str, str] | 
 
 
 @project_type.field("artifact")
-def _artifact_of_project(project: Project, info: Info, name: str) -> Artifact | None:
+def _artifact_called(project: Project, info: Info, name: str) -> Artifact | None:
     return info.context.store.artifacts.find(project.entity_name, project.name, name)
 
 
 @project_type.field("artifactCollectionMembership")
 def _membership_by_name(project: Project, info: Info, name: str) -> Member | None:
-    return _member(info.context.store.artifacts.find(project.entity_name, project.name, name))
+    return _member(_artifact_called(project, info, name))
 
 
 @project_type.field("artifactCollection")
@@ -99,8 +95,8 @@ def _collection_of_project(project: Project, info: Info, name: str) -> ArtifactC
 
 
 @project_type.field("artifactTypes")
-def _artifact_types(project: Project, info: Info, first: int | None = None, after: str | None = None) -> dict[str, Any]:
-    return page(list(_kinds(project, info).values()), first, after)
+def _artifact_types(project: Project, info: Info, **which: Any) -> dict[str, Any]:
+    return page(list(_kinds(project, info).values()), **which)
 
 
 @project_type.field("artifactType")
@@ -121,26 +117,6 @@ def _collections_of_type(
     return page(_of_kind(kind, info), first, after)
 
 
-@collection_type.field("project")
-def _project_of_collection(collection: ArtifactCollection, info: Info) -> Project:
-    return _project_of(collection, info)
-
-
-@collection_type.field("defaultArtifactType")
-def _type_of_collection(collection: ArtifactCollection, info: Info) -> Kind:
-    return _kind_of(collection, info)
-
-
-@collection_type.field("latestArtifact")
-def _latest(collection: ArtifactCollection, _: Info) -> Artifact | None:
-    return collection.latest()
-
-
-@collection_type.field("tags")
-def _tags_of_collection(_: ArtifactCollection, __: Info) -> dict[str, Any]:
-    return page([])
-
-
 @collection_type.field("artifactMembership")
 def _membership(collection: ArtifactCollection, info: Info, alias_name: str) -> Member | None:
     return _member(info.context.store.artifacts.member(collection, alias_name))
@@ -158,79 +134,20 @@ def _versions(
     return found
 
 
-@member_type.field("versionIndex")
-def _member_version(member: Member, _: Info) -> int | None:
-    return member.artifact.version
-
-
-@member_type.field("createdAt")
-def _member_since(member: Member, _: Info) -> float:
-    return member.artifact.created_at
-
-
-@member_type.field("artifactCollection")
-def _collection_of_member(member: Member, _: Info) -> ArtifactCollection:
-    return member.artifact.of
-
-
-@member_type.field("aliases")
-def _aliases_of_member(member: Member, _: Info) -> list[dict[str, Any]]:
-    return _alias_nodes(member.artifact)
-
-
 @member_type.field("files")
 def _files_of_member(member: Member, info: Info, **which: Any) -> dict[str, Any]:
     return _file_page(member.artifact, info, **which)
 
 
-@artifact_type.field("artifactType")
-def _type_of_artifact(artifact: Artifact, info: Info) -> Kind:
-    return _kind_of(artifact.of, info)
-
-
-@artifact_type.field("artifactSequence")
-def _sequence(artifact: Artifact, _: Info) -> ArtifactCollection:
-    return artifact.of
-
-
-@artifact_type.field("versionIndex")
-def _version(artifact: Artifact, _: Info) -> int | None:
-    return artifact.version
-
-
-@artifact_type.field("aliases")
-def _aliases(artifact: Artifact, _: Info) -> list[dict[str, Any]]:
-    return _alias_nodes(artifact)
-
-
-@artifact_type.field("tags")
-def _tags(artifact: Artifact, _: Info) -> list[dict[str, str]]:
-    return [{"id": f"Tag:{tag}", "name": tag} for tag in artifact.tags]
-
-
-@artifact_type.field("ttlDurationSeconds")
-def _ttl(artifact: Artifact, _: Info) -> int:
-    return artifact.ttl
-
-
-@artifact_type.field("size")
-def _size(artifact: Artifact, _: Info) -> int:
-    return sum(entry.size for entry in artifact.entries.values())
-
-
-@artifact_type.field("fileCount")
-def _file_count(artifact: Artifact, _: Info) -> int:
-    return len(artifact.entries)
-
-
-@artifact_type.field("currentManifest")
-def _current_manifest(artifact: Artifact, _: Info) -> Artifact | None:
-    return artifact if artifact.state == "COMMITTED" else None
-
-
-@artifact_type.field("files")
-def _files(artifact: Artifact, info: Info, **which: Any) -> dict[str, Any]:
-    return _file_page(artifact, info, **which)
+def _file_page(
+    artifact: Artifact,
+    info: Info,
+    names: Sequence[str] | None = None,
+    first: int | None = None,
+    after: str | None = None,
+) -> dict[str, Any]:
+    entries = [entry for entry in artifact.entries.values() if not names or entry.name in names]
+    return page([file_node(artifact, entry, info.context.base_url) for entry in entries], first, after)
 
 
 @artifact_type.field("createdBy")
@@ -248,19 +165,14 @@ def _used_by(artifact: Artifact, info: Info) -> dict[str, Any]:
 
 
 @run_type.field("inputArtifacts")
-def _input_artifacts(run: Run, info: Info, first: int | None = None, after: str | None = None) -> dict[str, Any]:
-    return page([one for one in info.context.store.artifacts if run.path in one.used_by], first, after)
+def _input_artifacts(run: Run, info: Info, **which: Any) -> dict[str, Any]:
+    return page([one for one in info.context.store.artifacts if run.path in one.used_by], **which)
 
 
 @run_type.field("outputArtifacts")
-def _output_artifacts(run: Run, info: Info, first: int | None = None, after: str | None = None) -> dict[str, Any]:
+def _output_artifacts(run: Run, info: Info, **which: Any) -> dict[str, Any]:
     logged = [one for one in info.context.store.artifacts if run.path in one.logged_by and one.state != "PENDING"]
-    return page(logged, first, after)
-
-
-@manifest_type.field("id")
-def _manifest_id(artifact: Artifact, _: Info) -> str:
-    return f"ArtifactManifest:{artifact.id}"
+    return page(logged, **which)
 
 
 @manifest_type.field("file")
@@ -274,17 +186,6 @@ def _alias_nodes(artifact: Artifact) -> list[dict[str, Any]]:
         {"id": f"ArtifactAlias:{artifact.of.id}:{alias}", "alias": alias, "artifact_collection": artifact.of}
         for alias in artifact.aliases
     ]
-
-
-def _file_page(
-    artifact: Artifact,
-    info: Info,
-    names: Sequence[str] | None = None,
-    first: int | None = None,
-    after: str | None = None,
-) -> dict[str, Any]:
-    entries = [entry for entry in artifact.entries.values() if not names or entry.name in names]
-    return page([file_node(artifact, entry, info.context.base_url) for entry in entries], first, after)
 
 
 def _readable(info: Info, artifact: Artifact | None) -> Artifact | None:
@@ -324,3 +225,36 @@ def _plain(filters: Any = None, order: str | None = None) -> None:
     """Refuse filters and orders that are not supported."""
     if filters not in (None, {}, {"state": "COMMITTED"}) or order not in (None, "-createdAt"):
         raise invalid(f"the local W&B lists all committed artifacts, newest first, and not by {filters or order}")
+
+
+_OF_COLLECTION: Mapping[str, Callable[[ArtifactCollection, Any], Any]] = {
+    "project": _project_of,
+    "defaultArtifactType": _kind_of,
+    "latestArtifact": lambda collection, _: collection.latest(),
+    "tags": lambda *_: page([]),
+}
+_OF_MEMBER: Mapping[str, Callable[[Member, Any], Any]] = {
+    "versionIndex": lambda member, _: member.artifact.version,
+    "createdAt": lambda member, _: member.artifact.created_at,
+    "artifactCollection": lambda member, _: member.artifact.of,
+    "aliases": lambda member, _: _alias_nodes(member.artifact),
+}
+_OF_ARTIFACT: Mapping[str, Callable[[Artifact, Any], Any]] = {
+    "artifactType": lambda artifact, info: _kind_of(artifact.of, info),
+    "artifactSequence": lambda artifact, _: artifact.of,
+    "versionIndex": lambda artifact, _: artifact.version,
+    "digestAlgorithm": lambda *_: "MANIFEST_MD5",
+    "aliases": lambda artifact, _: _alias_nodes(artifact),
+    "tags": lambda artifact, _: [{"id": f"Tag:{tag}", "name": tag} for tag in artifact.tags],
+    "ttlDurationSeconds": lambda artifact, _: artifact.ttl,
+    "ttlIsInherited": lambda *_: False,
+    "size": lambda artifact, _: sum(entry.size for entry in artifact.entries.values()),
+    "fileCount": lambda artifact, _: len(artifact.entries),
+    "currentManifest": lambda artifact, _: artifact if artifact.state == "COMMITTED" else None,
+}
+
+resolve_with(collection_type, _OF_COLLECTION)
+resolve_with(member_type, _OF_MEMBER)
+resolve_with(artifact_type, _OF_ARTIFACT)
+artifact_type.set_field("files", _file_page)
+manifest_type.set_field("id", lambda artifact, _: f"ArtifactManifest:{artifact.id}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ariadne import ScalarType
+from ariadne import ObjectType, ScalarType
 from graphql import GraphQLResolveInfo
 
 from local.standins.faults import Faults
@@ -59,3 +59,9 @@ def page(nodes: Sequence[Any], first: int | None = None, after: str | None = Non
         "has_previous_page": start > 0,
     }
     return {"edges": edges, "page_info": info, "total_count": len(nodes)}
+
+
+def resolve_with(type_: ObjectType, resolvers: Mapping[str, Callable[..., Any]]) -> None:
+    """Set the resolvers of a type's fields."""
+    for name, resolver in resolvers.items():
+        type_.set_field(name, resolver)

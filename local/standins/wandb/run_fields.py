@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from ariadne import ObjectType
 
-from local.standins.wandb.context import page
+from local.standins.wandb.context import page, resolve_with
 from local.standins.wandb.errors import invalid
 from local.standins.wandb.runs import ALIVE, CONSOLE, EVENTS, HISTORY, Run, RunFile
 from local.standins.wandb.store import Project, User
@@ -39,8 +39,7 @@ _PLAIN: Mapping[str, Callable[[Run, Any], Any]] = {
     "systemMetrics": lambda run, _: run.lines(EVENTS)[-1] if run.lines(EVENTS) else "{}",
 }
 
-for _name, _resolver in _PLAIN.items():
-    run_type.set_field(_name, _resolver)
+resolve_with(run_type, _PLAIN)
 
 
 def file_node(run: Run, file: RunFile, base_url: str) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from ariadne import ObjectType
 
 from local.standins.wandb import sweep_search
-from local.standins.wandb.context import Context, page
+from local.standins.wandb.context import Context, page, resolve_with
 from local.standins.wandb.errors import invalid
 from local.standins.wandb.launch import LAUNCH_PROJECT
 from local.standins.wandb.mutation import Mutations, Payload
@@ -36,34 +36,18 @@ def _sweep(project: Project, info: Info, sweep_name: str) -> Sweep | None:
     return info.context.store.sweeps.get((project.entity_name, project.name, sweep_name))
 
 
-@sweep_type.field("project")
-def _project(sweep: Sweep, info: Info) -> Project:
-    return info.context.store.projects[sweep.entity, sweep.project]
+_OF_SWEEP: Mapping[str, Callable[[Sweep, Any], Any]] = {
+    "project": lambda sweep, info: info.context.store.projects[sweep.entity, sweep.project],
+    "runs": lambda sweep, info: page(
+        [run for run in info.context.store.runs.of(sweep.entity, sweep.project) if run.sweep == sweep.name]
+    ),
+    "config": lambda sweep, _: yaml.safe_dump(dict(sweep.config)),
+    "method": lambda sweep, _: sweep.config.get("method"),
+    "runCount": lambda sweep, _: len(sweep.runs),
+    "runCountExpected": lambda sweep, _: sweep_search.expected(sweep.config) if sweep.config else None,
+}
 
-
-@sweep_type.field("runs")
-def _runs(sweep: Sweep, info: Info) -> dict[str, Any]:
-    return page([run for run in info.context.store.runs.of(sweep.entity, sweep.project) if run.sweep == sweep.name])
-
-
-@sweep_type.field("config")
-def _config(sweep: Sweep, _: Info) -> str:
-    return yaml.safe_dump(dict(sweep.config))
-
-
-@sweep_type.field("method")
-def _method(sweep: Sweep, _: Info) -> str | None:
-    return sweep.config.get("method")
-
-
-@sweep_type.field("runCount")
-def _run_count(sweep: Sweep, _: Info) -> int:
-    return len(sweep.runs)
-
-
-@sweep_type.field("runCountExpected")
-def _run_count_expected(sweep: Sweep, _: Info) -> int | None:
-    return sweep_search.expected(sweep.config) if sweep.config else None
+resolve_with(sweep_type, _OF_SWEEP)
 
 
 @mutation.performs("upsertSweep")
