@@ -52,12 +52,11 @@ class WandbReads(WandbServer):
 
     def default_entity(self) -> str:
         """Return the API key's default entity."""
-        answer = self._ask(VIEWER)
-        if not (entity := answer.get("entity")):
-            words, place = answer.error or "its user has none", self._settings.where("entity")
-            text = f"the API key has no default entity: {words}. Set {place}"
+        _, entity = self.viewer()
+        if not entity:
+            text = f"the API key has no default entity. Set {self._settings.where('entity')}"
             raise Unavailable(SERVICE, text, code=Code.WANDB_ENTITY)
-        return str(entity)
+        return entity
 
     def ask(self, question: Question) -> WandbState:
         """Ask everything that a pass needs beforehand in one request, or in several if there are many items or runs.

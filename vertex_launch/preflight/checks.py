@@ -216,7 +216,7 @@ class Preflight:
         if not self._publishes:
             return [skip(what, "only job_state publishes there")]
         if topic is None:
-            remedy = "Set tick_topic in vertex-launch.yaml, or DISPATCH_TOPIC, to projects/P/topics/T"
+            remedy = f"Set {self._settings.where('tick_topic')} to projects/P/topics/T"
             return [fail(Code.CHECK_TOPIC, what, "it is not configured, and job_state requests passes there", remedy)]
         remedy = f"Run gcloud pubsub topics create {topic}, or correct {self._settings.where('tick_topic')}"
         granted = _granted(what, asked, topic, (PUBLISH,), may, remedy)

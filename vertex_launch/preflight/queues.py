@@ -46,7 +46,7 @@ class Queues:
         user, entity = user or "an unnamed user", settings.entity or default
         if not entity:
             found = f"the API key of {user} has no default entity"
-            line = fail(Code.CHECK_ENTITY, what, found, "Set entity in launch-config.yaml, or WANDB_ENTITY")
+            line = fail(Code.CHECK_ENTITY, what, found, f"Set {settings.where('entity')}")
             return [line, skip("queues and their configs", "need an entity")]
         whose = settings.where("entity") if settings.entity else "the key's default entity"
         found = f"{settings.base_url} accepts the key of {user}; the queues belong to {entity} ({whose})"
@@ -58,9 +58,7 @@ class Queues:
             there = [name for name in self._settings.queues if name in names]
             configs = wandb.queue_configs(entity, there)
         except Unavailable as error:
-            remedy = (
-                f"Correct {whose}" if self._settings.entity else "Set entity in launch-config.yaml, or WANDB_ENTITY"
-            )
+            remedy = f"{'Correct' if self._settings.entity else 'Set'} {self._settings.where('entity')}"
             yield replace(no_answer("queues", error), remedy=remedy)
             return
         for name in self._settings.queues:

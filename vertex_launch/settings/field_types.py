@@ -21,8 +21,7 @@ from vertex_launch.settings.sources import REGIONS, STAGING, VARIABLES
 PLACEHOLDER = re.compile(r"\bYOUR-[A-Z]+(?:-[A-Z]+)*\b")
 """What the shipped files hold in place of the user's own names."""
 
-_OVERRIDES = {
-    **{setting: variable for variable, setting in VARIABLES.items()},
+_OVERRIDES = {setting: variable for variable, setting in VARIABLES.items()} | {
     "name": REGIONS,
     "staging_bucket": STAGING,
 }
