@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.specs import FULL, IMAGE, KEY, PACKAGE, SETTINGS, built, dollars, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import environment
+from vertex_launch.job.arguments import escape, unescape
 from vertex_launch.model import SCHEDULER_URI
 from vertex_launch.settings.config import Settings
 
@@ -89,9 +89,9 @@ def test_the_reference_expands_as_kubernetes_does() -> None:
 
 @given(dollars)
 def test_expansion_returns_escaped_text_and_no_other_text_is_touched(text: str) -> None:
-    escaped = environment.escape(text)
+    escaped = escape(text)
     assert expand(escaped, Everything()) == text
-    assert environment.unescape(escaped) == text
+    assert unescape(escaped) == text
     assert (escaped == text) == ("$(" not in text and "$$" not in text)
 
 
@@ -259,7 +259,7 @@ def test_long_config_is_split_so_that_the_client_gets_it_back(unit: str, size: i
     parts = {name: value for name, value in values.items() if name.startswith("WANDB_CONFIG")}
     assert max(map(len, parts.values())) <= 32_670
     assert list(parts) in (["WANDB_CONFIG"], [f"WANDB_CONFIG_{index}" for index in range(len(parts))])
-    assert (len(parts) == 1) == (len(environment.escape(json.dumps(config))) <= 32_670)
+    assert (len(parts) == 1) == (len(escape(json.dumps(config))) <= 32_670)
     assert json.loads("".join(expand(part, Everything()) for part in parts.values())) == config
 
 

@@ -13,6 +13,7 @@ from tests.support.specs import IMAGE, KEY, PACKAGE, SETTINGS, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job import boot, environment, job_source, retry
+from vertex_launch.job.arguments import unescape
 from vertex_launch.job.job_source import JobSource, SourceType
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import JobArtifact
@@ -189,7 +190,7 @@ def test_code_runs_through_the_bootstrap() -> None:
     job = built(source(CODE), overrides={"args": ["--to", "$(HOME)"], "working_dir": "src"})
     assert container(job).image_uri == "python:3.12-slim"
     assert list(container(job).command[:2]) == ["python3", "-c"]
-    assert environment.unescape(container(job).command[2]) == boot.text()
+    assert unescape(container(job).command[2]) == boot.text()
     assert list(container(job).args) == ["python", "train.py", "--to", "$$(HOME)"]
     assert plan(job) == {
         "source": "artifact",
@@ -345,7 +346,7 @@ def test_every_container_reads_the_key_and_only_the_items_own_fetches_code(descr
     found_plan = json.loads(environment.read(second.env)["VERTEX_LAUNCH_PLAN"])
     assert (found_plan["source"], found_plan["api_key_secret"]) == ("image", SETTINGS.key_secret)
     assert plan(job)["source"] == ("artifact" if found else "image")
-    assert environment.unescape(second.command[2]) == boot.text()
+    assert unescape(second.command[2]) == boot.text()
     assert list(second.args) == ["serve", "--port", "1"]
 
 

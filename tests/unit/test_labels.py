@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support import specs
 from vertex_launch.job import labels
+from vertex_launch.job.build import job_labels
 from vertex_launch.job.run_spec import parse
 from vertex_launch.model import Item, Kind, RunId
 
@@ -45,7 +46,7 @@ def test_all_labels_of_a_job_are_valid(deployment: str, item: str, run: str, que
         parse(specs.item(specs.MINIMAL), specs.SETTINGS, "acme"), run=RunId("", "", run), kind=kind, api_key=key
     )
     settings = specs.SETTINGS.model_copy(update={"deployment": deployment})
-    made = labels.job_labels(Item(item, queue, None), spec, settings, "acme")
+    made = job_labels(Item(item, queue, None), spec, settings, "acme")
     assert set(made) == labels.OWN_KEYS - (set() if key else {labels.KEY})
     for key, value in made.items():
         assert re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", key)

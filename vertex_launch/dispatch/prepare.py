@@ -48,12 +48,22 @@ class Prepared:
 
 def prepare(settings: Settings, services: Services, entity: str, items: Sequence[Item]) -> Prepared:
     """Parse the run specs of items, and ask W&B for the job artifacts and sweeps that they name."""
-    parsed = {item.id: _parsed(item, settings, entity) for item in items}
+    parsed: dict[str, RunSpec | ItemRejected] = {}
+    for item in items:
+        try:
+            parsed[item.id] = run_spec.parse(item, settings, entity)
+        except ItemRejected as error:
+            parsed[item.id] = error
     specs = [spec for spec in parsed.values() if isinstance(spec, RunSpec)]
     names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
     found = services.run_parallel([partial(_find, services, name) for name in names], AT_ONCE)
     sweeps = sorted({_sweep(spec, entity) for spec in specs if _is_of_sweep(spec)}, key=str)
-    return Prepared(entity, parsed, dict(zip(names, found, strict=True)), _sweep_states(services, sweeps))
+    states: Mapping[RunId, str] = {}
+    try:
+        states = services.queue.sweeps(sweeps) if sweeps else {}
+    except Unavailable as error:
+        log.warning(error.message)
+    return Prepared(entity, parsed, dict(zip(names, found, strict=True)), states)
 
 
 def build_request(
@@ -79,13 +89,6 @@ def build_request(
             code=Code.SPEC_KEY,
         )
     return spec, request
-
-
-def _parsed(item: Item, settings: Settings, entity: str) -> RunSpec | ItemRejected:
-    try:
-        return run_spec.parse(item, settings, entity)
-    except ItemRejected as error:
-        return error
 
 
 def _shows_key(item: Item, request: JobRequest, redact: Redactor) -> bool:
@@ -132,14 +135,6 @@ def _is_of_sweep(spec: RunSpec) -> bool:
 
 def _sweep(spec: RunSpec, entity: str) -> RunId:
     return RunId(spec.entity or entity, spec.project, spec.sweep_id)
-
-
-def _sweep_states(services: Services, sweeps: Sequence[RunId]) -> Mapping[RunId, str]:
-    try:
-        return services.queue.sweeps(sweeps) if sweeps else {}
-    except Unavailable as error:
-        log.warning(error.message)
-        return {}
 
 
 def _check_sweep(sweep: RunId, states: Mapping[RunId, str]) -> None:

@@ -17,7 +17,6 @@ from google.cloud.aiplatform_v1.types import CustomJobSpec, Scheduling
 
 from vertex_launch.codes import Code
 from vertex_launch.job import labels
-from vertex_launch.job.environment import escape
 from vertex_launch.job.findings import Findings, printable
 from vertex_launch.job.proto_reader import Reader
 from vertex_launch.problems import kind, nearest, shown
@@ -83,7 +82,8 @@ class Arguments:
 def fill(value: Any, macros: Mapping[str, str], expanded: Mapping[str, str]) -> Any:
     """Replace ``${name}`` in all text of a JSON value, except in keys; unknown names stay as they are.
 
-    ``expanded`` has the values for text that the container runtime expands: commands, arguments and variables.
+    ``expanded`` has the values for commands, arguments and variables: Vertex AI expands ``$(NAME)`` and ``$$`` in them as
+    Kubernetes does.
     """
     if isinstance(value, str):
         return _MACRO.sub(lambda match: macros.get(match[1], match[0]), value)
@@ -92,6 +92,20 @@ def fill(value: Any, macros: Mapping[str, str], expanded: Mapping[str, str]) -> 
     if isinstance(value, dict):
         return {key: fill(one, expanded if key in _EXPANDED else macros, expanded) for key, one in value.items()}
     return value
+
+
+def escape(text: str) -> str:
+    """Escape text so that expansion returns it unchanged.
+
+    Expansion changes only ``$(`` and ``$$``, so a sequence of dollars is doubled before an opening parenthesis and if it is
+    longer than one. A lone dollar stays as it is.
+    """
+    return re.sub(r"\$+(?=\()|\${2,}", lambda dollars: dollars[0] * 2, text)
+
+
+def unescape(text: str) -> str:
+    """Return what expansion makes of escaped text."""
+    return text.replace("$$", "$")
 
 
 def read(resource_args: Mapping[str, Any], root: str, findings: Findings) -> Arguments:

@@ -9,19 +9,17 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import environment
+from vertex_launch.job.arguments import escape
+from vertex_launch.job.findings import Findings
 from vertex_launch.job.job_source import JobSource, SourceType
+from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.problems import shown
-
-if TYPE_CHECKING:
-    from vertex_launch.job.findings import Findings
-    from vertex_launch.job.run_spec import RunSpec
-    from vertex_launch.settings.config import Settings
+from vertex_launch.settings.config import Settings
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,13 @@ class Boot:
 
         Raises ItemRejected.
         """
-        source = self.source if image == self.spec.image else None
-        has_code = source is None or source.type is SourceType.IMAGE
-        if has_code and not self.brings_key:
+        source = self.source if self.brings_code and image == self.spec.image else None
+        if not source and not self.brings_key:
             return None
         wanted: dict[str, Any] = {"source": (source.type if source else SourceType.IMAGE).value}
         if self.brings_key:
             wanted["api_key_secret"] = self.settings.key_secret
-        if source and not has_code:
+        if source:
             wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": _folder(source, self.spec)}
         if source and source.type is SourceType.ARTIFACT:
             wanted["artifact"] = source.artifact
@@ -110,7 +107,7 @@ def wrap(task: dict[str, Any], place: str, findings: Findings) -> None:
         )
         return
     task["args"] = [*task["command"], *task.get("args", ())]
-    task["command"] = ["python3", "-c", environment.escape(text())]
+    task["command"] = ["python3", "-c", escape(text())]
 
 
 @functools.cache

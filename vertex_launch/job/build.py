@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job import boot, environment, job_source, labels, policy
-from vertex_launch.job.arguments import IMAGE_FIELDS, IN_JOB_SPEC, TASKS, Arguments, check_images
+from vertex_launch.job.arguments import IMAGE_FIELDS, IN_JOB_SPEC, TASKS, Arguments, check_images, escape
 from vertex_launch.job.boot import Boot
 from vertex_launch.job.findings import Findings
 from vertex_launch.job.job_source import JobSource, SourceType
@@ -67,10 +67,24 @@ def build(
     findings.check()
     job = _message(arguments, pools, output)
     job.display_name = (arguments["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
-    job.labels = {**(arguments["labels"] or {}), **labels.job_labels(item, spec, settings, entity)}
+    job.labels = {**(arguments["labels"] or {}), **job_labels(item, spec, settings, entity)}
     policy.check(job, asked, settings, findings)
     findings.check()
     return JobRequest(region, job, arguments["create_request_timeout"], run, tuple(findings.warnings))
+
+
+def job_labels(item: Item, spec: RunSpec, settings: Settings, entity: str) -> Mapping[str, str]:
+    """Return the labels of the first job of an item from the queue of ``entity``."""
+    return {
+        **({labels.KEY: "item"} if spec.api_key else {}),
+        labels.DEPLOYMENT: labels.value(settings.deployment),
+        labels.ITEM: labels.item_value(settings.base_url, entity, item.id),
+        labels.RUN: labels.value(spec.run.id),
+        labels.QUEUE: labels.value(item.queue),
+        labels.ATTEMPT: "1",
+        labels.KIND: spec.kind.value,
+        labels.OFFICIAL_RUN: labels.value(spec.run.id),
+    }
 
 
 def _with_source(spec: RunSpec, source: JobSource, settings: Settings) -> RunSpec:
@@ -135,7 +149,7 @@ def _pools(
             where, task = f"{place}[{index}].{name}", dict(pool[name])
             is_package = name == TASKS[1]
             plan = None if is_package else bootstrap.plan(task[IMAGE_FIELDS[name]])
-            official = {**variables, environment.PLAN: environment.escape(plan)} if plan else variables
+            official = {**variables, environment.PLAN: escape(plan)} if plan else variables
             task["env"] = environment.merged(task.get("env", ()), official, f"{where}.env", findings)
             done[name] = task
             if is_package and spec.entry_point:
@@ -158,9 +172,9 @@ def _pools(
 
 def _add_command(task: dict[str, Any], entry_point: Sequence[str], args: Sequence[str]) -> None:
     """Put the item's command into a pool's task; without an entry point the image's or the user's own stays."""
-    escaped = [environment.escape(text) for text in args]
+    escaped = list(map(escape, args))
     if entry_point:
-        task["command"] = [*map(environment.escape, entry_point), *escaped]
+        task["command"] = [*map(escape, entry_point), *escaped]
     else:
         task["args"] = [*task.get("args", ()), *escaped]
 

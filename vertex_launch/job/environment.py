@@ -1,22 +1,18 @@
-"""The environment of a job's containers, from which W&B's client learns which run it is; called by ``build``.
-
-Vertex AI expands variables, commands and arguments as Kubernetes does (``$(NAME)``, ``$$``).
-"""
+"""The environment of a job's containers, from which W&B's client learns which run it is; called by ``build``."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vertex_launch.codes import Code
-
-if TYPE_CHECKING:
-    from vertex_launch.job.findings import Findings
-    from vertex_launch.job.run_spec import RunSpec
-    from vertex_launch.model import Item
-    from vertex_launch.settings.config import Settings
+from vertex_launch.job.arguments import escape, unescape
+from vertex_launch.job.findings import Findings
+from vertex_launch.job.run_spec import RunSpec
+from vertex_launch.model import Item
+from vertex_launch.settings.config import Settings
 
 LONGEST = 32_670
 """Characters of one value, as in wandb.sdk.launch.utils.MAX_ENV_LENGTHS; longer JSON is split into ``_0``, ``_1``, …."""
@@ -42,20 +38,6 @@ _USERS_CHOICE = frozenset({"WANDB_NAME", "WANDB_DOCKER", RESUME})
 _RESERVED = re.compile(
     rf"WANDB_(BASE_URL|API_KEY|PROJECT|ENTITY|RUN_ID|SWEEP_ID|ARTIFACTS|LAUNCH(_.*)?|CONFIG(_\d+)?)|{PLAN}", re.DOTALL
 )
-
-
-def escape(text: str) -> str:
-    """Escape text so that expansion returns it unchanged.
-
-    Expansion changes only ``$(`` and ``$$``, so a sequence of dollars is doubled before an opening parenthesis and if it is
-    longer than one. A lone dollar stays as it is.
-    """
-    return re.sub(r"\$+(?=\()|\${2,}", lambda dollars: dollars[0] * 2, text)
-
-
-def unescape(text: str) -> str:
-    """Return what expansion makes of escaped text."""
-    return text.replace("$$", "$")
 
 
 def official(item: Item, spec: RunSpec, settings: Settings, *, entity: str, api_key: str, image: str) -> dict[str, str]:

@@ -8,13 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vertex_launch.job.run_spec import RunSpec
-    from vertex_launch.model import Item
-    from vertex_launch.settings.config import Settings
 
 DEPLOYMENT = "vertex_launch"
 ITEM = "vertex_launch_item"
@@ -62,20 +55,6 @@ def run_id(base_url: str, entity: str, item: str, deployment: str) -> str:
     """Return the W&B run id of an item that brings none: the same for every job of the item in this deployment."""
     digest = _hash(base_url.rstrip("/"), entity, item, deployment)
     return "vl" + "".join("0123456789abcdefghijklmnopqrstuvwxyz"[byte % 36] for byte in digest[:12])
-
-
-def job_labels(item: Item, spec: RunSpec, settings: Settings, entity: str) -> Mapping[str, str]:
-    """Return the labels of the first job of an item from the queue of ``entity``."""
-    return {
-        **({KEY: "item"} if spec.api_key else {}),
-        DEPLOYMENT: value(settings.deployment),
-        ITEM: item_value(settings.base_url, entity, item.id),
-        RUN: value(spec.run.id),
-        QUEUE: value(item.queue),
-        ATTEMPT: "1",
-        KIND: spec.kind.value,
-        OFFICIAL_RUN: value(spec.run.id),
-    }
 
 
 def list_filter(deployment: str, *, active: bool) -> str:

@@ -8,10 +8,8 @@ slot. Vertex AI describes a failure in free text; ``RULES`` has every assumption
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TypeAlias
 
 from google.cloud.aiplatform_v1.types import JobState
 
@@ -73,20 +71,6 @@ class Outcome:
     try_other_region: bool = False
 
 
-Meaning: TypeAlias = str | Callable[[re.Match[str], ManagedJob], str]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What an error text means: the first rule whose pattern it contains counts."""
-
-    pattern: re.Pattern[str]
-    code: Code
-    meaning: Meaning
-    again: bool = False
-    try_other_region: bool = False
-
-
 _EXIT_STATUSES = {
     126: "The command could not be executed. Check that the file is executable and built for this machine type.",
     127: "The command was not found in the image. Check entry_point and args.",
@@ -98,20 +82,6 @@ _EXIT_STATUSES = {
 }
 
 
-def _exit(found: re.Match[str], job: ManagedJob) -> str:
-    """Return what an exit status usually means."""
-    return _EXIT_STATUSES.get(int(found["status"]), "The program itself failed. See its log.")
-
-
-def _image(found: re.Match[str], job: ManagedJob) -> str:
-    number = JobName.parse(job.name).project
-    number = number if number.isdecimal() else "PROJECT_NUMBER"
-    return (
-        "Check the image's name and tag. Grant roles/artifactregistry.reader on its repository to Vertex AI's service agent "
-        f"service-{number}@gcp-sa-aiplatform.iam.gserviceaccount.com, which pulls the image."
-    )
-
-
 _EXITED = r"exited with a non-zero status of (?P<status>\d{1,9})"
 _REASON = r"\.? Termination reason: [^.\n]*"
 _WITHOUT_THE_PROGRAMS_WORDS = re.compile(rf".*?{_EXITED}(?:{_REASON})?", re.S)
@@ -119,8 +89,8 @@ _PREEMPTED = "Its machine was preempted, and Google Cloud had no replacement."
 _ELSEWHERE = {"again": True, "try_other_region": True}
 
 
-def _rule(pattern: str, code: Code, meaning: Meaning, **how: bool) -> Rule:
-    return Rule(re.compile(pattern, re.I | re.S), code, meaning, **how)
+def _rule(pattern: str, code: Code, meaning: str, **how: bool) -> tuple[re.Pattern[str], Outcome]:
+    return re.compile(pattern, re.I | re.S), Outcome(End.BAD, "failed", code, meaning, **how)
 
 
 # The word STOCKOUT is all that is known about how Vertex AI describes a preempted job.
@@ -131,13 +101,14 @@ RULES = (
         "The program needed more memory than its machine has. Choose a machine_type with more, or a smaller batch.",
     ),
     _rule(f"{_EXITED}{_REASON}(?:STOCKOUT|preempt)", Code.JOB_PREEMPTED, _PREEMPTED, **_ELSEWHERE),
-    _rule(_EXITED, Code.JOB_EXIT, _exit),
+    _rule(_EXITED, Code.JOB_EXIT, "The program itself failed. See its log."),
     _rule(
         r"\b(?:image|pull\w*|manifest)\b.*\b(?:not found|not exist|unknown|backoff|denied|permission"
         r"|unauthori[sz]ed|forbidden|failed)"
         r"|failed to pull|ImagePull|downloadArtifacts",
         Code.JOB_IMAGE,
-        _image,
+        "Check the image's name and tag. Grant roles/artifactregistry.reader on its repository to Vertex AI's service agent "
+        "service-PROJECT_NUMBER@gcp-sa-aiplatform.iam.gserviceaccount.com, which pulls the image.",
     ),
     _rule(
         r"Resources are insufficient|RESOURCE_POOL_EXHAUSTED|not have enough resources",
@@ -167,6 +138,7 @@ RULES = (
         "Grant that permission to the account that the job runs as (service_account in the run spec).",
     ),
 )
+"""What an error text means: the first rule whose pattern it contains counts."""
 
 _OTHER_ENDS = {
     JobState.JOB_STATE_SUCCEEDED.name: Outcome(End.GOOD, "succeeded", Code.JOB_NO_RUN),
@@ -188,8 +160,12 @@ def of(job: ManagedJob) -> Outcome | None:
     # Text that a failed program wrote can follow "Termination reason: Error." and can say anything.
     own = _WITHOUT_THE_PROGRAMS_WORDS.match(job.error)
     error = own[0] if own else job.error
-    for rule in RULES:
-        if found := rule.pattern.search(error):
-            meaning = rule.meaning if isinstance(rule.meaning, str) else rule.meaning(found, job)
-            return Outcome(End.BAD, "failed", rule.code, meaning, rule.again, rule.try_other_region)
+    for pattern, outcome in RULES:
+        if found := pattern.search(error):
+            meaning = outcome.meaning
+            if outcome.code is Code.JOB_EXIT:
+                meaning = _EXIT_STATUSES.get(int(found["status"]), meaning)
+            elif outcome.code is Code.JOB_IMAGE and (project := JobName.parse(job.name).project).isdecimal():
+                meaning = meaning.replace("PROJECT_NUMBER", project)
+            return replace(outcome, meaning=meaning)
     return Outcome(End.BAD, "failed", Code.JOB_FAILED)

@@ -10,15 +10,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from vertex_launch.codes import Code
-from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS
+from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS, Arguments
+from vertex_launch.job.findings import Findings
+from vertex_launch.job.run_spec import RunSpec
+from vertex_launch.settings.config import Settings
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1.types import CustomJob
-
-    from vertex_launch.job.arguments import Arguments
-    from vertex_launch.job.findings import Findings
-    from vertex_launch.job.run_spec import RunSpec
-    from vertex_launch.settings.config import Settings
 
 _CODES = {
     "images": Code.POLICY_IMAGE,
@@ -37,10 +35,8 @@ def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings)
             f"Launch it without an entry point, or have {settings.where('secure_mode')} changed",
             Code.POLICY_ENTRY_POINT,
         )
-    policy, pools = (
-        settings.policy,
-        [(index, pool) for index, pool in enumerate(job.job_spec.worker_pool_specs) if pool],
-    )
+    policy = settings.policy
+    pools = [(index, pool) for index, pool in enumerate(job.job_spec.worker_pool_specs) if pool]
     for place, noun, value, key in _named(job, spec.arguments):
         allowed = getattr(policy, key)
         if allowed is not None and not _matches(value, allowed):

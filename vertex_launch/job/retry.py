@@ -7,6 +7,7 @@ from dataclasses import replace
 from google.cloud.aiplatform_v1.types import CustomJob
 
 from vertex_launch.job import environment, labels
+from vertex_launch.job.arguments import escape
 from vertex_launch.job.readback import tasks
 from vertex_launch.job.request import JobRequest
 from vertex_launch.settings.config import Settings
@@ -34,7 +35,7 @@ def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Se
     for task in [task for pool in job.job_spec.worker_pool_specs for task in tasks(pool)]:
         changed = {environment.RESUME: "allow"}
         if labels.KEY not in job.labels and any(variable.name == environment.API_KEY for variable in task.env):
-            changed[environment.API_KEY] = environment.escape(api_key)
+            changed[environment.API_KEY] = escape(api_key)
         kept = [variable for variable in task.env if variable.name not in changed]
         task.env = [*kept, *({"name": name, "value": value} for name, value in changed.items())]
     if region != request.region:

@@ -14,8 +14,7 @@ from typing import Any
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Message
 from vertex_launch.job import arguments, labels
-from vertex_launch.job.arguments import Arguments
-from vertex_launch.job.environment import escape
+from vertex_launch.job.arguments import Arguments, escape
 from vertex_launch.job.findings import Findings, printable
 from vertex_launch.job.proto_reader import Reader
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, RunId
