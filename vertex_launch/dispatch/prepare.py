@@ -141,18 +141,14 @@ def _check_sweep(sweep: RunId, states: Mapping[RunId, str]) -> None:
     """Raise ItemDeferred or ItemRejected unless the sweep's runs may start."""
     state = states.get(sweep)
     if state is None:
-        raise ItemDeferred(
-            f"W&B cannot show sweep {sweep} at the moment. The next pass asks again.", code=Code.SWEEP_UNAVAILABLE
-        )
+        found = f"W&B cannot show sweep {sweep} at the moment. The next pass asks again."
+        raise ItemDeferred(found, code=Code.SWEEP_UNAVAILABLE)
     if state == "PENDING":
-        raise ItemDeferred(
-            f"Sweep {sweep} is pending. Its runs start once its scheduler runs.", code=Code.SWEEP_PENDING
-        )
+        found = f"Sweep {sweep} is pending. Its runs start once its scheduler runs."
+        raise ItemDeferred(found, code=Code.SWEEP_PENDING)
     if not state:
-        raise ItemRejected(
-            f"sweep_id: sweep {sweep} does not exist. Launch the run without it, or start the sweep again.",
-            code=Code.SWEEP_MISSING,
-        )
+        found = f"sweep_id: sweep {sweep} does not exist. Launch the run without it, or start the sweep again."
+        raise ItemRejected(found, code=Code.SWEEP_MISSING)
     if state not in ACTIVE_SWEEP:
         raise ItemRejected(
             f"sweep_id: sweep {sweep} is {state}, and runs start only while their sweep is {' or '.join(ACTIVE_SWEEP)}. "

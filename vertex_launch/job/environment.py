@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vertex_launch.codes import Code
@@ -118,15 +118,12 @@ def read(variables: Iterable[Any]) -> dict[str, str]:
 
 
 def _split(name: str, text: str) -> dict[str, str]:
-    parts = list(_parts(text))
-    return {name: parts[0]} if len(parts) == 1 else {f"{name}_{index}": part for index, part in enumerate(parts)}
-
-
-def _parts(text: str) -> Iterator[str]:
-    """Cut text into parts that are not longer than allowed once each of them is escaped."""
+    """Return text in as many variables as needed for none to be longer than allowed once it is escaped."""
+    parts = []
     while text:
         part = text[:LONGEST]
         while (excess := len(escape(part)) - LONGEST) > 0:
             part = part[: -max(1, excess // 3)]  # a character is worth three at most
-        yield escape(part)
+        parts.append(escape(part))
         text = text[len(part) :]
+    return {name: parts[0]} if len(parts) == 1 else {f"{name}_{index}": part for index, part in enumerate(parts)}

@@ -148,7 +148,8 @@ def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
             )
         if image:
             return str(image)
-    return settings.base_image or f"python:{_minor(source.python)}-slim"
+    minor = re.search(r"3\.\d+", source.python)  # wandb 0.31 may write `CPython 3.11.7`
+    return settings.base_image or f"python:{minor[0] if minor else PYTHON}-slim"
 
 
 def _remote(remote: str) -> tuple[str, bool]:
@@ -167,11 +168,6 @@ def _remote(remote: str) -> tuple[str, bool]:
         return f"https://{scp[1]}/{scp[2]}", True
     without_password = re.sub(r":[^:/@]*@", ":***@", text)
     raise _Broken(f"its remote is {shown(without_password)}, not https://HOST/PATH or git@HOST:PATH")
-
-
-def _minor(python: str) -> str:
-    found = re.search(r"3\.\d+", python)  # wandb 0.31 may write `CPython 3.11.7`
-    return found[0] if found else PYTHON
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,13 +23,10 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
     marks = dict(job.labels)
     if marks.get(labels.DEPLOYMENT) != labels.value(deployment) or not job.job_spec.worker_pool_specs:
         return None
-    variables = environment.read(next((task.env for task in tasks(job.job_spec.worker_pool_specs[0])), ()))
-
-    def variable(name: str) -> str:
-        return variables.get(name, "")
-
-    item = variable(environment.ITEM)
-    owner = variable(environment.BASE_URL), variable(environment.QUEUE_ENTITY)
+    first = next((task.env for task in tasks(job.job_spec.worker_pool_specs[0])), ())
+    variable = defaultdict(str, environment.read(first))
+    item = variable[environment.ITEM]
+    owner = variable[environment.BASE_URL], variable[environment.QUEUE_ENTITY]
     if marks.get(labels.ITEM) != labels.item_value(*owner, item):
         return None
     state = CustomJob.pb(job).state  # the bare number: reading an unknown one through proto-plus warns
@@ -40,17 +38,17 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         ended=outcome.is_ended(state),
         cancelling=outcome.is_cancelling(state),
         item=item,
-        run=RunId(variable(environment.ENTITY), variable(environment.PROJECT), variable(environment.RUN)),
-        queue=variable(environment.QUEUE),
+        run=RunId(variable[environment.ENTITY], variable[environment.PROJECT], variable[environment.RUN]),
+        queue=variable[environment.QUEUE],
         attempt=int(attempt) if attempt.isdecimal() else 1,
         kind=Kind.SCHEDULER if marks.get(labels.KIND) == Kind.SCHEDULER.value else Kind.JOB,
         created=_seconds(job.create_time),
         started=_seconds(job.start_time),
         finished=_seconds(job.end_time),
         error=job.error.message or (f"code {job.error.code}" if job.error.code else ""),
-        sweep=variable(environment.SWEEP),
+        sweep=variable[environment.SWEEP],
         repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
-        api_key=variable(environment.API_KEY),
+        api_key=variable[environment.API_KEY],
     )
 
 

@@ -144,35 +144,26 @@ def _mapping(item: Item) -> dict[str, Any]:
     try:
         spec = json.loads(item.spec if isinstance(item.spec, str) else json.dumps(item.spec))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ItemRejected(
-            f"The run spec is not valid JSON ({error}). Push the item again with wandb launch.",
-            code=Code.SPEC_UNREADABLE,
-        ) from error
+        found = f"The run spec is not valid JSON ({error}). Push the item again with wandb launch."
+        raise ItemRejected(found, code=Code.SPEC_UNREADABLE) from error
     if not isinstance(spec, dict):
-        raise ItemRejected(
-            "The run spec is not a JSON object. Push the item again with wandb launch.", code=Code.SPEC_UNREADABLE
-        )
+        found = "The run spec is not a JSON object. Push the item again with wandb launch."
+        raise ItemRejected(found, code=Code.SPEC_UNREADABLE)
     level: list[Any] = [spec]
     for _ in range(DEEPEST):
         nested = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
         level = [value for values in nested for value in values]
         if not level:
             return spec
-    raise ItemRejected(
-        f"The run spec is nested more than {DEEPEST} levels deep. Pass such data as an artifact instead.",
-        code=Code.SPEC_UNREADABLE,
-    )
+    found = f"The run spec is nested more than {DEEPEST} levels deep. Pass such data as an artifact instead."
+    raise ItemRejected(found, code=Code.SPEC_UNREADABLE)
 
 
 def _fill_macros(resource_args: Mapping[str, Any], spec: RunSpec, settings: Settings) -> Mapping[str, Any]:
     """Fill in W&B's macros and the environment variables that the policy names; an unknown image stays a macro."""
-    macros = {
-        "project_name": spec.run.project,
-        "entity_name": spec.run.entity,
-        "run_id": spec.run.id,
-        "run_name": spec.name,
-        "author": spec.author,
-    }
+    run = spec.run
+    macros = {"project_name": run.project, "entity_name": run.entity, "run_id": run.id}
+    macros |= {"run_name": spec.name, "author": spec.author}
     if spec.image:
         macros["image_uri"] = spec.image
     escaped = {name: escape(value) for name, value in macros.items()}

@@ -70,13 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command is None:
         parser.print_help()
         return 2
-    if not _has_extra():
+    if find_spec("google.cloud.iam_admin_v1") is None:
         text = "The preflight needs google-cloud-iam. Run pip install '.[preflight]' in the checkout."
         print(Message(Code.CHECK_EXTRA, text), file=sys.stderr)
         return 2
     redact = Redactor()
     redact.add(os.environ.get("WANDB_API_KEY", ""))
-    _silence()
+    LOGGER.addHandler(logging.NullHandler())  # the lines report what the adapters log, and without the key
+    LOGGER.propagate = False
     try:
         return _print(_check(given.account, given.function and Function(given.function), redact), redact)
     except KeyboardInterrupt:
@@ -85,10 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - the traceback must not show the key either
         print(redact(traceback.format_exc()), file=sys.stderr)
         return 1
-
-
-def _has_extra() -> bool:
-    return find_spec("google.cloud.iam_admin_v1") is not None
 
 
 def _print(lines: Iterator[Line], redact: Redactor) -> int:
@@ -206,12 +203,6 @@ def _outside(
         buckets=asked(STORAGE, lambda clients: BucketPermissions(STORAGE, clients.storage, timeout=timeout)),
         topics=asked(PUBSUB, lambda clients: TopicPermissions(PUBSUB, clients.publisher, timeout=timeout)),
     )
-
-
-def _silence() -> None:
-    """Suppress the adapters' own log: the lines report the same, and without the key."""
-    LOGGER.addHandler(logging.NullHandler())
-    LOGGER.propagate = False
 
 
 def _parser() -> argparse.ArgumentParser:

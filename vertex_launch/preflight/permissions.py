@@ -140,15 +140,11 @@ def project_of(account: str) -> str:
 
     With ``-``, IAM answers 403 for an account that does not exist.
     """
-    if found := re.fullmatch(r"[^@]+@([^.]+)\.iam\.gserviceaccount\.com", account):
-        return found[1]
     if found := re.fullmatch(r"[^@]+@([^.]+)\.(.+)\.iam\.gserviceaccount\.com", account):
         return f"{found[2]}:{found[1]}"  # a project that belongs to a domain
-    if found := re.fullmatch(r"(\d+)-compute@developer\.gserviceaccount\.com", account):
-        return found[1]
-    if found := re.fullmatch(r"([^@]+)@appspot\.gserviceaccount\.com", account):
-        return found[1]
-    return "-"
+    own = r"[^@]+@([^.]+)\.iam|(\d+)-compute@developer|([^@]+)@appspot"
+    found = re.fullmatch(rf"(?:{own})\.gserviceaccount\.com", account)
+    return found[found.lastindex or 0] if found else "-"
 
 
 def _said(error: exceptions.GoogleAPICallError) -> str:

@@ -91,12 +91,10 @@ class Queues:
         what = f"config of queue {name}"
         if config.is_empty:
             return warn(Code.CHECK_CONFIG, what, "it is empty, so each item must bring all of its resource args")
-        plainest = config.item()
         try:
-            request = self._request(name, entity, plainest)
+            request = self._request(name, entity, config.item())
         except ItemRejected as error:
             return self._rejected(what, name, entity, config, error)
-        self._known(name, request)
         account = request.custom_job.job_spec.service_account or "Vertex AI's own agent"
         found = f"it builds a CustomJob that the policy allows, in {request.region} as {account}"
         if values := ", ".join(f"{variable} = {value}" for variable, value in config.likely_values().items()):
@@ -112,37 +110,24 @@ class Queues:
         if open_ones := ", ".join(config.open_variables()):
             remedy = "Set a default or an enum for them to have them tested, or check what items write there"
             return warn(Code.CHECK_ITEM, what, f"{found} (template variables without a value: {open_ones})", remedy)
-        started = self._with_entry_point(name, entity, config.item())
-        if started is None:
-            return fail(error.message.code, what, found, "Correct the queue's config in the W&B app, or the policy")
-        self._known(name, started)
-        return warn(Code.CHECK_ITEM, what, found, "Items with an entry point, such as code and git jobs, can be built")
+        try:
+            if self._settings.api_key_delivery == "secret":  # which may require an entry point
+                self._request(name, entity, {**config.item(), "overrides": {"entry_point": ["python", "train.py"]}})
+                remedy = "Items with an entry point, such as code and git jobs, can be built"
+                return warn(Code.CHECK_ITEM, what, found, remedy)
+        except ItemRejected:
+            pass  # for the reason that is reported anyway
+        return fail(error.message.code, what, found, "Correct the queue's config in the W&B app, or the policy")
 
     def _request(self, queue: str, entity: str, run_spec: Mapping[str, Any]) -> JobRequest:
-        """Build the job of an item and check it against the policy. Raises ItemRejected."""
+        """Build the job of an item, check it against the policy, and remember it. Raises ItemRejected."""
         item, now = Item("preflight", queue, run_spec), datetime.now(UTC)
-        settings = self._lenient()
+        settings, policy = self._settings, self._settings.policy
+        if policy.images:  # allow the placeholder for the items' own images
+            policy = policy.model_copy(update={"images": (*policy.images, IMAGE)})
+            settings = settings.model_copy(update={"policy": policy})
         spec = parse(item, settings, entity)
-        return build(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
-
-    def _with_entry_point(self, queue: str, entity: str, plainest: Mapping[str, Any]) -> JobRequest | None:
-        """Build the job again with an entry point, if only ``api_key_delivery: secret`` requires one."""
-        if self._settings.api_key_delivery != "secret":
-            return None
-        try:
-            return self._request(queue, entity, {**plainest, "overrides": {"entry_point": ["python", "train.py"]}})
-        except ItemRejected:
-            return None  # for the reason that is reported already
-
-    def _known(self, queue: str, request: JobRequest) -> None:
+        request = build(item, spec, settings, entity=entity, api_key=Redactor.MARK, now=now)
         self.built.append(request)
         self.unknown.remove(queue)
-
-    def _lenient(self) -> Settings:
-        """Return the settings with a policy that allows the placeholder for the items' own images."""
-        policy = self._settings.policy
-        if not policy.images:
-            return self._settings
-        return self._settings.model_copy(
-            update={"policy": policy.model_copy(update={"images": (*policy.images, IMAGE)})}
-        )
+        return request
