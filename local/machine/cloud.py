@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import yaml
-from google.cloud import pubsub_v1
+from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
 from local.machine.containers import Containers
 from local.machine.functions import CONFIG, Function
@@ -247,27 +250,20 @@ class Cloud:
 
     def _subscribe(self) -> None:
         """Create the topics, and the subscriptions that push their messages to the functions."""
-        previous = os.environ.get("PUBSUB_EMULATOR_HOST")
-        os.environ["PUBSUB_EMULATOR_HOST"] = self.pubsub.address  # the only way in which Google's clients take it
-        try:
-            with pubsub_v1.SubscriberClient() as subscriber:
-                publisher = pubsub_v1.PublisherClient()
-                for name, topic, shim in (("dispatch", TICKS, self.shim), ("job-state", JOB_LOGS, self.log_shim)):
-                    publisher.create_topic(name=topic)
-                    subscriber.create_subscription(
-                        request={
-                            "name": f"projects/{PROJECT}/subscriptions/{name}",
-                            "topic": topic,
-                            "push_config": {"push_endpoint": shim.url},
-                            "ack_deadline_seconds": 120,
-                            "retry_policy": {"minimum_backoff": {"seconds": 2}, "maximum_backoff": {"seconds": 10}},
-                        }
-                    )
-                publisher.transport.close()
-        finally:
-            del os.environ["PUBSUB_EMULATOR_HOST"]
-            if previous is not None:
-                os.environ["PUBSUB_EMULATOR_HOST"] = previous
+        with grpc.insecure_channel(self.pubsub.address) as channel:
+            publisher = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
+            subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
+            for name, topic, shim in (("dispatch", TICKS, self.shim), ("job-state", JOB_LOGS, self.log_shim)):
+                publisher.create_topic(name=topic)
+                subscriber.create_subscription(
+                    request={
+                        "name": f"projects/{PROJECT}/subscriptions/{name}",
+                        "topic": topic,
+                        "push_config": {"push_endpoint": shim.url},
+                        "ack_deadline_seconds": 120,
+                        "retry_policy": {"minimum_backoff": {"seconds": 2}, "maximum_backoff": {"seconds": 10}},
+                    }
+                )
 
     def _start(self, part: Any) -> None:
         self._ends.callback(part.stop)

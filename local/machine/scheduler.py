@@ -25,13 +25,7 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        pubsub: str,
-        topic: str,
-        every: float,
-        *,
-        data: bytes = b"{}",
-        clock: Callable[[], float] = time.monotonic,
+        self, pubsub: str, topic: str, every: float, *, data: bytes = b"{}", clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.calls: Counter[str] = Counter()
         self._topic = topic

@@ -32,13 +32,7 @@ KINDS = (
     Kind("hog", "hog:1", "FAILED", ("FAILED",), code=Code.JOB_MEMORY),
     Kind("no-image", "missing:1", "FAILED", ("FAILED",), code=Code.JOB_IMAGE),
     Kind("bad", "quick:1", "FAILED", (), 0, Code.SPEC_UNKNOWN_KEY, run="restartJobOnWorkerRestart"),
-    Kind(
-        "preempted",
-        "steps:1",
-        attempts=3,
-        args=("--steps", "20", "--pause", "0.1"),
-        fate=Fate.PREEMPTED,
-    ),
+    Kind("preempted", "steps:1", attempts=3, args=("--steps", "20", "--pause", "0.1"), fate=Fate.PREEMPTED),
     Kind("stockout", "quick:1", attempts=3, fate=Fate.STOCKOUT),
     Kind("stopped", "steps:1", ends=("FAILED", "CANCELLED"), code=Code.RUN_STOPPED, args=("--steps", "100000")),
 )

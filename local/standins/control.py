@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +45,6 @@ class _Handler(Handler):
 
     def _set(self, faults: Faults, body: bytes) -> None:
         try:
-            self.answer_json(200, faults.apply(json.loads(body)))
-        except (FaultRequestError, ValueError) as error:
+            self.answer_json(200, faults.apply(body))
+        except FaultRequestError as error:
             self.answer_json(400, {"error": str(error)})

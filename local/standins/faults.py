@@ -139,13 +139,13 @@ class Faults:
         """Return by how many seconds a read lags."""
         return max((fault.seconds for fault in self._take("lag", operation)), default=0.0)
 
-    def apply(self, body: object) -> dict[str, Any]:
+    def apply(self, body: bytes) -> dict[str, Any]:
         """Set the faults in JSON that another process sent, and return what is set now.
 
         Raise FaultRequestError with every problem, and change nothing, if ``body`` is not valid.
         """
         try:
-            request = _Request.model_validate(body)
+            request = _Request.model_validate_json(body)
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in error.errors()]
             raise FaultRequestError("; ".join(problems)) from error

@@ -82,12 +82,7 @@ class PubSubServer(RpcServer):
     """
 
     def __init__(
-        self,
-        *,
-        clock: Callable[[], float] = time.time,
-        faults: Faults | None = None,
-        pace: float = 1.0,
-        port: int = 0,
+        self, *, clock: Callable[[], float] = time.time, faults: Faults | None = None, pace: float = 1.0, port: int = 0
     ) -> None:
         self.denied: set[str] = set()
         self._clock = clock

@@ -47,12 +47,7 @@ class SecretServer(SharedPort):
     """
 
     def __init__(
-        self,
-        *,
-        projects: Mapping[str, str],
-        tokens: Tokens | None = None,
-        faults: Faults | None = None,
-        port: int = 0,
+        self, *, projects: Mapping[str, str], tokens: Tokens | None = None, faults: Faults | None = None, port: int = 0
     ) -> None:
         self.corrupt = False
         self.read: list[tuple[str, str]] = []

@@ -116,8 +116,8 @@ class _Handler(Handler):
         if self.command == "GET":
             return _json(self.server.faults.state())
         try:
-            return _json(self.server.faults.apply(json.loads(body)))
-        except (FaultRequestError, ValueError) as error:
+            return _json(self.server.faults.apply(body))
+        except FaultRequestError as error:
             raise HttpRefused(400, "invalid", str(error)) from error
 
     def _operate(self, path: str, query: dict[str, str], body: bytes) -> _Answer:

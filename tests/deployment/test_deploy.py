@@ -699,23 +699,23 @@ def test_by_default_no_job_reads_a_secret(without_gcloud: str, default: Path) ->
     ]
 
 
+def with_gcloud(folder: Path, cases: str, path: str) -> str:
+    """Add to a search path a gcloud that answers its arguments by these cases of a shell, and a sleep that returns at once."""
+    (folder / "gcloud").write_text(f'#!/usr/bin/env bash\ncase "$*" in{cases}\nesac\n')
+    (folder / "gcloud").chmod(0o755)
+    (folder / "sleep").symlink_to("/bin/true")
+    return f"{folder}{os.pathsep}{path}"
+
+
 @pytest.fixture
 def half_there(tmp_path: Path, without_gcloud: str) -> str:
     """A search path with a gcloud that knows one secret, which two accounts of jobs may read, and no bucket."""
     member = r"\t".join(("%s", READ_SECRET, r"\n"))
-    stand_in = tmp_path / "gcloud"
-    stand_in.write_text(
-        f"""#!/usr/bin/env bash
-case "$*" in
-  "secrets list "*) echo {NAME}-wandb-api-key ;;
-  "secrets get-iam-policy {NAME}-wandb-api-key "*) printf '{member}' {account("jobs")} {TRAIN} ;;
-  "secrets get-iam-policy "* | "storage buckets list "*) echo "gcloud: NOT_FOUND" >&2 && exit 1 ;;
-esac
-"""
-    )
-    stand_in.chmod(0o755)
-    (tmp_path / "sleep").symlink_to("/bin/true")
-    return f"{tmp_path}{os.pathsep}{without_gcloud}"
+    cases = f"""
+      "secrets list "*) echo {NAME}-wandb-api-key ;;
+      "secrets get-iam-policy {NAME}-wandb-api-key "*) printf '{member}' {account("jobs")} {TRAIN} ;;
+      "secrets get-iam-policy "* | "storage buckets list "*) echo "gcloud: NOT_FOUND" >&2 && exit 1 ;;"""
+    return with_gcloud(tmp_path, cases, without_gcloud)
 
 
 @pytest.mark.parametrize(
@@ -831,19 +831,11 @@ def again(
     folder: Path, path: str, place: Path, deployed: dict[str, str], *options: str
 ) -> subprocess.CompletedProcess[str]:
     """Run deploy.sh with a gcloud that knows the function dispatch and no accounts."""
-    stand_in = folder / "gcloud"
     row = "\t".join((DEPLOYED | deployed).values())
-    stand_in.write_text(
-        f"""#!/usr/bin/env bash
-case "$*" in
-  "services list "*) echo cloudfunctions.googleapis.com ;;
-  "functions list "*) echo '{row}' ;;
-esac
-"""
-    )
-    stand_in.chmod(0o755)
-    (folder / "sleep").symlink_to("/bin/true")
-    return script("deploy.sh", *ALONE, *options, path=f"{folder}{os.pathsep}{path}", place=place)
+    cases = f"""
+      "services list "*) echo cloudfunctions.googleapis.com ;;
+      "functions list "*) echo '{row}' ;;"""
+    return script("deploy.sh", *ALONE, *options, path=with_gcloud(folder, cases, path), place=place)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import hashlib
 import itertools
 import json
 import shlex
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,14 @@ from local.standins.wandb.errors import Refused
 from local.standins.wandb.launch import Item, ItemError
 from local.standins.wandb.run_spec import ResourceConfig, resolve
 from local.standins.wandb.sweep_search import check, expected, suggestions
-from tests.local_cloud.test_local_wandb import ALICE, BOB, KEYS, TEAMS, Asked, Client, ask
-
-Serve = Callable[..., WandbServer]
+from tests.local_cloud.conftest import ALICE, BOB, Serve
+from tests.local_cloud.test_local_wandb import Asked, Client, ask
+from tests.support.bootstrap_world import repository
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
-    servers = []
-
-    def start(**options: Any) -> WandbServer:
-        given = {"api_keys": KEYS, "teams": TEAMS, "default_entities": {"alice": "acme"}, **options}
-        servers.append(WandbServer(**given).start())
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
+def serve(serve: Serve) -> Serve:
+    return lambda **options: serve(**{"default_entities": {"alice": "acme"}, **options})
 
 
 @pytest.fixture
@@ -83,21 +73,6 @@ def commands(client: Client, *given: str, **more: str) -> str:
     return done.stdout + done.stderr
 
 
-def repository(folder: Path) -> str:
-    """Create a git repository with one commit, and return the commit."""
-    folder.mkdir()
-    (folder / "train.py").write_text("print('from git')\n")
-
-    def git(*args: str) -> str:
-        who = ("-c", "user.name=ada", "-c", "user.email=ada@localhost")
-        return subprocess.run(["git", *who, *args], cwd=folder, capture_output=True, text=True, check=True).stdout
-
-    git("init", "--quiet", "--initial-branch=main")
-    git("add", ".")
-    git("commit", "--quiet", "--message", "first")
-    return git("rev-parse", "HEAD").strip()
-
-
 def local_ssh(folder: Path) -> dict[str, str]:
     """Return the environment in which git's ``ssh://`` reaches this machine without a server.
 
@@ -117,7 +92,7 @@ def test_jobs_of_every_kind_are_created_found_and_launched(client: Client) -> No
     (code / "train.py").write_text("print(1)\n")
     (code / "pkg" / "__init__.py").write_text("")
     (code / "requirements.txt").write_text("wandb\nsix==1.16\n")
-    commit = repository(home / "repository")
+    _, (commit,) = repository(home / "repository", {"train.py": "print('from git')\n"})
     remote = f"ssh://git@localhost{home}/repository"
     image = "job create image registry.local/train:7 --project demo --name image --alias prod"
     said = commands(

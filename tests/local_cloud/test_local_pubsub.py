@@ -25,17 +25,10 @@ from local.standins.faults import Faults
 from local.standins.pubsub import PubSubServer
 from local.standins.pubsub_emulator import EmulatorFailed, EmulatorMissing, Installed, PubSubEmulator, find
 from local.standins.web import Handler, WebServer, post
+from tests.support.processes import eventually
 
 PROJECT = "projects/demo-project"
 _numbers = itertools.count(1)
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for other threads and processes."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @dataclass
@@ -149,7 +142,7 @@ def test_a_push_has_the_message_and_is_not_repeated_once_acknowledged(cloud: Clo
     subscription = cloud.subscribe(topic, endpoint.url)
     message_id = cloud.publish(topic, b'{"limit": 1}', origin="test")
     cloud.publish(topic, b"", only="attributes")
-    until(lambda: len(endpoint.bodies) == 2)
+    assert eventually(lambda: len(endpoint.bodies) == 2)
     body = next(body for body in endpoint.bodies if body["message"]["data"])
     message = body["message"]
     assert body["subscription"] == subscription
@@ -161,7 +154,7 @@ def test_a_push_has_the_message_and_is_not_repeated_once_acknowledged(cloud: Clo
     assert endpoint.headers[0]["content-type"] == "application/json"
     # A later message arrives, and nothing else with it.
     cloud.publish(topic, b"last")
-    until(lambda: len(endpoint.bodies) >= 3)
+    assert eventually(lambda: len(endpoint.bodies) >= 3)
     assert len(endpoint.bodies) == 3
     cloud.subscriber.delete_subscription(subscription=subscription)
 
@@ -172,7 +165,7 @@ def test_the_message_is_delivered_again_after_any_other_answer(cloud: Cloud, end
     subscription = cloud.subscribe(topic, endpoint.url)
     endpoint.statuses = [status]
     message_id = cloud.publish(topic, b"again")
-    until(lambda: len(endpoint.bodies) == 2)
+    assert eventually(lambda: len(endpoint.bodies) == 2)
     assert [body["message"]["messageId"] for body in endpoint.bodies] == [message_id] * 2
     cloud.subscriber.delete_subscription(subscription=subscription)
 
@@ -276,7 +269,7 @@ def test_a_message_is_delivered_again_if_its_handler_exceeds_the_ack_deadline(ou
     ours.subscribe(topic, endpoint.url, ack_deadline_seconds=10)
     endpoint.hold.clear()
     ours.publish(topic, b"slow")
-    until(lambda: len(endpoint.bodies) == 2)
+    assert eventually(lambda: len(endpoint.bodies) == 2)
     endpoint.hold.set()
 
 
@@ -293,7 +286,7 @@ def test_backoff_grows_and_attempts_are_reported(ours: Cloud, endpoint: Endpoint
     endpoint.statuses = [500, 500, 500]
     begin = time.monotonic()
     ours.publish(topic, b"x")
-    until(lambda: len(endpoint.bodies) == 4)
+    assert eventually(lambda: len(endpoint.bodies) == 4)
     assert time.monotonic() - begin >= (2 + 4 + 4) * 0.02
     assert [body["deliveryAttempt"] for body in endpoint.bodies] == [1, 2, 3, 4]
     assert server.calls["Push"] == 4
@@ -312,7 +305,7 @@ def test_faults_apply_to_pushes_and_publishing(ours: Cloud, endpoint: Endpoint, 
     ours.subscribe(topic, endpoint.url)
     faults.lose("Push")
     ours.publish(topic, b"twice")
-    until(lambda: len(endpoint.bodies) == 2)
+    assert eventually(lambda: len(endpoint.bodies) == 2)
     faults.fail("Publish", 403)
     with pytest.raises(exceptions.PermissionDenied):
         ours.publish(topic, b"never")
@@ -339,13 +332,13 @@ def test_nothing_is_pushed_after_a_subscription_is_gone(ours: Cloud, endpoint: E
     endpoint.statuses = [500]
     endpoint.hold.clear()
     ours.publish(topic, b"x")
-    until(lambda: endpoint.bodies)
+    assert eventually(lambda: endpoint.bodies)
     ours.subscriber.delete_subscription(subscription=subscription)
     endpoint.hold.set()
     ours.publish(topic, b"y")
     other = ours.subscribe(topic, endpoint.url)
     ours.publish(topic, b"z")
-    until(lambda: endpoint.bodies[-1]["subscription"] == other)
+    assert eventually(lambda: endpoint.bodies[-1]["subscription"] == other)
     assert len(endpoint.bodies) == 2
 
 
@@ -417,7 +410,7 @@ def test_a_push_to_a_busy_function_is_answered_429(shim: PushShim, endpoint: End
     answers: list[int] = []
     first = threading.Thread(target=lambda: answers.append(send(shim.url)))
     first.start()
-    until(lambda: endpoint.bodies)
+    assert eventually(lambda: endpoint.bodies)
     assert [send(shim.url) for _ in range(3)] == [429] * 3
     endpoint.hold.set()
     first.join()
@@ -453,7 +446,7 @@ def test_a_real_function_gets_the_event_from_a_real_push(
     shim.start()
     ours.subscribe(topic, shim.url)
     message_id = ours.publish(topic, b"{}")
-    until(lambda: shim.calls)
+    assert eventually(lambda: shim.calls)
     assert shim.calls == {200: 1}
     seen = json.loads(capsys.readouterr().out.split("SEEN ", 1)[1].splitlines()[0])
     assert seen == [
@@ -491,7 +484,7 @@ def test_the_scheduler_runs_by_itself_and_survives_a_pubsub_that_is_down(
     faults.fail("Publish", 503)
     scheduler = Scheduler(ours.address, topic, 0.02)
     scheduler.start()
-    until(lambda: scheduler.calls["published"] >= 2)
+    assert eventually(lambda: scheduler.calls["published"] >= 2)
     scheduler.stop()
     assert scheduler.calls["failed"] == 1
     assert topic in caplog.text

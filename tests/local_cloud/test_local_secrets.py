@@ -20,23 +20,12 @@ from google.oauth2.credentials import Credentials
 
 from local.standins.metadata import LIFETIME, MetadataServer, Tokens
 from local.standins.secrets import SecretServer
+from tests.local_cloud.conftest import Clock
 
 SECRET = "projects/demo-project/secrets/wandb-api-key"
 ACCOUNT = "jobs@demo-project.iam.gserviceaccount.com"
 OTHER = "other@demo-project.iam.gserviceaccount.com"
 FLAVOR = {"Metadata-Flavor": "Google"}
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -160,10 +149,7 @@ def test_the_json_of_a_version(server: SecretServer, tokens: Tokens) -> None:
     with requests.get(f"http://{server.address}/v1/{version}:access", headers=bearer, timeout=5) as answer:
         assert answer.json() == {
             "name": "projects/415104041262/secrets/wandb-api-key/versions/1",
-            "payload": {
-                "data": base64.b64encode(b"key").decode(),
-                "dataCrc32c": str(google_crc32c.value(b"key")),
-            },
+            "payload": {"data": base64.b64encode(b"key").decode(), "dataCrc32c": str(google_crc32c.value(b"key"))},
         }
 
 
@@ -187,9 +173,9 @@ def test_a_token_is_valid_for_an_hour_and_cannot_be_forged(
     token = tokens.give(ACCOUNT)
     assert token != tokens.give(ACCOUNT)
     assert ACCOUNT not in token
-    clock.now = LIFETIME - 1
+    clock.now += LIFETIME - 1
     assert rest(token).access_secret_version(name=version).payload.data == b"key"
-    clock.now = LIFETIME
+    clock.now += 1
     for headers in (*({"Authorization": f"Bearer {one}"} for one in (token, ACCOUNT, "made-up")), {}):
         with requests.get(f"http://{server.address}/v1/{version}:access", headers=headers, timeout=5) as answer:
             assert (answer.status_code, answer.json()["error"]["status"]) == (401, "UNAUTHENTICATED")

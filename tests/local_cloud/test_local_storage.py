@@ -16,18 +16,17 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from local.standins.faults import PATH
 from local.standins.storage import StorageServer
+from tests.local_cloud.conftest import Clock
 
 BUCKET = "demo-state"
 QUICKLY = DEFAULT_RETRY.with_delay(initial=0.01, maximum=0.02).with_timeout(5)
 RATE = r"The object demo-state/one exceeded the rate limit for object mutation operations"
 
 
-class Clock:
-    """A clock that stands still, or moves by ``tick`` at every look."""
+class TickingClock(Clock):
+    """A clock that also moves by ``tick`` at every look."""
 
-    def __init__(self) -> None:
-        self.now = 1_771_881_069.1
-        self.tick = 0.0
+    tick = 0.0
 
     def __call__(self) -> float:
         self.now += self.tick
@@ -35,12 +34,12 @@ class Clock:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> TickingClock:
+    return TickingClock()
 
 
 @pytest.fixture
-def server(clock: Clock) -> Iterator[StorageServer]:
+def server(clock: TickingClock) -> Iterator[StorageServer]:
     with StorageServer(buckets=[BUCKET], clock=clock) as server:
         yield server
 
@@ -58,7 +57,7 @@ def bucket(client: Any) -> Any:
     return client.bucket(BUCKET)
 
 
-def test_an_object_is_read_as_it_was_written(bucket: Any, server: StorageServer, clock: Clock) -> None:
+def test_an_object_is_read_as_it_was_written(bucket: Any, server: StorageServer, clock: TickingClock) -> None:
     blob = bucket.blob("launch/hold one.json")
     blob.metadata = {"pass": "p1"}
     blob.upload_from_string(b'{"a": 1}', content_type="application/json", if_generation_match=0)
@@ -96,7 +95,7 @@ def test_an_object_is_read_as_it_was_written(bucket: Any, server: StorageServer,
     ],
 )
 def test_preconditions_and_missing_things(
-    bucket: Any, clock: Clock, act: Callable[[Any, int], None], error: type[Exception]
+    bucket: Any, clock: TickingClock, act: Callable[[Any, int], None], error: type[Exception]
 ) -> None:
     blob = bucket.blob("one")
     blob.upload_from_string("first", if_generation_match=0)
@@ -106,7 +105,7 @@ def test_preconditions_and_missing_things(
     assert bucket.blob("one").download_as_bytes(if_generation_match=blob.generation) == b"first"
 
 
-def test_a_name_takes_one_write_a_second(bucket: Any, server: StorageServer, clock: Clock) -> None:
+def test_a_name_takes_one_write_a_second(bucket: Any, server: StorageServer, clock: TickingClock) -> None:
     bucket.blob("one").upload_from_string("a", retry=None)
     bucket.blob("two").upload_from_string("a", retry=None)
     clock.now += 0.9
@@ -123,7 +122,7 @@ def test_a_name_takes_one_write_a_second(bucket: Any, server: StorageServer, clo
     bucket.blob("one").delete(retry=None)
 
 
-def test_the_client_waits_out_a_429_by_itself(bucket: Any, server: StorageServer, clock: Clock) -> None:
+def test_the_client_waits_out_a_429_by_itself(bucket: Any, server: StorageServer, clock: TickingClock) -> None:
     blob = bucket.blob("one")
     blob.upload_from_string("a")
     clock.tick = 0.2
@@ -132,7 +131,9 @@ def test_the_client_waits_out_a_429_by_itself(bucket: Any, server: StorageServer
     assert server.calls["storage.insert"] > 2
 
 
-def test_a_lost_answer_makes_the_client_refuse_its_own_write(bucket: Any, server: StorageServer, clock: Clock) -> None:
+def test_a_lost_answer_makes_the_client_refuse_its_own_write(
+    bucket: Any, server: StorageServer, clock: TickingClock
+) -> None:
     server.faults.lose("storage.insert")
     with pytest.raises(exceptions.PreconditionFailed):
         bucket.blob("one").upload_from_string("mine", if_generation_match=0, retry=QUICKLY)
@@ -140,7 +141,7 @@ def test_a_lost_answer_makes_the_client_refuse_its_own_write(bucket: Any, server
     assert bucket.blob("one").download_as_bytes() == b"mine"
 
 
-def test_large_objects_are_uploaded_in_chunks(bucket: Any, server: StorageServer, clock: Clock) -> None:
+def test_large_objects_are_uploaded_in_chunks(bucket: Any, server: StorageServer, clock: TickingClock) -> None:
     content = bytes(range(256)) * 4096 * 9
     blob = bucket.blob("large", chunk_size=2**22)
     blob.upload_from_string(content, if_generation_match=0)

@@ -30,6 +30,8 @@ from local.standins.vertex.rules import quota_metric
 from local.standins.vertex.server import VertexServer
 from local.standins.wandb import WandbServer
 from local.standins.wandb.runs import Run
+from tests.local_cloud.conftest import Clock
+from tests.support.processes import eventually
 
 PARENT = "projects/demo-project/locations/us-central1"
 QUEUED, PENDING, RUNNING = JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING
@@ -37,30 +39,23 @@ SUCCEEDED, FAILED = JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED
 CANCELLING, CANCELLED = JobState.JOB_STATE_CANCELLING, JobState.JOB_STATE_CANCELLED
 
 
-class Clock:
-    def __init__(self, now: float = 1_771_881_069.1) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
+Vertex = tuple[VertexServer, JobServiceClient]
+Serve = Callable[..., Vertex]
+Running = tuple[VertexServer, JobServiceClient, Containers]
+Log = list[dict[str, Any]]
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def log() -> list[dict[str, Any]]:
+def log() -> Log:
     return []
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., tuple[VertexServer, JobServiceClient]]]:
+def serve() -> Iterator[Serve]:
     """Starts servers with a client each, and stops them all."""
     opened: list[tuple[VertexServer, Any]] = []
 
-    def start(**options: Any) -> tuple[VertexServer, JobServiceClient]:
+    def start(**options: Any) -> Vertex:
         server = VertexServer(**options)
         server.start()
         channel = grpc.insecure_channel(server.address)
@@ -74,9 +69,7 @@ def serve() -> Iterator[Callable[..., tuple[VertexServer, JobServiceClient]]]:
 
 
 @pytest.fixture
-def vertex(
-    serve: Callable[..., tuple[VertexServer, JobServiceClient]], clock: Clock, log: list[dict[str, Any]]
-) -> tuple[VertexServer, JobServiceClient]:
+def vertex(serve: Serve, clock: Clock, log: Log) -> Vertex:
     """A server whose jobs only the test moves."""
     return serve(clock=clock, on_log=log.append, error_lag=45, regions=("us-central1", "europe-west4"))
 
@@ -91,6 +84,10 @@ def job(image: str = "hello", **changes: Any) -> Any:
     return {"display_name": "a job", "labels": {"team": "vision"}, "job_spec": spec, **changes}
 
 
+def create(client: JobServiceClient, asked: Any = None) -> CustomJob:
+    return client.create_custom_job(parent=PARENT, custom_job=asked or job())
+
+
 def accelerated(count: int, replicas: int = 1) -> Any:
     asked = job()
     machine = {"machine_type": "n1-standard-4", "accelerator_type": "NVIDIA_TESLA_T4", "accelerator_count": count}
@@ -99,9 +96,7 @@ def accelerated(count: int, replicas: int = 1) -> Any:
     return asked
 
 
-def test_a_created_job_is_queued_and_has_only_what_a_caller_may_set(
-    vertex: tuple[VertexServer, JobServiceClient], clock: Clock
-) -> None:
+def test_a_created_job_is_queued_and_has_only_what_a_caller_may_set(vertex: Vertex, clock: Clock) -> None:
     server, client = vertex
     made = client.create_custom_job(parent=PARENT, custom_job=job(name="mine", state=SUCCEEDED, error={"code": 5}))
     assert made.name.startswith("projects/415104041262/locations/us-central1/customJobs/")
@@ -151,13 +146,11 @@ def test_a_created_job_is_queued_and_has_only_what_a_caller_may_set(
         (job(spec={"base_output_directory": {"output_uri_prefix": "s3://x"}}), "output_uri_prefix", "gs://"),
     ],
 )
-def test_what_is_wrong_with_a_job_is_refused(
-    vertex: tuple[VertexServer, JobServiceClient], asked: Any, field: str, text: str
-) -> None:
+def test_what_is_wrong_with_a_job_is_refused(vertex: Vertex, asked: Any, field: str, text: str) -> None:
     server, client = vertex
     asked.setdefault("job_spec", {}).setdefault("worker_pool_specs", job()["job_spec"]["worker_pool_specs"])
     with pytest.raises(exceptions.InvalidArgument) as refused:
-        client.create_custom_job(parent=PARENT, custom_job=asked)
+        create(client, asked)
     assert refused.value.message.startswith("List of found errors:\t1.Field: ")
     violation = refused.value.details[0].field_violations[0]
     assert violation.field.endswith(field)
@@ -166,16 +159,14 @@ def test_what_is_wrong_with_a_job_is_refused(
     assert not server.jobs
 
 
-def test_later_pools_can_be_empty_and_variables_can_be_repeated(
-    vertex: tuple[VertexServer, JobServiceClient],
-) -> None:
+def test_later_pools_can_be_empty_and_variables_can_be_repeated(vertex: Vertex) -> None:
     _, client = vertex
     asked = job(container={"env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]})
     asked["job_spec"]["worker_pool_specs"].append({})
-    assert len(client.create_custom_job(parent=PARENT, custom_job=asked).job_spec.worker_pool_specs) == 2
+    assert len(create(client, asked).job_spec.worker_pool_specs) == 2
 
 
-def test_other_projects_regions_accounts_and_names_are_refused(vertex: tuple[VertexServer, JobServiceClient]) -> None:
+def test_other_projects_regions_accounts_and_names_are_refused(vertex: Vertex) -> None:
     server, client = vertex
     with pytest.raises(
         exceptions.PermissionDenied, match=r"Permission 'aiplatform.customJobs.create' denied on resource"
@@ -198,28 +189,26 @@ def test_other_projects_regions_accounts_and_names_are_refused(vertex: tuple[Ver
         client.get_custom_job(name="customJobs/1")
 
 
-def test_sixty_creates_and_deletes_a_minute_in_a_region(
-    vertex: tuple[VertexServer, JobServiceClient], clock: Clock
-) -> None:
+def test_sixty_creates_and_deletes_a_minute_in_a_region(vertex: Vertex, clock: Clock) -> None:
     server, client = vertex
     for _ in range(58):
-        last = client.create_custom_job(parent=PARENT, custom_job=job())
+        last = create(client)
     server.advance(last.name, SUCCEEDED)
     client.delete_custom_job(name=last.name).result(timeout=5)
-    client.create_custom_job(parent=PARENT, custom_job=job())
+    create(client)
     with pytest.raises(exceptions.ResourceExhausted, match="The following quota metrics exceed quota limits: "):
-        client.create_custom_job(parent=PARENT, custom_job=job())
+        create(client)
     client.create_custom_job(parent="projects/demo-project/locations/europe-west4", custom_job=job())
     clock.now += 60
-    client.create_custom_job(parent=PARENT, custom_job=job())
+    create(client)
     with pytest.raises(exceptions.NotFound):
         client.get_custom_job(name=last.name)
 
 
-def test_reads_have_a_quota_of_their_own(vertex: tuple[VertexServer, JobServiceClient], clock: Clock) -> None:
+def test_reads_have_a_quota_of_their_own(vertex: Vertex, clock: Clock) -> None:
     server, client = vertex
     server.limits.requests_per_minute = 2
-    name = client.create_custom_job(parent=PARENT, custom_job=job()).name
+    name = create(client).name
     client.get_custom_job(name=name)
     client.list_custom_jobs(parent=PARENT)
     with pytest.raises(exceptions.ResourceExhausted, match="resource_management_requests"):
@@ -228,7 +217,7 @@ def test_reads_have_a_quota_of_their_own(vertex: tuple[VertexServer, JobServiceC
     client.cancel_custom_job(name=name)
 
 
-def test_more_accelerators_than_there_are_is_refused(vertex: tuple[VertexServer, JobServiceClient]) -> None:
+def test_more_accelerators_than_there_are_is_refused(vertex: Vertex) -> None:
     server, client = vertex
     server.capacity.accelerators["NVIDIA_TESLA_T4"] = 2
     client.create_custom_job(parent=PARENT, custom_job=accelerated(2))
@@ -240,10 +229,10 @@ def test_more_accelerators_than_there_are_is_refused(vertex: tuple[VertexServer,
     assert quota_metric("TPU_V2") == "aiplatform.googleapis.com/custom_model_training_tpu_v2"
 
 
-def test_lists_lag_and_gets_do_not(vertex: tuple[VertexServer, JobServiceClient], clock: Clock) -> None:
+def test_lists_lag_and_gets_do_not(vertex: Vertex, clock: Clock) -> None:
     server, client = vertex
     server.limits.list_lag = 5
-    made = client.create_custom_job(parent=PARENT, custom_job=job())
+    made = create(client)
     assert client.get_custom_job(name=made.name).state == QUEUED
     assert not list(client.list_custom_jobs(parent=PARENT))
     clock.now += 5
@@ -255,10 +244,10 @@ def test_lists_lag_and_gets_do_not(vertex: tuple[VertexServer, JobServiceClient]
     assert not list(client.list_custom_jobs(parent=PARENT))
 
 
-def test_pages_and_masks(vertex: tuple[VertexServer, JobServiceClient]) -> None:
+def test_pages_and_masks(vertex: Vertex) -> None:
     server, client = vertex
     server.limits.submissions_per_minute = 1000
-    names = [client.create_custom_job(parent=PARENT, custom_job=job()).name for _ in range(7)]
+    names = [create(client).name for _ in range(7)]
     request = {"parent": PARENT, "page_size": 3, "filter": "labels.team=vision"}
     pages = list(client.list_custom_jobs(request).pages)
     assert [len(page.custom_jobs) for page in pages] == [3, 3, 1]
@@ -296,9 +285,7 @@ def test_pages_and_masks(vertex: tuple[VertexServer, JobServiceClient]) -> None:
         ("labels.team=speech", ""),
     ],
 )
-def test_filters_find_the_jobs_that_they_describe(
-    vertex: tuple[VertexServer, JobServiceClient], clock: Clock, text: str, meant: str
-) -> None:
+def test_filters_find_the_jobs_that_they_describe(vertex: Vertex, clock: Clock, text: str, meant: str) -> None:
     server, client = vertex
     made = {}
     for name, labels in (("a-1", {"team": "vision"}), ("b-1", {"team": "vision", "own": ""}), ("c-2", {})):
@@ -330,9 +317,7 @@ def test_filters_find_the_jobs_that_they_describe(
         'display_name="open',
     ],
 )
-def test_filters_that_could_not_be_verified_are_refused(
-    vertex: tuple[VertexServer, JobServiceClient], text: str
-) -> None:
+def test_filters_that_could_not_be_verified_are_refused(vertex: Vertex, text: str) -> None:
     with pytest.raises(exceptions.InvalidArgument, match="Invalid filter: "):
         vertex[1].list_custom_jobs({"parent": PARENT, "filter": text})
 
@@ -347,11 +332,9 @@ def test_any_text_is_a_filter_or_a_filter_error(text: str) -> None:
     assert test(CustomJob.pb(CustomJob())) in (True, False)
 
 
-def test_a_job_is_moved_through_its_states(
-    vertex: tuple[VertexServer, JobServiceClient], clock: Clock, log: list[dict[str, Any]]
-) -> None:
+def test_a_job_is_moved_through_its_states(vertex: Vertex, clock: Clock, log: Log) -> None:
     server, client = vertex
-    name = client.create_custom_job(parent=PARENT, custom_job=job()).name
+    name = create(client).name
     for state in (PENDING, RUNNING, FAILED):
         clock.now += 10
         server.advance(name, state, job_errors.exited(3) if state == FAILED else None)
@@ -378,9 +361,9 @@ def test_a_job_is_moved_through_its_states(
         server.advance("projects/1/locations/r/customJobs/1", RUNNING)
 
 
-def test_cancelling_by_hand(vertex: tuple[VertexServer, JobServiceClient]) -> None:
+def test_cancelling_by_hand(vertex: Vertex) -> None:
     server, client = vertex
-    name = client.create_custom_job(parent=PARENT, custom_job=job()).name
+    name = create(client).name
     for _ in range(2):
         client.cancel_custom_job(name=name)
         assert client.get_custom_job(name=name).state == CANCELLING
@@ -391,14 +374,12 @@ def test_cancelling_by_hand(vertex: tuple[VertexServer, JobServiceClient]) -> No
         client.cancel_custom_job(name=name)
 
 
-def test_log_entries_have_the_shape_of_real_ones(
-    vertex: tuple[VertexServer, JobServiceClient], clock: Clock, log: list[dict[str, Any]]
-) -> None:
+def test_log_entries_have_the_shape_of_real_ones(vertex: Vertex, clock: Clock, log: Log) -> None:
     samples = sorted((Path(__file__).parents[1] / "samples" / "log-entries").glob("*.json"))
     assert samples
     server, client = vertex
     for end in (SUCCEEDED, FAILED, CANCELLED):
-        name = client.create_custom_job(parent=PARENT, custom_job=job()).name
+        name = create(client).name
         server.advance(name, RUNNING)
         server.advance(name, end)
     written = {entry["textPayload"]: entry for entry in log}
@@ -410,19 +391,19 @@ def test_log_entries_have_the_shape_of_real_ones(
         assert {**ours, "insertId": "", "receiveTimestamp": ""} == {**real, "insertId": "", "receiveTimestamp": ""}
 
 
-def test_faults_and_unknown_methods(serve: Callable[..., tuple[VertexServer, JobServiceClient]]) -> None:
+def test_faults_and_unknown_methods(serve: Serve) -> None:
     faults = Faults()
     server, client = serve(faults=faults)
     faults.lose("CreateCustomJob")
     with pytest.raises(exceptions.ServiceUnavailable, match="Socket closed"):
-        client.create_custom_job(parent=PARENT, custom_job=job())
+        create(client)
     assert len(server.jobs) == 1
     faults.fail("CreateCustomJob", 429)
     with pytest.raises(exceptions.ResourceExhausted):
-        client.create_custom_job(parent=PARENT, custom_job=job())
+        create(client)
     faults.fail("CreateCustomJob", "INTERNAL")
     with pytest.raises(exceptions.InternalServerError):
-        client.create_custom_job(parent=PARENT, custom_job=job())
+        create(client)
     assert len(server.jobs) == 1
     with pytest.raises(exceptions.MethodNotImplemented):
         client.list_hyperparameter_tuning_jobs(parent=PARENT)
@@ -433,12 +414,7 @@ def test_faults_and_unknown_methods(serve: Callable[..., tuple[VertexServer, Job
 
 @pytest.mark.parametrize(
     ("text", "expanded"),
-    [
-        ("$(A)-$(B)", "1-$(B)"),
-        ("$$(A) $$$(A) $A $", "$(A) $1 $A $"),
-        ("$(A", "$(A"),
-        ("$()", "$()"),
-    ],
+    [("$(A)-$(B)", "1-$(B)"), ("$$(A) $$$(A) $A $", "$(A) $1 $A $"), ("$(A", "$(A"), ("$()", "$()")],
 )
 def test_references_are_replaced_as_kubernetes_does(text: str, expanded: str) -> None:
     assert expand(text, {"A": "1"}) == expanded
@@ -477,38 +453,24 @@ def test_command_and_args_against_entrypoint_and_cmd(command: list[str], args: l
     assert command_line(["entry"], ["default"], command, args, {"X": "x"}) == argv
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for other processes."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def output(log: list[dict[str, Any]], name: str) -> str:
+def output(log: Log, name: str) -> str:
     own = [entry for entry in log if entry["resource"]["labels"]["job_id"] == name.rsplit("/", 1)[1]]
     return "\n".join(entry["jsonPayload"]["message"] for entry in own if "jsonPayload" in entry)
 
 
 def ended(server: VertexServer, name: str) -> Any:
-    until(lambda: server.jobs[name].state in ENDED)
+    assert eventually(lambda: server.jobs[name].state in ENDED)
     return server.jobs[name]
 
 
 @pytest.fixture
-def running(
-    serve: Callable[..., tuple[VertexServer, JobServiceClient]], log: list[dict[str, Any]]
-) -> tuple[VertexServer, JobServiceClient, Containers]:
+def running(serve: Serve, log: Log) -> Running:
     """A server that really runs containers, quickly."""
     containers = Containers(queued=0, pending=0, grace=0.5)
     return *serve(runner=containers, on_log=log.append), containers
 
 
-def test_containers_end_as_their_programs_do(
-    running: tuple[VertexServer, JobServiceClient, Containers],
-    log: list[dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_containers_end_as_their_programs_do(running: Running, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET_OF_OURS", "x")
     server, client, _ = running
     asked = {
@@ -518,7 +480,7 @@ def test_containers_end_as_their_programs_do(
         "none": job("nothing-of-this-name"),
         "no command": job(container={"command": ["no-such-program"]}),
     }
-    names = {key: client.create_custom_job(parent=PARENT, custom_job=value).name for key, value in asked.items()}
+    names = {key: create(client, value).name for key, value in asked.items()}
     found = {key: ended(server, name) for key, name in names.items()}
     assert found["hello"].state == SUCCEEDED
     greeting, variables = output(log, names["hello"]).splitlines()
@@ -549,9 +511,7 @@ open(os.environ["TOLD"] + credentials.service_account_email, "w").write(
 """
 
 
-def test_each_container_acts_only_as_the_account_of_its_job(
-    serve: Callable[..., tuple[VertexServer, JobServiceClient]], log: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_each_container_acts_only_as_the_account_of_its_job(serve: Serve, log: Log, tmp_path: Path) -> None:
     tokens = Tokens()
     server, client = serve(runner=Containers(queued=0, pending=0, tokens=tokens), on_log=log.append)
     container = {
@@ -604,15 +564,13 @@ def stubborn(tmp_path: Path) -> Image:
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_no_process_survives(
-    serve: Callable[..., tuple[VertexServer, JobServiceClient]], stubborn: Image, tmp_path: Path, how: str
-) -> None:
+def test_no_process_survives(serve: Serve, stubborn: Image, tmp_path: Path, how: str) -> None:
     containers = Containers({f"{REGISTRY}/stubborn:1": stubborn}, queued=0, pending=0, grace=0.2)
     server, client = serve(runner=containers)
     told = tmp_path / "pids"
     asked = job("stubborn", container={"args": [str(told)]})
-    name = client.create_custom_job(parent=PARENT, custom_job=asked).name
-    until(lambda: told.exists() and told.read_text().endswith("\n"))
+    name = create(client, asked).name
+    assert eventually(lambda: told.exists() and told.read_text().endswith("\n"))
     pids = [int(pid) for pid in told.read_text().split()]
     assert all(alive(pid) for pid in pids)
     if how == "cancel":
@@ -622,52 +580,42 @@ def test_no_process_survives(
     else:
         server.stop()
         assert server.jobs[name].state == RUNNING
-    until(lambda: not any(alive(pid) for pid in pids))
+    assert eventually(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_a_job_that_is_cancelled_in_its_queue_never_starts(
-    serve: Callable[..., tuple[VertexServer, JobServiceClient]], log: list[dict[str, Any]]
-) -> None:
+def test_a_job_that_is_cancelled_in_its_queue_never_starts(serve: Serve, log: Log) -> None:
     server, client = serve(runner=Containers(queued=60), on_log=log.append)
-    name = client.create_custom_job(parent=PARENT, custom_job=job()).name
+    name = create(client).name
     client.cancel_custom_job(name=name)
     stopped = ended(server, name)
     assert (stopped.state, stopped.error.code, bool(stopped.start_time)) == (CANCELLED, 1, False)
-    until(lambda: log[-1]["textPayload"] == "Job cancelled.")  # the entry follows the change
+    assert eventually(lambda: log[-1]["textPayload"] == "Job cancelled.")  # the entry follows the change
 
 
-def test_jobs_wait_in_their_queue_for_capacity(
-    serve: Callable[..., tuple[VertexServer, JobServiceClient]],
-) -> None:
+def test_jobs_wait_in_their_queue_for_capacity(serve: Serve) -> None:
     capacity = Capacity(accelerators={"NVIDIA_TESLA_T4": 2})
     server, client = serve(runner=Containers(queued=0, pending=60), capacity=capacity)
-
-    def create(asked: Any) -> str:
-        name: str = client.create_custom_job(parent=PARENT, custom_job=asked).name
-        return name
 
     def is_pending(name: str) -> bool:
         return bool(server.jobs[name].state == PENDING)
 
-    first = create(accelerated(2))
-    until(lambda: is_pending(first))
-    waiting = create(accelerated(1))
-    free = create(job())
-    until(lambda: is_pending(free))
+    first = create(client, accelerated(2)).name
+    assert eventually(lambda: is_pending(first))
+    waiting = create(client, accelerated(1)).name
+    free = create(client, job()).name
+    assert eventually(lambda: is_pending(free))
     assert server.jobs[waiting].state == QUEUED
     client.cancel_custom_job(name=first)
-    until(lambda: is_pending(waiting))
+    assert eventually(lambda: is_pending(waiting))
     capacity.jobs = 2
-    late = create(job())
+    late = create(client, job()).name
     time.sleep(0.1)
     assert server.jobs[late].state == QUEUED
     client.cancel_custom_job(name=free)
-    until(lambda: is_pending(late))
+    assert eventually(lambda: is_pending(late))
 
 
-def test_fates(
-    running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]], tmp_path: Path
-) -> None:
+def test_fates(running: Running, log: Log, tmp_path: Path) -> None:
     server, client, containers = running
     containers.scripts += [
         Script(Fate.STOCKOUT, display_name="scarce*"),
@@ -683,7 +631,7 @@ def test_fates(
         job(display_name="back", container={"command": ["python", "-c", once, str(tmp_path / "begun")]}),
         job(display_name="scarce 2"),
     ]
-    names = [client.create_custom_job(parent=PARENT, custom_job=one).name for one in asked]
+    names = [create(client, one).name for one in asked]
     found = [ended(server, name) for name in names]
     assert [job.error.message for job in found] == [
         "Resources are insufficient in region: us-central1. Try a different region or use a different accelerator.",
@@ -698,9 +646,7 @@ def test_fates(
     assert [script.times for script in containers.scripts] == [0, 0, 0, 0]
 
 
-def test_the_example_really_trains(
-    running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]]
-) -> None:
+def test_the_example_really_trains(running: Running, log: Log) -> None:
     server, client, _ = running
     offline = {"env": [{"name": "WANDB_MODE", "value": "offline"}], "args": ["--epochs", "3"]}
     names = [
@@ -717,9 +663,7 @@ def test_the_example_really_trains(
 
 
 @pytest.mark.parametrize("fate", Fate)
-def test_a_fate_applies_to_the_first_jobs_and_not_to_a_later_one(
-    running: tuple[VertexServer, JobServiceClient, Containers], fate: Fate
-) -> None:
+def test_a_fate_applies_to_the_first_jobs_and_not_to_a_later_one(running: Running, fate: Fate) -> None:
     """An item submits its jobs under one name."""
     server, client, containers = running
     containers.scripts.append(Script(fate, display_name="an item", times=2))
@@ -736,9 +680,7 @@ def test_a_fate_applies_to_the_first_jobs_and_not_to_a_later_one(
     assert [job.error.message for job in found] == [errors[fate].message] * 2 + [""]
 
 
-def test_what_is_scarce_in_one_region_is_available_in_another(
-    serve: Callable[..., tuple[VertexServer, JobServiceClient]],
-) -> None:
+def test_what_is_scarce_in_one_region_is_available_in_another(serve: Serve) -> None:
     containers = Containers(queued=0, pending=0, scripts=[Script(Fate.STOCKOUT, region="us-central1", times=9)])
     server, client = serve(runner=containers, regions=("us-central1", "us-east4"))
     parents = [PARENT, PARENT.replace("us-central1", "us-east4")]
@@ -746,9 +688,7 @@ def test_what_is_scarce_in_one_region_is_available_in_another(
     assert [ended(server, name).state for name in names] == [FAILED, SUCCEEDED]
 
 
-def test_the_traceback_of_a_crash_is_only_in_the_log(
-    running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]]
-) -> None:
+def test_the_traceback_of_a_crash_is_only_in_the_log(running: Running, log: Log) -> None:
     server, client, _ = running
     name = client.create_custom_job(parent=PARENT, custom_job=job("crash")).name
     assert ended(server, name).error.message == job_errors.exited(1).message
@@ -779,9 +719,7 @@ def stepping(wandb: WandbServer, *args: str, **more: str) -> Any:
     return job("steps", container={"args": list(args), "env": env})
 
 
-def test_a_program_continues_where_the_attempt_before_ended(
-    running: tuple[VertexServer, JobServiceClient, Containers], log: list[dict[str, Any]], wandb: WandbServer
-) -> None:
+def test_a_program_continues_where_the_attempt_before_ended(running: Running, log: Log, wandb: WandbServer) -> None:
     server, client, _ = running
 
     def run() -> Run:
@@ -790,14 +728,14 @@ def test_a_program_continues_where_the_attempt_before_ended(
         return found
 
     endless = stepping(wandb, "--steps", "100000", "--pause", "0.05")
-    first = client.create_custom_job(parent=PARENT, custom_job=endless).name
-    until(lambda: bool(wandb.store.runs.all()) and len(run().history()) > 1)
+    first = create(client, endless).name
+    assert eventually(lambda: bool(wandb.store.runs.all()) and len(run().history()) > 1)
     client.cancel_custom_job(name=first)
     assert ended(server, first).state == CANCELLED
     assert run().state == "running", "W&B does not know about the end"
     reached = len(run().history())
     again = stepping(wandb, "--steps", str(reached + 5), "--pause", "0", WANDB_RESUME="allow")
-    second = client.create_custom_job(parent=PARENT, custom_job=again).name
+    second = create(client, again).name
     assert ended(server, second).state == SUCCEEDED, output(log, second)
     begun = int(output(log, second).split("begins at step ")[1].split()[0])
     assert begun >= reached > 1
@@ -806,9 +744,7 @@ def test_a_program_continues_where_the_attempt_before_ended(
     assert losses == sorted(losses, reverse=True), "what was learnt is not forgotten"
 
 
-def test_a_program_whose_run_is_stopped_ends_by_itself(
-    running: tuple[VertexServer, JobServiceClient, Containers], wandb: WandbServer
-) -> None:
+def test_a_program_whose_run_is_stopped_ends_by_itself(running: Running, wandb: WandbServer) -> None:
     """The SDK checks for a stop when it starts and then every 15 seconds. So the run is stopped before its start."""
     server, client, _ = running
     wandb.store.project("acme", "demo")

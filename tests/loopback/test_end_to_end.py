@@ -142,19 +142,6 @@ def test_history_costs_nothing(tmp_path: Path) -> None:
     assert asked[0]["ListCustomJobs"] == asked[0]["GetCustomJob"] == 1
 
 
-def test_an_idle_pass_costs_little(tmp_path: Path) -> None:
-    with Deployment(tmp_path, queues=["cpu", "gpu"]) as world:
-        world.push()
-        world.tick()
-        for _ in range(3):
-            world.requests.at(None)
-            before = len(world.wandb.store.operations)
-            assert world.tick()
-            assert len(world.wandb.store.operations) - before <= 2
-            del world.requests.asked["project"], world.requests.asked["popFromRunQueue"]
-            assert world.requests.asked == {"storage.download": 1, "storage.insert": 2, "ListCustomJobs": 1}
-
-
 # W&B's tools
 
 

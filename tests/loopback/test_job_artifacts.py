@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from local.standins.wandb import WandbServer
-from tests.local_cloud.test_local_wandb import BOB, Client
+from tests.local_cloud.conftest import BOB
+from tests.local_cloud.test_local_wandb import Client
 from tests.support.memory import Secret
 from tests.support.processes import eventually
 from tests.support.wandb_jobs import Made, passed, server, spec, store

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -21,7 +20,8 @@ from local.machine.cloud import API_KEY, ENTITY, JOB_ACCOUNT, PROJECT, SECRET, U
 from local.machine.containers import Fate, Script
 from local.machine.images import REGISTRY
 from local.standins.vertex.jobs import ENDED
-from tests.support.bootstrap_world import Internet
+from tests.local_cloud.test_local_artifacts import COMMANDS
+from tests.support.bootstrap_world import Internet, repository
 from tests.support.deployment import resource_args, run_spec
 from tests.support.processes import eventually
 from vertex_launch.codes import Code
@@ -36,15 +36,6 @@ PATIENCE = 120.0
 """Seconds within which everything has to end."""
 
 PROGRAM = "import wandb\nwith wandb.init() as run:\n    run.log({'loss': 0.5})\n"
-
-# All commands run in one process, because the client takes long to start.
-COMMANDS = """
-import json, sys
-from wandb.cli.cli import cli
-
-for command in json.loads(sys.argv[1]):
-    cli(command, standalone_mode=False)
-"""
 
 PUSH = """mutation($entity: String!, $queue: String!, $spec: JSONString!) { pushToRunQueueByName(input: {
     entityName: $entity, projectName: "model-registry", queueName: $queue, runSpec: $spec}) { runQueueItemId } }"""
@@ -80,7 +71,7 @@ class World:
         self.cloud.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cloud.stop()
 
     def run(self, *arguments: str) -> None:
@@ -282,17 +273,6 @@ def test_a_job_reads_the_latest_version_when_it_starts(tmp_path: Path) -> None:
 # Tokens for git
 
 
-def repository(folder: Path) -> str:
-    """Create a repository with one commit, and return the commit."""
-    folder.mkdir()
-    (folder / "train.py").write_text(PROGRAM)
-    who = ("-c", "user.name=ada", "-c", "user.email=ada@localhost")
-    for arguments in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "first")):
-        subprocess.run(["git", *who, *arguments], cwd=folder, check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
-    return head.stdout.strip()
-
-
 GIT_HOST = "git.acme.example"
 GIT_SECRET = f"projects/{PROJECT}/secrets/git-token"
 GIT_TOKEN = "glpat-0123456789abcdef"
@@ -302,17 +282,15 @@ GIT_TOKEN = "glpat-0123456789abcdef"
 def internet(tmp_path: Path) -> Iterator[Internet]:
     folder = tmp_path / "internet"
     folder.mkdir()
-    server = Internet(folder)
-    server.start()
-    yield server
-    server.stop()
+    with Internet(folder) as server:
+        yield server
 
 
 @pytest.mark.parametrize("delivery", ["env", "secret"])
 def test_a_job_fetches_a_private_repository_with_a_token_of_its_own(
     tmp_path: Path, internet: Internet, delivery: str
 ) -> None:
-    commit = repository(tmp_path / "repository")
+    _, (commit,) = repository(tmp_path / "repository", {"train.py": PROGRAM})
     address = f"https://{GIT_HOST}/acme/train"
     internet.repositories = {address: tmp_path / "repository" / ".git"}
     internet.passwords = {address: ("oauth2", GIT_TOKEN)}

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from local.machine import container_spec
-from tests.local_cloud.test_local_artifacts import TRAIN, local_ssh, repository
+from tests.local_cloud.test_local_artifacts import TRAIN, local_ssh
 from tests.local_cloud.test_local_wandb import Client
+from tests.support.bootstrap_world import repository
 from tests.support.memory import KEY, Secret
 from tests.support.wandb_jobs import IN_A_NOTEBOOK, MAKE, NOTEBOOK, Made, passed, server, spec
 from vertex_launch.adapters.job_artifacts import JobArtifacts
@@ -44,7 +45,7 @@ def make(client: Client) -> None:
     (code / "sub" / "other.py").write_text("print(2)\n")
     (code / "Dockerfile").write_text("FROM scratch\n")
     (code / "requirements.txt").write_text("wandb\n")
-    commit = repository(home / "repository")
+    _, (commit,) = repository(home / "repository", {"train.py": "print('from git')\n"})
     commands = [
         "job create image registry.local/train:7 -p demo -n image -a prod",
         "job create image registry.local/train:8 -p demo -n image",

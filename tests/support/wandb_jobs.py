@@ -10,7 +10,8 @@ from typing import Any
 
 from local.standins.wandb import WandbServer
 from local.standins.wandb.artifacts import Artifact
-from tests.local_cloud.test_local_wandb import KEYS, TEAMS, Client
+from tests.local_cloud.conftest import KEYS, TEAMS
+from tests.local_cloud.test_local_wandb import Client
 from tests.support.memory import KEY, World, image_spec
 from vertex_launch.adapters.job_artifacts import DESCRIPTION, JobArtifacts
 from vertex_launch.dispatch.run import run_pass

@@ -21,8 +21,7 @@ PREEMPTED = JobError(8, "The replica workerpool0-0 was preempted and could not b
 def stockout(region: str) -> JobError:
     """Return the error if no machine is free."""
     return JobError(
-        8,
-        f"Resources are insufficient in region: {region}. Try a different region or use a different accelerator.",
+        8, f"Resources are insufficient in region: {region}. Try a different region or use a different accelerator."
     )
 
 

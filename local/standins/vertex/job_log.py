@@ -57,9 +57,6 @@ def _entry(project_id: str, job_id: str, task_name: str, log: str, now: float) -
         "timestamp": timestamp(now),
         "receiveTimestamp": timestamp(now),
         "severity": "INFO",
-        "resource": {
-            "type": "ml_job",
-            "labels": {"job_id": job_id, "project_id": project_id, "task_name": task_name},
-        },
+        "resource": {"type": "ml_job", "labels": {"job_id": job_id, "project_id": project_id, "task_name": task_name}},
         "labels": {"ml.googleapis.com/endpoint": ""},
     }

@@ -53,10 +53,8 @@ def page(nodes: Sequence[Any], first: int | None = None, after: str | None = Non
     end = len(nodes) if first is None else min(start + first, len(nodes))
     edges = [{"cursor": str(number), "node": node} for number, node in enumerate(nodes[start:end], start=start + 1)]
     info = {
-        "start_cursor": edges[0]["cursor"] if edges else None,
         "end_cursor": edges[-1]["cursor"] if edges else None,
         "has_next_page": end < len(nodes),
-        "has_previous_page": start > 0,
     }
     return {"edges": edges, "page_info": info, "total_count": len(nodes)}
 

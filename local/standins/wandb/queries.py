@@ -40,7 +40,6 @@ def _viewer(_: None, info: Info, **__: object) -> User:
 def _server_info(_: None, info: Info) -> dict[str, Any]:
     return {
         "cli_version_info": {},
-        "exposes_explicit_run_queue_ack_path": True,
         "features": [],
         "frontend_host": info.context.base_url,
     }

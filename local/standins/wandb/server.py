@@ -193,7 +193,7 @@ class _Handler(Handler):
                 return Answer(200, wandb.faults.state())
             case "POST", fault_control.PATH:
                 try:
-                    return Answer(200, wandb.faults.apply(_json(body)))
+                    return Answer(200, wandb.faults.apply(body))
                 except FaultRequestError as error:
                     raise invalid(str(error)) from error
             case _:

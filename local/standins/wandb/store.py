@@ -17,6 +17,10 @@ from local.standins.wandb.runs import Run, Runs
 from local.standins.wandb.sweeps import Sweep, Sweeps
 
 REMEMBERED_REQUESTS = 100_000
+RUN = "entity project name display_name state stopped exit_code summary heartbeat_at"
+ARTIFACT = "id path state aliases logged_by used_by"
+SWEEP = "entity project name state runs"
+"""What a snapshot shows of these."""
 
 
 @dataclass(frozen=True)
@@ -211,10 +215,10 @@ class Store:
             return {
                 "now": now,
                 "queues": [_queue(queue, now) for queue in self.queues.values()],
-                "runs": [_run(run) for run in self.runs.all()],
+                "runs": [_shown(run, RUN) for run in self.runs.all()],
                 "agents": [asdict(agent) for agent in self.agents.values()],
-                "artifacts": [_artifact(artifact) for artifact in self.artifacts],
-                "sweeps": [_sweep(sweep) for sweep in self.sweeps.values()],
+                "artifacts": [{**_shown(one, ARTIFACT), "type": one.of.kind} for one in self.artifacts],
+                "sweeps": [_shown(sweep, SWEEP) for sweep in self.sweeps.values()],
                 "requests": len(self.operations),
                 "operations": dict(self.asked()),
             }
@@ -246,32 +250,5 @@ def _item(item: Item, now: float) -> dict[str, Any]:
     }
 
 
-def _run(run: Run) -> dict[str, Any]:
-    return {
-        "entity": run.entity,
-        "project": run.project,
-        "name": run.name,
-        "display_name": run.display_name,
-        "state": run.state,
-        "stopped": run.stopped,
-        "exit_code": run.exit_code,
-        "summary": run.summary,
-        "heartbeat_at": run.heartbeat_at,
-    }
-
-
-def _artifact(artifact: Artifact) -> dict[str, Any]:
-    return {
-        "id": artifact.id,
-        "path": artifact.path,
-        "type": artifact.of.kind,
-        "state": artifact.state,
-        "aliases": artifact.aliases,
-        "logged_by": artifact.logged_by,
-        "used_by": artifact.used_by,
-    }
-
-
-def _sweep(sweep: Sweep) -> dict[str, Any]:
-    keys = ("entity", "project", "name", "state", "runs")
-    return {key: getattr(sweep, key) for key in keys}
+def _shown(thing: object, keys: str) -> dict[str, Any]:
+    return {key: getattr(thing, key) for key in keys.split()}
