@@ -121,9 +121,8 @@ def _find(services: Services, name: str) -> JobSource | ItemRejected | ItemDefer
         return error
     except Unavailable as error:
         log.warning(error.message)
-        return ItemDeferred(
-            f"W&B cannot show job {name} at the moment. The next pass asks again.", code=Code.ARTIFACT_UNAVAILABLE
-        )
+        found = f"W&B cannot show job {name} at the moment. The next pass asks again."
+        return ItemDeferred(found, code=Code.ARTIFACT_UNAVAILABLE)
 
 
 # Sweeps

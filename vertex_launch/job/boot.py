@@ -132,8 +132,6 @@ def _folder(source: JobSource, spec: RunSpec) -> str | None:
     folder = PurePosixPath(source.build_context, spec.working_dir)
     if folder.is_absolute() or ".." in folder.parts:
         place = "overrides.working_dir" if spec.working_dir else f"job: the build context of {source.name}"
-        raise ItemRejected(
-            f"{place}: {shown(str(folder))} is outside of the job's code. Name a folder inside of it.",
-            code=Code.SPEC_VALUE,
-        )
+        found = f"{place}: {shown(str(folder))} is outside of the job's code. Name a folder inside of it."
+        raise ItemRejected(found, code=Code.SPEC_VALUE)
     return None if folder == PurePosixPath() else str(folder)

@@ -207,9 +207,8 @@ def secret(plan: dict[str, Any], version: str, what: str) -> str:
     except UnicodeDecodeError:
         text = ""
     except (OSError, ValueError, KeyError) as error:
-        raise Failed(
-            "VL-BOOT-SECRET", f"Secret Manager did not return {version} ({error}). Check the network"
-        ) from error
+        found = f"Secret Manager did not return {version} ({error}). Check the network"
+        raise Failed("VL-BOOT-SECRET", found) from error
     if not text or not text.isprintable() or " " in text:
         raise Failed("VL-BOOT-SECRET", f"{version} is not a single line of ASCII text. Add a version with only {what}")
     hidden.add(text)
@@ -268,7 +267,8 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     if token and url.scheme == "http" and host not in ("127.0.0.1", "localhost"):
         raise Failed("VL-BOOT-GIT", f"the token must not be sent to {host} unencrypted. Use an https:// remote")
     if shutil.which("git"):
-        return checkout(url, commit, user or "oauth2", token, code, pause, advice)
+        checkout(url, commit, user or "oauth2", token, code, pause, advice)
+        return
     if host not in ARCHIVES:
         raise Failed("VL-BOOT-GIT", f"the image has no git to fetch from {host or url.geturl()}. Use an image with git")
     template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
@@ -288,7 +288,6 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
         raise Failed("VL-BOOT-ARCHIVE", f"{address}: {error}. {advice}, or use an image with git") from error
     if (code / ".gitmodules").exists():
         warn("source", "VL-BOOT-ARCHIVE", "an archive has no submodules. Use an image with git if they are needed")
-    return None
 
 
 def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, pause: float, advice: str) -> None:
@@ -308,19 +307,15 @@ def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, p
         first = re.search(r"(?:fatal|error): .*", output)
         return (first[0] if first else end_of(output)) if status else ""
 
-    error = git("init", "-q") or git("remote", "add", "origin", url.geturl())
+    wanted, error = "FETCH_HEAD", git("init", "-q") or git("remote", "add", "origin", url.geturl())
     if not error and git("fetch", "-q", "--depth", "1", "origin", commit):
         say("source", "the server does not allow fetching a single commit; fetching the full history")
         time.sleep(pause)
-        error = git("fetch", "-q", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
-        error = error or git("checkout", "-q", "--detach", commit)
-    else:
-        error = error or git("checkout", "-q", "--detach", "FETCH_HEAD")
+        wanted, error = commit, git("fetch", "-q", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
+    error = error or git("checkout", "-q", "--detach", wanted)
     if error:
         raise Failed("VL-BOOT-GIT", f"git cannot check out {commit} of {url.geturl()} ({error}). {advice}")
-    if (code / ".gitmodules").exists():
-        error = git("submodule", "update", "--init", "--recursive")
-    if error:
+    if (code / ".gitmodules").exists() and (error := git("submodule", "update", "--init", "--recursive")):
         raise Failed(
             "VL-BOOT-GIT",
             f"git cannot fetch the submodules of {url.geturl()} ({error}). Each must be reachable over HTTPS, and a token is "
@@ -362,15 +357,14 @@ def apply_patch(patch: bytes, code: Path) -> None:
             warn("patch", "VL-BOOT-PATCH", f"{title}: skipped, because a patch does not contain binary files")
             continue
         try:
-            patch_file(head, hunks, code)
+            patch_file(title, head, hunks, code)
         except (ValueError, LookupError, OSError) as error:
             remedy = "The patch does not fit the commit. Create the job again"
             raise Failed("VL-BOOT-PATCH", f"{title}: {error}. {remedy}") from error
 
 
-def patch_file(head: bytes, hunks: list[bytes], code: Path) -> None:
+def patch_file(title: str, head: bytes, hunks: list[bytes], code: Path) -> None:
     """Apply the part of a ``git diff`` for one file. Raises ValueError, LookupError, OSError, Failed."""
-    title = os.fsdecode(head.splitlines()[0])
     links = "symbolic links and submodules cannot be patched. Commit and push the change, then create the job again"
 
     def path(sign: bytes, side: bytes, word: bytes) -> Path:

@@ -92,10 +92,10 @@ def merged(
         if last[name] != index:
             findings.odd(f"{place}: {name} is set more than once. The last value counts.", Code.SPEC_ENV_IGNORED)
         elif _RESERVED.fullmatch(name) or (name in official and name not in _USERS_CHOICE):
-            findings.odd(
-                f"{place}: {name} identifies the run and is set automatically. The value in the run spec is ignored.",
-                Code.SPEC_ENV_IGNORED,
+            found = (
+                f"{place}: {name} identifies the run and is set automatically. The value in the run spec is ignored."
             )
+            findings.odd(found, Code.SPEC_ENV_IGNORED)
         else:
             kept[name] = value
     added = {name: value for name, value in official.items() if name not in kept}

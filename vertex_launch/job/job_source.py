@@ -69,10 +69,8 @@ def read(job: JobArtifact) -> JobSource:
     try:
         return _read(job)
     except _Broken as error:
-        raise ItemRejected(
-            f"job: {job.name} cannot be run: {error}. Create it again, for example with wandb job create.",
-            code=Code.ARTIFACT_INVALID,
-        ) from error
+        found = f"job: {job.name} cannot be run: {error}. Create it again, for example with wandb job create."
+        raise ItemRejected(found, code=Code.ARTIFACT_INVALID) from error
 
 
 def _read(job: JobArtifact) -> JobSource:
@@ -142,10 +140,8 @@ def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
             section, place = spec.builder.get(accelerator) or {}, f"{place}.{accelerator}"
         image = section.get("base_image") if isinstance(section, Mapping) else section
         if image and not (isinstance(image, str) and re.fullmatch(r"\S+", image)):
-            raise ItemRejected(
-                f"{place}.base_image: {shown(image)} is not an image name. Write REGISTRY/REPOSITORY/NAME:TAG.",
-                code=Code.SPEC_VALUE,
-            )
+            found = f"{place}.base_image: {shown(image)} is not an image name. Write REGISTRY/REPOSITORY/NAME:TAG."
+            raise ItemRejected(found, code=Code.SPEC_VALUE)
         if image:
             return str(image)
     minor = re.search(r"3\.\d+", source.python)  # wandb 0.31 may write `CPython 3.11.7`

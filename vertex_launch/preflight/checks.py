@@ -102,11 +102,9 @@ class Preflight:
         *regions, key, project, record, topic = all_of(run_parallel(first, AT_ONCE))
         wrong = [name for name, [line] in zip(names, regions, strict=True) if line.code is Code.CHECK_REGION]
         queues = Queues(self._settings, self._outside.wandb, wrong)
-        wandb = (
-            queues.lines()
-            if key[0].verdict is Verdict.OK
-            else [skip("W&B, queues and their configs", "need the API key")]
-        )
+        wandb = [skip("W&B, queues and their configs", "need the API key")]
+        if key[0].verdict is Verdict.OK:
+            wandb = queues.lines()
         buckets = self._staging_buckets(queues.built, wrong)
         checks: list[Callable[[], list[Line]]] = [partial(self._staging, bucket) for bucket in buckets]
         checks += [partial(self._act_as, account) for account in self._accounts(queues.built)]
@@ -151,10 +149,8 @@ class Preflight:
         remedy = f"Correct {self._settings.where('project')}"
         # The functions never use Resource Manager, so they do not need its answer.
         granted = _granted(what, asked, project, (*wanted, *logs), may, remedy, vital=False)
-        if isinstance(granted, Line):
-            return [granted]
         lines = [granted.line(what, wanted, may, f"in project {project}")]
-        if logs and READ_LOGS not in granted.permissions:
+        if logs and not granted.unknown and READ_LOGS not in granted.permissions:
             found = f"{granted.who} lacks {READ_LOGS}, so messages do not hold the last lines of a job's log"
             remedy = f"Grant {READ_LOGS} in project {project}, or set log_lines: 0"
             lines.append(warn(Code.CHECK_LOGS, "log_lines", found, remedy))
@@ -169,10 +165,8 @@ class Preflight:
         if asked is None:
             return [_no_credentials(what)]
         granted = _granted(what, asked, bucket, OBJECTS, may, remedy)
-        if isinstance(granted, Line):
-            return [granted]
-        grant = f"on gs://{bucket}, as roles/storage.objectUser does"
-        return [granted.line(what, OBJECTS, may, grant), *_habits(what, bucket, asked.service)]
+        line = granted.line(what, OBJECTS, may, f"on gs://{bucket}, as roles/storage.objectUser does")
+        return [line] if granted.unknown else [line, *_habits(what, bucket, asked.service)]
 
     def _staging_buckets(self, built: Sequence[JobRequest], wrong: Collection[str]) -> list[str]:
         """Return the buckets that jobs write to: the regions' own, and those that the queues' configs name."""
@@ -188,9 +182,7 @@ class Preflight:
         what, asked = f"staging bucket gs://{bucket}", self._outside.buckets
         remedy = f"Run gcloud storage buckets create gs://{bucket}, or correct staging_bucket or the queue's config"
         granted = _granted(what, asked, bucket, OBJECTS, "may see it", remedy)
-        if isinstance(granted, Line):
-            return [granted]
-        return [ok(what, "it exists; whether the jobs' account may write there is not tested")]
+        return [granted.unknown or ok(what, "it exists; whether the jobs' account may write there is not tested")]
 
     # Accounts that jobs run as
 
@@ -204,8 +196,6 @@ class Preflight:
         what, asked, may = f"service account {account}", self._outside.accounts, "may act as it"
         remedy = "Create it, or correct service_account in the queue's config or policy.service_accounts"
         granted = _granted(what, asked, account, (ACT_AS,), may, remedy, vital=False)
-        if isinstance(granted, Line):
-            return [granted]
         return [granted.line(what, (ACT_AS,), may, "on it, as roles/iam.serviceAccountUser does")]
 
     # Pub/Sub
@@ -220,8 +210,6 @@ class Preflight:
             return [fail(Code.CHECK_TOPIC, what, "it is not configured, and job_state requests passes there", remedy)]
         remedy = f"Run gcloud pubsub topics create {topic}, or correct {self._settings.where('tick_topic')}"
         granted = _granted(what, asked, topic, (PUBLISH,), may, remedy)
-        if isinstance(granted, Line):
-            return [granted]
         return [granted.line(what, (PUBLISH,), may, "on it, as roles/pubsub.publisher does")]
 
 
@@ -256,13 +244,16 @@ def _harm(what: str, run: str, view: BucketView) -> Iterator[Line]:
 
 
 class _Granted(NamedTuple):
-    """The permissions that an identity has."""
+    """The permissions that an identity has, or the line that says why they are unknown."""
 
-    who: str
-    permissions: Collection[str]
+    who: str = ""
+    permissions: Collection[str] = ()
+    unknown: Line | None = None
 
     def line(self, what: str, wanted: Sequence[str], may: str, grant: str) -> Line:
         """Return ok if all wanted permissions are granted, else which are missing and how to grant them."""
+        if self.unknown:
+            return self.unknown
         lacking = ", ".join(permission for permission in wanted if permission not in self.permissions)
         if not lacking:
             return ok(what, f"{self.who} {may}")
@@ -278,24 +269,22 @@ def _granted(
     if_missing: str,
     *,
     vital: bool = True,
-) -> _Granted | Line:
-    """Return the granted permissions, or the line that says why they are unknown.
-
-    A service that is not ``vital`` is used by the preflight only: its silence is a warning.
-    """
+) -> _Granted:
+    """Return the granted permissions. If the preflight alone uses a service, it is not ``vital``: its silence is a warning."""
     if asked is None:
-        return _no_credentials(what)
+        return _Granted(unknown=_no_credentials(what))
     try:
         return _Granted(asked.who, asked.service.granted(resource, permissions))
     except NotThere as error:
-        return fail(Code.CHECK_MISSING, what, f"it does not exist ({str(error).rstrip('.')})", if_missing)
+        line = fail(Code.CHECK_MISSING, what, f"it does not exist ({str(error).rstrip('.')})", if_missing)
     except Refuses as error:
         found = f"{error.service} does not say whether {asked.who} {may}: {error.reason}"
         remedy = "Enable the API, use an account with access, or ignore this warning"
-        return warn(Code.CHECK_UNVERIFIED, what, found, remedy)
+        line = warn(Code.CHECK_UNVERIFIED, what, found, remedy)
     except Unavailable as error:
         line = no_answer(what, error)
-        return line if vital else replace(line, verdict=Verdict.WARN, code=Code.CHECK_UNVERIFIED)
+        line = line if vital else replace(line, verdict=Verdict.WARN, code=Code.CHECK_UNVERIFIED)
+    return _Granted(unknown=line)
 
 
 def _no_credentials(what: str) -> Line:

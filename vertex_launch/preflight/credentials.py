@@ -47,16 +47,11 @@ class Endpoints:
         """Read them from the environment; an empty variable counts as unset. Raises ConfigError."""
         variables = {one.name: f"{one.name.upper()}_ENDPOINT" for one in fields(cls)}
         given = {name: environ[variable].rstrip("/") for name, variable in variables.items() if environ.get(variable)}
-        problems = [
-            Problem(
-                f"environment variable {variables[name]}",
-                found,
-                f"Write {getattr(cls, name)}, or unset it",
-                Code.CHECK_ENDPOINT,
-            )
-            for name, address in given.items()
-            if (found := _wrong(name, address))
-        ]
+        problems = []
+        for name, address in given.items():
+            if found := _wrong(name, address):
+                place, remedy = f"environment variable {variables[name]}", f"Write {getattr(cls, name)}, or unset it"
+                problems.append(Problem(place, found, remedy, Code.CHECK_ENDPOINT))
         if problems:
             raise ConfigError(problems)
         return cls(**given)
