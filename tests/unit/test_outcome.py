@@ -30,7 +30,7 @@ def job(state: JobState | int = JobState.JOB_STATE_FAILED, error: str = "") -> M
         region="us-central1",
         state=outcome.name(state),
         ended=outcome.is_ended(state),
-        cancelling=outcome.is_cancelling(state),
+        cancelling=outcome.name(state) == outcome.CANCELLING,
         item="i",
         run=RunId("acme", "demo", "r"),
         queue="cpu",

@@ -25,11 +25,6 @@ def is_ended(state: int) -> bool:
     return state in _ENDED
 
 
-def is_cancelling(state: int) -> bool:
-    """Return whether a job in this state still runs but was asked to end."""
-    return bool(state == JobState.JOB_STATE_CANCELLING)
-
-
 def name(state: int) -> str:
     """Return the name of a state, such as ``JOB_STATE_RUNNING``; ``JOB_STATE_<number>`` if this version does not know it."""
     try:
@@ -41,6 +36,7 @@ def name(state: int) -> str:
 QUEUED = JobState.JOB_STATE_QUEUED.name
 PENDING = JobState.JOB_STATE_PENDING.name
 RUNNING = JobState.JOB_STATE_RUNNING.name
+CANCELLING = JobState.JOB_STATE_CANCELLING.name
 CANCELLED = JobState.JOB_STATE_CANCELLED.name
 FAILED = JobState.JOB_STATE_FAILED.name
 KNOWN = frozenset(member.name for member in JobState if member is not JobState.JOB_STATE_UNSPECIFIED)

@@ -24,11 +24,6 @@ class QueueConfig:
     resource_args: Mapping[str, Any]
     variables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether it sets nothing."""
-        return not any(self.resource_args.values())
-
     def open_variables(self) -> list[str]:
         """Return the template variables whose values depend on the item."""
         return [name for name, schema in self.variables.items() if _likely(schema) is None]

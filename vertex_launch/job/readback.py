@@ -36,7 +36,7 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         region=region,
         state=outcome.name(state),
         ended=outcome.is_ended(state),
-        cancelling=outcome.is_cancelling(state),
+        cancelling=outcome.name(state) == outcome.CANCELLING,
         item=item,
         run=RunId(variable[environment.ENTITY], variable[environment.PROJECT], variable[environment.RUN]),
         queue=variable[environment.QUEUE],

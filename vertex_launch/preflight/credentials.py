@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import google.auth
 import requests
@@ -84,16 +83,9 @@ def find(impersonate: str | None, endpoints: Endpoints, *, timeout: float) -> Id
         raise Unavailable(SERVICE, f"{_said(error)}. {LOG_IN}", code=Code.CHECK_CREDENTIALS) from error
     if impersonate is None:
         return Identity(own, _account(own, endpoints, timeout))
-    return Identity(_impersonated(own, impersonate, endpoints, request, timeout), impersonate)
-
-
-def _impersonated(
-    own: Credentials, target: str, endpoints: Endpoints, request: Callable[..., Any], timeout: float
-) -> Credentials:
-    """Return credentials of the account ``target``. Raises Unavailable."""
-    address = f"{endpoints.iamcredentials}/v1/projects/-/serviceAccounts/{target}:generateAccessToken"
+    address = f"{endpoints.iamcredentials}/v1/projects/-/serviceAccounts/{impersonate}:generateAccessToken"
     theirs = impersonated_credentials.Credentials(
-        source_credentials=own, target_principal=target, target_scopes=SCOPES, iam_endpoint_override=address
+        source_credentials=own, target_principal=impersonate, target_scopes=SCOPES, iam_endpoint_override=address
     )
     try:
         theirs.refresh(request)
@@ -101,11 +93,11 @@ def _impersonated(
         who = _account(own, endpoints, timeout) or "the account of the application default credentials"
         raise Unavailable(
             SERVICE,
-            f"{who} cannot impersonate {target}: {_said(error)}. Correct --as, or grant {who} "
-            f"roles/iam.serviceAccountTokenCreator on {target}",
+            f"{who} cannot impersonate {impersonate}: {_said(error)}. Correct --as, or grant {who} "
+            f"roles/iam.serviceAccountTokenCreator on {impersonate}",
             code=Code.CHECK_CREDENTIALS,
         ) from error
-    return theirs
+    return Identity(theirs, impersonate)
 
 
 def _account(credentials: Credentials, endpoints: Endpoints, timeout: float) -> str:

@@ -89,7 +89,7 @@ class Queues:
     def _config(self, name: str, entity: str, config: QueueConfig) -> Line:
         """Build the job of an item that brings only an image, and check it against the policy."""
         what = f"config of queue {name}"
-        if config.is_empty:
+        if not any(config.resource_args.values()):
             return warn(Code.CHECK_CONFIG, what, "it is empty, so each item must bring all of its resource args")
         try:
             request = self._request(name, entity, config.item())
