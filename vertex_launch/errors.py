@@ -7,15 +7,15 @@
     ├── RequestError       the sender has to fix the request: HTTP 400, and a Pub/Sub message is dropped
     ├── ItemRejected       the item can never start: fail it in W&B with this message
     ├── ItemDeferred       the item cannot start now: do not ack it, so that its lease brings it back
-    ├── OutcomeUnknown     a create may have taken effect: its intent keeps the slot
+    ├── OutcomeUnknown     a create may have taken effect: its plan keeps the slot
     ├── PassBusy           another pass is running: try again later; HTTP 409
     ├── PassLost           another pass took the lock over: stop and write nothing more; HTTP 409
     ├── JobNotEnded        a job that should have ended still runs: Pub/Sub delivers the message again
     └── Unavailable        W&B, Vertex AI, Secret Manager or the bucket does not work: no pass; HTTP 503
         └── KeyRefused     W&B refuses the API key: read it again once, then give up
 
-Every message has a code and at most two sentences: what is wrong and where, what is expected, what to do. No message holds
-an API key.
+Every message has a code and at most two sentences: what is wrong and where, what is expected, what to do. API keys are
+removed where messages leave the process: from the log, answers, and texts for W&B.
 """
 
 from __future__ import annotations

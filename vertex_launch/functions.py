@@ -61,17 +61,17 @@ class _Row(NamedTuple):
     event: Event | None = None
     retry_after: int = 0
     code: Code = Code.UNEXPECTED
-    text: str = "Unexpected error; the traceback is in the log of the function"
+    text: str = "Unexpected error. The traceback is in the log of the function."
 
 
 ANSWERS = (
-    _Row(MethodNotAllowed, 405, 405, logging.NOTSET, None, 0, Code.REQUEST_METHOD, "The method must be POST"),
-    _Row(RequestError, 400, 200, logging.ERROR, Event.DROPPED, 0, Code.REQUEST_INVALID, "The request is invalid"),
+    _Row(MethodNotAllowed, 405, 405, logging.NOTSET, None, 0, Code.REQUEST_METHOD, "The method must be POST."),
+    _Row(RequestError, 400, 200, logging.ERROR, Event.DROPPED, 0, Code.REQUEST_INVALID, "The request is invalid."),
     _Row(JobNotEnded, 409, 429, logging.INFO, None, 5),
     _Row(PassBusy, 409, 429, logging.INFO, Event.BUSY, 5),
     _Row(PassLost, 409, 429, logging.WARNING, None, 1),
     _Row(Unavailable, 503, 503, logging.ERROR, Event.FAILED, 10),
-    _Row(ConfigError, 500, 500, logging.ERROR, Event.FAILED, 0, Code.CONFIG_INVALID, "The configuration is invalid"),
+    _Row(ConfigError, 500, 500, logging.ERROR, Event.FAILED, 0, Code.CONFIG_INVALID, "The configuration is invalid."),
     _Row(Exception, 500, 500, logging.ERROR, Event.FAILED),
 )
 """The answer to each error: the first row that fits. A person's own errors (4xx) are answered and not logged."""
@@ -79,9 +79,9 @@ ANSWERS = (
 
 SKIPPED = {
     Skipped.STALE: Message(
-        Code.TICK_STALE, f"The tick is older than {STALE_TICK:g} s and is dropped: a younger one follows"
+        Code.TICK_STALE, f"The tick is older than {STALE_TICK:g} s and was dropped. A newer one follows."
     ),
-    Skipped.COVERED: Message(Code.TICK_SERVED, "A pass that began after this tick was published has served it"),
+    Skipped.COVERED: Message(Code.TICK_SERVED, "A full pass that began after this tick was published has served it."),
 }
 
 
@@ -133,7 +133,7 @@ def job_state(request: Request) -> Response:
 
 @contextmanager
 def _answering(request: Request, *, pushed: bool) -> Iterator[Response]:
-    """Lend the answer to a request, 200 until the block sends another; an error makes it what ``ANSWERS`` has for it."""
+    """Yield the answer to a request: 200 until the block sends another, or what ``ANSWERS`` has for an error of the block."""
     # Cloud Logging groups the lines of one request by its trace.
     found = re.match(r"([0-9a-f]{32})", request.headers.get("X-Cloud-Trace-Context", ""))
     found = found or re.match(r"00-([0-9a-f]{32})-", request.headers.get("traceparent", ""))
@@ -163,7 +163,7 @@ def _fail(answer: Response, error: Exception, *, pushed: bool) -> None:
     if isinstance(error, MethodNotAllowed):
         answer.headers["Allow"] = "POST"
     if pushed:
-        outcome = "The message is dropped" if status < 300 else "Pub/Sub delivers the message again"
+        outcome = "The message is dropped." if status < 300 else "Pub/Sub delivers the message again."
         message = replace(message, text=f"{message.text.rstrip('.')}. {outcome}")
     if row.level and (pushed or status >= 500):
         text = "\n".join([message.text, *problems])

@@ -81,8 +81,8 @@ class SecretKey:
         key = payload.data.decode("ascii", errors="replace").strip()
         if not re.fullmatch("[!-~]+", key):
             text = (
-                f"{version} does not hold a W&B API key: it is empty, or not one word of ASCII text. Add a version that "
-                "holds only the key"
+                f"{version} does not hold a W&B API key: it is empty, or contains spaces or non-ASCII characters. Add a "
+                "version that holds only the key"
             )
             raise Unavailable(SERVICE, text, code=Code.SECRET_INVALID)
         self._redact.add(key)

@@ -57,7 +57,7 @@ def follow(
     if job.ended:
         LOGGER.info("%s has ended (%s): tick published", job.name, job.state, extra={"event": Event.JOB_ENDED, **where})
     elif hint.ended and young:
-        raise JobNotEnded(f"{job.name} is {job.state}, although a log entry reports its end", code=Code.JOB_NOT_ENDED)
+        raise JobNotEnded(f"{job.name} is {job.state}, although a log entry reports its end.", code=Code.JOB_NOT_ENDED)
     elif hint.ended:
         text = "%s is %s, although a log entry reports its end: left to the next pass"
         LOGGER.info(text, job.name, job.state, extra=where)

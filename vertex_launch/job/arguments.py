@@ -199,7 +199,7 @@ def _labels(value: Any, place: str, reader: Reader) -> dict[str, str]:
             reader.findings.wrong(where, found, remedy, Code.SPEC_LABEL)
     most = MOST_LABELS - len(labels.OWN_KEYS)
     if len(read_labels) > most:
-        remedy = f"Keep {most}: Vertex AI takes {MOST_LABELS}, of which {len(labels.OWN_KEYS)} identify the job"
+        remedy = f"Remove some labels: at most {most} may be set"
         reader.findings.wrong(place, f"found {len(read_labels)} labels", remedy, Code.SPEC_LABEL)
     return read_labels
 

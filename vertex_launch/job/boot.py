@@ -53,7 +53,7 @@ class Boot:
             findings.wrong("_wandb_api_key", found, "Launch it without a key", Code.SPEC_KEY)
         token = self.source and _token_secret(self.source, self.settings)
         if self.source and not token and urlsplit(self.source.remote).password is not None:
-            findings.odd(
+            findings.warn(
                 f"job: the repository address of {self.source.name} contains a password, which the job's spec shows. "
                 f"Set a secret for its host in {self.settings.where('git_token_secrets')}.",
                 Code.ARTIFACT_PASSWORD,

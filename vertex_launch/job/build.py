@@ -190,7 +190,7 @@ def _report_unused(spec: RunSpec, findings: Findings) -> None:
         found = f"{found}, so its entry point and args have no effect"
         findings.wrong(place, found, remedy, Code.SPEC_UNUSED_IMAGE)
     else:
-        findings.odd(f"{place}: {found}. {remedy}.", Code.SPEC_UNUSED_IMAGE)
+        findings.warn(f"{place}: {found}. {remedy}.", Code.SPEC_UNUSED_IMAGE)
 
 
 def _message(arguments: Arguments, pools: Sequence[Mapping[str, Any]], output: str) -> CustomJob:

@@ -90,12 +90,12 @@ def merged(
     for index, variable in enumerate(own):
         name, value = variable["name"], variable.get("value", "")
         if last[name] != index:
-            findings.odd(f"{place}: {name} is set more than once. The last value counts.", Code.SPEC_ENV_IGNORED)
+            findings.warn(f"{place}: {name} is set more than once. The last value counts.", Code.SPEC_ENV_IGNORED)
         elif _RESERVED.fullmatch(name) or (name in official and name not in _USERS_CHOICE):
             found = (
                 f"{place}: {name} identifies the run and is set automatically. The value in the run spec is ignored."
             )
-            findings.odd(found, Code.SPEC_ENV_IGNORED)
+            findings.warn(found, Code.SPEC_ENV_IGNORED)
         else:
             kept[name] = value
     added = {name: value for name, value in official.items() if name not in kept}

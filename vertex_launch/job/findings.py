@@ -1,4 +1,4 @@
-"""Everything that is wrong or odd about one run spec, so that its author learns of all of it at once."""
+"""The problems and warnings of one run spec, collected so that its author sees all of them at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Findings:
         """Add a problem: ``found`` and ``remedy`` are sentences without their full stop."""
         self.problems.append(problem(place, found, remedy, code=code))
 
-    def odd(self, sentence: str, code: Code) -> None:
+    def warn(self, sentence: str, code: Code) -> None:
         """Add a warning, once."""
         message = Message(code, sentence)
         if message not in self.warnings:

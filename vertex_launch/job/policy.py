@@ -40,8 +40,8 @@ def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings)
     for place, noun, value, key in _named(job, spec.arguments):
         allowed = getattr(policy, key)
         if allowed is not None and not _matches(value, allowed):
-            found = f"{noun} {value} is not allowed" if value else f"it is missing, but only some {noun}s are allowed"
-            findings.wrong(place, found, _remedy(allowed, key, settings), _CODES[key])
+            found = f"{noun} {value} is not allowed" if value else f"no {noun} is set"
+            findings.wrong(place, found, _remedy(allowed, key, settings, "Use" if value else "Set"), _CODES[key])
     for index, pool in pools:
         kind, count = pool.machine_spec.accelerator_type.name, pool.machine_spec.accelerator_count
         most = policy.accelerators
@@ -84,6 +84,6 @@ def _matches(value: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
 
 
-def _remedy(allowed: Sequence[str], key: str, settings: Settings) -> str:
-    use = f"Use {' or '.join(allowed)}" if allowed else "Remove it"
+def _remedy(allowed: Sequence[str], key: str, settings: Settings, verb: str = "Use") -> str:
+    use = f"{verb} {' or '.join(allowed)}" if allowed else "Remove it"
     return f"{use}, or have {settings.where('policy', key)} changed"

@@ -150,7 +150,7 @@ class Reader:
             found = f"the template variable {printable(template.group())} was not filled in"
             remedy = "Declare it among the queue's template variables, or write the value itself"
             if _FREE_TEXT.search(place):
-                self.findings.odd(f"{place}: {found} and is passed to the program as it is.", Code.SPEC_TEMPLATE)
+                self.findings.warn(f"{place}: {found} and is passed to the program as it is.", Code.SPEC_TEMPLATE)
                 return False
         self.findings.wrong(place, found, remedy, Code.SPEC_TEMPLATE)
         return True

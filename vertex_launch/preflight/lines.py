@@ -83,7 +83,7 @@ def once(lines: Iterable[Line]) -> Iterator[Line]:
     for line in lines:
         seen = first.get((line.cause, Verdict.FAIL)) or first.get((line.cause, line.verdict))
         if line.cause and seen:
-            yield skip(line.what, f"not checked: {line.found}, as for {seen.what}")
+            yield skip(line.what, f"same cause as {seen.what}")
             continue
         first[line.cause, line.verdict] = line
         yield line

@@ -58,8 +58,11 @@ class Queues:
             there = [name for name in self._settings.queues if name in names]
             configs = wandb.queue_configs(entity, there)
         except Unavailable as error:
-            remedy = f"{'Correct' if self._settings.entity else 'Set'} {self._settings.where('entity')}"
-            yield replace(no_answer("queues", error), remedy=remedy)
+            line = no_answer("queues", error)
+            if line.code is Code.WANDB_ENTITY:
+                remedy = f"{'Correct' if self._settings.entity else 'Set'} {self._settings.where('entity')}"
+                line = replace(line, remedy=remedy)
+            yield line
             return
         for name in self._settings.queues:
             what = f"queue {name}"
