@@ -59,16 +59,9 @@ def test_the_tests_run_first_and_a_failure_deploys_nothing() -> None:
 
 @needs_gcloud
 def test_gcloud_accepts_it(apis: GoogleApis, tmp_path: Path) -> None:
-    command = [
-        "gcloud",
-        "builds",
-        "submit",
-        "--config=cloudbuild.yaml",
-        "--no-source",
-        "--async",
-        f"--project={PROJECT}",
-    ]
-    command += ["--region=europe-west4", "--substitutions=^;^_REGION=us-east4;_JOB_REGIONS=us-east4,us-central1"]
+    command = ["gcloud", "builds", "submit", "--config=cloudbuild.yaml", "--no-source", "--async"]
+    command += [f"--project={PROJECT}", "--region=europe-west4"]
+    command += ["--substitutions=^;^_REGION=us-east4;_JOB_REGIONS=us-east4,us-central1"]
     environment = {"PATH": gcloud_server.path(), "HOME": str(tmp_path), **apis.variables(tmp_path)}
     subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60)
     (call,) = [call for call in apis.calls if call.changes]

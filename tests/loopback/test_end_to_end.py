@@ -174,16 +174,9 @@ def test_the_official_agent_takes_an_item_and_leaves_nothing_to_a_pass(tmp_path:
     )
     with Deployment(tmp_path) as world:
         item = world.push(name="theirs", resource_args=resource_args(staging_bucket="gs://staging"))
-        launch_agent = [
-            "-m",
-            "tests.support.official_agent",
-            world.vertex.address,
-            "launch-agent",
-            "--config",
-            str(config),
-        ]
+        launch_agent = [sys.executable, "-m", "tests.support.official_agent", world.vertex.address, "launch-agent"]
         variables = {"WANDB_BASE_URL": world.wandb.url, "WANDB_API_KEY": KEY, "WANDB_ENTITY": ENTITY}
-        with closing(Command([sys.executable, *launch_agent], tmp_path, variables)) as agent:
+        with closing(Command([*launch_agent, "--config", str(config)], tmp_path, variables)) as agent:
             assert eventually(lambda: world.vertex.jobs), agent.output()
         (job,) = world.vertex.jobs.values()
         assert job.display_name == "theirs"

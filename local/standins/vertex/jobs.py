@@ -32,16 +32,8 @@ _ON_MACHINES = frozenset(
     {JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_CANCELLING, JobState.JOB_STATE_UPDATING}
 )
 _OUTPUT_ONLY = (
-    "name",
-    "state",
-    "create_time",
-    "start_time",
-    "end_time",
-    "update_time",
-    "error",
-    "web_access_uris",
-    "satisfies_pzs",
-    "satisfies_pzi",
+    *("name", "state", "create_time", "start_time", "end_time", "update_time"),
+    *("error", "web_access_uris", "satisfies_pzs", "satisfies_pzi"),
 )
 _FIRST_ID = 3_000_721_679_224_668_160
 
