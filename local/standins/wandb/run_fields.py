@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 run_type = ObjectType("Run")
 
 _PLAIN: Mapping[str, Callable[[Run, Any], Any]] = {
+    "project": lambda run, info: info.context.store.projects[run.entity, run.project],
+    "projectId": lambda run, info: info.context.store.projects[run.entity, run.project].id,
+    "user": lambda run, info: info.context.store.users[run.username],
     "eventsLineCount": lambda run, _: len(run.lines(EVENTS)),
     "eventsTail": lambda run, _: run.lines(EVENTS)[-1:],
     "exitcode": lambda run, _: run.exit_code,
@@ -59,21 +62,6 @@ def file_node(run: Run, file: RunFile, base_url: str) -> dict[str, Any]:
         "md5": hashlib.md5(content, usedforsecurity=False).hexdigest(),
         "updated_at": file.updated_at,
     }
-
-
-@run_type.field("project")
-def _project(run: Run, info: Info) -> Project:
-    return info.context.store.projects[run.entity, run.project]
-
-
-@run_type.field("projectId")
-def _project_id(run: Run, info: Info) -> str:
-    return info.context.store.projects[run.entity, run.project].id
-
-
-@run_type.field("user")
-def _user(run: Run, info: Info) -> User:
-    return info.context.store.users[run.username]
 
 
 @run_type.field("wandbConfig")
