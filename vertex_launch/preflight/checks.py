@@ -22,7 +22,7 @@ from vertex_launch.dispatch.ports import all_of, run_parallel
 from vertex_launch.errors import LaunchError, Unavailable
 from vertex_launch.job.request import JobRequest
 from vertex_launch.preflight.lines import Line, Verdict, fail, no_answer, ok, once, skip, warn
-from vertex_launch.preflight.permissions import BucketPermissions, BucketView, NotThere, Permissions, Refuses
+from vertex_launch.preflight.permissions import BucketPermissions, NotThere, Permissions, Refuses
 from vertex_launch.preflight.queues import Queues
 from vertex_launch.settings.config import Settings
 
@@ -213,26 +213,22 @@ class Preflight:
         return [granted.line(what, (PUBLISH,), may, "on it, as roles/pubsub.publisher does")]
 
 
-def _habits(what: str, bucket: str, buckets: BucketPermissions) -> list[Line]:
+def _habits(what: str, bucket: str, buckets: BucketPermissions) -> Iterator[Line]:
     """Return a line for each feature of the bucket that harms a record."""
     try:
         view = buckets.view(bucket)
     except LaunchError as error:
         found = f"versioning, soft delete and lifecycle could not be checked: {error}"
-        return [warn(Code.CHECK_UNVERIFIED, what, found)]
+        yield warn(Code.CHECK_UNVERIFIED, what, found)
+        return
     if view is None:
-        found = (
-            "the account may not see whether versioning, soft delete or a lifecycle rule is on; you may without --as"
-        )
-        return [skip(what, found)]
-    return list(_harm(what, f"Run gcloud storage buckets update gs://{bucket}", view))
-
-
-def _harm(what: str, run: str, view: BucketView) -> Iterator[Line]:
+        why = "the account may not see whether versioning, soft delete or a lifecycle rule is on; you may without --as"
+        yield skip(what, why)
+        return
+    run = f"Run gcloud storage buckets update gs://{bucket}"
     if view.versioning:
-        yield warn(
-            Code.CHECK_BUCKET, what, "versioning keeps every overwritten version forever", f"{run} --no-versioning"
-        )
+        found = "versioning keeps every overwritten version forever"
+        yield warn(Code.CHECK_BUCKET, what, found, f"{run} --no-versioning")
     if view.soft_delete:
         found = f"soft delete keeps every overwritten version for {view.soft_delete / 86400:g} days"
         yield warn(Code.CHECK_BUCKET, what, found, f"{run} --clear-soft-delete")
