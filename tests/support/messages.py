@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,22 @@ SNAPSHOT = ROOT / "tests/snapshots/messages.txt"
 FOLDERS = ("dispatch", "state", "job", "settings", "adapters", "preflight")
 """Parts of the package, in reading order; its own modules come first."""
 
+LOCAL = ("local", "local/machine", "local/programs")
+"""Parts of the local cloud that do not copy the words of a real service."""
+
 HEAD = """\
-Every sentence that the product can print, in the order of its source. {…} stands for a value. `make messages` writes this file.
+Every sentence that the product can print, in the order of its source. {…} stands for a value. Sentences are printed
+with the code in front of them; with two codes the case decides, without one the caller or the place does.
+The local cloud follows at the end. `make messages` writes this file.
 """
 OTHER = re.compile(
-    r"\s*(import|query|mutation|fragment|id|\.\.\. on) |.*(\(\?:|\[\^|\\[sdwb]|\{ [\w{]|[\w)]\|[\w(-])", re.DOTALL
+    r"\s*(import|query|mutation|fragment|id|Bearer|Basic|\.\.\. on|credential\.\S+|timestamp) "
+    r"|.*(\(\?:|\[\^|\\[sdwb]|\{ [\w{]|[\w)]\|[\w(-]| AND )",
+    re.DOTALL,
 )
-"""What GraphQL and regular expressions look like."""
+"""What GraphQL, regular expressions, filters of lists and options of git look like."""
+PATTERNS = {"_rule", "compile", "match", "fullmatch", "search", "sub"}
+"""Functions whose first argument is a regular expression."""
 
 
 def render() -> str:
@@ -29,6 +39,7 @@ def render() -> str:
         *(path for folder in FOLDERS for path in sorted(package.glob(f"{folder}/*.py"))),
     ]
     assert set(modules) == set(package.rglob("*.py")), "FOLDERS lists every folder of the package"
+    modules += [path for folder in LOCAL for path in sorted(ROOT.glob(f"{folder}/*.py"))]
     parts = [HEAD]
     for module in modules:
         lines = list(dict.fromkeys(_Sentences(ast.parse(module.read_text())).lines()))
@@ -42,6 +53,9 @@ class _Sentences:
 
     def __init__(self, tree: ast.Module) -> None:
         self._tree = tree
+        self._settings = any(
+            isinstance(node, ast.keyword) and node.arg == "use_attribute_docstrings" for node in ast.walk(tree)
+        )
         self._parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
 
     def lines(self) -> Iterator[str]:
@@ -49,12 +63,27 @@ class _Sentences:
         found = {}
         for node in ast.walk(self._tree):
             parent = self._parents.get(node)
-            if isinstance(parent, ast.Expr | ast.JoinedStr) or _is_sum(parent):
+            if (
+                isinstance(parent, ast.JoinedStr)
+                or _is_sum(parent)
+                or self._is_comment(node)
+                or _is_pattern(node, parent)
+            ):
                 continue
             text = _text(node)
             if isinstance(node, ast.expr) and text is not None and _is_sentence(text) and not self._is_part(node):
+                text = text.partition(". ")[0] if isinstance(parent, ast.Expr) else text  # as problems.py prints it
                 found[node.lineno, node.col_offset] = f"{self._code(node):<27} {' '.join(text.split())}"
         return (found[place] for place in sorted(found))
+
+    def _is_comment(self, node: ast.AST) -> bool:
+        """Return whether a text is a docstring that errors do not print, as they do the descriptions of settings."""
+        parent = self._parents.get(node)
+        if not isinstance(parent, ast.Expr):
+            return False
+        owner = self._parents[parent]
+        described = self._settings and isinstance(owner, ast.ClassDef) and owner.body[0] is not parent
+        return not described
 
     def _is_part(self, node: ast.AST) -> bool:
         """Return whether a text is part of an expression in an f-string, which shows it."""
@@ -72,13 +101,39 @@ class _Sentences:
                 return code
             node = self._parents[node]
         calls = sorted((one for one in ast.walk(node) if isinstance(one, ast.Call)), key=lambda one: one.lineno)
-        after = (call for name in names for call in calls if call.lineno >= name.lineno and name.id in _variables(call))
+        after = (
+            call
+            for name in names
+            for call in calls
+            if name.lineno <= call.lineno < _next_assignment(node, name) and name.id in _variables(call)
+        )
         return next(filter(None, map(_codes, after)), "")
+
+
+def _next_assignment(scope: ast.AST, name: ast.Name) -> float:
+    """Return the line in which a variable certainly gets another value."""
+    return min(
+        (
+            other.lineno
+            for other in ast.walk(scope)
+            if isinstance(other, ast.Name) and isinstance(other.ctx, ast.Store) and other.id == name.id
+            if other.lineno > name.lineno and other.col_offset <= name.col_offset
+        ),
+        default=math.inf,
+    )
 
 
 def _is_sentence(text: str) -> bool:
     bare = re.sub(r"\{[^{}]*\}", "{}", text).strip()
-    return " " in bare and len(re.findall(r"[^\W\d_]{2,}", bare)) > 1 and not OTHER.match(text)
+    words = re.findall(r"[^\W\d_]{2,}", bare)
+    phrase = len(words) > 1 or (any(word[0].isupper() and word[1:].islower() for word in words) and "{}" in bare)
+    return " " in bare and phrase and not OTHER.match(text)
+
+
+def _is_pattern(node: ast.AST, parent: ast.AST | None) -> bool:
+    return (
+        isinstance(parent, ast.Call) and node in parent.args[:1] and ast.unparse(parent.func).split(".")[-1] in PATTERNS
+    )
 
 
 def _arguments(call: ast.Call) -> list[ast.expr]:

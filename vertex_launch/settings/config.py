@@ -255,7 +255,7 @@ class Settings(AgentSettings, DeploymentSettings):
     macro_values: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Values of ``policy.environment_macros`` in the environment at load."""
     warnings: tuple[Message, ...] = ()
-    """What is odd but tolerated, to be logged once."""
+    """Warnings to be logged once."""
     _origins: Origins = PrivateAttr(
         Origins({setting: file for file, settings in FILES.items() for setting in settings})
     )
