@@ -112,7 +112,6 @@ class Code(StrEnum):
     JOB_EXPIRED = auto()
     JOB_PARTIAL = auto()
     JOB_FAILED = auto()
-    JOB_NO_RUN = auto()
     JOB_CANCELLED = auto()
 
     # A pass (dispatch/, state/)
@@ -128,7 +127,6 @@ class Code(StrEnum):
     LOCK_NOT_GIVEN_BACK = auto()
     CANCEL_FAILED = auto()
     SWEEP_NOT_CANCELLED = auto()
-    CREATE_UNCONFIRMED = auto()
     LATE_PASS = auto()
     NO_SLOT = auto()
     NO_ROOM = auto()

@@ -20,6 +20,7 @@ removed where messages leave the process: from the log, answers, and texts for W
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,14 @@ class Message:
     def __str__(self) -> str:
         head, newline, rest = self.text.partition("\n")
         return f"{head} [{self.code}]{newline}{rest}"
+
+    @classmethod
+    def parse(cls, text: str, default: Code) -> Message:
+        """Parse what ``str`` wrote; text without a known code has the ``default``."""
+        found = re.fullmatch(r"([^\n]*) \[(VL-[A-Z-]+)\](.*)", text, re.S)
+        if found is None or found[2] not in set(Code):
+            return cls(default, text)
+        return cls(Code(found[2]), found[1] + found[3])
 
 
 @dataclass(frozen=True)

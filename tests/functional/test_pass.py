@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
 from tests.support.memory import KEY, Crash, World, image_spec, lost, never, no_quota
 from vertex_launch.codes import Code
+from vertex_launch.dispatch import perform
 from vertex_launch.dispatch.run import Skipped
-from vertex_launch.errors import ItemRejected, PassBusy, PassLost, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import SCHEDULER_URI, Ack, AgentView, PassReport, PassRequest
 from vertex_launch.state.ledger import Stage
@@ -424,7 +426,7 @@ def test_a_twin_that_the_list_shows_late_does_not_cost_the_older_job() -> None:
     (older,) = [job.name for job in world.vertex.of(item)]
     younger = twin(world, item)
     ledger = world.ledger
-    ledger.open[item] = ledger.open[item].noted(job=younger)
+    ledger.open[item] = ledger.open[item]._noted(job=younger)
     world.bucket.lose_ledger(ledger.dump())
     assert [one["job"] for one in world.run().cancelled] == [younger]
     assert world.ledger.open[item].job == older
@@ -574,7 +576,7 @@ def test_a_pass_that_lost_its_lock_writes_nothing() -> None:
 
 def test_a_second_pass_is_busy_until_the_lock_is_given_back_or_expires() -> None:
     world = World()
-    Record(world.bucket, str).take_lock("other", world.clock(), world.clock() + 75, 0)
+    Record(world.bucket, world.redact).take_lock("other", world.clock(), world.clock() + 75, 0)
     with pytest.raises(PassBusy) as busy:
         world.run()
     assert busy.value.retry_after == pytest.approx(75, abs=0.1)
@@ -724,3 +726,76 @@ def test_an_item_that_is_not_shown_is_not_taken_for_absent() -> None:
     del world.queue.contents[item]
     world.run()
     assert world.vertex.living()[0].state == JobState.JOB_STATE_PENDING, "an item that cannot be seen proves nothing"
+
+
+# What leaves a pass, and what only a late one shows
+
+
+def test_a_key_leaves_through_no_warning_and_the_warning_is_sent_once() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+
+    def quotes_the_key(request: JobRequest, create: Callable[[], str]) -> str:
+        raise ItemDeferred(f"no quota for {KEY}", code=Code.QUOTA_CREATE)
+
+    world.vertex.on_create = quotes_the_key
+    for _ in range(3):
+        world.run()
+        world.clock.sleep(200)
+    assert world.vertex.calls["create"] == 3
+    (warning,) = world.queue.contents[item].warnings
+    assert KEY not in warning
+    assert KEY not in str(world.bucket.objects)
+
+
+def test_a_dry_run_that_quotes_the_items_own_key_is_redacted_at_the_exit() -> None:
+    world, own = World(), "my-own-key-is-secret"
+    report = world.preview(run_spec=image_spec(_wandb_api_key=own, run_id=f"{own}?"))
+    assert own in str(report.rejected)
+    assert own not in str(world.redact.json(report.body()))
+
+
+def test_an_item_for_another_resource_is_left_alone_although_its_run_spec_is_text() -> None:
+    world = World()
+    item = world.queue.push("cpu", cast(Any, json.dumps(image_spec(resource="kubernetes"))))
+    (deferred,) = world.run().deferred
+    assert (deferred["item"], deferred["code"]) == (item, Code.ITEM_RESOURCE)
+
+
+def test_a_named_run_of_another_entity_is_not_looked_up() -> None:
+    world = World()
+    world.queue.push("cpu", image_spec(entity="others", run_id="named"))
+    assert len(world.run().submitted) == 1
+    assert world.queue.calls["runs"] == 0
+
+
+def test_a_pass_that_took_too_long_does_not_cover_other_ticks() -> None:
+    world = World()
+    published = world.clock()
+    world.queue.trouble["pop"] = lambda: world.clock.sleep(world.settings.timeouts.pass_budget)
+    world.run()
+    assert isinstance(world.tick(published), PassReport)
+
+
+def test_a_pass_that_outlived_its_lock_leaves_the_warnings_to_the_next() -> None:
+    world = World(max_jobs=1)
+    item = world.queue.push("cpu", image_spec())
+
+    def late(request: JobRequest, create: Callable[[], str]) -> str:
+        world.clock.sleep(world.settings.hold_seconds)
+        return no_quota(request, create)
+
+    world.vertex.on_create = late
+    world.run()
+    assert world.queue.contents[item].warnings == []
+
+
+def test_a_pass_cancels_only_so_many_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perform, "MOST_CANCELS", 2)
+    world = World(max_jobs=10)
+    for _ in range(3):
+        world.queue.push("cpu", image_spec())
+    world.run()
+    for job in list(world.vertex.jobs.values()):
+        twin(world, job.item)
+    assert [len(world.run().cancelled) for _ in range(3)] == [2, 1, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -495,6 +496,33 @@ def test_a_region_that_refuses_the_job_is_not_asked_again(refusal: Exception) ->
     assert world.job.attempt == 2
 
 
+def test_regions_that_refused_the_job_are_asked_again_once_its_own_has_no_quota() -> None:
+    world, asked = One(regions=TWO_REGIONS), list[str]()
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+
+    def refused(request: Any, create: Any) -> str:
+        asked.append(request.region)
+        if request.region == "us-east4":
+            raise ItemRejected("Machine type is not supported there.", code=Code.CREATE_INVALID)
+        raise ItemDeferred("no quota", code=Code.QUOTA_CREATE)
+
+    world.vertex.on_create = refused
+    for _ in range(8):
+        world.after(200)
+    assert asked[:4] == ["us-east4", "us-central1"] * 2
+
+
+@pytest.mark.parametrize("key", [KEY, 'quo"te\\\\schlüssel'])
+def test_no_key_is_written_into_the_ledger(key: str) -> None:
+    world = One()
+    world.redact.add(key)
+    world.end(STATE.JOB_STATE_FAILED, f"{INTERNAL} {key}")
+    world.run()
+    written = json.loads(world.bucket.objects["ledger.json"][0])
+    assert INTERNAL in str(written)
+    assert key not in written["open"][world.item]["attempts"][0]["reason"]
+
+
 def test_a_job_that_its_own_region_refuses_is_settled_with_both_reasons() -> None:
     world = One()
     world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
@@ -667,7 +695,7 @@ def test_no_attempt_brings_a_key_to_where_keys_are_kept_out_of_jobs() -> None:
     world.after(31, api_key_delivery="secret")
     world.after(60, api_key_delivery="secret")
     assert len(world.jobs) == 1
-    assert Code.NOT_RETRIED in (world.it.message or world.it.warnings[-1])
+    assert "api_key_delivery" in (world.it.message or world.it.warnings[-1])
     assert INTERNAL in (world.it.message or world.it.warnings[-1])
 
 

@@ -22,6 +22,7 @@ from tests.support.specs import with_settings
 from vertex_launch.adapters.record_storage import RecordStorage
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy, PassLost, Unavailable
+from vertex_launch.log import Redactor
 from vertex_launch.model import Lock
 from vertex_launch.settings.config import Timeouts
 from vertex_launch.state.ledger import Ledger, Waiting
@@ -55,7 +56,7 @@ def open_record(server: StorageServer) -> Iterator[Open]:
     def make(location: str = f"gs://{BUCKET}/folder", deployment: str = "test", timeout: float = 2.0) -> Record:
         clients.append(Client(project="any"))
         settings = with_settings(state_bucket=location, deployment=deployment, timeouts=Timeouts(look=timeout))
-        return Record(RecordStorage(settings, clients[-1]), str)
+        return Record(RecordStorage(settings, clients[-1]), Redactor())
 
     yield make
     for client in clients:

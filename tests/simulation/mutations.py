@@ -370,7 +370,7 @@ def a_stopped_run_is_submitted_again(patch: Patch) -> None:
 
     def decide(real: Any, ended: Any, *args: Any) -> Any:
         run = replace(ended.run, stopped=False) if hasattr(ended.run, "stopped") else ended.run
-        return real(replace(ended, run=run, entry=ended.entry.noted(stop_seen=0, cancelled="")), *args)
+        return real(replace(ended, run=run, entry=ended.entry._noted(stop_seen=0, cancelled="")), *args)
 
     _wrap(patch, settle, "decide", decide)
     a_stop_between_attempts_is_not_seen(patch)
@@ -514,7 +514,7 @@ def warnings_are_repeated(patch: Patch) -> None:
 @_breaks("I4")
 def a_lost_ledger_warns_again(patch: Patch) -> None:
     """What had ended before the ledger was lost is told once more."""
-    _deciding(patch, lambda ended: replace(ended, entry=ended.entry.noted(found_ended=False)))
+    _deciding(patch, lambda ended: replace(ended, entry=ended.entry._noted(found_ended=False)))
 
 
 @_breaks("I4")
@@ -581,7 +581,7 @@ def a_stopped_run_gets_no_time(patch: Patch) -> None:
 @_breaks("I4: nothing justifies")
 def old_stops_count(patch: Patch) -> None:
     """A stop from before the job was submitted ends it."""
-    _wrap(patch, reconcile, "_watched", lambda real, entry, *args: real(entry.but(stopped_before=False), *args))
+    _wrap(patch, reconcile, "_watched", lambda real, entry, *args: real(entry._but(stopped_before=False), *args))
 
 
 @_breaks("I1: job")

@@ -124,6 +124,21 @@ def test_a_retry_that_is_given_up_is_settled_with_the_attempt_that_ended() -> No
     assert (entry.stage, entry.no_retry, entry.job) == (Stage.CLAIMED, "too late", job("a").name)
 
 
+def test_pauses_after_failed_creates_grow_with_the_attempts() -> None:
+    entry = opened(Ledger()).created(job("a").name).claim_now()
+    for number in (1, 2):
+        entry = entry.retry_later(60.0, "preempted", elsewhere=False, began=False).plan_retry("s", 70.0)
+        failed = entry.create_failed(80.0)
+        assert failed is not None
+        assert failed.retry_at == 80 + pause(number, 90)
+        entry = entry.created(job("a", number + 1).name)
+
+
+def test_a_newer_job_makes_an_item_retry_again() -> None:
+    entry = opened(Ledger()).created(job("a").name).stop_retrying("too late")
+    assert entry.observe(job("a", 2, attempt=2), 9.0).no_retry == ""
+
+
 def test_a_job_of_a_later_attempt_than_the_known_one_is_appended() -> None:
     entry = opened(Ledger()).created(job("a").name).observe(job("a", 2, attempt=2), 9.0)
     assert [(one.number, one.job) for one in entry.attempts] == [(1, job("a").name), (2, job("a", 2).name)]

@@ -1,4 +1,4 @@
-"""Step 4 and 5 of a pass: how many items to take off the queues, and whose turn it is."""
+"""Pop items: how many to take off the queues, and whose turn it is."""
 
 from __future__ import annotations
 

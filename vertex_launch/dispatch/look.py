@@ -1,4 +1,4 @@
-"""Step 2 of a pass: ask Vertex AI and W&B in parallel what there is now. Changes nothing; ``Seen`` has what was learned."""
+"""Ask Vertex AI and W&B in parallel what they show now. Changes nothing; ``Seen`` has what was learned."""
 
 from __future__ import annotations
 

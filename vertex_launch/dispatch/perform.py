@@ -6,6 +6,7 @@ text that was not redacted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -136,10 +137,7 @@ def _row(message: Message, **values: str) -> dict[str, str]:
 
 def learn(one: Pass, seen: Seen) -> None:
     """Keep what was learned for good, the key's entity and what queues run on, and report what cannot be served."""
-    if seen.entity_changed:
-        one.ledger.agent = ""
-    one.ledger.entity = seen.entity
-    one.ledger.resources = dict(seen.resources)
+    one.ledger.learn(seen.entity, seen.resources, changed=seen.entity_changed)
     apply(one, map(Notice, seen.notices))
 
 
@@ -194,9 +192,10 @@ def _create(one: Pass, create: Create, until: float) -> str:
     except LaunchError:
         raise
     except Exception as error:
-        LOGGER.exception("Unexpected error while creating a job", extra={"event": Event.FAILED, "item": create.item.id})
-        text = f"Unexpected {type(error).__name__} while the job was created. The function's log has the traceback."
-        raise OutcomeUnknown(text, code=Code.CREATE_UNCONFIRMED) from error
+        text = f"Unexpected {type(error).__name__} while the job of item {create.item.id} was created."
+        unexpected = Message(Code.UNEXPECTED, f"{text} The function's log has the traceback.")
+        log.write(logging.ERROR, unexpected, error=error, event=Event.FAILED, item=create.item.id)
+        raise OutcomeUnknown(unexpected.text, code=unexpected.code) from error
 
 
 def _created(one: Pass, create: Create, job: str) -> None:

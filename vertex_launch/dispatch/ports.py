@@ -1,6 +1,7 @@
-"""The outside as a pass sees it: one Protocol for each service, and ``Services``, which holds them all.
+"""The outside as a pass sees it: one Protocol for each service, and ``Services``, what a pass uses of them.
 
-``adapters`` implement them for the real services, tests in memory; ``clients`` puts them together.
+``adapters`` implement them for the real services, tests in memory; ``clients`` puts them together. The objects of Cloud
+Storage have theirs beside the lock and the ledger (``state.record.Objects``).
 """
 
 from __future__ import annotations

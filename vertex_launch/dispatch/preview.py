@@ -14,14 +14,14 @@ from vertex_launch.errors import ItemDeferred, ItemRejected
 from vertex_launch.job import readback, run_spec
 from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, Stage
+from vertex_launch.state.ledger import Ledger
 
 
 def preview(settings: Settings, services: Services, request: PassRequest) -> PassReport:
     """Look, and report what was seen. Raises Unavailable."""
     started = services.clock()
     ledger = services.record.read().ledger or Ledger()
-    ledger.open = {entry.item: entry for entry in ledger.at(Stage.PLANNED)}  # the lists show the others
+    ledger.only_planned()
     queues = request.queues or settings.queues
     seen = look(settings, services, ledger, queues, started)
     active = active_jobs(ledger, seen)

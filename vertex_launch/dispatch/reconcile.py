@@ -1,4 +1,4 @@
-"""Step 3 of a pass: what is open in the ledger against what Vertex AI and W&B show now. Pure.
+"""Compare what is open in the ledger with what Vertex AI and W&B show now. Pure.
 
 A pass reads the objects again and never trusts a memory of their state, so that it finds the side effects of one that died.
 Each item is decided by itself, from what is known to a list of actions.
@@ -81,7 +81,7 @@ def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: K
     """Decide about one item: which job is its own, and whether that may live."""
     before, note = entry, ""
     if entry and _lapsed(entry, jobs, known):
-        item, note = entry.item, f"No job came of the create for item {entry.item}"
+        item, note = entry.item, f"The create for item {entry.item} made no job"
         entry = _without_create(entry, known)
         if entry is None:
             yield Drop(item, note)
@@ -94,7 +94,7 @@ def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: K
         entry = _watched(entry, job, known)
         cancel = _must_end(entry, job, known)
         if not cancel and job and job.state == outcome.RUNNING:
-            entry = entry.noted(cancelled="")  # the request came to nothing
+            entry = entry.cancelled("")
         yield from _warnings(entry, job, known)
         yield Keep(entry, _freed(before, entry, job), note)
         if cancel:
@@ -133,8 +133,8 @@ def _choose(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: Known) ->
         entry = entry.observe(ours, known.now) if entry else _discovered(ours, known)
     twins: list[Action] = []
     for twin in [job for job in jobs if job is not ours and not job.ended and not job.cancelling]:
-        other = f"job {ours.name} runs" if ours else "a later attempt follows"
-        why = Message(Code.DUPLICATE_JOB, f"{other} for the same item")
+        other = f"job {ours.name} runs for the same item" if ours else "its item has a later attempt"
+        why = Message(Code.DUPLICATE_JOB, other)
         twins.append(Cancel(twin.item, twin.name, why))
     return entry, twins
 
@@ -146,7 +146,7 @@ def _is_dying(job: ManagedJob) -> bool:
 def _discovered(job: ManagedJob, known: Known) -> OpenItem:
     """Return the item of a job that the ledger does not know. Its author may have been warned about the quota before."""
     entry = discovered(job, known.now, rebuild=known.rebuild)
-    return entry.but(warned=(str(WAITS_FOR_QUOTA),))
+    return entry.warn(str(WAITS_FOR_QUOTA))
 
 
 def _freed(before: OpenItem | None, entry: OpenItem, job: ManagedJob | None) -> float:
@@ -170,7 +170,7 @@ def _judge(entry: OpenItem, item: ItemView | None, known: Known) -> Iterator[Act
     elif item and (item.state == "FAILED" or (item.state == "CLAIMED" and item.run)):
         why = "its item has failed" if item.state == "FAILED" else f"its item is claimed by run {item.run}"
         lost = Message(Code.ITEM_LOST, why)
-        drop = Drop(entry.item, f"Item {entry.item} belongs to someone else: {why}")
+        drop = Drop(entry.item, f"Item {entry.item} is owned by another agent: {why}")
         yield drop if entry.current.ended else Cancel(entry.item, entry.job, lost, After.DROP)
     elif entry.job in known.seen.missing and entry.current.ended and item and item.state in settle.WAITING:
         yield Drop(entry.item, f"Item {entry.item} returns through its queue and gets another job")
@@ -191,14 +191,10 @@ def _watched(entry: OpenItem, job: ManagedJob | None, known: Known) -> OpenItem:
     run = runs.get(entry.run_id)
     if not _is_watched(job):
         return entry
-    if entry.stopped_before is None and entry.run_id in runs:
-        old = bool(run and run.stopped) and entry.run != known.derived(entry)
-        entry = entry.but(stopped_before=old)
-    if run and not run.stopped:
-        entry = entry.noted(stop_seen=0).but(stopped_before=False)
-    elif run and not entry.stopped_before:
-        entry = entry.noted(stop_seen=entry.current.stop_seen or known.now)
-    return entry
+    if entry.run_id not in runs:
+        return entry
+    stopped = run is not None and run.stopped
+    return entry.watch_stop(stopped=stopped, before=entry.run != known.derived(entry), now=known.now)
 
 
 def _must_end(entry: OpenItem, job: ManagedJob | None, known: Known) -> Message | None:

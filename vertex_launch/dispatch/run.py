@@ -85,7 +85,7 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
         return one.report
 
 
-# Step 3: what is open
+# What is open
 
 
 def _confirm_claims(one: Pass, seen: Seen) -> None:
@@ -112,7 +112,7 @@ def _settle(one: Pass, seen: Seen) -> Seen:
     return replace(seen, wandb=replace(seen.wandb, runs={**seen.wandb.runs, **runs}))
 
 
-# Steps 4 to 7: what starts
+# What starts
 
 
 def _batches(one: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[Batch]:

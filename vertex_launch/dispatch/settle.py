@@ -222,24 +222,30 @@ def link(job: str, project: str) -> str:
 
 
 def _sentence(entry: OpenItem, end: _End, settings: Settings) -> Message:
-    job, stopped = end.job, str(Message(Code.RUN_STOPPED, "Its run was stopped in W&B.")) if end.stopped else ""
-    cancelled = quoted(f"It was cancelled because {entry.current.cancelled}" if entry.current.cancelled else "")
+    """Return what the author is told: what happened, Vertex AI's words, what they mean, and where to look."""
+    job, cause = end.job, _cause(entry, end)
     code, parts = end.outcome.code, [_what(entry, end, settings)]
     if end.outcome.end is End.CANCELLED:
         elsewhere = "It was cancelled outside of W&B, for example in the Google Cloud console."
-        parts.append(cancelled or stopped or elsewhere)
+        parts.append(cause.text if cause else elsewhere)
     elif end.outcome.end is End.BAD:
         if job.error:
             parts.append(f"Vertex AI says: {quoted(job.error)}")
         elif job.state == outcome.FAILED:
             parts.append("Vertex AI gave no reason.")
-        parts += [end.outcome.meaning, cancelled or stopped]
+        parts += [end.outcome.meaning, cause.text if cause else ""]
         if end.outcome.again and not job.repeatable:
             parts.append("It is not retried because its run spec sets disable_retries.")
-    parts += [quoted(entry.no_retry), f"Details: {link(job.name, settings.project)}"]
-    if end.outcome.end is End.GOOD:
-        code = Code.RUN_NEVER_BEGAN
-    return Message(code, " ".join(filter(None, parts)))
+    parts += [quoted(Message.parse(entry.no_retry, code).text), f"Details: {link(job.name, settings.project)}"]
+    return Message(cause.code if cause else code, " ".join(filter(None, parts)))
+
+
+def _cause(entry: OpenItem, end: _End) -> Message | None:
+    """Return why the job was asked to end, if it was."""
+    if entry.current.cancelled:
+        cancelled = Message.parse(entry.current.cancelled, Code.JOB_CANCELLED)
+        return Message(cancelled.code, quoted(f"It was cancelled because {cancelled.text}"))
+    return Message(Code.RUN_STOPPED, "Its run was stopped in W&B.") if end.stopped else None
 
 
 def _what(entry: OpenItem, end: _End, settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""Steps 4 to 8 of a pass: what may start now, what has to wait, and what can never start. Pure, but for looking things up."""
+"""Decide what may start now, what has to wait, and what can never start. Changes nothing; it looks up what it needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vertex_launch.dispatch.context import (
 from vertex_launch.dispatch.look import AT_ONCE, Seen, look_up_runs
 from vertex_launch.dispatch.prepare import Prepared, build_request
 from vertex_launch.errors import CodedError, ItemDeferred, ItemRejected, LaunchError, Message, OutcomeUnknown
-from vertex_launch.job import readback, retry
+from vertex_launch.job import readback, retry, run_spec
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, ManagedJob, RunId, RunView
 from vertex_launch.settings.config import Settings
@@ -89,10 +89,11 @@ class Room:
 
 def is_foreign(item: Item) -> bool:
     """Return whether an item is for another resource, whose agents take it; one for no resource at all fails instead."""
-    resource = item.spec.get("resource") if isinstance(item.spec, dict) else None
+    spec = run_spec.peek(item)
+    resource = spec.get("resource")
     if not isinstance(resource, str) or resource in (*VERTEX_RESOURCES, "", "local-process"):
         return False
-    return resource not in LOCAL_RESOURCES or item.spec.get("uri") != SCHEDULER_URI
+    return resource not in LOCAL_RESOURCES or spec.get("uri") != SCHEDULER_URI
 
 
 def adopt(one: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
@@ -101,7 +102,7 @@ def adopt(one: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
         entry = one.ledger.open.get(item.id)
         if entry and entry.stage is Stage.PLANNED:
             text = "Vertex AI has not shown yet whether it took the job of an earlier attempt."
-            yield Defer(item, Message(Code.CREATE_UNCONFIRMED, text), warn=False)
+            yield Defer(item, Message(Code.CREATE_OUTCOME_UNKNOWN, text), warn=False)
         elif entry:
             yield Claim(item.id, item.queue, entry.run, entry.job)
 
@@ -135,7 +136,10 @@ def _check_waiting(one: Pass, item: Item) -> None:
     """Raise ItemRejected for an item that has waited for too long, ItemDeferred for one whose time has not come."""
     waiting, now, give_up_after = one.ledger.waiting.get(item.id), one.now, one.settings.give_up_after
     if waiting and now - waiting.since > give_up_after:
-        why = "; ".join(waiting.warned) or "the function's log has the reason"
+        why = (
+            "; ".join(Message.parse(text, Code.NO_ROOM).text for text in waiting.warned)
+            or "the function's log has the reason"
+        )
         text = f"The item could not start within {give_up_after / 3600:g} hours (give_up_after): {why}"
         raise ItemRejected(text, code=Code.WAITED_TOO_LONG)
     if waiting and now < waiting.until:
@@ -154,14 +158,15 @@ def _check_run(one: Pass, item: Item, run: RunId, room: Room) -> None:
 
 def foreign(one: Pass, items: Sequence[Item]) -> Iterator[Defer | Notice]:
     """Leave items for another resource to its agents, and report each of their queues once."""
+    resources = {item.id: run_spec.peek(item)["resource"] for item in items}
     for queue, item in {item.queue: item for item in reversed(items)}.items():
         text = (
-            f"Queue {queue} holds items for {item.spec['resource']}; this deployment serves Vertex AI queues (resource "
+            f"Queue {queue} holds items for {resources[item.id]}; this deployment serves Vertex AI queues (resource "
             f"gcp-vertex). Remove it from {one.settings.where('queues')}."
         )
         yield Notice(Message(Code.ITEM_RESOURCE, text))
     for item in items:
-        text = f"The item is for {item.spec['resource']}, so another agent has to take it."
+        text = f"The item is for {resources[item.id]}, so another agent has to take it."
         yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
 
 
@@ -219,7 +224,7 @@ def retries(one: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Ite
     )
     for entry, request in zip(entries, asked, strict=True):
         if isinstance(request, LaunchError):
-            text = f"Cannot submit item {entry.item} again: {request}"
+            text = f"Cannot read the ended job of item {entry.item} to retry it: {request}"
             log.warning(Message(Code.LOOKUP_FAILED, text), item=entry.item)
         elif request is None:
             text = "Not retried: its job was deleted before it could be submitted again."

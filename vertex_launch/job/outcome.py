@@ -137,7 +137,7 @@ RULES = (
 """What an error text means: the first rule whose pattern it contains counts."""
 
 _OTHER_ENDS = {
-    JobState.JOB_STATE_SUCCEEDED.name: Outcome(End.GOOD, "succeeded", Code.JOB_NO_RUN),
+    JobState.JOB_STATE_SUCCEEDED.name: Outcome(End.GOOD, "succeeded", Code.RUN_NEVER_BEGAN),
     CANCELLED: Outcome(End.CANCELLED, "was cancelled", Code.JOB_CANCELLED),
     JobState.JOB_STATE_EXPIRED.name: Outcome(
         End.BAD, "expired", Code.JOB_EXPIRED, "It took longer than its timeout or max_wait_duration allows."

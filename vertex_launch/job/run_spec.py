@@ -132,11 +132,16 @@ def _check(parsed: RunSpec, findings: Findings) -> None:
 
 def own_key(item: Item) -> str:
     """Return the API key that an item brings, however malformed the rest of it is; the empty text if it brings none."""
-    try:
-        key = _mapping(item).get("_wandb_api_key")
-    except ItemRejected:
-        return ""
+    key = peek(item).get("_wandb_api_key")
     return key if isinstance(key, str) else ""
+
+
+def peek(item: Item) -> Mapping[str, Any]:
+    """Return the run spec, a mapping or its JSON, before it is checked; empty if it is neither."""
+    try:
+        return _mapping(item)
+    except ItemRejected:
+        return {}
 
 
 def _mapping(item: Item) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Self
 
@@ -46,7 +46,7 @@ def pause(tries: int, first: float) -> float:
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    def but(self, **changes: Any) -> Self:
+    def _but(self, **changes: Any) -> Self:
         """Return a copy with these fields changed."""
         return self.model_copy(update=changes)
 
@@ -167,43 +167,43 @@ class OpenItem(_Value):
 
     # What happens to it
 
-    def noted(self, **changes: Any) -> OpenItem:
+    def _noted(self, **changes: Any) -> OpenItem:
         """Return it with these fields of the current attempt changed."""
-        return self.but(attempts=(*self.attempts[:-1], self.current.but(**changes)))
+        return self._but(attempts=(*self.attempts[:-1], self.current._but(**changes)))
 
     def claim(self) -> OpenItem:
         """Return it as claimed."""
-        return self.but(claimed=True)
+        return self._but(claimed=True)
 
     def claim_now(self) -> OpenItem:
         """Return it as claimed by this pass, so that its author was told nothing yet."""
-        return self.claim().noted(found_ended=False)
+        return self.claim()._noted(found_ended=False)
 
     def created(self, job: str) -> OpenItem:
         """Return it with the job that its planned create gave."""
-        return self._fresh(job).but(retry=None, no_retry="")
+        return self._fresh(job)._but(retry=None, no_retry="")
 
     def _fresh(self, job: str, **changes: Any) -> OpenItem:
         """Put a job into the current attempt, of which nothing was seen yet."""
         unseen = {"state": "", "state_since": 0, "ended": 0, "stop_seen": 0, "cancelled": "", "found_ended": False}
-        return self.noted(job=job, **unseen | changes)
+        return self._noted(job=job, **unseen | changes)
 
     def observe(self, job: ManagedJob, now: float) -> OpenItem:
         """Return it with its job as Vertex AI shows it; that may be another one than a pass saw last."""
         seen = self
         if job.name != self.job:
             if job.attempt > self.current.number:
-                seen = seen.but(attempts=(*self.attempts, _attempt_of(job, now)))
-            seen = seen._fresh(job.name, number=job.attempt, region=job.region).but(retry=None, no_retry="")
+                seen = seen._but(attempts=(*self.attempts, _attempt_of(job, now)))
+            seen = seen._fresh(job.name, number=job.attempt, region=job.region)._but(retry=None, no_retry="")
         if job.state != seen.current.state:
-            seen = seen.noted(state=job.state, state_since=now)
+            seen = seen._noted(state=job.state, state_since=now)
         if job.ended != bool(seen.current.ended):
-            seen = seen.noted(ended=now if job.ended else 0)
+            seen = seen._noted(ended=now if job.ended else 0)
         return seen
 
     def gone(self, now: float) -> OpenItem:
         """Return it with its job deleted."""
-        return self.noted(ended=self.current.ended or now)
+        return self._noted(ended=self.current.ended or now)
 
     def create_failed(self, now: float) -> OpenItem | None:
         """Return it after a planned create that gave no job: it retries later; None if there was no attempt before."""
@@ -211,38 +211,45 @@ class OpenItem(_Value):
         if not before:
             return None
         retry = self.retry or Retry(at=0)
-        return self.but(attempts=before, retry=retry.but(at=now + pause(before[-1].number, FIRST_PAUSE)))
+        return self._but(attempts=before, retry=retry._but(at=now + pause(before[-1].number, FIRST_PAUSE)))
 
     def cancelled(self, why: str) -> OpenItem:
-        """Return it with its job cancelled by a pass."""
-        return self.noted(cancelled=why)
+        """Return it with its job cancelled by a pass; empty if the job runs all the same."""
+        return self._noted(cancelled=why)
+
+    def watch_stop(self, *, stopped: bool, before: bool, now: float) -> OpenItem:
+        """Return it with whether its run is asked to stop; ``before`` if that may be older than the job."""
+        if not stopped:
+            return self._noted(stop_seen=0)._but(stopped_before=False)
+        known = self._but(stopped_before=before) if self.stopped_before is None else self
+        return known if known.stopped_before else known._noted(stop_seen=known.current.stop_seen or now)
 
     def warn(self, text: str) -> OpenItem:
         """Return it with what its author was told, so that it is not repeated."""
-        return self.but(warned=(*self.warned, text))
+        return self._but(warned=(*self.warned, text))
 
     # Its next attempt
 
     def retry_later(self, at: float, reason: str, *, elsewhere: bool, began: bool) -> OpenItem:
         """Return it after its job has ended: another attempt follows at ``at``."""
-        return self.noted(reason=reason, began=began).but(retry=Retry(at=at, elsewhere=elsewhere))
+        return self._noted(reason=reason, began=began)._but(retry=Retry(at=at, elsewhere=elsewhere))
 
     def plan_retry(self, region: str, now: float) -> OpenItem:
         """Return it with a create for its next attempt that is about to be sent."""
         planned = Attempt(number=self.current.number + 1, region=region, planned=now)
-        return self.but(attempts=(*self.attempts, planned))
+        return self._but(attempts=(*self.attempts, planned))
 
     def block_retry(self, why: str) -> OpenItem:
         """Return it with why its next attempt cannot begin now; every region may have room by the next try."""
-        return self.but(retry=(self.retry or Retry(at=0)).but(blocked=why), refused=())
+        return self._but(retry=(self.retry or Retry(at=0))._but(blocked=why), refused=())
 
     def refuse_region(self, region: str, now: float) -> OpenItem:
         """Return it after a region refused its job for good; another region is tried at once."""
-        return self.but(retry=(self.retry or Retry(at=now)).but(at=now), refused=(*self.refused, region))
+        return self._but(retry=(self.retry or Retry(at=now))._but(at=now), refused=(*self.refused, region))
 
     def stop_retrying(self, why: str) -> OpenItem:
         """Return it without a further attempt: the one that ended is the last."""
-        return self.but(retry=None, no_retry=why)
+        return self._but(retry=None, no_retry=why)
 
 
 def _attempt_of(job: ManagedJob, now: float) -> Attempt:
@@ -262,7 +269,7 @@ def discovered(job: ManagedJob, now: float, *, rebuild: bool) -> OpenItem:
         kind=job.kind,
         attempts=(attempt,),
     )
-    return entry.observe(job, now).noted(found_ended=rebuild and job.ended)
+    return entry.observe(job, now)._noted(found_ended=rebuild and job.ended)
 
 
 class Waiting(BaseModel):
@@ -318,9 +325,10 @@ class Ledger(BaseModel):
             return None
         return ledger if value.get("version") == VERSION else None
 
-    def dump(self) -> bytes:
-        """Serialize to JSON, omitting default values."""
-        return json.dumps({"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}).encode()
+    def dump(self, redact: Callable[[Any], Any] = lambda value: value) -> bytes:
+        """Serialize to JSON, omitting default values; ``redact`` hides keys in the JSON value."""
+        value = {"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}
+        return json.dumps(redact(value)).encode()
 
     # Open items
 
@@ -369,6 +377,17 @@ class Ledger(BaseModel):
             self.waiting[item].warned.append(text)
         elif item in self.open:
             self.open[item] = self.open[item].warn(text)
+
+    # What a pass learns
+
+    def learn(self, entity: str, resources: Mapping[str, str], *, changed: bool) -> None:
+        """Record the entity and what its queues run on; an agent of another entity is forgotten."""
+        self.entity, self.resources = entity, dict(resources)
+        self.agent = "" if changed else self.agent
+
+    def only_planned(self) -> None:
+        """Forget all items but those whose job is not known: the lists show the others."""
+        self.open = {entry.item: entry for entry in self.at(Stage.PLANNED)}
 
     # Items that wait
 

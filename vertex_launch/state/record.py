@@ -11,7 +11,7 @@ the next pass replaces exactly that one. So a pass costs one write of the lock, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, PassBusy, PassLost, Unavailable
+from vertex_launch.log import Redactor
 from vertex_launch.model import Lock
 from vertex_launch.state.ledger import Ledger
 
@@ -78,14 +79,14 @@ class Held:
         try:
             self._record.write(kept, self.lock.pass_id, self._generation)
         except (Unavailable, PassLost) as error:
-            text = f"The lock is not given back and expires by itself: {error}"
+            text = f"The lock could not be released; it expires by itself. {error}"
             log.warning(Message(Code.LOCK_NOT_GIVEN_BACK, text), pass_id=self.lock.pass_id)
 
 
 class Record:
     """Lock and ledger among the objects of one deployment. What is written holds no key that ``redact`` knows."""
 
-    def __init__(self, objects: Objects, redact: Callable[[str], str]) -> None:
+    def __init__(self, objects: Objects, redact: Redactor) -> None:
         self._objects = objects
         self._redact = redact
 
@@ -140,7 +141,7 @@ class Record:
         Raises PassLost if someone else wrote since, and Unavailable.
         """
         ledger.writer, ledger.writes = pass_id, ledger.writes + 1
-        content = self._redact(ledger.dump().decode()).encode()
+        content = ledger.dump(self._redact.json)
         for _ in range(2):
             written = self._objects.write(LEDGER, content, generation)
             if written is not None:
