@@ -45,7 +45,7 @@ class Pass:
 
     @property
     def last_word(self) -> float:
-        """Until when this pass may tell W&B how jobs ended; after that the next pass does."""
+        """Until when this pass may report to W&B how jobs ended; after that the next pass does."""
         return self.held.lock.expires
 
 
@@ -59,7 +59,7 @@ class After(StrEnum):
 
     NOTHING = "nothing"
     NOTE = "note"
-    """Its author is told why when the job has ended."""
+    """Its author learns why when the job has ended."""
     DROP = "drop"
     """It is someone else's."""
 
@@ -162,7 +162,7 @@ class Verdict(StrEnum):
     """How an ended job is settled; the values stand in the report and the log."""
 
     DONE = "done"
-    """There is nothing to tell."""
+    """There is nothing to report."""
     FAILED = "failed"
     WARNED = "warned"
 

@@ -20,14 +20,14 @@ class Queues:
     names: list[str]
     asked: bool = False
 
-    def lease(self, one: Pass, seen: Seen, want: int, status: str) -> list[Item]:
+    def lease(self, pass_: Pass, seen: Seen, want: int, status: str) -> list[Item]:
         """Lease up to ``want`` items, going round the queues; fewer once they are empty or the time is up.
 
         The first request refreshes the agent's status. Raises Unavailable if that request fails.
         """
         leased: list[Item] = []
-        while self.names and one.in_time and want > len(leased):
-            leased += self._pop(one, seen, want - len(leased), status)
+        while self.names and pass_.in_time and want > len(leased):
+            leased += self._pop(pass_, seen, want - len(leased), status)
         return leased
 
     def without(self, items: Sequence[Item]) -> None:
@@ -35,16 +35,16 @@ class Queues:
         left_out = {item.queue for item in items}
         self.names = [name for name in self.names if name not in left_out]
 
-    def _pop(self, one: Pass, seen: Seen, want: int, status: str) -> list[Item]:
+    def _pop(self, pass_: Pass, seen: Seen, want: int, status: str) -> list[Item]:
         """Send one request; a queue that gives nothing is not asked again in this pass."""
         turns = self._turns(seen, want)
         try:
-            answers = perform.pop(one, seen, turns, "" if self.asked else status)
+            answers = perform.pop(pass_, seen, turns, "" if self.asked else status)
         except Unavailable as error:
             if not self.asked:
                 raise
             text = f"No more items are popped in this pass: {error.message.text}"
-            perform.apply(one, [Notice(Message(error.message.code, text))])
+            perform.apply(pass_, [Notice(Message(error.message.code, text))])
             self.names = []
             return []
         self.asked = True
@@ -53,7 +53,7 @@ class Queues:
                 self.names.remove(answer.queue)
                 if answer.error:
                     refused = Message(Code.POP_REFUSED, f"Queue {answer.queue}: {answer.error}")
-                    perform.apply(one, [Notice(refused)])
+                    perform.apply(pass_, [Notice(refused)])
         return [answer.item for answer in answers if answer.item]
 
     def _turns(self, seen: Seen, want: int) -> list[str]:

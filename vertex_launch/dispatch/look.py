@@ -161,7 +161,7 @@ def _same(job: str, hint: str) -> bool:
 def _ask_wandb(
     settings: Settings, services: Services, ledger: Ledger, queues: Sequence[str]
 ) -> tuple[str, WandbState, Message | None]:
-    """Ask W&B everything at once, and again if the API key's default entity has changed, of which the message tells."""
+    """Ask W&B everything at once, and again if the API key's default entity has changed; then there is a message."""
     entity = settings.entity or ledger.entity or services.queue.default_entity()
     state = services.queue.ask(_question(settings, ledger, entity, queues, ledger.agent))
     if settings.entity or state.viewer_entity in ("", entity):

@@ -41,7 +41,7 @@ MOST_CANCELS = 100
 """Jobs that one pass cancels; a later one cancels the others."""
 
 
-def apply(one: Pass, actions: Iterable[Action], until: float = float("inf")) -> None:
+def apply(pass_: Pass, actions: Iterable[Action], until: float = float("inf")) -> None:
     """Perform actions in their order, what is sent in batches after the rest; items are not rejected after ``until``."""
     cancels, settles, rejects = list[Cancel](), list[Settle](), list[Reject]()
     for action in actions:
@@ -53,69 +53,69 @@ def apply(one: Pass, actions: Iterable[Action], until: float = float("inf")) -> 
             case Reject():
                 rejects.append(action)
             case Warn():
-                one.outbox.append(action)
+                pass_.outbox.append(action)
             case _:
-                _SIMPLE[type(action)](one, action)
-    _cancel(one, cancels[:MOST_CANCELS])
-    _settle(one, settles)
-    _reject(one, rejects, until)
+                _SIMPLE[type(action)](pass_, action)
+    _cancel(pass_, cancels[:MOST_CANCELS])
+    _settle(pass_, settles)
+    _reject(pass_, rejects, until)
 
 
 # The ledger and the report
 
 
-def _keep(one: Pass, action: Keep) -> None:
-    one.ledger.keep(action.entry)
+def _keep(pass_: Pass, action: Keep) -> None:
+    pass_.ledger.keep(action.entry)
     if action.freed:
-        one.report.freed.append(action.freed)
+        pass_.report.freed.append(action.freed)
     if action.note:
         LOGGER.info("%s", action.note, extra={"item": action.entry.item, "job": action.entry.job})
 
 
-def _drop(one: Pass, action: Drop) -> None:
-    one.ledger.drop(action.item)
+def _drop(pass_: Pass, action: Drop) -> None:
+    pass_.ledger.drop(action.item)
     LOGGER.info("%s", action.note, extra={"item": action.item})
 
 
-def _notice(one: Pass, action: Notice) -> None:
-    one.report.notices.append(str(action.message))
-    log.warning(action.message, event=Event.NOTICE, pass_id=one.report.pass_id)
+def _notice(pass_: Pass, action: Notice) -> None:
+    pass_.report.notices.append(str(action.message))
+    log.warning(action.message, event=Event.NOTICE, pass_id=pass_.report.pass_id)
 
 
-def _defer(one: Pass, action: Defer) -> None:
+def _defer(pass_: Pass, action: Defer) -> None:
     """Leave an item unacknowledged, and warn its author once."""
     item, message = action.item, action.message
-    one.report.deferred.append(_row(message, item=item.id, queue=item.queue))
+    pass_.report.deferred.append(_row(message, item=item.id, queue=item.queue))
     fields = {"event": Event.DEFERRED, "code": message.code, "item": item.id, "queue": item.queue}
     LOGGER.info("Deferred item %s: %s", item.id, message, extra=fields)
     if not action.warn:
         return
-    waiting = one.ledger.wait(item.id, one.now, patient=action.patient)
+    waiting = pass_.ledger.wait(item.id, pass_.now, patient=action.patient)
     if action.back_off:
-        one.ledger.back_off(item.id, one.now)
-    if one.services.redact(str(message)) not in waiting.warned:
-        one.outbox.append(Warn(item.id, message, Phase.AGENT))
+        pass_.ledger.back_off(item.id, pass_.now)
+    if pass_.services.redact(str(message)) not in waiting.warned:
+        pass_.outbox.append(Warn(item.id, message, Phase.AGENT))
 
 
-def _retry(one: Pass, action: Retry) -> None:
-    entry = one.ledger.open[action.item]
-    one.ledger.keep(entry.retry_later(action.at, action.reason, elsewhere=action.elsewhere, began=action.began))
+def _retry(pass_: Pass, action: Retry) -> None:
+    entry = pass_.ledger.open[action.item]
+    pass_.ledger.keep(entry.retry_later(action.at, action.reason, elsewhere=action.elsewhere, began=action.began))
 
 
-def _retry_blocked(one: Pass, action: RetryBlocked) -> None:
+def _retry_blocked(pass_: Pass, action: RetryBlocked) -> None:
     entry, message = action.entry, action.message
     log.warning(Message(message.code, f"No next attempt for item {entry.item}: {message.text}"), item=entry.item)
-    one.report.deferred.append(_row(message, item=entry.item, queue=entry.queue))
+    pass_.report.deferred.append(_row(message, item=entry.item, queue=entry.queue))
     if action.region:
-        one.ledger.keep(entry.refuse_region(action.region, one.now))
+        pass_.ledger.keep(entry.refuse_region(action.region, pass_.now))
     elif action.warn:
-        one.ledger.keep(entry.block_retry(str(message)))
-        if one.services.redact(str(message)) not in entry.warned:
-            one.outbox.append(Warn(entry.item, message, Phase.RUN))
+        pass_.ledger.keep(entry.block_retry(str(message)))
+        if pass_.services.redact(str(message)) not in entry.warned:
+            pass_.outbox.append(Warn(entry.item, message, Phase.RUN))
 
 
-def _stop_retrying(one: Pass, action: StopRetrying) -> None:
-    one.ledger.keep(one.ledger.open[action.item].stop_retrying(str(action.why)))
+def _stop_retrying(pass_: Pass, action: StopRetrying) -> None:
+    pass_.ledger.keep(pass_.ledger.open[action.item].stop_retrying(str(action.why)))
     LOGGER.info("Item %s: %s", action.item, action.why, extra={"code": action.why.code, "item": action.item})
 
 
@@ -135,23 +135,23 @@ def _row(message: Message, **values: str) -> dict[str, str]:
     return {**values, "code": str(message.code), "reason": message.text}
 
 
-def learn(one: Pass, seen: Seen) -> None:
+def learn(pass_: Pass, seen: Seen) -> None:
     """Keep what was learned for good, the key's entity and what queues run on, and report what cannot be served."""
-    one.ledger.learn(seen.entity, seen.resources, changed=seen.entity_changed)
-    apply(one, map(Notice, seen.notices))
+    pass_.ledger.learn(seen.entity, seen.resources, changed=seen.entity_changed)
+    apply(pass_, map(Notice, seen.notices))
 
 
 # Vertex AI
 
 
-def create(one: Pass, creates: Sequence[Create], until: float) -> list[tuple[Create, str | CodedError]]:
+def create(pass_: Pass, creates: Sequence[Create], until: float) -> list[tuple[Create, str | CodedError]]:
     """Record what is about to be created, then create it in parallel, none after ``until``.
 
     Return the name of each job, or why there is none or none is known.
     """
     if not creates:
         return []
-    ledger, now = one.ledger, one.now
+    ledger, now = pass_.ledger, pass_.now
     for each in creates:
         item, request = each.item, each.request
         ledger.submitted(request.region, now)
@@ -159,36 +159,36 @@ def create(one: Pass, creates: Sequence[Create], until: float) -> list[tuple[Cre
             ledger.keep(ledger.open[item.id].plan_retry(request.region, now))
         else:
             ledger.plan(item, request.run, request.region, each.kind, now, stopped_before=each.stopped_before)
-    one.held.save()
-    calls = [partial(_create, one, each, until) for each in creates]
-    outcomes = one.services.run_parallel(calls, one.settings.parallel_creates)
-    one.report.creates += len(creates)
+    pass_.held.save()
+    calls = [partial(_create, pass_, each, until) for each in creates]
+    outcomes = pass_.services.run_parallel(calls, pass_.settings.parallel_creates)
+    pass_.report.creates += len(creates)
     for each, outcome in zip(creates, outcomes, strict=True):
         if isinstance(outcome, str):
-            _created(one, each, outcome)
+            _created(pass_, each, outcome)
         elif not isinstance(outcome, OutcomeUnknown):  # else the plan stays open and keeps the slot
-            _create_failed(one, each.item.id)
+            _create_failed(pass_, each.item.id)
     return list(zip(creates, outcomes, strict=True))
 
 
-def _create_failed(one: Pass, item: str) -> None:
+def _create_failed(pass_: Pass, item: str) -> None:
     """A first attempt that gave no job is forgotten, a later one retries."""
-    entry = one.ledger.open[item].create_failed(one.now)
+    entry = pass_.ledger.open[item].create_failed(pass_.now)
     if entry is None:
-        one.ledger.drop(item)
+        pass_.ledger.drop(item)
     else:
-        one.ledger.keep(entry)
+        pass_.ledger.keep(entry)
 
 
-def _create(one: Pass, create: Create, until: float) -> str:
+def _create(pass_: Pass, create: Create, until: float) -> str:
     """Create one job and return its name. Raises ItemRejected, ItemDeferred, OutcomeUnknown."""
-    most = one.settings.timeouts.create
+    most = pass_.settings.timeouts.create
     timeout = min(most, create.request.create_timeout or most)
-    if one.now + timeout > min(until, one.held.lock.expires):
+    if pass_.now + timeout > min(until, pass_.held.lock.expires):
         text = "Not enough time is left in this pass to create the job before the item's lease expires."
         raise ItemDeferred(text, code=Code.LATE_PASS, warn=False)
     try:
-        return one.services.vertex.create(create.request, timeout)
+        return pass_.services.vertex.create(create.request, timeout)
     except LaunchError:
         raise
     except Exception as error:
@@ -198,140 +198,140 @@ def _create(one: Pass, create: Create, until: float) -> str:
         raise OutcomeUnknown(unexpected.text, code=unexpected.code) from error
 
 
-def _created(one: Pass, create: Create, job: str) -> None:
+def _created(pass_: Pass, create: Create, job: str) -> None:
     item, request = create.item, create.request
-    one.ledger.keep(one.ledger.open[item.id].created(job))
+    pass_.ledger.keep(pass_.ledger.open[item.id].created(job))
     row = {"item": item.id, "queue": item.queue, "run": str(request.run), "job": job, "region": request.region}
-    one.report.submitted.append(row)
+    pass_.report.submitted.append(row)
     if create.attempt > 1:
-        one.report.resubmitted.append({**row, "attempt": str(create.attempt)})
+        pass_.report.resubmitted.append({**row, "attempt": str(create.attempt)})
     fields: dict[str, object] = {"event": Event.SUBMITTED, **row}
-    if one.report.freed:
-        fields["refill_s"] = round(max(0.0, one.now - one.report.freed.pop(0)), 3)
+    if pass_.report.freed:
+        fields["refill_s"] = round(max(0.0, pass_.now - pass_.report.freed.pop(0)), 3)
     LOGGER.info("Submitted item %s as %s", item.id, job, extra=fields)
-    one.outbox.extend(Warn(item.id, message, Phase.RUN) for message in request.warnings)
+    pass_.outbox.extend(Warn(item.id, message, Phase.RUN) for message in request.warnings)
 
 
-def _cancel(one: Pass, cancels: Sequence[Cancel]) -> None:
+def _cancel(pass_: Pass, cancels: Sequence[Cancel]) -> None:
     """Cancel jobs in parallel; a later pass cancels those for which Vertex AI did not take the request."""
-    calls = [partial(one.services.vertex.cancel, cancel.job) for cancel in cancels]
-    for cancel, error in zip(cancels, one.services.run_parallel(calls, AT_ONCE), strict=True):
+    calls = [partial(pass_.services.vertex.cancel, cancel.job) for cancel in cancels]
+    for cancel, error in zip(cancels, pass_.services.run_parallel(calls, AT_ONCE), strict=True):
         item, job, why = cancel.item, cancel.job, cancel.why
         if isinstance(error, LaunchError):
             text = f"Cannot cancel job {job}: {error}"
             log.warning(Message(Code.CANCEL_FAILED, text), item=item, job=job)
             continue
         LOGGER.info("Cancelled job %s because %s", job, why, extra={"code": why.code, "item": item, "job": job})
-        one.report.cancelled.append(_row(why, item=item, job=job))
+        pass_.report.cancelled.append(_row(why, item=item, job=job))
         if cancel.after is After.DROP:
-            one.ledger.drop(item)
+            pass_.ledger.drop(item)
         elif cancel.after is After.NOTE:
-            one.ledger.keep(one.ledger.open[item].cancelled(str(why)))
+            pass_.ledger.keep(pass_.ledger.open[item].cancelled(str(why)))
 
 
 # W&B: the agent and the queues
 
 
-def register(one: Pass, seen: Seen) -> tuple[str, bool]:
+def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
     """Find or create the agent that W&B shows for this deployment; return its id and whether it was stopped there."""
-    settings, hostname = one.settings, f"vertex-launch/{one.settings.deployment}"
+    settings, hostname = pass_.settings, f"vertex-launch/{pass_.settings.deployment}"
     ids = seen.queue_ids(settings.queues)
     agent = seen.agent(hostname, ids)
-    if ids and (agent is None or (agent.stop_polling and one.request.resume)):
+    if ids and (agent is None or (agent.stop_polling and pass_.request.resume)):
         config = {"queues": list(settings.queues), "max_jobs": settings.max_jobs}
-        one.ledger.agent, stopped = one.services.queue.create_agent(seen.entity, ids, hostname, config), False
+        pass_.ledger.agent, stopped = pass_.services.queue.create_agent(seen.entity, ids, hostname, config), False
     else:
-        one.ledger.agent, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
+        pass_.ledger.agent, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
     if stopped:
         text = (
             "The agent of this deployment was stopped in W&B, so no items are popped. To resume, POST "
             '{"resume": true} to dispatch_now.'
         )
-        apply(one, [Notice(Message(Code.AGENT_STOPPED, text))])
-    return one.ledger.agent, stopped
+        apply(pass_, [Notice(Message(Code.AGENT_STOPPED, text))])
+    return pass_.ledger.agent, stopped
 
 
-def pop(one: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:
+def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:
     """Lease one item for each entry of ``queues``, refreshing the agent's status. Raises Unavailable."""
-    answers = one.services.queue.pop(seen.entity, queues, one.ledger.agent, status)
+    answers = pass_.services.queue.pop(seen.entity, queues, pass_.ledger.agent, status)
     if leased := [answer for answer in answers if answer.item]:
-        served = one.settings.queues
+        served = pass_.settings.queues
         last = leased[-1].queue
-        one.ledger.turn = served[(served.index(last) + 1) % len(served)] if last in served else ""
+        pass_.ledger.turn = served[(served.index(last) + 1) % len(served)] if last in served else ""
     return answers
 
 
-def refresh_status(one: Pass, status: str) -> None:
+def refresh_status(pass_: Pass, status: str) -> None:
     """Refresh the agent's status in W&B, which otherwise shows its queues as idle."""
-    one.services.queue.set_status(one.ledger.agent, status)
+    pass_.services.queue.set_status(pass_.ledger.agent, status)
 
 
-def claim(one: Pass, claims: Sequence[Claim], until: float) -> dict[str, str]:
+def claim(pass_: Pass, claims: Sequence[Claim], until: float) -> dict[str, str]:
     """Acknowledge items for their jobs' runs, none after ``until``: later they come back and are adopted.
 
     Return the items (id to queue) whose ack was refused.
     """
-    if not claims or one.now > until:
+    if not claims or pass_.now > until:
         return {}
-    answers = one.services.queue.ack([(claim.item, claim.run) for claim in claims], until - one.now)
+    answers = pass_.services.queue.ack([(claim.item, claim.run) for claim in claims], until - pass_.now)
     refused = {}
     for claim, answer in zip(claims, answers, strict=True):
         if answer is Ack.ACCEPTED:
-            one.ledger.keep(one.ledger.open[claim.item].claim_now())
+            pass_.ledger.keep(pass_.ledger.open[claim.item].claim_now())
             if not claim.created:
-                one.report.adopted.append({"item": claim.item, "queue": claim.queue, "job": claim.job})
+                pass_.report.adopted.append({"item": claim.item, "queue": claim.queue, "job": claim.job})
         elif answer is Ack.REFUSED:
             refused[claim.item] = claim.queue
     return refused
 
 
-def _reject(one: Pass, rejects: Sequence[Reject], until: float) -> None:
+def _reject(pass_: Pass, rejects: Sequence[Reject], until: float) -> None:
     """Fail items that can never start, while their lease is certain; later they come back and fail then."""
-    if not rejects or one.now > until:
+    if not rejects or pass_.now > until:
         return
-    texts = [(reject.item.id, one.services.redact(str(reject.message))) for reject in rejects]
-    taken = one.services.queue.fail(texts, Phase.AGENT, until - one.now)
+    texts = [(reject.item.id, pass_.services.redact(str(reject.message))) for reject in rejects]
+    taken = pass_.services.queue.fail(texts, Phase.AGENT, until - pass_.now)
     for reject, known in zip(rejects, taken, strict=True):
         item, message = reject.item, reject.message
-        one.ledger.stop_waiting(item.id)
-        one.report.rejected.append(_row(message, item=item.id, queue=item.queue))
+        pass_.ledger.stop_waiting(item.id)
+        pass_.report.rejected.append(_row(message, item=item.id, queue=item.queue))
         rejected = Message(message.code, f"Rejected item {item.id}: {message.text}")
         log.warning(rejected, event=Event.REJECTED, item=item.id, queue=item.queue)
         if not known:
             text = f"W&B did not accept the failure of item {item.id}. The item returns to its queue and fails again."
-            apply(one, [Notice(Message(Code.MESSAGE_NOT_TAKEN, text))])
+            apply(pass_, [Notice(Message(Code.MESSAGE_NOT_TAKEN, text))])
 
 
-def send_warnings(one: Pass) -> None:
+def send_warnings(pass_: Pass) -> None:
     """Put the warnings of this pass on their items, and record those that W&B took."""
     for phase in Phase:
-        texts = [(warn.item, one.services.redact(str(warn.message))) for warn in one.outbox if warn.phase is phase]
-        taken = one.services.queue.warn(texts, phase, one.settings.timeouts.read) if texts else []
+        texts = [(warn.item, pass_.services.redact(str(warn.message))) for warn in pass_.outbox if warn.phase is phase]
+        taken = pass_.services.queue.warn(texts, phase, pass_.settings.timeouts.read) if texts else []
         for (item, text), known in zip(texts, taken, strict=True):
             if known:
-                one.ledger.warned(item, text)
+                pass_.ledger.warned(item, text)
 
 
 # Jobs that have ended
 
 
-def _settle(one: Pass, settles: Sequence[Settle]) -> None:
+def _settle(pass_: Pass, settles: Sequence[Settle]) -> None:
     """Report to W&B how jobs ended; the next pass sends what it does not accept."""
     for settle in settles:
-        one.services.redact.add(settle.job.api_key if settle.job else "")
-    settles = [settle for settle in settles if not settle.sweep or _cancel_sweep(one, settle)]
+        pass_.services.redact.add(settle.job.api_key if settle.job else "")
+    settles = [settle for settle in settles if not settle.sweep or _cancel_sweep(pass_, settle)]
     for settle in settles:
         if settle.verdict is Verdict.DONE:
-            _settled(one, settle)
+            _settled(pass_, settle)
     for verdict in (Verdict.FAILED, Verdict.WARNED):
-        _tell(one, verdict, [settle for settle in settles if settle.verdict is verdict])
+        _tell(pass_, verdict, [settle for settle in settles if settle.verdict is verdict])
 
 
-def _cancel_sweep(one: Pass, settle: Settle) -> bool:
+def _cancel_sweep(pass_: Pass, settle: Settle) -> bool:
     """Cancel the sweep of a scheduler that failed; return whether the item may be settled now."""
     entry, sweep = settle.entry, settle.sweep
     try:
-        ended = one.services.queue.cancel_sweep(entry.entity, entry.project, sweep)
+        ended = pass_.services.queue.cancel_sweep(entry.entity, entry.project, sweep)
     except Unavailable as error:
         log.warning(Message(Code.SWEEP_NOT_CANCELLED, f"Cannot cancel sweep {sweep}: {error}"), item=entry.item)
         return settle.late
@@ -339,16 +339,16 @@ def _cancel_sweep(one: Pass, settle: Settle) -> bool:
     return True
 
 
-def _tell(one: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
+def _tell(pass_: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
     """Fail items or warn about them; those whose message W&B has taken are settled."""
     if not settles:
         return
-    tails = one.services.run_parallel([partial(_last_lines, one, settle.job) for settle in settles], AT_ONCE)
+    tails = pass_.services.run_parallel([partial(_last_lines, pass_, settle.job) for settle in settles], AT_ONCE)
     texts = [
-        (settle.entry.item, one.services.redact(f"{settle.message}{tail}"))
+        (settle.entry.item, pass_.services.redact(f"{settle.message}{tail}"))
         for settle, tail in zip(settles, tails, strict=True)
     ]
-    queue, within = one.services.queue, min(one.settings.timeouts.read, one.last_word - one.now)
+    queue, within = pass_.services.queue, min(pass_.settings.timeouts.read, pass_.last_word - pass_.now)
     if within <= 0:
         return
     try:
@@ -358,23 +358,23 @@ def _tell(one: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
         return
     for settle, known in zip(settles, taken, strict=True):
         if known or settle.late:
-            _settled(one, settle)
+            _settled(pass_, settle)
 
 
-def _last_lines(one: Pass, job: ManagedJob | None) -> str:
+def _last_lines(pass_: Pass, job: ManagedJob | None) -> str:
     """Return the last lines of a job's own log, if the deployment wants them."""
-    if one.services.logs is None or job is None or not job.started:
+    if pass_.services.logs is None or job is None or not job.started:
         return ""
-    lines = one.services.logs.tail(job.name)
+    lines = pass_.services.logs.tail(job.name)
     return "\nThe last lines of its log:\n" + "\n".join(lines) if lines else ""
 
 
-def _settled(one: Pass, settle: Settle) -> None:
+def _settled(pass_: Pass, settle: Settle) -> None:
     entry, message, verdict = settle.entry, settle.message, settle.verdict
-    one.ledger.settle(entry.item, one.now)
+    pass_.ledger.settle(entry.item, pass_.now)
     state = settle.job.state if settle.job else "deleted"
     row = {"item": entry.item, "queue": entry.queue, "job": entry.job, "state": state, "outcome": verdict.value}
-    one.report.settled.append(_row(message, **row))
+    pass_.report.settled.append(_row(message, **row))
     fields = {"event": Event.SETTLED, **row}
     if verdict is Verdict.DONE:
         LOGGER.info("Settled item %s (%s): %s", entry.item, verdict, message.text, extra=fields)
@@ -385,23 +385,23 @@ def _settled(one: Pass, settle: Settle) -> None:
 # The end of the pass
 
 
-def finish(one: Pass, active: Sequence[ManagedJob]) -> None:
+def finish(pass_: Pass, active: Sequence[ManagedJob]) -> None:
     """Send the warnings, give the lock back with what is open, and complete the report. Raises PassLost."""
-    settings, held = one.settings, one.held
-    if one.now < held.lock.expires - settings.timeouts.margin:  # else the next pass sends them
-        send_warnings(one)
-    if one.request.full and one.in_time:
-        one.ledger.full_pass_began = one.started
-    one.ledger.prune(one.now, settings.give_up_after)
+    settings, held = pass_.settings, pass_.held
+    if pass_.now < held.lock.expires - settings.timeouts.margin:  # else the next pass sends them
+        send_warnings(pass_)
+    if pass_.request.full and pass_.in_time:
+        pass_.ledger.full_pass_began = pass_.started
+    pass_.ledger.prune(pass_.now, settings.give_up_after)
     try:
         held.give_back()
     except Unavailable as error:
         text = f"{error.message.text.rstrip('.')}. The pass is complete, but the next one starts only when its lock expires."
-        apply(one, [Notice(Message(error.message.code, text))])
-    one.report.count_slots(settings.max_jobs, one.ledger.slots_used(active)[Kind.JOB])
-    one.report.took_ms = round(1000 * (one.now - one.started))
-    report = one.report.body()
+        apply(pass_, [Notice(Message(error.message.code, text))])
+    pass_.report.count_slots(settings.max_jobs, pass_.ledger.slots_used(active)[Kind.JOB])
+    pass_.report.took_ms = round(1000 * (pass_.now - pass_.started))
+    report = pass_.report.body()
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in report.items() if isinstance(rows, list))
-    slots = f"{one.report.slots['active']} of {settings.max_jobs} slots active"
-    extra = {"event": Event.PASS, "pass_id": one.report.pass_id, "report": report}
-    LOGGER.info("Pass: %s, %s, %d ms", counts, slots, one.report.took_ms, extra=extra)
+    slots = f"{pass_.report.slots['active']} of {settings.max_jobs} slots active"
+    extra = {"event": Event.PASS, "pass_id": pass_.report.pass_id, "report": report}
+    LOGGER.info("Pass: %s, %s, %d ms", counts, slots, pass_.report.took_ms, extra=extra)

@@ -205,7 +205,7 @@ def _must_end(entry: OpenItem, job: ManagedJob | None, known: Known) -> Message 
 
 
 def _stopped(entry: OpenItem, job: ManagedJob, known: Known) -> Message | None:
-    """Return that the run was stopped, once its job has had the time to end by itself."""
+    """Return a message if the run was stopped, once its job has had the time to end by itself."""
     run, seen = known.seen.wandb.runs.get(entry.run_id), entry.current.stop_seen
     waits = job.state in (outcome.QUEUED, outcome.PENDING)
     patience = 0 if waits else known.settings.stopped_run_timeout
@@ -215,7 +215,7 @@ def _stopped(entry: OpenItem, job: ManagedJob, known: Known) -> Message | None:
 
 
 def _waited(entry: OpenItem, job: ManagedJob, known: Known) -> Message | None:
-    """Return that the job waited too long, for a machine or for quota."""
+    """Return a message if the job waited too long, for a machine or for quota."""
     waited = known.now - entry.current.state_since
     start, quota = known.settings.start_timeout, known.settings.queue_timeout
     if job.state == outcome.PENDING and not job.started and start and waited > start:

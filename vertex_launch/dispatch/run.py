@@ -67,93 +67,93 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
     if request.published is not None and stored.ledger and request.published < stored.ledger.full_pass_began:
         return Skipped.COVERED
     with services.record.hold(stored, pass_id, started, started + settings.hold_seconds) as held:
-        one = Pass(settings, services, request, started, held, PassReport(pass_id))
-        seen = look(settings, services, one.ledger, request.queues or settings.queues, started, request.ended)
-        perform.learn(one, seen)
-        perform.apply(one, reconcile.reconcile(one.ledger, seen, settings, started))
-        _confirm_claims(one, seen)
-        seen = _settle(one, seen)
+        pass_ = Pass(settings, services, request, started, held, PassReport(pass_id))
+        seen = look(settings, services, pass_.ledger, request.queues or settings.queues, started, request.ended)
+        perform.learn(pass_, seen)
+        perform.apply(pass_, reconcile.reconcile(pass_.ledger, seen, settings, started))
+        _confirm_claims(pass_, seen)
+        seen = _settle(pass_, seen)
         held.keep()  # what W&B was told is not repeated, even if the rest of this pass fails
-        active = reconcile.active_jobs(one.ledger, seen)
-        for batch in _batches(one, seen, active):
-            perform.apply(one, batch.actions, batch.until)
-            outcomes = perform.create(one, start.with_stops(one, seen, batch.creates), batch.until)
-            perform.apply(one, start.after_creates(one, outcomes), batch.until)
+        active = reconcile.active_jobs(pass_.ledger, seen)
+        for batch in _batches(pass_, seen, active):
+            perform.apply(pass_, batch.actions, batch.until)
+            outcomes = perform.create(pass_, start.with_stops(pass_, seen, batch.creates), batch.until)
+            perform.apply(pass_, start.after_creates(pass_, outcomes), batch.until)
             claims = [*batch.claims, *start.claims_of(outcomes)]
-            _judge_refused(one, seen, perform.claim(one, claims, batch.until))
-        perform.finish(one, active)
-        return one.report
+            _judge_refused(pass_, seen, perform.claim(pass_, claims, batch.until))
+        perform.finish(pass_, active)
+        return pass_.report
 
 
 # What is open
 
 
-def _confirm_claims(one: Pass, seen: Seen) -> None:
+def _confirm_claims(pass_: Pass, seen: Seen) -> None:
     """Compare jobs whose item is not claimed, as far as we know, with the item itself."""
-    entries = list(one.ledger.at(Stage.UNCLAIMED))
-    items = look_up_items(one.services, seen.entity, reconcile.unchecked(one.ledger, seen))
+    entries = list(pass_.ledger.at(Stage.UNCLAIMED))
+    items = look_up_items(pass_.services, seen.entity, reconcile.unchecked(pass_.ledger, seen))
     items = {**seen.wandb.items, **items}
-    perform.apply(one, reconcile.judge_claims(entries, items, seen, one.settings, one.started))
+    perform.apply(pass_, reconcile.judge_claims(entries, items, seen, pass_.settings, pass_.started))
 
 
-def _judge_refused(one: Pass, seen: Seen, refused: dict[str, str]) -> None:
+def _judge_refused(pass_: Pass, seen: Seen, refused: dict[str, str]) -> None:
     """Look up the items whose ack W&B refused, and decide whose they are."""
-    items = look_up_items(one.services, seen.entity, refused)
-    entries = [one.ledger.open[item] for item in items]
-    perform.apply(one, reconcile.judge_claims(entries, items, seen, one.settings, one.started))
+    items = look_up_items(pass_.services, seen.entity, refused)
+    entries = [pass_.ledger.open[item] for item in items]
+    perform.apply(pass_, reconcile.judge_claims(entries, items, seen, pass_.settings, pass_.started))
 
 
-def _settle(one: Pass, seen: Seen) -> Seen:
+def _settle(pass_: Pass, seen: Seen) -> Seen:
     """Settle the items whose job has ended; return what was seen with their runs as W&B shows them now."""
-    entries = settle.ended_items(one.ledger, seen)
-    items = look_up_items(one.services, seen.entity, {entry.item: entry.queue for entry in entries})
-    runs = look_up_runs(one.services, [entry.run_id for entry in entries if entry.entity == seen.entity])
-    perform.apply(one, settle.settle(entries, seen, items, runs, one.settings, one.started))
+    entries = settle.ended_items(pass_.ledger, seen)
+    items = look_up_items(pass_.services, seen.entity, {entry.item: entry.queue for entry in entries})
+    runs = look_up_runs(pass_.services, [entry.run_id for entry in entries if entry.entity == seen.entity])
+    perform.apply(pass_, settle.settle(entries, seen, items, runs, pass_.settings, pass_.started))
     return replace(seen, wandb=replace(seen.wandb, runs={**seen.wandb.runs, **runs}))
 
 
 # What starts
 
 
-def _batches(one: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[Batch]:
+def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[Batch]:
     """Decide round after round what to do: next attempts first, then what the queues hold, until slots or time are used up.
 
     The caller performs a batch before it asks for the next one.
     """
-    agent, stopped = perform.register(one, seen)
-    unclaimed = sum(1 for _ in one.ledger.at(Stage.UNCLAIMED))
-    due, decided = start.due_retries(one, seen, Room.of(one, active))
-    if due and not stopped and one.in_time:
-        decided += start.retries(one, due, Room.of(one, active), one.services.key.get())
-    yield Batch(one.held.lock.expires, decided)
-    status = "RUNNING" if one.ledger.slots_used(active) else "POLLING"
+    agent, stopped = perform.register(pass_, seen)
+    unclaimed = sum(1 for _ in pass_.ledger.at(Stage.UNCLAIMED))
+    due, decided = start.due_retries(pass_, seen, Room.of(pass_, active))
+    if due and not stopped and pass_.in_time:
+        decided += start.retries(pass_, due, Room.of(pass_, active), pass_.services.key.get())
+    yield Batch(pass_.held.lock.expires, decided)
+    status = "RUNNING" if pass_.ledger.slots_used(active) else "POLLING"
     queues, factor = Queues(list(seen.queues) if agent and not stopped else []), 1
     while True:
         # Rounds in which nothing could start grow: one free slot must not mean one item at a time past a long line.
-        room = Room.of(one, active).jobs
-        want = min(room * factor, max(room, one.settings.batches.pops))
-        until = one.now + one.settings.lease - one.settings.timeouts.margin
+        room = Room.of(pass_, active).jobs
+        want = min(room * factor, max(room, pass_.settings.batches.pops))
+        until = pass_.now + pass_.settings.lease - pass_.settings.timeouts.margin
         # Items of jobs that are not claimed come back through the queue beside those that may start.
-        items = queues.lease(one, seen, want + unclaimed, status)
+        items = queues.lease(pass_, seen, want + unclaimed, status)
         if not items:
             break
         unclaimed -= min(unclaimed, max(0, len(items) - want))
-        batch = _round(one, seen, items, active, until)
+        batch = _round(pass_, seen, items, active, until)
         queues.without([item for item in items if start.is_foreign(item)])
         yield batch
         factor = 1 if batch.creates or batch.claims else 2 * factor
     if agent and not queues.asked:
-        perform.refresh_status(one, status)
+        perform.refresh_status(pass_, status)
 
 
-def _round(one: Pass, seen: Seen, items: Sequence[Item], active: Sequence[ManagedJob], until: float) -> Batch:
+def _round(pass_: Pass, seen: Seen, items: Sequence[Item], active: Sequence[ManagedJob], until: float) -> Batch:
     """Decide about popped items: what has a job already, what can start, and what cannot."""
     for item in items:
-        one.services.redact.add(run_spec.own_key(item))
+        pass_.services.redact.add(run_spec.own_key(item))
     foreign = [item for item in items if start.is_foreign(item)]
-    known = [item for item in items if item not in foreign and item.id in one.ledger.open]
+    known = [item for item in items if item not in foreign and item.id in pass_.ledger.open]
     new = [item for item in items if item not in foreign and item not in known]
-    prepared = prepare(one.settings, one.services, seen.entity, new)
-    key = one.services.key.get() if new else ""
-    started = start.start(one, new, prepared, Room.of(one, active), key)
-    return Batch(until, [*start.foreign(one, foreign), *start.adopt(one, known), *started])
+    prepared = prepare(pass_.settings, pass_.services, seen.entity, new)
+    key = pass_.services.key.get() if new else ""
+    started = start.start(pass_, new, prepared, Room.of(pass_, active), key)
+    return Batch(until, [*start.foreign(pass_, foreign), *start.adopt(pass_, known), *started])

@@ -44,18 +44,18 @@ class Room:
     """Runs of the jobs that start in this round."""
 
     @classmethod
-    def of(cls, one: Pass, active: Iterable[ManagedJob]) -> Room:
+    def of(cls, pass_: Pass, active: Iterable[ManagedJob]) -> Room:
         """Return the room that is left now beside the active jobs and what the ledger knows."""
-        settings, ledger, now = one.settings, one.ledger, one.now
+        settings, ledger, now = pass_.settings, pass_.ledger, pass_.now
         used = ledger.slots_used(active)
         limits = {Kind.JOB: settings.job_limit, Kind.SCHEDULER: settings.scheduler_limit}
-        wanted, per_minute = one.request.limit, settings.submissions_per_minute
+        wanted, per_minute = pass_.request.limit, settings.submissions_per_minute
         regions = {region.name for region in settings.regions} | {e.current.region for e in ledger.open.values()}
         return cls(
             settings,
             slots={kind: max(0, limit - used[kind]) for kind, limit in limits.items()},
             left={region: ledger.submissions_left(region, per_minute, now) for region in regions},
-            limit=float("inf") if wanted is None else max(0, wanted - one.report.creates),
+            limit=float("inf") if wanted is None else max(0, wanted - pass_.report.creates),
         )
 
     @property
@@ -96,10 +96,10 @@ def is_foreign(item: Item) -> bool:
     return resource not in LOCAL_RESOURCES or spec.get("uri") != SCHEDULER_URI
 
 
-def adopt(one: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
+def adopt(pass_: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
     """Claim items that have a job, before anything else is checked: what trains does not fail by a new policy."""
     for item in items:
-        entry = one.ledger.open.get(item.id)
+        entry = pass_.ledger.open.get(item.id)
         if entry and entry.stage is Stage.PLANNED:
             text = "Vertex AI has not shown yet whether it took the job of an earlier attempt."
             yield Defer(item, Message(Code.CREATE_OUTCOME_UNKNOWN, text), warn=False)
@@ -108,20 +108,20 @@ def adopt(one: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
 
 
 def start(
-    one: Pass, items: Sequence[Item], prepared: Prepared, room: Room, key: str
+    pass_: Pass, items: Sequence[Item], prepared: Prepared, room: Room, key: str
 ) -> Iterator[Create | Reject | Defer]:
     """Decide which items start now, within ``room``. ``key`` is the W&B key that their jobs get."""
-    report = one.report
+    report = pass_.report
     done = report.creates + len(report.rejected) + len(report.deferred)
-    begun = datetime.fromtimestamp(one.now, UTC)
+    begun = datetime.fromtimestamp(pass_.now, UTC)
     for index, item in enumerate(items, done):
         now = begun + timedelta(milliseconds=index)  # it names the job's output directory: no two jobs share one
         try:
-            _check_waiting(one, item)
+            _check_waiting(pass_, item)
             spec, request = build_request(
-                item, prepared, one.settings, api_key=key, now=now, redact=one.services.redact
+                item, prepared, pass_.settings, api_key=key, now=now, redact=pass_.services.redact
             )
-            _check_run(one, item, request.run, room)
+            _check_run(pass_, item, request.run, room)
             room.take(spec.kind, request.region)
         except ItemRejected as error:
             yield Reject(item, error.message)
@@ -132,9 +132,9 @@ def start(
             yield Create(item, spec.kind, request)
 
 
-def _check_waiting(one: Pass, item: Item) -> None:
+def _check_waiting(pass_: Pass, item: Item) -> None:
     """Raise ItemRejected for an item that has waited for too long, ItemDeferred for one whose time has not come."""
-    waiting, now, give_up_after = one.ledger.waiting.get(item.id), one.now, one.settings.give_up_after
+    waiting, now, give_up_after = pass_.ledger.waiting.get(item.id), pass_.now, pass_.settings.give_up_after
     if waiting and now - waiting.since > give_up_after:
         why = (
             "; ".join(Message.parse(text, Code.NO_ROOM).text for text in waiting.warned)
@@ -147,22 +147,22 @@ def _check_waiting(one: Pass, item: Item) -> None:
         raise ItemDeferred(text, code=Code.NO_ROOM, warn=False)
 
 
-def _check_run(one: Pass, item: Item, run: RunId, room: Room) -> None:
+def _check_run(pass_: Pass, item: Item, run: RunId, room: Room) -> None:
     """Raise ItemDeferred while another job reports as the same run."""
-    user = one.ledger.user_of(run, item.id)
+    user = pass_.ledger.user_of(run, item.id)
     if user or run in room.runs:
         other = f" of item {user.item}" if user else ""
         text = f"Run {run} is used by another job{other}. This item waits until that job has ended."
         raise ItemDeferred(text, code=Code.RUN_IN_USE, patient=True)
 
 
-def foreign(one: Pass, items: Sequence[Item]) -> Iterator[Defer | Notice]:
+def foreign(pass_: Pass, items: Sequence[Item]) -> Iterator[Defer | Notice]:
     """Leave items for another resource to its agents, and report each of their queues once."""
     resources = {item.id: run_spec.peek(item)["resource"] for item in items}
     for queue, item in {item.queue: item for item in reversed(items)}.items():
         text = (
             f"Queue {queue} holds items for {resources[item.id]}; this deployment serves Vertex AI queues (resource "
-            f"gcp-vertex). Remove it from {one.settings.where('queues')}."
+            f"gcp-vertex). Remove it from {pass_.settings.where('queues')}."
         )
         yield Notice(Message(Code.ITEM_RESOURCE, text))
     for item in items:
@@ -170,15 +170,15 @@ def foreign(one: Pass, items: Sequence[Item]) -> Iterator[Defer | Notice]:
         yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
 
 
-def with_stops(one: Pass, seen: Seen, creates: Sequence[Create]) -> list[Create]:
+def with_stops(pass_: Pass, seen: Seen, creates: Sequence[Create]) -> list[Create]:
     """Return the creates with whether their run was asked to stop before; None if W&B cannot answer now.
 
     Only a run that the item names can exist before its job.
     """
     runs = {create.item.id: create.request.run for create in creates}
-    named = {run for item, run in runs.items() if run.id != derived_run(one.settings, seen.entity, item)}
+    named = {run for item, run in runs.items() if run.id != derived_run(pass_.settings, seen.entity, item)}
     visible = [run for run in named if run.entity == seen.entity]
-    found = look_up_runs(one.services, visible)
+    found = look_up_runs(pass_.services, visible)
     stopped = {run: is_stopped(found[run]) if run in found else None for run in visible}
     return [replace(create, stopped_before=stopped.get(create.request.run, False)) for create in creates]
 
@@ -191,14 +191,14 @@ def is_stopped(run: RunView | None) -> bool:
 # Next attempts
 
 
-def due_retries(one: Pass, seen: Seen, room: Room) -> tuple[list[OpenItem], list[Action | Create]]:
+def due_retries(pass_: Pass, seen: Seen, room: Room) -> tuple[list[OpenItem], list[Action | Create]]:
     """Return the items whose next attempt may begin now, the longest waiting first, and which ones never retry."""
     ready, actions = list[OpenItem](), list[Action | Create]()
-    for entry in sorted(one.ledger.at(Stage.RETRYING), key=lambda entry: entry.retry_at):
-        if entry.retry_at > one.now:
+    for entry in sorted(pass_.ledger.at(Stage.RETRYING), key=lambda entry: entry.retry_at):
+        if entry.retry_at > pass_.now:
             continue
         known = entry.entity != seen.entity or entry.run_id in seen.wandb.runs  # else the next pass asks again
-        if why := _never(entry, seen, one.settings, one.now):
+        if why := _never(entry, seen, pass_.settings, pass_.now):
             actions.append(StopRetrying(entry.item, why))
         elif known and room.slots[entry.kind] >= 1:
             room.slots[entry.kind] -= 1
@@ -217,10 +217,10 @@ def _never(entry: OpenItem, seen: Seen, settings: Settings, now: float) -> Messa
     return None
 
 
-def retries(one: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Iterator[Create | Action]:
+def retries(pass_: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Iterator[Create | Action]:
     """Decide about the next attempts of these items, whose jobs are read again."""
-    asked = one.services.run_parallel(
-        [partial(one.services.vertex.request_of, entry.job) for entry in entries], AT_ONCE
+    asked = pass_.services.run_parallel(
+        [partial(pass_.services.vertex.request_of, entry.job) for entry in entries], AT_ONCE
     )
     for entry, request in zip(entries, asked, strict=True):
         if isinstance(request, LaunchError):
@@ -230,13 +230,13 @@ def retries(one: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Ite
             text = "Not retried: its job was deleted before it could be submitted again."
             yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
         else:
-            yield from _retry(one, entry, request, room, key)
+            yield from _retry(pass_, entry, request, room, key)
 
 
-def _retry(one: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str) -> Iterator[Create | Action]:
+def _retry(pass_: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str) -> Iterator[Create | Action]:
     """Decide about the next attempt of an item; nothing if a limit leaves no room for it now."""
-    settings, brought = one.settings, readback.key_of(request)
-    one.services.redact.add(brought)
+    settings, brought = pass_.settings, readback.key_of(request)
+    pass_.services.redact.add(brought)
     if brought and settings.api_key_delivery == "secret":
         text = (
             "Not retried: its job was submitted with the W&B key in its spec, and this deployment now keeps keys out of job "
@@ -272,14 +272,14 @@ def claims_of(outcomes: Outcomes) -> list[Claim]:
     ]
 
 
-def after_creates(one: Pass, outcomes: Outcomes) -> Iterator[Action]:
+def after_creates(pass_: Pass, outcomes: Outcomes) -> Iterator[Action]:
     """Decide what follows from the creates that gave no job."""
     for create, outcome in outcomes:
         item = create.item
         if isinstance(outcome, str):
             continue
         if create.attempt > 1:
-            yield from _blocked(one.ledger.open[item.id], create, outcome)
+            yield from _blocked(pass_.ledger.open[item.id], create, outcome)
         elif isinstance(outcome, ItemRejected):
             yield Reject(item, outcome.message)
         elif isinstance(outcome, ItemDeferred):

@@ -176,7 +176,7 @@ class OpenItem(_Value):
         return self._but(claimed=True)
 
     def claim_now(self) -> OpenItem:
-        """Return it as claimed by this pass, so that its author was told nothing yet."""
+        """Return it as claimed by this pass, so that its author has no message yet."""
         return self.claim()._noted(found_ended=False)
 
     def created(self, job: str) -> OpenItem:
@@ -360,7 +360,7 @@ class Ledger(BaseModel):
         self.open.pop(item, None)
 
     def settle(self, item: str, now: float) -> None:
-        """Forget the item, whose job has ended and about which everything is said."""
+        """Forget the item after its job has ended and its author was informed."""
         self.settled[self.open.pop(item).job] = now
 
     def at(self, *stages: Stage) -> Iterator[OpenItem]:
