@@ -1,6 +1,7 @@
 """How an ended job is settled: what is done about its item, and the sentences for its author. Pure.
 
-An item is settled, never a job. The item's job is the one that ``reconcile`` has chosen; its duplicates are cancelled without a message.
+An item is settled, never a job. The item's job is the one that ``reconcile`` has chosen. Its duplicates are cancelled
+without a message.
 """
 
 from __future__ import annotations
