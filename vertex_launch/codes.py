@@ -1,4 +1,4 @@
-"""Stable codes for everything that people are told: problems, rejections, deferrals, warnings and notices.
+"""Stable codes for everything that is reported to people: problems, rejections, deferrals, warnings and notices.
 
 A code never changes its meaning. Each has an entry in ``docs/troubleshooting.md`` that says what it means and what to do.
 """

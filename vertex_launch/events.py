@@ -1,7 +1,7 @@
 """Parse what reaches the functions: a tick or an HTTP body into a ``PassRequest``, a log entry into a ``JobHint``.
 
 Ticks and log entries are Pub/Sub messages. They arrive as a push of Pub/Sub, as a CloudEvent of Eventarc in binary or
-structured mode, or as an event of a first-generation function; the body holds the message each time.
+structured mode, or as an event of a first-generation function. The body always holds the message.
 """
 
 from __future__ import annotations

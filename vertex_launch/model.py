@@ -99,7 +99,7 @@ class ManagedJob:
     """A CustomJob with this deployment's labels, as Vertex AI described it last.
 
     ``name`` is the resource name ``projects/P/locations/R/customJobs/N``; ``state`` the name of the JobState member, as
-    ``JOB_STATE_RUNNING``; ``item``, ``run``, ``queue``, ``sweep`` what its environment says it is for. ``created``,
+    ``JOB_STATE_RUNNING``. ``item``, ``run``, ``queue`` and ``sweep`` are read from its environment. ``created``,
     ``started`` (it began to run) and ``finished`` are Unix seconds, 0 if unset; ``error`` is what Vertex AI said when it
     failed. Not ``repeatable`` is a job that began to run and may not begin again (``disable_retries``). ``api_key`` is what
     it reports with.
@@ -128,7 +128,7 @@ class ManagedJob:
 class PassRequest:
     """What a tick or a person asks for. ``queues`` empty means all; ``published`` is a tick's own time (Unix seconds).
 
-    ``ended`` is the resource name of a job that is said to have ended: a hint to look at it, never the truth.
+    ``ended`` is the resource name of a job that has ended according to a log entry: a hint to look at it, never the truth.
     """
 
     queues: tuple[str, ...] = ()

@@ -547,7 +547,7 @@ def test_what_depends_on_the_key_is_skipped(world: World, run: Run) -> None:
     world.settings["key_secret"] = f"{SECRET}/versions/7"
     _, output = run()
     skipped = [line.what for line in found(output, "skip")]
-    assert skipped == ["W&B, queues and their configs", "service accounts of jobs from cpu"]
+    assert skipped == ["W&B, queues and their configurations", "service accounts of jobs from cpu"]
     assert f"service account {OTHER}" in [line.what for line in found(output, "ok")]
     assert not world.wandb.store.operations
 

@@ -2,8 +2,8 @@
 
 The SDK starts a helper process, whose memory deployments that launch only images do not need. Only an artifact's
 description is downloaded, never code. The SDK writes to a folder that is emptied after the pass, because a function's disk
-is its memory. The SDK's own download has no time limit and retries for many minutes, so this module downloads the
-description from the address that the SDK returns.
+is its memory. The SDK's own download has no time limit and retries for many minutes. This module downloads the description
+from the SDK's address instead.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _VERSION = re.compile(r"v\d+")
 class JobArtifacts:
     """Finds job artifacts at ``base_url`` with the key; safe to use from many threads.
 
-    A look-up takes at most ``timeout`` seconds, and a tenth of that after one has failed, so that a slow W&B does not use
-    up the pass. ``forget`` resets that; after a failure it also replaces the helper process, which may have died.
+    A look-up takes at most ``timeout`` seconds. After one has failed it takes a tenth, so that a slow W&B does not use up
+    the pass. ``forget`` resets that; after a failure it also replaces the helper process, which may have died.
     """
 
     def __init__(self, base_url: str, key: Key, *, timeout: float) -> None:

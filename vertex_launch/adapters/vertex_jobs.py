@@ -27,7 +27,7 @@ T = TypeVar("T")
 SERVICE = "Vertex AI"
 PAGE = 100
 
-CORRECT = "Correct it in the run spec or the queue's config."
+CORRECT = "Correct it in the run spec or the queue configuration."
 
 
 class VertexJobs:
@@ -81,7 +81,7 @@ class VertexJobs:
     def create(self, request: JobRequest, timeout: float) -> str:
         """Create the job, in one attempt, and return its resource name.
 
-        Raises ItemRejected if Vertex AI will never accept it, ItemDeferred if it certainly did not accept it now, and
+        Raises ItemRejected if Vertex AI will never accept it, ItemDeferred if it certainly did not accept it now. Raises
         OutcomeUnknown if the job may exist: no request id makes a create safe to repeat.
         """
         parent = f"projects/{self._settings.project}/locations/{request.region}"
@@ -161,7 +161,7 @@ def _grant(error: Exception, verb: str) -> str:
     if "act as service_account" in own or "actAs" in own:
         return (
             "Grant the function's service account roles/iam.serviceAccountUser on that account, or correct "
-            "service_account in the run spec or the queue's config."
+            "service_account in the run spec or the queue configuration."
         )
     if isinstance(error, exceptions.Forbidden):
         return (

@@ -1,4 +1,4 @@
-"""What is asked of W&B: queues and what they hold, items, runs, sweeps, agents, and the queues' configs.
+"""What is asked of W&B: queues and what they hold, items, runs, sweeps, agents, and the queue configurations.
 
 A null beside an error is not absence: what W&B cannot answer now is missing from the results, or raises Unavailable.
 """

@@ -144,8 +144,8 @@ class WandbServer:
     ) -> list[Result]:
         """Send operations in as few requests as possible; a failed request does not affect the others.
 
-        The operations of a batch that the server refuses as a whole are sent one by one, and if that succeeds, so are all
-        later ones. No request starts after the read timeout, or ``within`` seconds from now.
+        The operations of a batch that the server refuses as a whole are sent one by one. If that succeeds, so are all later
+        ones. No request starts after the read timeout, or ``within`` seconds from now.
         """
         until = self._clock() + min(self._timeout[1], within)
         batched = self._modes[0].batched

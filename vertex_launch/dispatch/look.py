@@ -69,7 +69,7 @@ def look(
 ) -> Seen:
     """Look at the jobs of every region that has some or may get some, and at these queues.
 
-    ``ended`` names a job that is said to have ended. Raises Unavailable.
+    ``ended`` names a job that has ended according to a log entry. Raises Unavailable.
     """
     configured = [region.name for region in settings.regions]
     regions = list(dict.fromkeys([*configured, *(entry.current.region for entry in ledger.open.values())]))
@@ -129,7 +129,7 @@ def _list(services: Services, ledger: Ledger, region: str, now: float) -> list[M
 def _get_unlisted(services: Services, ledger: Ledger, jobs: dict[str, ManagedJob], ended: str) -> frozenset[str]:
     """Get open jobs that the lists lack into ``jobs``: they have ended, are gone, or the list lags. Return missing ones.
 
-    A job that is said to have ended is asked for first, because a list may still show it as active.
+    A job that has ended according to a log entry is asked for first, because a list may still show it as active.
     """
     hinted = {entry.job for entry in ledger.open.values() if entry.job and _same(entry.job, ended)}
     open_jobs = [entry for entry in ledger.at(Stage.UNCLAIMED, Stage.CLAIMED) if entry.job]

@@ -84,7 +84,7 @@ def build_request(
     request = build(item, spec, settings, entity=prepared.entity, api_key=api_key, now=now, source=source)
     if settings.api_key_delivery == "secret" and _shows_key(item, request, redact):
         raise ItemRejected(
-            "The run spec or the queue's config contains a W&B API key, but this deployment keeps keys out of job specs "
+            "The run spec or the queue configuration contains a W&B API key, but this deployment keeps keys out of job specs "
             f"(see {settings.where('api_key_delivery')}). Remove it: the job gets {environment.API_KEY} without it.",
             code=Code.SPEC_KEY,
         )

@@ -73,7 +73,7 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
         perform.apply(pass_, reconcile.reconcile(pass_.ledger, seen, settings, started))
         _confirm_claims(pass_, seen)
         seen = _settle(pass_, seen)
-        held.keep()  # what W&B was told is not repeated, even if the rest of this pass fails
+        held.keep()  # what was reported to W&B is not repeated, even if the rest of this pass fails
         active = reconcile.active_jobs(pass_.ledger, seen)
         for batch in _batches(pass_, seen, active):
             perform.apply(pass_, batch.actions, batch.until)

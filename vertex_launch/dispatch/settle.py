@@ -191,7 +191,7 @@ def _began(entry: OpenItem, run: RunView | Unknown | None, job: ManagedJob) -> b
     if run is None or run.state == "pending":
         return False
     if entry.current.number > 1 and entry.current.found_ended:
-        return True  # perhaps in an earlier attempt, of which a lost ledger knows nothing
+        return True  # perhaps in an earlier attempt that a lost ledger does not list
     return run.heartbeat is None or run.heartbeat >= (job.started or job.created) - CLOCKS
 
 
@@ -223,7 +223,7 @@ def link(job: str, project: str) -> str:
 
 
 def _sentence(entry: OpenItem, end: _End, settings: Settings) -> Message:
-    """Return what the author is told: what happened, Vertex AI's words, what they mean, and where to look."""
+    """Return the message to the author: what happened, Vertex AI's words, what they mean, and where to look."""
     job, cause = end.job, _cause(entry, end)
     code, parts = end.outcome.code, [_what(entry, end, settings)]
     if end.outcome.end is End.CANCELLED:

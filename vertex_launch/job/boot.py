@@ -1,6 +1,6 @@
 """Whether and how a container runs the bootstrap (``bootstrap.py``) before its program, and the plan that it follows.
 
-The bootstrap fetches a job's code if that is not in the image, and reads the W&B key if that is not in the job's spec.
+The bootstrap fetches code that is not in the image, and reads the W&B key if that is not in the job's spec.
 """
 
 from __future__ import annotations

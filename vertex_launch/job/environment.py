@@ -105,7 +105,7 @@ def merged(
         findings.wrong(
             place,
             f"the container needs {total} environment variables, but Vertex AI takes {MOST}: {len(kept)} are set here and "
-            f"{len(added)} are W&B's, of which {parts} are parts of a long run_config or files override",
+            f"{len(added)} are W&B's ({parts} for parts of a long run_config or files override)",
             "Set fewer variables, or pass large parts of overrides.run_config and overrides.files as an artifact",
             Code.SPEC_ENV_LIMIT,
         )

@@ -41,8 +41,8 @@ class JobSource:
     """What a job artifact describes; absent parts are empty.
 
     ``name`` is the artifact's full name with its version. An image job has ``image``, a code job has its code in
-    ``artifact``, and a git job at ``commit`` of the URL ``remote``, which was one for SSH if ``ssh`` says so. ``python`` is
-    the version that the job was created with.
+    ``artifact``, and a git job at ``commit`` of the URL ``remote``. With ``ssh`` that was a URL for SSH. ``python`` is the
+    version that the job was created with.
     """
 
     name: str
@@ -114,8 +114,8 @@ def _read(job: JobArtifact) -> JobSource:
 def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
     """Return the image that a job runs in: an image job's own, else one with Python for the bootstrap. Raises ItemRejected.
 
-    The first that is set counts: the job's own base image, that of the item or the queue (``builder``), the deployment's, and
-    the official Python image of the job's version.
+    The first that is set counts: the job's own base image, that of the item or the queue (``builder``), the deployment's.
+    The last resort is the official Python image of the job's version.
     """
     # A builder of images comes in here: it returns the image of this job's version and Dockerfile, or defers the item.
     if spec.dockerfile:

@@ -1,7 +1,7 @@
 """What a job's state and error mean: whether and how it has ended, and the remedy. Pure, for every JobState.
 
-States are compared as numbers of real enum members, and by name once read: ``str(JobState.X)`` is the number from Python 3.11
-on, and a state that Google adds later arrives as a number without a member. A job in such a state has not ended and keeps its
+States are compared as numbers of real enum members, and by name once read. ``str(JobState.X)`` is the number from Python
+3.11 on, and a state that Google adds later is a number without a member. A job in such a state has not ended and keeps its
 slot. Vertex AI describes a failure in free text; ``RULES`` has every assumption about its wording.
 """
 
@@ -54,9 +54,9 @@ class End(StrEnum):
 class Outcome:
     """How a job ended, and what it means.
 
-    ``verb`` says how in words ("expired"), ``meaning`` is a sentence on the cause and the remedy if both are known, and
-    ``code`` is where the documentation explains it. With ``again`` another attempt may succeed, with ``try_other_region``
-    rather in another region.
+    ``verb`` is the word for it ("expired") and ``code`` is where the documentation explains it. ``meaning`` names the cause
+    and the remedy if both are known. With ``again`` another attempt may succeed, with ``try_other_region`` rather in
+    another region.
     """
 
     end: End
@@ -123,7 +123,7 @@ RULES = (
         r"permission to act as|\bactAs\b",
         Code.JOB_ACT_AS,
         "Grant the dispatching function's service account roles/iam.serviceAccountUser on that account, or correct "
-        "service_account in the run spec or the queue's config.",
+        "service_account in the run spec or the queue configuration.",
     ),
     _rule(
         "quota", Code.JOB_QUOTA, "Request a higher quota for this project and region, or ask for less in the run spec."

@@ -1,4 +1,4 @@
-"""A queue's config, and the plainest item with which the preflight tests it. Pure."""
+"""A queue configuration, and the plainest item with which the preflight tests it. Pure."""
 
 from __future__ import annotations
 

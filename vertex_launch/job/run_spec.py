@@ -194,6 +194,6 @@ def _resource_args(spec: Mapping[str, Any], reader: Reader) -> tuple[str, dict[s
     if not name and not findings.about("resource", "resource_args"):
         held = ", ".join(map(printable, sections)) or "nothing"
         found = f"neither {' nor '.join(VERTEX_RESOURCES)} is set (found: {held})"
-        remedy = "Put spec and run under resource_args.vertex, or into the queue's config"
+        remedy = "Put spec and run under resource_args.vertex, or into the queue configuration"
         findings.wrong("resource_args", found, remedy, Code.SPEC_MISSING)
     return name, dict(reader.mapping(sections.get(name), f"resource_args.{name}")) if name else {}

@@ -102,7 +102,7 @@ class Preflight:
         *regions, key, project, record, topic = all_of(run_parallel(first, AT_ONCE))
         wrong = [name for name, [line] in zip(names, regions, strict=True) if line.code is Code.CHECK_REGION]
         queues = Queues(self._settings, self._outside.wandb, wrong)
-        wandb = [skip("W&B, queues and their configs", "need the API key")]
+        wandb = [skip("W&B, queues and their configurations", "need the API key")]
         if key[0].verdict is Verdict.OK:
             wandb = queues.lines()
         buckets = self._staging_buckets(queues.built, wrong)
@@ -112,7 +112,7 @@ class Preflight:
             yield from lines
         if queues.unknown:
             what = f"service accounts of jobs from {', '.join(queues.unknown)}"
-            yield skip(what, "need a queue config from which a job can be built")
+            yield skip(what, "need a queue configuration from which a job can be built")
         yield from topic
 
     def _key(self) -> list[Line]:
@@ -169,7 +169,7 @@ class Preflight:
         return [line] if granted.unknown else [line, *_habits(what, bucket, asked.service)]
 
     def _staging_buckets(self, built: Sequence[JobRequest], wrong: Collection[str]) -> list[str]:
-        """Return the buckets that jobs write to: the regions' own, and those that the queues' configs name."""
+        """Return the buckets that jobs write to: the regions' own, and those that the queue configurations name."""
         outputs = [
             request.custom_job.job_spec.base_output_directory.output_uri_prefix
             for request in built
@@ -180,21 +180,23 @@ class Preflight:
 
     def _staging(self, bucket: str) -> list[Line]:
         what, asked = f"staging bucket gs://{bucket}", self._outside.buckets
-        remedy = f"Run gcloud storage buckets create gs://{bucket}, or correct staging_bucket or the queue's config"
+        remedy = (
+            f"Run gcloud storage buckets create gs://{bucket}, or correct staging_bucket or the queue configuration"
+        )
         granted = _granted(what, asked, bucket, OBJECTS, "may see it", remedy)
         return [granted.unknown or ok(what, "it exists; whether the jobs' account may write there is not tested")]
 
     # Accounts that jobs run as
 
     def _accounts(self, built: Sequence[JobRequest]) -> list[str]:
-        """Return the accounts that the queues' configs name, and those that the policy names in full."""
+        """Return the accounts that the queue configurations name, and those that the policy names in full."""
         named = [request.custom_job.job_spec.service_account for request in built]
         allowed = [one for one in self._settings.policy.service_accounts or () if not re.search(r"[*?]", one)]
         return [account for account in dict.fromkeys([*named, *allowed]) if account]
 
     def _act_as(self, account: str) -> list[Line]:
         what, asked, may = f"service account {account}", self._outside.accounts, "may act as it"
-        remedy = "Create it, or correct service_account in the queue's config or policy.service_accounts"
+        remedy = "Create it, or correct service_account in the queue configuration or policy.service_accounts"
         granted = _granted(what, asked, account, (ACT_AS,), may, remedy, vital=False)
         return [granted.line(what, (ACT_AS,), may, "on it, as roles/iam.serviceAccountUser does")]
 

@@ -1,4 +1,4 @@
-"""The checks of W&B: the entity, each queue, and the job that a queue's config leads to."""
+"""The checks of W&B: the entity, each queue, and the job that a queue configuration leads to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from vertex_launch.settings.config import Settings
 
 
 class Queues:
-    """The queues and their configs. ``built`` holds the jobs that they lead to; of the queues ``unknown`` that is not known."""
+    """The queues and their configurations.
+
+    ``built`` holds the jobs that they lead to, ``unknown`` the queues for which that is not known.
+    """
 
     def __init__(self, settings: Settings, wandb: WandbQueue | None, wrong_regions: Collection[str]) -> None:
         self._settings = settings
@@ -42,12 +45,12 @@ class Queues:
             if line.code is Code.CHECK_CONNECTION:
                 address = f"{settings.base_url} ({settings.where('base_url')})"
                 line = replace(line, remedy=f"Check the network, the proxy and the address {address}")
-            return [line, skip("queues and their configs", "need W&B")]
+            return [line, skip("queues and their configurations", "need W&B")]
         user, entity = user or "an unnamed user", settings.entity or default
         if not entity:
             found = f"the API key of {user} has no default entity"
             line = fail(Code.CHECK_ENTITY, what, found, f"Set {settings.where('entity')}")
-            return [line, skip("queues and their configs", "need an entity")]
+            return [line, skip("queues and their configurations", "need an entity")]
         whose = settings.where("entity") if settings.entity else "the key's default entity"
         found = f"{settings.base_url} accepts the key of {user}; the queues belong to {entity} ({whose})"
         return [ok(what, found), *self._queues(wandb, entity, whose)]
@@ -120,7 +123,7 @@ class Queues:
                 return warn(Code.CHECK_ITEM, what, found, remedy)
         except ItemRejected:
             pass  # for the reason that is reported anyway
-        return fail(error.message.code, what, found, "Correct the queue's config in the W&B app, or the policy")
+        return fail(error.message.code, what, found, "Correct the queue configuration in the W&B app, or the policy")
 
     def _request(self, queue: str, entity: str, run_spec: Mapping[str, Any]) -> JobRequest:
         """Build the job of an item, check it against the policy, and remember it. Raises ItemRejected."""

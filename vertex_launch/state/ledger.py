@@ -1,7 +1,7 @@
 """The ledger: every open queue item with its attempts, as one small JSON object that each pass reads and writes.
 
-Pure: ``state.record`` stores it. It holds what neither Vertex AI nor W&B can tell the next pass: creates whose outcome is
-unknown, jobs whose item is not claimed yet, when a pass first saw something, and what an author was already warned about.
+Pure: ``state.record`` stores it. It holds what the next pass cannot learn from Vertex AI or W&B. That is creates whose
+outcome is unknown, jobs whose item is not claimed yet, times when a pass first saw something, and warnings already shown.
 It is bounded by what is open, never by history. A lost ledger is rebuilt from the lists of the deployment's jobs.
 
 The stage of an open item follows from its attempts::
@@ -74,7 +74,7 @@ class Attempt(_Value):
     cancelled: str = ""
     """Why a pass cancelled the job, for its author."""
     found_ended: bool = False
-    """Whether it had ended when a lost ledger was rebuilt: what its author was told is then unknown."""
+    """Whether it had ended when a lost ledger was rebuilt: what its author has seen is then unknown."""
 
 
 class Retry(_Value):
@@ -184,7 +184,7 @@ class OpenItem(_Value):
         return self._fresh(job)._but(retry=None, no_retry="")
 
     def _fresh(self, job: str, **changes: Any) -> OpenItem:
-        """Put a job into the current attempt, of which nothing was seen yet."""
+        """Put a job into the current attempt, which no pass has seen yet."""
         unseen = {"state": "", "state_since": 0, "ended": 0, "stop_seen": 0, "cancelled": "", "found_ended": False}
         return self._noted(job=job, **unseen | changes)
 
@@ -225,7 +225,7 @@ class OpenItem(_Value):
         return known if known.stopped_before else known._noted(stop_seen=known.current.stop_seen or now)
 
     def warn(self, text: str) -> OpenItem:
-        """Return it with what its author was told, so that it is not repeated."""
+        """Return it with what was reported to its author, so that it is not repeated."""
         return self._but(warned=(*self.warned, text))
 
     # Its next attempt
@@ -273,7 +273,7 @@ def discovered(job: ManagedJob, now: float, *, rebuild: bool) -> OpenItem:
 
 
 class Waiting(BaseModel):
-    """An item that cannot start yet: since when, when it was last seen, and what its author was told.
+    """An item that cannot start yet: since when, when it was last seen, and what was reported to its author.
 
     Vertex AI refused it ``tries`` times; it is not tried again before ``until``.
     """
@@ -372,7 +372,7 @@ class Ledger(BaseModel):
         return next((entry for entry in self.open.values() if entry.run_id == run and entry.item != item), None)
 
     def warned(self, item: str, text: str) -> None:
-        """Record what the item's author was told, so that it is not repeated."""
+        """Record what was reported to the item's author, so that it is not repeated."""
         if item in self.waiting:
             self.waiting[item].warned.append(text)
         elif item in self.open:

@@ -1,11 +1,11 @@
 """The record: the lock and the ledger, two small JSON objects. Pure: an adapter stores the objects.
 
 There are two because an object takes about one write a second. Every write names the generation that it replaces, so that
-of two writers one is refused. An answer may be lost after its write took effect, and the retry is then refused as well: the
-content of the object shows whose write it was.
+of two writers one is refused. An answer may be lost after its write took effect, and the retry is then refused. The content
+of the object shows whose write it was.
 
-The lock is never deleted. The ledger that a pass writes at its end names the generation of the lock that it gives back, and
-the next pass replaces exactly that one. So a pass costs one write of the lock, and does not wait to give it back.
+The lock is never deleted. The ledger that a pass writes at its end names the generation of the lock that it gives back. The
+next pass replaces exactly that one. So a pass costs one write of the lock, and does not wait to give it back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the server changes a pushed run spec: it merges the queue's config and replaces template variables. Pure."""
+"""How the server changes a pushed run spec: it merges the queue configuration and replaces template variables. Pure."""
 
 from __future__ import annotations
 
