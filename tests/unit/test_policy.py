@@ -55,6 +55,7 @@ def test_without_a_policy_everything_is_allowed() -> None:
         (run_spec(spec={"service_account": "root@x"}), {"service_accounts": ["a@x", "b@x"]}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "root@x", "a@x or b@x"),
         (run_spec(), {"service_accounts": ["a@x"]}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "is set", "a@x"),
         (run_spec(pool(), {}, machine("a2-highgpu-1g")), {"machine_types": ["n1-*"]}, f"{SPEC}.worker_pool_specs[2].machine_spec.machine_type", Code.POLICY_MACHINE_TYPE, "a2-highgpu-1g", "n1-*"),
+        (run_spec(), {"service_accounts": []}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "is set", "set. Have policy"),
         (run_spec(machine(None)), {"machine_types": ["n1-*"]}, f"{POOL}.machine_spec.machine_type", Code.POLICY_MACHINE_TYPE, "is set", "n1-*"),
         (run_spec(gpu(4)), {"accelerators": {"NVIDIA_TESLA_T4": 2, "NVIDIA_L4": 1}}, f"{POOL}.machine_spec.accelerator_count", Code.POLICY_ACCELERATOR, "4 NVIDIA_TESLA_T4", "up to 2 NVIDIA_TESLA_T4 or up to 1 NVIDIA_L4"),
         (run_spec(gpu(1, "TPU_V3")), {"accelerators": {}}, f"{POOL}.machine_spec.accelerator_count", Code.POLICY_ACCELERATOR, "1 TPU_V3", "Remove"),

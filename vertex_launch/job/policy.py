@@ -85,5 +85,8 @@ def _matches(value: str, patterns: Sequence[str]) -> bool:
 
 
 def _remedy(allowed: Sequence[str], key: str, settings: Settings, verb: str = "Use") -> str:
+    setting = settings.where("policy", key)
+    if not allowed and verb == "Set":
+        return f"Have {setting} changed"
     use = f"{verb} {' or '.join(allowed)}" if allowed else "Remove it"
-    return f"{use}, or have {settings.where('policy', key)} changed"
+    return f"{use}, or have {setting} changed"
