@@ -47,6 +47,7 @@ layers: $(VENV)/tests.done ## check which modules import which
 quick: $(VENV)/tests.done  ## run the unit and functional tests and 100 simulated worlds (SEEDS=..., JUNK=...)
 	$(PYTEST) $(NO_SOCKETS) --quiet tests/unit tests/functional tests/simulation -k "not mutation_is_found"
 
+full: WORKERS = 3          # many tests wait for a process: three keep two cores busy
 full: $(VENV)/tests.done   ## run all tests with their full numbers
 	FULL=1 $(PYTEST)
 

@@ -782,7 +782,7 @@ def test_a_pass_that_outlived_its_lock_leaves_the_warnings_to_the_next() -> None
     item = world.queue.push("cpu", image_spec())
 
     def late(request: JobRequest, create: Callable[[], str]) -> str:
-        world.clock.sleep(world.settings.hold_seconds)
+        world.clock.sleep(world.settings.lock_seconds)
         return no_quota(request, create)
 
     world.vertex.on_create = late

@@ -80,7 +80,7 @@ def test_the_smallest_files(load: Load) -> None:
     assert loaded.regions == (Region(name="us-central1", staging_bucket="gs://one"),)
     assert (loaded.project, loaded.key_secret, loaded.state_bucket) == ("my-project", SECRET, "gs://state")
     assert (loaded.deployment, loaded.base_url, loaded.tick_topic) == ("default", "https://api.wandb.ai", None)
-    assert (loaded.warnings, loaded.macro_values, loaded.hold_seconds) == ((), {}, 75)
+    assert (loaded.warnings, loaded.macro_values, loaded.lock_seconds) == ((), {}, 75)
 
 
 def test_the_environment_wins_over_both_files(load: Load) -> None:

@@ -130,7 +130,7 @@ class Defer:
 
 
 @dataclass(frozen=True)
-class Retry:
+class RetryLater:
     """Submit an item again at ``at``, with the same run."""
 
     item: str
@@ -182,7 +182,7 @@ class Settle:
     late: bool = False
 
 
-Action = Keep | Drop | Cancel | Warn | Notice | Reject | Defer | Retry | RetryBlocked | StopRetrying | Settle
+Action = Keep | Drop | Cancel | Warn | Notice | Reject | Defer | RetryLater | RetryBlocked | StopRetrying | Settle
 
 
 @dataclass(frozen=True)

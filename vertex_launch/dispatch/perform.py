@@ -25,8 +25,8 @@ from vertex_launch.dispatch.context import (
     Notice,
     Pass,
     Reject,
-    Retry,
     RetryBlocked,
+    RetryLater,
     Settle,
     StopRetrying,
     Verdict,
@@ -42,7 +42,10 @@ MOST_CANCELS = 100
 
 
 def apply(pass_: Pass, actions: Iterable[Action], until: float = float("inf")) -> None:
-    """Perform actions in their order, what is sent in batches after the rest; items are not rejected after ``until``."""
+    """Perform actions: first what only this pass notes, then cancels, settlements and rejections, each in one batch.
+
+    Items are not rejected after ``until``.
+    """
     cancels, settles, rejects = list[Cancel](), list[Settle](), list[Reject]()
     for action in actions:
         match action:
@@ -97,7 +100,7 @@ def _defer(pass_: Pass, action: Defer) -> None:
         pass_.outbox.append(Warn(item.id, message, Phase.AGENT))
 
 
-def _retry(pass_: Pass, action: Retry) -> None:
+def _retry(pass_: Pass, action: RetryLater) -> None:
     entry = pass_.ledger.open[action.item]
     pass_.ledger.keep(entry.retry_later(action.at, action.reason, elsewhere=action.elsewhere, began=action.began))
 
@@ -124,7 +127,7 @@ _SIMPLE: Mapping[type, Callable[[Pass, Any], None]] = {
     Drop: _drop,
     Notice: _notice,
     Defer: _defer,
-    Retry: _retry,
+    RetryLater: _retry,
     RetryBlocked: _retry_blocked,
     StopRetrying: _stop_retrying,
 }

@@ -66,7 +66,7 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
     stored = services.record.read()
     if request.published is not None and stored.ledger and request.published < stored.ledger.full_pass_began:
         return Skipped.COVERED
-    with services.record.hold(stored, pass_id, started, started + settings.hold_seconds) as held:
+    with services.record.locked(stored, pass_id, started, started + settings.lock_seconds) as held:
         pass_ = Pass(settings, services, request, started, held, PassReport(pass_id))
         seen = look(settings, services, pass_.ledger, request.queues or settings.queues, started, request.ended)
         perform.learn(pass_, seen)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from vertex_launch.codes import Code
-from vertex_launch.dispatch.context import Action, Keep, Retry, Settle, Verdict
+from vertex_launch.dispatch.context import Action, Keep, RetryLater, Settle, Verdict
 from vertex_launch.dispatch.look import Seen
 from vertex_launch.errors import Message
 from vertex_launch.job import outcome
@@ -89,7 +89,7 @@ def settle(
     return actions
 
 
-def decide(ended: Ended, settings: Settings, now: float) -> Settle | Retry | Wait:
+def decide(ended: Ended, settings: Settings, now: float) -> Settle | RetryLater | Wait:
     """Decide about an item whose job has ended."""
     entry, job, run, item = ended.entry, ended.job, ended.run, ended.item
     since = _ended_at(entry, job)
@@ -111,7 +111,7 @@ def decide(ended: Ended, settings: Settings, now: float) -> Settle | Retry | Wai
     began = True if entry.began_before else _began(entry, run, job)
     if not stopped and _another(entry, job, end, settings, now - since):
         at = since + pause(entry.current.number, settings.resubmit_after)
-        return Retry(entry.item, at, quoted(job.error), elsewhere=end.try_other_region, began=began is True)
+        return RetryLater(entry.item, at, quoted(job.error), elsewhere=end.try_other_region, began=began is True)
     return _told(ended, _End(job, end, began, stopped), settings, now, young=young)
 
 

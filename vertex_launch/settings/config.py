@@ -271,7 +271,7 @@ class Settings(AgentSettings, DeploymentSettings):
         return math.inf if self.max_schedulers == -1 else self.max_schedulers
 
     @property
-    def hold_seconds(self) -> float:
+    def lock_seconds(self) -> float:
         """How long a pass may hold the lock: its budget, one create started at its end, and a margin."""
         return self.timeouts.pass_budget + self.timeouts.create + self.timeouts.margin
 
@@ -349,7 +349,7 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Proble
             found = f"the W&B API key is sent to {url.hostname} unencrypted"
             remedy = "Use https:// unless you trust the network in between"
             yield problem(settings.where(field), found, remedy, code=Code.CONFIG_PLAIN_HTTP)
-    limit, longest = environ.get("CLOUD_RUN_TIMEOUT_SECONDS", ""), math.ceil(settings.hold_seconds)
+    limit, longest = environ.get("CLOUD_RUN_TIMEOUT_SECONDS", ""), math.ceil(settings.lock_seconds)
     if re.fullmatch(r"[1-9]\d{0,5}", limit, re.ASCII) and int(limit) < longest:
         place, found = (
             "the function's timeout (CLOUD_RUN_TIMEOUT_SECONDS)",

@@ -91,7 +91,7 @@ class Record:
         self._redact = redact
 
     @contextmanager
-    def hold(self, stored: Stored, pass_id: str, now: float, expires: float) -> Iterator[Held]:
+    def locked(self, stored: Stored, pass_id: str, now: float, expires: float) -> Iterator[Held]:
         """Hold the lock and the ledger for one pass, and give the lock back if that fails.
 
         A pass that completes calls ``Held.give_back``. Raises PassBusy, PassLost, Unavailable.
