@@ -27,7 +27,7 @@ def test_the_guide_shows_the_costs_as_computed() -> None:
     assert idle_cost.table() in guide
     for price in idle_cost.agent():
         assert f"{price:.2f} USD" in guide
-    assert f"prices of {idle_cost.PRICES_OF}" in guide
+    assert f"us-central1 in {idle_cost.PRICES_OF}" in guide
 
 
 def test_the_memory_that_is_paid_for_is_the_one_that_is_deployed() -> None:
