@@ -55,7 +55,7 @@ while [ $# -gt 0 ]; do
     --notification-channels) channels=$value ;;
     --vpc-connector) vpc_connector=$value ;;
     --memory) memory=$value ;;
-    *) shared_option "$option" "$value" || fail "there is no option $option. --help lists all options." ;;
+    *) shared_option "$option" "$value" || fail "unknown option $option. --help lists all options." ;;
   esac
 done
 

@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
       ;;
     *) fail "'$1' is not an option. --help lists all options." ;;
   esac
-  shared_option "$option" "$value" || fail "there is no option $option. --help lists all options."
+  shared_option "$option" "$value" || fail "unknown option $option. --help lists all options."
 done
 
 check_options
@@ -45,7 +45,7 @@ job_accounts=${job_accounts:-$(account jobs)}
 
 if [ -z "$yes$dry_run" ]; then
   echo "This deletes the deployment $name in $project${with_data:+ WITH ITS DATA: the W&B API key, the record, the staging buckets, the images}."
-  read -r -p "Type its name to continue: " answer || fail "there is no terminal to answer from. Use --yes to continue without confirmation."
+  read -r -p "Type its name to continue: " answer || fail "the question needs a terminal. Use --yes to continue without confirmation."
   [ "$answer" = "$name" ] || fail "the name does not match. Nothing was deleted."
 fi
 

@@ -1,7 +1,7 @@
 """A deployment with its services: the local W&B, Vertex AI, Secret Manager and Cloud Storage in this process.
 
-The services share a clock, so that no test waits for a lease or a lock to expire. Dispatchers use the product's adapters,
-in this process with the same clock (``dispatcher``), or in their own process in real time (``process``).
+The services share a clock, so that no test waits for a lease or a lock to expire. Passes use the product's adapters,
+in this process with the same clock (``tick``), or in their own process in real time (``process``).
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class Deployment:
             return SECRETS
         return VERTEX if point.operation.endswith(("CustomJob", "CustomJobs")) else WANDB
 
-    # Dispatchers
+    # Passes
 
     def process(self) -> Function:
         """Start a dispatcher in its own process."""

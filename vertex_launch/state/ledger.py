@@ -11,7 +11,7 @@ The stage of an open item follows from its attempts::
      ▼  │                                                       ▲      │
     PLANNED ◀──── plan_retry ──── RETRYING ─── stop_retrying ───┘      │
      │  │                          ▲    ▲                              │
-     │  └── create_failed (later) ─┘    └────────── retry ─────────────┘
+     │  └── create_failed (later) ─┘    └─────── retry_later ──────────┘
      └───── create_failed (first) ───▶ (forgotten)
 
 Only this module changes an item: each method of ``OpenItem`` returns a new one, and ``Ledger`` keeps it.

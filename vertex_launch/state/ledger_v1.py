@@ -1,4 +1,4 @@
-"""Ledgers of version 1, written by releases before 0.2: an open item was a set of flags.
+"""Ledgers of version 1, in which an open item was a set of flags.
 
 Jobs are running when someone upgrades, so such a ledger is still read. It is never written again.
 """
