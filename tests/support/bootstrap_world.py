@@ -40,7 +40,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 ACCESS_TOKEN = "ya29.the-access-token"
 ACCOUNT = "trainer@acme.iam.gserviceaccount.com"
 SECRET = "projects/acme/secrets/wandb/versions/1"
-PATIENCE = 120.0
+PATIENCE = 400.0
 """Seconds after which a container hangs."""
 
 FAKE_WANDB = """
