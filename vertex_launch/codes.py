@@ -74,6 +74,7 @@ class Code(StrEnum):
     SPEC_KEY = auto()
     SPEC_SERVICE_ACCOUNT = auto()
     POLICY_ENTRY_POINT = auto()
+    POLICY_VARIABLE = auto()
     POLICY_SERVICE_ACCOUNT = auto()
     POLICY_NETWORK = auto()
     POLICY_IMAGE = auto()

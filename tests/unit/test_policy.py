@@ -101,13 +101,6 @@ def test_every_violation_is_reported() -> None:
     assert len(text.splitlines()) == 1 + 7
 
 
-def test_secure_mode_refuses_an_overridden_entry_point_and_nothing_else() -> None:
-    assert refused(run_spec(overrides={"args": ["--lr", "1"]}), secure_mode=True) == ""
-    text = refused(run_spec(overrides={"entry_point": ["sh"]}), secure_mode=True)
-    assert text.startswith("overrides.entry_point: ")
-    assert text.endswith(f"[{Code.POLICY_ENTRY_POINT}]")
-
-
 @given(st.text("ab[]!-*?", min_size=1, max_size=6))
 def test_a_bracket_in_a_pattern_stands_for_itself(name: str) -> None:
     spec = run_spec(machine(name.replace("*", "x").replace("?", "y")))

@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import boot, environment, job_source, labels, policy
+from vertex_launch.job import boot, environment, job_source, labels, policy, secure_mode
 from vertex_launch.job.arguments import IMAGE_FIELDS, IN_JOB_SPEC, TASKS, Arguments, check_images, escape
 from vertex_launch.job.boot import Boot
 from vertex_launch.job.findings import Findings
@@ -69,6 +69,7 @@ def build(
     job.display_name = (arguments["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
     job.labels = {**(arguments["labels"] or {}), **job_labels(item, spec, settings, entity)}
     policy.check(job, asked, settings, findings)
+    secure_mode.check(asked, spec, settings, findings)
     findings.check()
     return JobRequest(region, job, arguments["create_request_timeout"], run, tuple(findings.warnings))
 

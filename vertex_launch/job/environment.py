@@ -91,7 +91,7 @@ def merged(
         name, value = variable["name"], variable.get("value", "")
         if last[name] != index:
             findings.warn(f"{place}: {name} is set more than once. The last value counts.", Code.SPEC_ENV_IGNORED)
-        elif _RESERVED.fullmatch(name) or (name in official and name not in _USERS_CHOICE):
+        elif is_reserved(name) or (name in official and name not in _USERS_CHOICE):
             found = (
                 f"{place}: {name} identifies the run and is set automatically. The value in the run spec is ignored."
             )
@@ -110,6 +110,11 @@ def merged(
             Code.SPEC_ENV_LIMIT,
         )
     return [{"name": name, "value": value} for name, value in (kept | added).items()]
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether a variable is always set here, whatever a run spec says."""
+    return bool(_RESERVED.fullmatch(name))
 
 
 def read(variables: Iterable[Any]) -> dict[str, str]:

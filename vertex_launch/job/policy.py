@@ -28,13 +28,6 @@ _CODES = {
 
 def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings) -> None:
     """Report everything that the job asks for but the policy does not allow, at its place in the run spec."""
-    if settings.secure_mode and spec.entry_point:
-        findings.wrong(
-            "overrides.entry_point",
-            "the item overrides the entry point, but this deployment allows only the image's own",
-            f"Launch it without an entry point, or have {settings.where('secure_mode')} changed",
-            Code.POLICY_ENTRY_POINT,
-        )
     policy = settings.policy
     pools = [(index, pool) for index, pool in enumerate(job.job_spec.worker_pool_specs) if pool]
     for place, noun, value, key in _named(job, spec.arguments):

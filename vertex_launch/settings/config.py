@@ -24,6 +24,13 @@ from vertex_launch.settings.sources import LAUNCH_FILE, VERTEX_FILE, Origins, Se
 
 CODES = Codes(unknown=Code.CONFIG_UNKNOWN, missing=Code.CONFIG_MISSING, value=Code.CONFIG_VALUE)
 
+_HARMLESS = (
+    *("CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "HYDRA_FULL_ERROR"),
+    *("LANG", "LC_ALL", "MKL_NUM_THREADS", "NCCL_DEBUG", "OMP_NUM_THREADS", "PYTHONHASHSEED", "PYTHONUNBUFFERED"),
+    *("PYTORCH_CUDA_ALLOC_CONF", "TF_CPP_MIN_LOG_LEVEL", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_OFFLINE"),
+    *("WANDB_DOCKER", "WANDB_JOB_TYPE", "WANDB_NAME", "WANDB_NOTES", "WANDB_RESUME", "WANDB_RUN_GROUP", "WANDB_TAGS"),
+)
+
 
 def _longer(value: float, least: float, remedy: str) -> float:
     """Return the value of a setting that must be longer than timeouts.create and timeouts.margin, ``least`` together."""
@@ -144,7 +151,8 @@ class AgentSettings(Section):
     max_schedulers: types.Count = Field(1, ge=-1, examples=["1"])
     """number of sweep schedulers that may be active at once. -1 means no limit."""
     secure_mode: types.Flag = False
-    """whether to refuse items that override the entry point of their job"""
+    """whether only the entry point of the image or of the W&B job may run. Refuses an entry point, folder, command,
+    other image, Python package, web shell or environment variable of the run spec that could run another program."""
     stopped_run_timeout: types.Seconds = Field(60, ge=0)
     """seconds that a run stopped in W&B has to end before its job is cancelled"""
     verbosity: types.Count = Field(0, ge=0)
@@ -214,6 +222,9 @@ class DeploymentSettings(Section):
     policy: Policy = Field(Policy(), examples=["{max_replicas: 4}"])
     """what a run spec may ask for. An item that asks for more fails. By default everything is allowed, except macros
     from the environment."""
+    secure_mode_variables: tuple[types.Name, ...] = Field(_HARMLESS, examples=["[MODEL, DATA_*]"])
+    """environment variables that a run spec may set under `secure_mode`. `*` and `?` are wildcards. The default names
+    variables that cannot make a program run another one; a list here replaces it."""
     submissions_per_minute: types.Count = Field(60, ge=1)
     """creates and deletes per minute and region. Vertex AI has a quota for them."""
     parallel_creates: types.Count = Field(50, ge=1)
