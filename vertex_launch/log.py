@@ -6,17 +6,20 @@ Cloud Logging reads ``severity``, ``message`` and ``logging.googleapis.com/trace
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
+import re
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
+from threading import Lock
 from typing import Any
 
 from vertex_launch.errors import Message
+from vertex_launch.key_forms import forms
 
 LOGGER = logging.getLogger("vertex_launch")
 FIELDS = ("event", "code", "pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "refill_s", "report")
@@ -48,50 +51,135 @@ class Event(StrEnum):
     """``job_state`` has published a tick."""
 
 
+_WORD = re.compile("[a-z_]{1,24}")
+
 trace: ContextVar[str] = ContextVar("trace", default="")
 """Trace ID of the current request, 32 hexadecimal digits."""
 
 
 class Redactor:
-    """Replaces every known API key in texts and JSON values. It knows the last ``MOST`` keys that were added.
+    """Replaces every known secret, in any of its forms, in texts and JSON values.
 
-    Keys of a W&B server have 40 characters or more. Texts shorter than ``SHORTEST`` are not accepted as keys, because
-    replacing them would garble everything else.
+    It knows the ``MOST`` secrets that were added last, and the deployment's own, which are pinned: items cannot push them out.
+    Keys of a W&B server have 40 characters or more. Texts shorter than ``SHORTEST`` are not accepted, because replacing
+    them would garble everything else.
+
+    A text costs the same whatever the number of secrets: each place in it is looked up by the last characters of a form.
     """
 
     SHORTEST = 8
     MOST = 1000
+    MOST_PINNED = 20
     MARK = "<redacted>"
+    _FEW = 64
+    """Forms that are faster to look for one by one."""
+    _CROWDED = 64
+    """Forms with the same last characters, above which each place where those stand is hidden as far as the longest."""
 
     def __init__(self) -> None:
-        self._keys: OrderedDict[str, None] = OrderedDict()
+        self._added: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._pinned: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._uses: Counter[str] = Counter()
+        self._by_end: dict[str, tuple[str, ...]] = {}
+        self._lock = Lock()
 
-    def add(self, key: str) -> None:
-        """Redact this key from now on, also in base64 and in a basic-auth header."""
-        if len(key) < self.SHORTEST:
+    def add(self, secret: str) -> None:
+        """Redact this secret from now on."""
+        if secret not in self._pinned:
+            self._keep(secret, self._added, self.MOST)
+
+    def pin(self, secret: str) -> None:
+        """Redact this secret of the deployment from now on, however many others are added."""
+        self._keep(secret, self._pinned, self.MOST_PINNED)
+
+    def _keep(self, secret: str, among: OrderedDict[str, frozenset[str]], most: int) -> None:
+        if len(secret) < self.SHORTEST:
             return
-        for form in (key, *(base64.b64encode(text.encode()).decode() for text in (key, f"api:{key}"))):
-            self._keys[form] = None
-            self._keys.move_to_end(form)
-        while len(self._keys) > 3 * self.MOST:
-            self._keys.popitem(last=False)
+        with self._lock:
+            if secret in among:
+                among.move_to_end(secret)
+                return
+            among[secret] = forms(secret, self.SHORTEST)
+            for form in among[secret]:
+                self._uses[form] += 1
+                if self._uses[form] == 1:
+                    end = form[-self.SHORTEST :]
+                    self._by_end[end] = tuple(sorted((*self._by_end.get(end, ()), form), key=len))
+            while len(among) > most:
+                for form in among.popitem(last=False)[1]:
+                    self._drop(form)
+
+    def _drop(self, form: str) -> None:
+        self._uses[form] -= 1
+        if not self._uses[form]:
+            del self._uses[form]
+            end = form[-self.SHORTEST :]
+            self._by_end[end] = tuple(other for other in self._by_end[end] if other != form)
+            if not self._by_end[end]:
+                del self._by_end[end]
 
     def __call__(self, text: str) -> str:
-        """Return the text without keys."""
-        for key in list(self._keys):
-            if key in text:
-                text = text.replace(key, self.MARK)
-        return text
+        """Return the text without secrets."""
+        if len(text) < self.SHORTEST or not self._uses:
+            return text
+        return self._masked(
+            text, self._few(text, list(self._uses)) if len(self._uses) <= self._FEW else self._many(text)
+        )
 
-    def json(self, value: Any) -> Any:
-        """Return a JSON value without keys in any of its texts; what is not JSON becomes a text."""
+    def shows_ours(self, text: str) -> bool:
+        """Return whether a text has a pinned secret in any form."""
+        return self._ours(text) != text
+
+    def _ours(self, text: str) -> str:
+        return self._masked(text, self._few(text, [form for known in list(self._pinned.values()) for form in known]))
+
+    def _few(self, text: str, wanted: Iterable[str]) -> Iterator[tuple[int, int]]:
+        """Find where forms stand, by looking for each."""
+        for form in wanted:
+            at = text.find(form)
+            while at >= 0:
+                yield at, at + len(form)
+                at = text.find(form, at + len(form))
+
+    def _many(self, text: str) -> Iterator[tuple[int, int]]:
+        """Find where forms stand, by looking each place up."""
+        size, ends = self.SHORTEST, self._by_end
+        for at in [at for at in range(len(text) - size + 1) if text[at : at + size] in ends]:
+            end, known = at + size, ends.get(text[at : at + size], ())
+            if len(known) > self._CROWDED:
+                first = max(0, end - len(known[-1]))
+                yield max(first, text.rfind(" ", first, end) + 1), end
+            else:
+                yield from ((end - len(form), end) for form in known if text.endswith(form, 0, end))
+
+    def _masked(self, text: str, spans: Iterable[tuple[int, int]]) -> str:
+        parts: list[str] = []
+        done = 0
+        for first, end in sorted(spans):
+            if first >= done or not parts:  # it does not overlap with the one before
+                parts += [text[done:first], self.MARK]
+            done = max(done, end)
+        return "".join([*parts, text[done:]])
+
+    def json(self, value: Any, names: Collection[str] = ()) -> Any:
+        """Return a JSON value without secrets in any of its texts; what is not JSON becomes a text.
+
+        Keys of mappings that are plain words stay, because they are ours. With ``names``, all keys of mappings and the values
+        of these are identifiers. Only pinned secrets are hidden there, because an item's "key" can be another item's id.
+        """
         match value:
             case None | bool() | int() | float():
                 return value
             case dict():
-                return {self(str(key)): self.json(inner) for key, inner in value.items()}
+                named = self._ours if names else self
+                return {
+                    key if isinstance(key, str) and _WORD.fullmatch(key) else named(str(key)): (
+                        self._ours(inner) if key in names and isinstance(inner, str) else self.json(inner, names)
+                    )
+                    for key, inner in value.items()
+                }
             case list() | tuple():
-                return [self.json(inner) for inner in value]
+                return [self.json(inner, names) for inner in value]
             case _:
                 return self(str(value))
 
@@ -124,15 +212,18 @@ class JsonFormatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message = f"{message}\n{self.formatException(record.exc_info)}"
+        fields = {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
+        ours = {name: value for name, value in fields.items() if name == "code" or isinstance(value, StrEnum)}
         entry: dict[str, Any] = {
             "severity": record.levelname,
-            "message": message,
+            "message": self._redact(message),
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         }
         if self._project and (current := trace.get()):
             entry["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{current}"
-        entry |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
-        line = json.dumps(self._redact.json(entry), ensure_ascii=False)
+        # What metrics and alerts filter on stays as it is, whatever an item calls its key.
+        entry |= self._redact.json(fields) | ours
+        line = json.dumps(entry, ensure_ascii=False)
         return line.encode(errors="backslashreplace").decode()  # UTF-8 cannot encode half of a surrogate pair
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.memory import KEY, World, image_spec
-from tests.support.specs import pool, run_spec
+from tests.support.specs import IMAGE, pool, run_spec
 from tests.unit.test_job_source import CODE, PICTURE
 from vertex_launch.codes import Code
 from vertex_launch.errors import Unavailable
@@ -163,3 +163,14 @@ def test_a_key_in_a_run_spec_is_refused_if_the_deployment_keeps_keys_out_of_jobs
         assert [bad["item"] for bad in report.rejected] == [item]
         assert Code.SPEC_KEY in one.queue.contents[item].message
         assert KEY not in one.queue.contents[item].message
+
+
+def test_what_another_item_calls_its_key_does_not_count_as_a_key() -> None:
+    """A name that stands in every item must not make all of them look as if they brought a key."""
+    one = world(settings={"api_key_delivery": "secret"})
+    account = {"service_account": "jobs@p.iam.gserviceaccount.com"}
+    for own in (IMAGE, "worker_pool_specs", account["service_account"], "n1-standard-4"):
+        one.queue.push("cpu", run_spec(_wandb_api_key=own))
+    good = one.queue.push("cpu", run_spec(pool(command=["python", "train.py"]), spec=account))
+    started = [row["item"] for _ in range(3) for row in one.run().submitted]
+    assert started == [good]

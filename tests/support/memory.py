@@ -530,7 +530,7 @@ class World:
         self.topic = Topic()
         self.artifacts = Artifacts()
         self.redact = Redactor()
-        self.redact.add(KEY)
+        self.redact.pin(KEY)
         self._passes = itertools.count(1)
 
     @property

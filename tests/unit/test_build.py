@@ -345,3 +345,23 @@ def test_only_a_scheduler_loses_the_quotes_that_were_for_a_shell(program: str, a
     spec = run_spec(run_id="s1", overrides={"entry_point": [program, "scheduler", "s1"], "args": [arg]})
     stripped = arg[1:-1] if arg in ("'a b'", '"a"', "''") else arg
     assert command_of(spec)[0][-1] == (stripped if program == "wandb" else arg)
+
+
+@pytest.mark.parametrize(
+    ("spec", "place"),
+    [
+        ({"run_id": "of-KEY"}, "run_id"),
+        ({"name": "KEY"}, "name"),
+        ({"project": "KEY"}, "project"),
+        ({"spec": {"display_name": "with KEY"}}, "resource_args.vertex.spec.display_name"),
+        ({"run": {"labels": {"mine": "KEY"}}}, "resource_args.vertex.run.labels"),
+    ],
+)
+@pytest.mark.parametrize("own", ["", "local-" + "0a" * 20])
+def test_a_key_in_what_everyone_sees_is_refused(spec: dict[str, Any], place: str, own: str) -> None:
+    asked = json.loads(json.dumps(spec).replace("KEY", own or KEY))
+    asked |= {"_wandb_api_key": own} if own else {}
+    with pytest.raises(ItemRejected) as error:
+        built(run_spec(**asked))
+    assert error.value.message.code is Code.SPEC_KEY
+    assert str(error.value).startswith(f"{place}: ")

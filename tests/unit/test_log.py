@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message
+from vertex_launch.state.ledger import NAMES, Attempt, Ledger, OpenItem
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -105,6 +109,134 @@ def test_it_remembers_a_bounded_number_of_keys(redact: log.Redactor) -> None:
         redact.add(f"key-number-{i}")
     assert redact(KEY) == KEY, "the oldest"
     assert redact("key-number-1") == "<redacted>"
+    assert len(redact._uses) < 20 * log.Redactor.MOST
+
+
+def test_keys_of_items_do_not_push_out_the_deployments_own() -> None:
+    redact = log.Redactor()
+    redact.pin(KEY)
+    for i in range(3 * log.Redactor.MOST):
+        redact.add(f"key-number-{i}")
+    redact.add(KEY)  # an item that brings the same key
+    for i in range(3 * log.Redactor.MOST):
+        redact.add(f"another-key-{i}")
+    assert redact(f"a {KEY} and {base64.b64encode(KEY.encode()).decode()}") == "a <redacted> and <redacted>"
+    for i in range(2 * log.Redactor.MOST_PINNED):
+        redact.pin(f"rotated-key-{i}")
+    assert redact(KEY) == KEY
+
+
+ODD = 'p<a>"ss\\wörd & more+/%=?>>>'
+
+
+@pytest.mark.parametrize(
+    "key", [KEY, "wandb_v1_" + "aB3_-" * 15, ODD, f" {ODD}\n", "\ud800 half a pair", "local-" + "0a" * 20]
+)
+@pytest.mark.parametrize("many", [0, 200])
+def test_every_form_of_a_key_is_known(key: str, many: int) -> None:
+    redact = log.Redactor()
+    redact.add(key)
+    for i in range(many):
+        redact.add(f"key-number-{i}")
+    data = key.encode("utf-8", "surrogatepass")
+    quoted = quote(data, safe="")
+    wholes = [key, json.dumps(key)[1:-1], json.dumps(json.dumps(key))[3:-3], quoted, quote(data), quote_plus(data)]
+    wholes += [re.sub("%..", lambda code: code[0].lower(), quoted), html.escape(key), repr(key)[1:-1]]
+    wholes += [json.dumps(key, ensure_ascii=False)[1:-1].replace("/", "\\/")]
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for text in (encode(data).decode(), encode(b"api:" + data).decode()):
+            wholes += [text, text.rstrip("="), quote(text, safe="")]
+    for whole in wholes:
+        assert redact(f"before {whole} after") == "before <redacted> after"
+        assert redact.json({"text": [f"{whole}{whole}"]}) == {"text": ["<redacted><redacted>"]}
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for before in (b"", b"a", b"ab", b"user:", b'{"key":"'):
+            for after in (b"", b"z", b"zy", b'"}'):
+                text = encode(before + data + after).decode()
+                around = redact(text).replace("<redacted>", "")
+                assert len(around) <= len(text) - len(data) * 4 // 3 + 4, (before, after)
+
+
+def test_overlapping_keys_are_hidden_whole() -> None:
+    redact = log.Redactor()
+    for key in ("abcdefgh-ijkl", "ijkl-mnopqrst", "abcdefgh", "cdefgh-i"):
+        redact.add(key)
+    assert redact("1 abcdefgh-ijkl-mnopqrst 2 abcdefgh 3") == "1 <redacted> 2 <redacted> 3"
+
+
+@given(st.lists(st.text("ab", min_size=8, max_size=20), max_size=30), st.text("ab ", max_size=200))
+def test_many_keys_hide_what_one_after_the_other_would(keys: list[str], text: str) -> None:
+    few, many = log.Redactor(), log.Redactor()
+    many._FEW = 0
+    many._CROWDED = few._CROWDED = 10**6
+    for key in keys:
+        few.add(key)
+        many.add(key)
+    hidden = many(text)
+    assert not [key for key in keys if key in hidden]
+    assert hidden.replace(log.Redactor.MARK, "").count(" ") == text.count(" ")
+
+
+def test_keys_that_end_alike_are_hidden_with_the_word_before() -> None:
+    redact = log.Redactor()
+    for i in range(500):
+        redact.add(f"{'x' * i}-the-same-end")
+    assert redact(f"one {'x' * 400}-the-same-end two") == "one <redacted> two"
+    assert redact("one the-same-ending two").startswith("one ")
+
+
+def test_what_it_costs_does_not_grow_with_the_number_of_keys() -> None:
+    """Looks at places of the text, not at the time: each costs one look-up."""
+    redact = log.Redactor()
+    for i in range(log.Redactor.MOST):
+        redact.add(f"wandb_v1_{i:060}")
+
+    class Counting(dict[str, tuple[str, ...]]):
+        looked = 0
+
+        def __contains__(self, key: object) -> bool:
+            Counting.looked += 1
+            return super().__contains__(key)
+
+    redact._by_end = Counting(redact._by_end)
+    text = "the run spec has 3 problems " * 1000
+    assert redact(text) == text
+    assert Counting.looked <= len(text)
+
+
+def test_a_word_that_an_item_calls_its_key_breaks_no_log_line(capsys: pytest.CaptureFixture[str]) -> None:
+    redact = log.Redactor()
+    words = ("severity", "WARNING-", "submitted", "VL-PASS-BUSY", "logging.googleapis.com/trace", "job_ended")
+    for word in words:
+        redact.add(word)
+    log.configure(redact, project="p")
+    token = log.trace.set("t")
+    try:
+        log.warning(Message(Code.PASS_BUSY, "x"), event=log.Event.JOB_ENDED, report={"submitted": 1})
+    finally:
+        log.trace.reset(token)
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["severity"] == "WARNING"
+    assert (entry["event"], entry["code"], entry["report"]) == ("job_ended", "VL-PASS-BUSY", {"submitted": 1})
+    assert "logging.googleapis.com/trace" in entry
+
+
+def test_an_item_that_calls_anothers_id_its_key_hides_nothing_in_the_ledger() -> None:
+    redact = log.Redactor()
+    redact.pin(KEY)
+    job = "projects/p/locations/us-central1/customJobs/123"
+    for word in ("UnVuUXVldWVJdGVtOjE=", job, "us-central1", "a-secret-that-it-brought"):
+        redact.add(word)
+    attempt = Attempt(region="us-central1", planned=1, job=job, reason="says a-secret-that-it-brought")
+    entry = OpenItem(
+        item="UnVuUXVldWVJdGVtOjE=", queue="gpu", entity="acme", project="demo", run=f"run-{KEY}", attempts=(attempt,)
+    )
+    ledger = Ledger(open={entry.item: entry})
+    dumped = ledger.dump(partial(redact.json, names=NAMES)).decode()
+    (found,) = (Ledger.parse(dumped.encode()) or Ledger()).open.values()
+    assert (found.item, found.job, found.current.region) == (entry.item, job, "us-central1")
+    assert "a-secret" not in dumped
+    assert KEY not in dumped
 
 
 trees = st.recursive(

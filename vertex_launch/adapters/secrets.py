@@ -85,5 +85,5 @@ class SecretKey:
                 "version that holds only the key"
             )
             raise Unavailable(SERVICE, text, code=Code.SECRET_INVALID)
-        self._redact.add(key)
+        self._redact.pin(key)
         self._key, self._read_at = key, self._clock()

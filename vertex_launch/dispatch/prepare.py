@@ -71,7 +71,7 @@ def build_request(
 ) -> tuple[RunSpec, JobRequest]:
     """Build the request for a prepared item's CustomJob. Raises ItemRejected, ItemDeferred.
 
-    ``redact`` knows the keys that must not be in the job's spec if ``api_key_delivery`` is ``secret``.
+    ``redact`` knows the key that must not be in the job's spec if ``api_key_delivery`` is ``secret``.
     """
     spec = prepared.specs[item.id]
     if isinstance(spec, ItemRejected):
@@ -92,10 +92,12 @@ def build_request(
 
 
 def _shows_key(item: Item, request: JobRequest, redact: Redactor) -> bool:
-    """Return whether a key is in what was asked for (values are whole) or in the job (macros are filled)."""
+    """Return whether our key is in what was asked for (values are whole) or in the job (macros are filled).
+
+    Keys that other items bring do not count: what one item calls a key could be the name of another one's image.
+    """
     spec = json.loads(item.spec) if isinstance(item.spec, str) else item.spec
-    texts = [spec, CustomJob.to_dict(request.custom_job)]
-    return bool(redact.json(texts) != texts)
+    return redact.shows_ours(json.dumps([spec, CustomJob.to_dict(request.custom_job)]))
 
 
 # Job artifacts

@@ -155,5 +155,6 @@ def _round(pass_: Pass, seen: Seen, items: Sequence[Item], active: Sequence[Mana
     new = [item for item in items if item not in foreign and item not in known]
     prepared = prepare(pass_.settings, pass_.services, seen.entity, new)
     key = pass_.services.key.get() if new else ""
+    pass_.services.redact.pin(key)
     started = start.start(pass_, new, prepared, Room.of(pass_, active), key)
     return Batch(until, [*start.foreign(pass_, foreign), *start.adopt(pass_, known), *started])

@@ -6,6 +6,7 @@ runner. Pure; called by ``prepare`` and the preflight.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from vertex_launch.job.findings import Findings
 from vertex_launch.job.job_source import JobSource, SourceType
 from vertex_launch.job.request import JobRequest
 from vertex_launch.job.run_spec import RunSpec
+from vertex_launch.log import Redactor
 from vertex_launch.model import Item
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
@@ -68,10 +70,24 @@ def build(
     job = _message(arguments, pools, output)
     job.display_name = (arguments["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
     job.labels = {**(arguments["labels"] or {}), **job_labels(item, spec, settings, entity)}
+    _check_names(spec, api_key, findings)
     policy.check(job, asked, settings, findings)
     secure_mode.check(asked, spec, settings, findings)
     findings.check()
     return JobRequest(region, job, arguments["create_request_timeout"], run, tuple(findings.warnings))
+
+
+def _check_names(spec: RunSpec, api_key: str, findings: Findings) -> None:
+    """Report a key in what everyone who lists jobs and runs can read, and what later passes know the job by."""
+    places = {"run_id": spec.run.id, "name": spec.name, "project": spec.project, "entity": spec.entity}
+    places |= {
+        f"{spec.arguments.place(name)}": json.dumps(spec.arguments[name], ensure_ascii=False)
+        for name in ("display_name", "labels")
+        if spec.arguments[name]
+    }
+    for place, text in places.items():
+        if any(len(key) >= Redactor.SHORTEST and key.lower() in text.lower() for key in (spec.api_key, api_key)):
+            findings.wrong(place, "it contains a W&B API key, which everyone would see", "Remove it", Code.SPEC_KEY)
 
 
 def job_labels(item: Item, spec: RunSpec, settings: Settings, entity: str) -> Mapping[str, str]:

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(Message(Code.CHECK_EXTRA, text), file=sys.stderr)
         return 2
     redact = Redactor()
-    redact.add(os.environ.get("WANDB_API_KEY", ""))
+    redact.pin(os.environ.get("WANDB_API_KEY", ""))
     LOGGER.addHandler(logging.NullHandler())  # the lines report what the adapters log, and without the key
     LOGGER.propagate = False
     try:

@@ -37,6 +37,11 @@ LISTS_LAG = 600.0
 FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
 """Seconds between two tries of an item that Vertex AI has no room for; they double."""
 
+NAMES = frozenset(
+    {"writer", "entity", "agent", "turn", "item", "queue", "project", "run", "region", "job", "state", "kind"}
+)
+"""Fields that identify something: an item's "key" hides nothing in them, because it could be another item's id."""
+
 
 def pause(tries: int, first: float) -> float:
     """Return the seconds to wait after so many tries: ``first`` after one, doubled each time, up to 15 minutes."""

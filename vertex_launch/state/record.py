@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from vertex_launch import log
@@ -21,7 +22,7 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import Message, PassBusy, PassLost, Unavailable
 from vertex_launch.log import Redactor
 from vertex_launch.model import Lock
-from vertex_launch.state.ledger import Ledger
+from vertex_launch.state.ledger import NAMES, Ledger
 
 LOCK = "hold.json"  # its name since the first release: old and new versions exclude each other during an upgrade
 LEDGER = "ledger.json"
@@ -141,7 +142,7 @@ class Record:
         Raises PassLost if someone else wrote since, and Unavailable.
         """
         ledger.writer, ledger.writes = pass_id, ledger.writes + 1
-        content = ledger.dump(self._redact.json)
+        content = ledger.dump(partial(self._redact.json, names=NAMES))
         for _ in range(2):
             written = self._objects.write(LEDGER, content, generation)
             if written is not None:
