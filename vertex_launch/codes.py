@@ -56,6 +56,7 @@ class Code(StrEnum):
     # Run specs and jobs (job/)
     SPEC_PROBLEMS = auto()
     SPEC_UNREADABLE = auto()
+    SPEC_SIZE = auto()
     SPEC_MISSING = auto()
     SPEC_UNKNOWN_KEY = auto()
     SPEC_VALUE = auto()

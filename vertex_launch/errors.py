@@ -25,18 +25,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vertex_launch.codes import Code
+from vertex_launch.limits import LONGEST_MESSAGE, LONGEST_WORD, MOST_PROBLEMS
+
+_LONGEST_CODE = 100
+"""Characters of a code and its brackets, and a few more for what an exit adds."""
 
 
 class LaunchError(Exception):
     """Base of every error that this package raises on purpose."""
 
 
+def brief(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """Return a text that may hold keys, with its middle left out if it is too long.
+
+    It is cut between words, and very long words are left out as a whole: a redactor does not find half a key.
+    """
+    if len(text) <= most:
+        return text
+    text = re.sub(
+        r"\S+", lambda word: word[0] if len(word[0]) <= LONGEST_WORD else f"({len(word[0])} characters)", text
+    )
+    if len(text) <= most:
+        return text
+    kept = (most - len(_LEFT_OUT)) // 2
+    gaps = [gap.start() for gap in re.finditer(r"\s", text)]
+    until = max((at for at in gaps if at <= kept), default=0)
+    since = min((at for at in gaps if at >= len(text) - kept - 1), default=len(text) - 1)
+    return f"{text[:until]}{_LEFT_OUT}{text[since + 1 :]}"
+
+
+_LEFT_OUT = "\n[…]\n"
+
+
 @dataclass(frozen=True)
 class Message:
-    """A text for a person and its code, which ``docs/troubleshooting.md`` explains."""
+    """A text for a person and its code, which ``docs/troubleshooting.md`` explains; a text that is too long is cut."""
 
     code: Code
     text: str
+
+    def __post_init__(self) -> None:
+        """Cut the text so that it and its code are short enough."""
+        if len(self.text) > LONGEST_MESSAGE - _LONGEST_CODE:
+            object.__setattr__(self, "text", brief(self.text, LONGEST_MESSAGE - _LONGEST_CODE))
 
     def __str__(self) -> str:
         head, newline, rest = self.text.partition("\n")
@@ -78,7 +109,14 @@ class ProblemsError(LaunchError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """The first problems as texts, and how many more there are."""
+        lines = [str(problem) for problem in self.problems[:MOST_PROBLEMS]]
+        more = len(self.problems) - len(lines)
+        return [*lines, f"and {more} more"] if more else lines
 
 
 class ConfigError(ProblemsError):

@@ -150,7 +150,7 @@ def _fail(answer: Response, error: Exception, *, pushed: bool) -> None:
     row = next(row for row in ANSWERS if isinstance(error, row.error))
     status = row.pushed if pushed else row.request
     message = error.message if isinstance(error, CodedError) else Message(row.code, row.text)
-    problems = [str(problem) for problem in error.problems] if isinstance(error, ProblemsError) else []
+    problems = error.lines if isinstance(error, ProblemsError) else []
     body: dict[str, Any] = {"error": str(message), "code": message.code}
     if isinstance(error, Unavailable):
         body["service"] = error.service

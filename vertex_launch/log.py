@@ -18,8 +18,9 @@ from enum import StrEnum
 from threading import Lock
 from typing import Any
 
-from vertex_launch.errors import Message
+from vertex_launch.errors import Message, brief
 from vertex_launch.key_forms import forms
+from vertex_launch.limits import LONGEST_WORD
 
 LOGGER = logging.getLogger("vertex_launch")
 FIELDS = ("event", "code", "pass_id", "item", "queue", "run", "job", "region", "state", "outcome", "refill_s", "report")
@@ -199,6 +200,10 @@ def warning(message: Message, **fields: Any) -> None:
     write(logging.WARNING, message, **fields)
 
 
+def _short(value: Any) -> Any:
+    return brief(value, LONGEST_WORD) if isinstance(value, str) else value
+
+
 class JsonFormatter(logging.Formatter):
     """Formats a log record as one line of JSON without API keys."""
 
@@ -216,13 +221,13 @@ class JsonFormatter(logging.Formatter):
         ours = {name: value for name, value in fields.items() if name == "code" or isinstance(value, StrEnum)}
         entry: dict[str, Any] = {
             "severity": record.levelname,
-            "message": self._redact(message),
+            "message": brief(self._redact(message)),
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         }
         if self._project and (current := trace.get()):
             entry["logging.googleapis.com/trace"] = f"projects/{self._project}/traces/{current}"
         # What metrics and alerts filter on stays as it is, whatever an item calls its key.
-        entry |= self._redact.json(fields) | ours
+        entry |= {name: _short(value) for name, value in self._redact.json(fields).items()} | ours
         line = json.dumps(entry, ensure_ascii=False)
         return line.encode(errors="backslashreplace").decode()  # UTF-8 cannot encode half of a surrogate pair
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any, ClassVar
+
+from vertex_launch.limits import LARGEST_REPORT
 
 VERTEX_RESOURCES = ("vertex", "gcp-vertex")
 """The resource names that mean Vertex AI: the runner's own, and the one that queues are made with."""
@@ -285,7 +290,23 @@ class PassReport:
         free = None if max_jobs == -1 else max(0, max_jobs - active)
         self.slots = {"max_jobs": max_jobs, "active": active, "free": free}
 
-    def body(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many entries each list has."""
+        return {name: len(rows) for name, rows in self._whole().items() if isinstance(rows, list)}
+
+    def _whole(self) -> dict[str, Any]:
         body = {name: value for name, value in vars(self).items() if name not in ("creates", "freed", "shown")}
         return body | self.shown
+
+    def body(self) -> dict[str, Any]:
+        """Return the report as a JSON object that is not too large: ``left_out`` counts the entries that lists lack."""
+        body, left = self._whole(), LARGEST_REPORT
+        # Bytes of the first entry, of the first two, and so on. Lists that need less than their share leave more to others.
+        sizes = {name: list(accumulate(len(json.dumps(row)) + 2 for row in body[name])) for name in self.counts}
+        for index, name in enumerate(sorted(sizes, key=lambda name: sizes[name][-1:])):
+            fit = bisect_right(sizes[name], left // (len(sizes) - index))
+            left -= sizes[name][fit - 1] if fit else 0
+            body[name] = body[name][:fit]
+        left_out = {name: lacking for name, count in self.counts.items() if (lacking := count - len(body[name]))}
+        return body | ({"left_out": left_out} if left_out else {})

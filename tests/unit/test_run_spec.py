@@ -196,9 +196,8 @@ def test_all_problems_of_an_item_are_reported_together_each_with_its_code() -> N
 
 def test_only_the_first_of_very_many_problems_are_listed() -> None:
     lines = str(rejected(run_spec(overrides={"args": [{"odd": 1}] * 300}))).splitlines()
-    assert "300 problems" in lines[0]
-    assert len(lines) == 22
-    assert "280" in lines[-1]
+    assert "at least 20 problems" in lines[0]
+    assert len(lines) == 21
 
 
 def test_what_only_the_value_of_a_macro_makes_wrong_is_found() -> None:

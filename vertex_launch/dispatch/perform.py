@@ -403,8 +403,7 @@ def finish(pass_: Pass, active: Sequence[ManagedJob]) -> None:
         apply(pass_, [Notice(Message(error.message.code, text))])
     pass_.report.count_slots(settings.max_jobs, pass_.ledger.slots_used(active)[Kind.JOB])
     pass_.report.took_ms = round(1000 * (pass_.now - pass_.started))
-    report = pass_.report.body()
-    counts = ", ".join(f"{len(rows)} {name}" for name, rows in report.items() if isinstance(rows, list))
+    counts = ", ".join(f"{count} {name}" for name, count in pass_.report.counts.items())
     slots = f"{pass_.report.slots['active']} of {settings.max_jobs} slots active"
-    extra = {"event": Event.PASS, "pass_id": pass_.report.pass_id, "report": report}
+    extra = {"event": Event.PASS, "pass_id": pass_.report.pass_id, "report": pass_.report.body()}
     LOGGER.info("Pass: %s, %s, %d ms", counts, slots, pass_.report.took_ms, extra=extra)

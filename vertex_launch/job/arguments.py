@@ -11,14 +11,17 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from google.cloud.aiplatform_v1.types import CustomJobSpec, Scheduling
 
 from vertex_launch.codes import Code
+from vertex_launch.errors import ItemRejected
 from vertex_launch.job import labels
 from vertex_launch.job.findings import Findings, printable
 from vertex_launch.job.proto_reader import Reader
+from vertex_launch.limits import LONGEST_FILLED
 from vertex_launch.problems import kind, nearest, shown
 
 SECTIONS = ("spec", "run")
@@ -83,15 +86,31 @@ def fill(value: Any, macros: Mapping[str, str], expanded: Mapping[str, str]) -> 
     """Replace ``${name}`` in all text of a JSON value, except in keys; unknown names stay as they are.
 
     ``expanded`` has the values for commands, arguments and variables: Vertex AI expands ``$(NAME)`` and ``$$`` in them as
-    Kubernetes does.
+    Kubernetes does. Raises ItemRejected once the values add more text than ``LONGEST_FILLED``.
     """
-    if isinstance(value, str):
-        return _MACRO.sub(lambda match: macros.get(match[1], match[0]), value)
-    if isinstance(value, list):
-        return [fill(one, macros, expanded) for one in value]
-    if isinstance(value, dict):
-        return {key: fill(one, expanded if key in _EXPANDED else macros, expanded) for key, one in value.items()}
-    return value
+    added = 0
+
+    def filled(value: Any, values: Mapping[str, str]) -> Any:
+        if isinstance(value, str):
+            return _MACRO.sub(partial(replaced, values), value)
+        if isinstance(value, list):
+            return [filled(one, values) for one in value]
+        if isinstance(value, dict):
+            return {key: filled(one, expanded if key in _EXPANDED else values) for key, one in value.items()}
+        return value
+
+    def replaced(values: Mapping[str, str], macro: re.Match[str]) -> str:
+        nonlocal added
+        text = values.get(macro[1], macro[0])
+        added += len(text)
+        if added > LONGEST_FILLED:
+            found = (
+                f"The values of its macros add more than {LONGEST_FILLED} characters to the run spec (LONGEST_FILLED)."
+            )
+            raise ItemRejected(f"{found} Use fewer macros, or shorter names.", code=Code.SPEC_SIZE)
+        return text
+
+    return filled(value, macros)
 
 
 def escape(text: str) -> str:

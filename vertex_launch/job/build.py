@@ -25,6 +25,7 @@ from vertex_launch.job.findings import Findings
 from vertex_launch.job.job_source import JobSource, SourceType
 from vertex_launch.job.request import JobRequest
 from vertex_launch.job.run_spec import RunSpec
+from vertex_launch.limits import LONGEST_JOB
 from vertex_launch.log import Redactor
 from vertex_launch.model import Item
 from vertex_launch.problems import shown
@@ -69,6 +70,7 @@ def build(
     findings.check()
     job = _message(arguments, pools, output)
     job.display_name = (arguments["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
+    _check_size(CustomJob.pb(job).ByteSize())
     job.labels = {**(arguments["labels"] or {}), **job_labels(item, spec, settings, entity)}
     _check_names(spec, api_key, findings)
     policy.check(job, asked, settings, findings)
@@ -159,7 +161,7 @@ def _pools(
     spec: RunSpec, variables: Mapping[str, str], bootstrap: Boot, findings: Findings
 ) -> Sequence[Mapping[str, Any]]:
     """Return the worker pools with the item's command, arguments and environment in them."""
-    place, reached, pools = spec.arguments.place("worker_pool_specs"), False, []
+    place, reached, pools, size = spec.arguments.place("worker_pool_specs"), False, [], 0
     for index, pool in enumerate(spec.arguments["worker_pool_specs"] or ()):
         done = dict(pool)
         for name in [name for name in TASKS if name in pool]:
@@ -181,10 +183,22 @@ def _pools(
             elif is_package and bootstrap.is_needed:
                 found = "a Python package pool cannot read the W&B key or the job's code"
                 findings.wrong(where, found, "Use container_spec with a command", Code.SPEC_COMMAND)
+            # Every pool gets its own copy of the item's arguments and variables.
+            size += sum(len(text) + 8 for name in ("command", "args") for text in task.get(name, ()))
+            size += sum(len(one["name"]) + len(one["value"]) for one in task["env"])
+            _check_size(size)
         pools.append(done)
     if not reached and not findings.problems:
         _report_unused(spec, findings)
     return pools
+
+
+def _check_size(size: int) -> None:
+    """Raise ItemRejected for a job that is too large for one request to Vertex AI."""
+    if size > LONGEST_JOB:
+        found = f"The job has {size} bytes or more, and a request to Vertex AI takes {LONGEST_JOB} (LONGEST_JOB)."
+        remedy = "Use fewer worker pools, or pass large arguments and variables as an artifact."
+        raise ItemRejected(f"{found} {remedy}", code=Code.SPEC_SIZE)
 
 
 def _add_command(task: dict[str, Any], entry_point: Sequence[str], args: Sequence[str]) -> None:

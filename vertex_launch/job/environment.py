@@ -124,11 +124,11 @@ def read(variables: Iterable[Any]) -> dict[str, str]:
 
 def _split(name: str, text: str) -> dict[str, str]:
     """Return text in as many variables as needed for none to be longer than allowed once it is escaped."""
-    parts = []
-    while text:
-        part = text[:LONGEST]
+    parts, done = [], 0
+    while done < len(text):
+        part = text[done : done + LONGEST]
         while (excess := len(escape(part)) - LONGEST) > 0:
             part = part[: -max(1, excess // 3)]  # a character is worth three at most
         parts.append(escape(part))
-        text = text[len(part) :]
+        done += len(part)
     return {name: parts[0]} if len(parts) == 1 else {f"{name}_{index}": part for index, part in enumerate(parts)}

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Message, Problem
-from vertex_launch.problems import problem
-
-MOST_SHOWN = 20
-"""Problems of one run spec that are listed."""
+from vertex_launch.limits import MOST_PROBLEMS, MOST_WARNINGS
+from vertex_launch.problems import LONGEST_SCANNED, problem, redact
 
 
 @dataclass
@@ -20,13 +18,18 @@ class Findings:
     warnings: list[Message] = field(default_factory=list)
 
     def wrong(self, place: str, found: str, remedy: str, code: Code) -> None:
-        """Add a problem: ``found`` and ``remedy`` are sentences without their full stop."""
+        """Add a problem: ``found`` and ``remedy`` are sentences without their full stop.
+
+        Raises ItemRejected after the last one that is listed: a run spec that is full of mistakes costs no more than that.
+        """
         self.problems.append(problem(place, found, remedy, code=code))
+        if len(self.problems) == MOST_PROBLEMS:
+            self.check()
 
     def warn(self, sentence: str, code: Code) -> None:
-        """Add a warning, once."""
+        """Add a warning, once; those after the last one that is listed are left out."""
         message = Message(code, sentence)
-        if message not in self.warnings:
+        if len(self.warnings) < MOST_WARNINGS and message not in self.warnings:
             self.warnings.append(message)
 
     def about(self, *places: str) -> bool:
@@ -39,14 +42,14 @@ class Findings:
             message = self.problems[0].message
             raise ItemRejected(message.text, code=message.code)
         if self.problems:
-            lines = [f"- {one}" for one in self.problems[:MOST_SHOWN]]
-            if len(self.problems) > MOST_SHOWN:
-                lines.append(f"- and {len(self.problems) - MOST_SHOWN} more")
-            head = f"The run spec has {len(self.problems)} problems:"
+            lines = [f"- {one}" for one in self.problems]
+            least = "at least " if len(self.problems) == MOST_PROBLEMS else ""
+            head = f"The run spec has {least}{len(self.problems)} problems:"
             raise ItemRejected("\n".join([head, *lines]), code=Code.SPEC_PROBLEMS)
 
 
 def printable(text: str) -> str:
     """Return unchecked text in a form that fits into a sentence."""
+    text = f"a text of {len(text)} characters" if len(text) > LONGEST_SCANNED else redact(text)  # half a key is none
     shown = text if text.isprintable() else text.encode("ascii", "backslashreplace").decode()
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

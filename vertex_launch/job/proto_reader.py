@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from vertex_launch.codes import Code
 from vertex_launch.job.findings import Findings, printable
-from vertex_launch.problems import kind, nearest, shown
+from vertex_launch.limits import MOST_ENTRIES
+from vertex_launch.problems import LONGEST_SHOWN, kind, nearest, shown
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -90,8 +91,12 @@ class Reader:
     def field(self, value: Any, shape: FieldDescriptor, place: str) -> Any:
         """Read the value of a message's field."""
         if shape.is_repeated:
-            items = enumerate(self.items(value, place))
-            return [self._single(one, shape, f"{place}[{index}]") for index, one in items]
+            items = self.items(value, place)
+            if shape.message_type is not None and len(items) > MOST_ENTRIES:
+                found = f"it has {len(items)} entries, and at most {MOST_ENTRIES} are accepted (MOST_ENTRIES)"
+                self.findings.wrong(place, found, "Remove some of them", Code.SPEC_SIZE)
+                return []
+            return [self._single(one, shape, f"{place}[{index}]") for index, one in enumerate(items)]
         return self._single(value, shape, place)
 
     def _single(self, value: Any, shape: FieldDescriptor, place: str) -> Any:
@@ -129,7 +134,9 @@ class Reader:
         if not isinstance(value, int | str) or isinstance(value, bool):
             self._mistyped(value, place, "a name", use)
         elif not (isinstance(value, str) and self._unfilled(value, place)):
-            close = difflib.get_close_matches(str(value).upper(), list(names), n=1)
+            close = isinstance(value, str) and difflib.get_close_matches(
+                value[:LONGEST_SHOWN].upper(), list(names), n=1
+            )
             remedy = f"Did you mean {close[0]}? {use}" if close else use
             self.findings.wrong(place, f"{shown(value)} is not a known value", remedy, Code.SPEC_VALUE)
         return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from vertex_launch.codes import Code
@@ -17,12 +18,10 @@ from vertex_launch.job import arguments, labels
 from vertex_launch.job.arguments import Arguments, escape
 from vertex_launch.job.findings import Findings, printable
 from vertex_launch.job.proto_reader import Reader
+from vertex_launch.limits import DEEPEST, LONGEST_ITEM, LONGEST_NAME, MOST_PROBLEMS, MOST_VALUES
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, RunId
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
-
-DEEPEST = 100
-"""Levels of nesting that a run spec may have; the official client's own have about eight."""
 
 _NOT_IN_RUN_IDS = frozenset(":;,#?/'")  # wandb.Settings refuses them, so that the job could never report
 
@@ -83,7 +82,12 @@ def _read(spec: Mapping[str, Any], reader: Reader, item: Item, settings: Setting
     """Read everything but the resource args."""
 
     def text(name: str, parent: Mapping[str, Any] = spec, at: str = "") -> str:
-        return "" if parent.get(name) is None else reader.text(parent[name], f"{at}{name}")
+        value = "" if parent.get(name) is None else reader.text(parent[name], f"{at}{name}")
+        if len(value) <= LONGEST_NAME:
+            return value
+        found = f"it has {len(value)} characters, and at most {LONGEST_NAME} are accepted (LONGEST_NAME)"
+        reader.findings.wrong(f"{at}{name}", found, "Shorten it", Code.SPEC_SIZE)
+        return ""
 
     overrides, at = reader.mapping(spec.get("overrides"), "overrides"), "overrides."
     owner, project, resume_count = text("entity"), text("project"), spec.get("_resume_count")
@@ -131,9 +135,12 @@ def _check(parsed: RunSpec, findings: Findings) -> None:
 
 
 def own_key(item: Item) -> str:
-    """Return the API key that an item brings, however malformed the rest of it is; the empty text if it brings none."""
+    """Return the API key that an item brings, however malformed the rest of it is; the empty text if it brings none.
+
+    A text that is too long for any key is not kept.
+    """
     key = peek(item).get("_wandb_api_key")
-    return key if isinstance(key, str) else ""
+    return key if isinstance(key, str) and len(key) <= LONGEST_NAME else ""
 
 
 def peek(item: Item) -> Mapping[str, Any]:
@@ -147,21 +154,34 @@ def peek(item: Item) -> Mapping[str, Any]:
 def _mapping(item: Item) -> dict[str, Any]:
     """Return the run spec as plain JSON values. Raises ItemRejected."""
     try:
-        spec = json.loads(item.spec if isinstance(item.spec, str) else json.dumps(item.spec))
+        text = item.spec if isinstance(item.spec, str) else json.dumps(item.spec, ensure_ascii=False)
+        _check_size("characters", len(text), LONGEST_ITEM, "LONGEST_ITEM")
+        spec = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        found = f"The run spec is not valid JSON ({error}). Push the item again with wandb launch."
+        at = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+        found = f"The run spec cannot be read as JSON{at}. Push the item again with wandb launch."
         raise ItemRejected(found, code=Code.SPEC_UNREADABLE) from error
     if not isinstance(spec, dict):
         found = "The run spec is not a JSON object. Push the item again with wandb launch."
         raise ItemRejected(found, code=Code.SPEC_UNREADABLE)
     level: list[Any] = [spec]
+    total = 0
     for _ in range(DEEPEST):
         nested = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        total += sum(map(len, nested))
+        _check_size("values", total, MOST_VALUES, "MOST_VALUES")
         level = [value for values in nested for value in values]
         if not level:
             return spec
-    found = f"The run spec is nested more than {DEEPEST} levels deep. Pass such data as an artifact instead."
+    found = f"The run spec is nested more than {DEEPEST} levels deep (DEEPEST). Pass such data as an artifact instead."
     raise ItemRejected(found, code=Code.SPEC_UNREADABLE)
+
+
+def _check_size(unit: str, size: int, most: int, bound: str) -> None:
+    """Raise ItemRejected for a run spec that is larger than a bound."""
+    if size > most:
+        found = f"The run spec has {size} {unit}, and at most {most} are accepted ({bound}). Pass large data as an artifact."
+        raise ItemRejected(found, code=Code.SPEC_SIZE)
 
 
 def _fill_macros(resource_args: Mapping[str, Any], spec: RunSpec, settings: Settings) -> Mapping[str, Any]:
@@ -192,7 +212,7 @@ def _resource_args(spec: Mapping[str, Any], reader: Reader) -> tuple[str, dict[s
     sections = reader.mapping(spec.get("resource_args"), "resource_args")
     name = next((name for name in VERTEX_RESOURCES if sections.get(name)), "")
     if not name and not findings.about("resource", "resource_args"):
-        held = ", ".join(map(printable, sections)) or "nothing"
+        held = ", ".join(map(printable, islice(sections, MOST_PROBLEMS))) or "nothing"
         found = f"neither {' nor '.join(VERTEX_RESOURCES)} is set (found: {held})"
         remedy = "Put spec and run under resource_args.vertex, or into the queue configuration"
         findings.wrong("resource_args", found, remedy, Code.SPEC_MISSING)

@@ -1,0 +1,46 @@
+"""Bounds on what comes from outside, and on what leaves: sizes in characters or bytes, and counts.
+
+They keep a pass with the largest permitted items under 400 MB, and its time in proportion to what it reads. A bound that an
+item exceeds is named in the message with which the item fails.
+"""
+
+from __future__ import annotations
+
+LONGEST_ITEM = 1024 * 1024
+"""Characters of an item's run spec as JSON. The official client's have a few KB."""
+
+MOST_VALUES = 100_000
+"""Values in an item's run spec: an empty mapping has 2 characters, but takes 64 bytes of memory."""
+
+DEEPEST = 100
+"""Levels of nesting that a run spec may have; the official client's own have about eight."""
+
+LONGEST_NAME = 4_096
+"""Characters of a name in a run spec: of a run, project, entity, author, job, sweep or image. Macros stand for them."""
+
+LONGEST_FILLED = 1024 * 1024
+"""Characters that the values of macros add to an item's resource args."""
+
+MOST_ENTRIES = 1_000
+"""Entries of a list of mappings, such as the variables of a container; Vertex AI takes 100 of them."""
+
+LONGEST_JOB = 4 * 1024 * 1024
+"""Bytes of the CustomJob that an item becomes. The gRPC servers of Google's APIs take requests of 4 MiB by default."""
+
+LARGEST_ROUND = 32 * 1024 * 1024
+"""Bytes of the CustomJobs that one round of a pass keeps in memory; further items wait for the next pass."""
+
+MOST_PROBLEMS = 20
+"""Problems of one item, request or configuration that are listed. The first ones of an item end its check."""
+
+MOST_WARNINGS = 20
+"""Warnings of one item."""
+
+LONGEST_MESSAGE = 5_000
+"""Characters of any text for a person: a log entry's message, a failure or warning in W&B, an answer's error."""
+
+LONGEST_WORD = 1_000
+"""Characters of a word in such a text. A longer one is replaced by its length, because half of a key would not be redacted."""
+
+LARGEST_REPORT = 160_000
+"""Bytes of a pass's report as JSON: Cloud Logging takes entries of 256 KiB, and no metric counts a larger one."""
