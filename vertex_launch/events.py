@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
-from pydantic_core import from_json
 
+from vertex_launch import json_reader
 from vertex_launch.codes import Code
 from vertex_launch.errors import RequestError
 from vertex_launch.job import labels
@@ -200,11 +200,9 @@ def _json(raw: bytes, place: str, remedy: str, most: float = math.inf) -> Any:
     if len(raw) > most:
         raise _error(place, f"has {len(raw)} bytes, and at most {most} are accepted", remedy, Code.REQUEST_SIZE)
     try:
-        return from_json(raw, allow_inf_nan=False) if raw.strip() else None
-    except ValueError as error:
-        reason = str(error)
-    # Raised outside the handler, because a traceback may repeat the input.
-    raise _error(place, f"is not JSON: {reason}", remedy, Code.REQUEST_JSON)
+        return json_reader.read(raw) if raw.strip() else None
+    except json_reader.Unreadable as error:
+        raise _error(place, error.found, remedy, Code.REQUEST_JSON) from error
 
 
 def _seconds(text: Any) -> float | None:

@@ -44,3 +44,17 @@ LONGEST_WORD = 1_000
 
 LARGEST_REPORT = 160_000
 """Bytes of a pass's report as JSON: Cloud Logging takes entries of 256 KiB, and no metric counts a larger one."""
+
+# What is read from outside
+
+LARGEST_ANSWER = 8 * 1024 * 1024
+"""Bytes of an answer of W&B, once it is unpacked. 64 popped items of 100 KB fit into it."""
+
+MOST_ANSWER_VALUES = 400_000
+"""Values in an answer of W&B: an empty mapping has 2 bytes, but takes 64 bytes of memory."""
+
+MOST_DIGITS = 300
+"""Digits of a number; a longer one does not fit into a float."""
+
+LONGEST_ID = 500
+"""Characters of an id or a name that W&B gives; its own have up to 128."""

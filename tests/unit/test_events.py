@@ -171,7 +171,7 @@ def test_a_body_that_is_not_usable_json(raw: bytes) -> None:
     assert problems(events.request, raw) == [("request body", Code.REQUEST_JSON)]
 
 
-@pytest.mark.parametrize("raw", [b"[" * 100 + b"]" * 100, b"9" * 4000, b'"\\ud83d\\ude00"', b"true"])
+@pytest.mark.parametrize("raw", [b"[" * 100 + b"]" * 100, b"9" * 300, b'"\\ud83d\\ude00"', b"true"])
 def test_a_body_that_is_json_but_not_an_object(raw: bytes) -> None:
     assert problems(events.request, raw) == [("request body", Code.REQUEST_FORMAT)]
 

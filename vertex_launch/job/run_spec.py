@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from vertex_launch import json_reader
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Message
 from vertex_launch.job import arguments, labels
@@ -156,10 +157,12 @@ def _mapping(item: Item) -> dict[str, Any]:
     try:
         text = item.spec if isinstance(item.spec, str) else json.dumps(item.spec, ensure_ascii=False)
         _check_size("characters", len(text), LONGEST_ITEM, "LONGEST_ITEM")
-        spec = json.loads(text)
+        spec = json_reader.read(text) if isinstance(item.spec, str) else json.loads(text)
+    except json_reader.Unreadable as error:
+        found = f"The run spec {error.found}. Push the item again with wandb launch."
+        raise ItemRejected(found, code=Code.SPEC_UNREADABLE) from error
     except (TypeError, ValueError, RecursionError) as error:
-        at = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        found = f"The run spec cannot be read as JSON{at}. Push the item again with wandb launch."
+        found = "The run spec cannot be read as JSON. Push the item again with wandb launch."
         raise ItemRejected(found, code=Code.SPEC_UNREADABLE) from error
     if not isinstance(spec, dict):
         found = "The run spec is not a JSON object. Push the item again with wandb launch."
