@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any, cast
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.memory import KEY, Crash, World, image_spec, lost, never, no_quota
+from tests.support.memory import KEY, Crash, World, die_once, image_spec, lost, never, no_quota
 from vertex_launch.codes import Code
 from vertex_launch.dispatch import perform
 from vertex_launch.dispatch.run import Skipped
@@ -530,21 +529,6 @@ def test_no_item_is_lost_or_doubled_when_the_process_dies(where: str, nth: int, 
     assert world.vertex.most_active <= 2
 
 
-def die_once(side: Any, operation: str, nth: int, *, after: bool) -> None:
-    """Make the process die at the nth call of that operation: before it has an effect, or after."""
-    real, calls = getattr(side, operation), itertools.count(1)
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) != nth:
-            return real(*args, **kwargs)
-        setattr(side, operation, real)
-        if after:
-            real(*args, **kwargs)
-        raise Crash
-
-    setattr(side, operation, dying)
-
-
 def test_a_lost_ledger_is_rebuilt_from_the_lists() -> None:
     world = World(max_jobs=2)
     items = [world.queue.push("cpu", image_spec()) for _ in range(3)]
@@ -660,6 +644,24 @@ def test_stop_polling_is_obeyed_with_a_notice_until_a_person_resumes() -> None:
     assert "resume" in report.notices[0]
     assert [one["item"] for one in world.run(PassRequest(resume=True)).submitted] == [item]
     assert world.run().notices == []
+
+
+@pytest.mark.parametrize("where", ["pop", "set_status"])
+def test_a_resume_whose_pass_died_before_it_wrote_has_resumed(where: str) -> None:
+    world = World()
+    world.run()
+    world.queue.stop("agent1")
+    die_once(world.queue, where, 1, after=False)
+    if where == "set_status":  # a pass that cannot pop because no slot is free
+        world.settings = world.settings.model_copy(update={"max_jobs": 0})
+    with pytest.raises(Crash):
+        world.run(PassRequest(resume=True))
+    world.settings = World().settings
+    item = world.queue.push("cpu", image_spec())
+    world.clock.sleep(76)
+    world.run()
+    assert [one["item"] for one in world.run().submitted] == [item]
+    assert len(world.queue.agents) == 2
 
 
 def test_a_queue_that_cannot_be_served_gets_a_notice_and_the_others_go_on() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.memory import ENTITY, KEY, Job, World, image_spec, lost, never, no_quota
+from tests.support.memory import ENTITY, KEY, Job, World, die_once, image_spec, lost, never, no_quota
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
 from vertex_launch.job.labels import ENDED_STATES
@@ -318,10 +318,11 @@ def test_a_deleted_job(run: RunView | None, state: str, warned: int) -> None:
     assert (report.slots["active"], world.ledger.open) == (0, {})
 
 
-def test_a_job_deleted_before_any_pass_saw_it_is_reported() -> None:
+@pytest.mark.parametrize("spec", [{}, {"run_id": "mine"}])
+def test_a_job_deleted_before_any_pass_saw_it_is_reported(spec: dict[str, str]) -> None:
     world = World()
-    item = world.queue.push("cpu", image_spec())
-    writes = iter([None, world.bucket.refuse])
+    item = world.queue.push("cpu", image_spec(**spec))
+    writes = iter([*[None] * (1 + len(spec)), world.bucket.refuse])
     world.bucket.trouble["write ledger.json"] = lambda: (trouble := next(writes, None)) and trouble()
     assert "Cloud Storage" in world.run().notices[0]
     assert world.queue.state(item) == "CLAIMED"
@@ -332,6 +333,72 @@ def test_a_job_deleted_before_any_pass_saw_it_is_reported() -> None:
     assert world.queue.state(item) == "FAILED"
     assert Code.JOB_DELETED in world.queue.contents[item].message
     assert world.ledger.open == {}
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_item_with_its_own_run_is_not_left_claimed_when_its_pass_dies_and_its_job_is_deleted(after: bool) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec(run_id="mine"))
+    die_once(world.queue, "ack", 1, after=after)
+    world.crash()
+    world.vertex.jobs.clear()
+    for _ in range(5):
+        world.clock.sleep(76)
+        world.run()
+    assert world.queue.state(item) == "FAILED"
+    assert Code.JOB_DELETED in world.queue.contents[item].message
+    assert (world.vertex.jobs, world.ledger.open) == ({}, {})
+
+
+def test_another_agents_item_with_the_same_run_is_left_alone_after_a_create_that_made_no_job() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec(run_id="mine"))
+    world.vertex.on_create = never
+    world.run()
+    world.clock.sleep(61)
+    assert world.queue.claim(item, "mine") is Ack.ACCEPTED
+    for _ in range(5):
+        world.clock.sleep(76)
+        world.run()
+    assert (world.queue.state(item), world.ledger.open) == ("CLAIMED", {})
+
+
+def test_a_pass_that_froze_before_it_looked_notes_ends_when_it_saw_them() -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+
+    def freeze() -> None:
+        world.bucket.trouble.clear()
+        world.clock.sleep(120)
+        world.end(STATE.JOB_STATE_FAILED)
+
+    world.bucket.trouble["write hold.json"] = freeze
+    assert world.run().settled == []
+    assert world.after(60).settled == [], "Vertex AI may still give the reason"
+    world.job.message.error.message = EXITED
+    assert "exited with a non-zero status" in world.after(20).settled[0]["reason"]
+
+
+@pytest.mark.parametrize("state", [STATE.JOB_STATE_PENDING, STATE.JOB_STATE_QUEUED])
+def test_a_pass_that_froze_before_it_looked_does_not_shorten_the_wait_of_a_job(state: JobState) -> None:
+    world = World(start_timeout=300, queue_timeout=300, stopped_run_timeout=0)
+    world.queue.push("cpu", image_spec())
+    world.run()
+    (name,) = world.vertex.jobs
+    world.vertex.set(name, STATE.JOB_STATE_UPDATING)
+    world.run()
+
+    def freeze() -> None:
+        world.bucket.trouble.clear()
+        world.clock.sleep(250)
+        world.vertex.set(name, state)
+
+    world.bucket.trouble["write hold.json"] = freeze
+    world.run()
+    world.clock.sleep(100)
+    assert world.run().cancelled == []
+    world.clock.sleep(201)
+    assert len(world.run().cancelled) == 1
 
 
 @pytest.mark.parametrize("state", [STATE.JOB_STATE_RUNNING, STATE.JOB_STATE_CANCELLING])

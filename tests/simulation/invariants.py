@@ -38,6 +38,15 @@ class Invariants:
         lost = self._world.deployments[job.owner].folder.lost
         return bool(job.intended) and (late or job.intended <= lost < job.visible)
 
+    def _last(self, jobs: Sequence[Job]) -> Job:
+        """Return the one of an item's jobs whose end is reported.
+
+        A next attempt that is deleted before a pass could write it down is unknown for ever: it counts as not created.
+        """
+        noted = self._world.deployments[jobs[0].owner].folder.noted
+        known = [job for job in jobs if job.attempt == 1 or not job.deleted or job.name in noted]
+        return min(known or jobs, key=lambda job: job.order)
+
     def _started(self, job: Job) -> bool:
         return bool(job.started) and self._world.wandb.started(job.run, job.created)
 
@@ -175,7 +184,7 @@ class Invariants:
         if entry.state != "FAILED" and not (ours or self._world.short_leases):
             raise Broken(f"I4: {entry.id} is failed, and its owner is {entry.owner or 'another lease'}")
         jobs = self._world.vertex.of(entry.id, program.owner)
-        if any(job.stays for job in jobs):
+        if any(job.stays and not self._excused(job) for job in jobs):
             raise Broken(f"I4: {entry.id} is failed while its job lives")
         if not jobs:
             waited = self._world.scheduler.now - entry.pushed > self._settings(program.owner).give_up_after
@@ -183,7 +192,7 @@ class Invariants:
             if not (waited or strict or entry.hopeless or entry.id in self._world.vertex.rejected):
                 raise Broken(f"I1: {entry.id} is failed, and nothing is wrong with it")
             return
-        last = _last(jobs)
+        last = self._last(jobs)
         if last.deleted and not entry.owner:
             return  # it came back, and could not start again
         if last.lives:
@@ -205,7 +214,7 @@ class Invariants:
         self._check_lock(program, text)
         jobs = self._world.vertex.of(entry.id, program.owner)
         for job in jobs:
-            wrong = job.lives or not (job is _last(jobs) or any(map(self._excused, jobs)))
+            wrong = job.lives or not (job is self._last(jobs) or any(map(self._excused, jobs)))
             if f"/training/{job.number}?" in text and wrong:
                 raise Broken(f"I4: {entry.id} has a report on the end of job {job.number}: {text}")
         if entry.state == "CLAIMED" and entry.owner != program.owner:
@@ -255,7 +264,7 @@ class Invariants:
         """Check that W&B shows how the job of a claimed item ended."""
         if any(map(self._excused, chain)):
             return  # of two jobs for one attempt, the one that showed up too late may have been reported or not
-        last = _last(chain)
+        last = self._last(chain)
         unknown = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
         warnings = [one for one in entry.warned if one.final and one.when > last.ended]
         began = self._world.wandb.run(last.run).lives if last.deleted else any(map(self._started, chain))
@@ -283,8 +292,3 @@ class Invariants:
             and not (unknown or str(last.run) in self._world.wandb.cancelled_sweeps)
         ):
             raise Broken(f"I4: the scheduler of sweep {last.sweep} failed, and the sweep goes on")
-
-
-def _last(jobs: Sequence[Job]) -> Job:
-    """Return the one of an item's jobs whose end is reported."""
-    return min(jobs, key=lambda job: job.order)

@@ -20,6 +20,8 @@ class Folder(Objects):
         self._given_back: set[int] = set()
         self.lost = self.rebuilt = 0.0
         """When the ledger was lost, and when one was written that makes up for it."""
+        self.noted: set[str] = set()
+        """Jobs of open items that a ledger has named."""
 
     @property
     def ledger(self) -> Ledger:
@@ -49,6 +51,7 @@ class Folder(Objects):
             program.writes.append(now)
             ledger = Ledger.model_validate_json(content)
             self._given_back.add(ledger.free_lock)
+            self.noted |= {attempt.job for entry in ledger.open.values() for attempt in entry.attempts}
             self.rebuilt = self.rebuilt if ledger.rebuild else min(self.rebuilt, now)
         return super().write(name, content, generation)
 

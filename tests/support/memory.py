@@ -604,3 +604,18 @@ def never(request: JobRequest, create: Callable[[], str]) -> str:
 
 def no_quota(request: JobRequest, create: Callable[[], str]) -> str:
     raise ItemDeferred("no quota", code=Code.QUOTA_CREATE)
+
+
+def die_once(side: Any, operation: str, nth: int, *, after: bool) -> None:
+    """Make the process die at the nth call of that operation: before it has an effect, or after."""
+    real, calls = getattr(side, operation), itertools.count(1)
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) != nth:
+            return real(*args, **kwargs)
+        setattr(side, operation, real)
+        if after:
+            real(*args, **kwargs)
+        raise Crash
+
+    setattr(side, operation, dying)

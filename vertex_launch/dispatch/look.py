@@ -42,8 +42,10 @@ class Seen:
     """What there is: the deployment's jobs by name, W&B's answer, and the queues that can be served, in turn.
 
     ``missing`` has the names of open jobs that Vertex AI says do not exist. ``resources`` maps queue ids to what they run on.
+    ``at`` is when the last answer came (Unix seconds): what is seen for the first time was not seen earlier than that.
     """
 
+    at: float
     entity: str
     jobs: Mapping[str, ManagedJob]
     missing: frozenset[str]
@@ -82,6 +84,7 @@ def look(
     unserved = {name: why for name in queues if (why := _unserved(settings, name, entity, state, resources))}
     notices = [changed] if changed else []
     return Seen(
+        at=services.clock(),
         entity=entity,
         jobs=jobs,
         missing=missing,

@@ -31,6 +31,7 @@ from vertex_launch.dispatch.context import (
     StopRetrying,
     Verdict,
     Warn,
+    derived_run,
 )
 from vertex_launch.dispatch.look import AT_ONCE, Seen
 from vertex_launch.errors import CodedError, ItemDeferred, LaunchError, Message, OutcomeUnknown, Unavailable
@@ -236,22 +237,26 @@ def _cancel(pass_: Pass, cancels: Sequence[Cancel]) -> None:
 
 
 def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
-    """Find or create the agent that W&B shows for this deployment; return its id and whether it was stopped there."""
+    """Find or create the agent that W&B shows for this deployment; return its id and whether it was stopped there.
+
+    A stopped one is not remembered: a pass that resumed may have died before it could note the agent that it made.
+    """
     settings, hostname = pass_.settings, f"vertex-launch/{pass_.settings.deployment}"
     ids = seen.queue_ids(settings.queues)
     agent = seen.agent(hostname, ids)
     if ids and (agent is None or (agent.stop_polling and pass_.request.resume)):
         config = {"queues": list(settings.queues), "max_jobs": settings.max_jobs}
-        pass_.ledger.agent, stopped = pass_.services.queue.create_agent(seen.entity, ids, hostname, config), False
+        known, stopped = pass_.services.queue.create_agent(seen.entity, ids, hostname, config), False
     else:
-        pass_.ledger.agent, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
+        known, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
+    pass_.ledger.agent = "" if stopped else known
     if stopped:
         text = (
             "The agent of this deployment was stopped in W&B, so no items are popped. To resume, POST "
             '{"resume": true} to dispatch_now.'
         )
         apply(pass_, [Notice(Message(Code.AGENT_STOPPED, text))])
-    return pass_.ledger.agent, stopped
+    return known, stopped
 
 
 def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:
@@ -264,16 +269,21 @@ def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Pop
     return answers
 
 
-def refresh_status(pass_: Pass, status: str) -> None:
+def refresh_status(pass_: Pass, agent: str, status: str) -> None:
     """Refresh the agent's status in W&B, which otherwise shows its queues as idle."""
-    pass_.services.queue.set_status(pass_.ledger.agent, status)
+    pass_.services.queue.set_status(agent, status)
 
 
 def claim(pass_: Pass, claims: Sequence[Claim], until: float) -> dict[str, str]:
     """Acknowledge items for their jobs' runs, none after ``until``: later they come back and are adopted.
 
-    Return the items (id to queue) whose ack was refused.
+    A new job is written down first if its run is the item's own. If the pass dies and someone deletes the job, nothing else
+    distinguishes our ack from another agent's. Return the items (id to queue) whose ack was refused.
     """
+    if any(
+        claim.created and claim.run != derived_run(pass_.settings, pass_.ledger.entity, claim.item) for claim in claims
+    ):
+        pass_.held.save()
     if not claims or pass_.now > until:
         return {}
     answers = pass_.services.queue.ack([(claim.item, claim.run) for claim in claims], until - pass_.now)

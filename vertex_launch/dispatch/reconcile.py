@@ -31,7 +31,11 @@ WAITS_FOR_QUOTA = Message(
 
 @dataclass(frozen=True)
 class Known:
-    """What the decisions about one item need beside the item and its jobs. ``now`` is in Unix seconds."""
+    """What the decisions about one item need beside the item and its jobs.
+
+    ``now`` is when the pass began (Unix seconds), before it asked: a process can freeze between a question and its answer. So
+    what has lasted is compared with ``now``, and what is seen for the first time is noted as of ``seen.at``.
+    """
 
     settings: Settings
     seen: Seen
@@ -87,7 +91,7 @@ def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: K
             yield Drop(item, note)
     elif entry and entry.job in known.seen.missing and known.now - entry.current.planned > known.grace:
         note = f"Job {entry.job} of item {entry.item} was deleted"
-        entry = entry.gone(known.now)
+        entry = entry.gone(known.seen.at)
     entry, twins = _choose(entry, jobs, known)
     if entry:
         job = None if entry.stage is Stage.RETRYING else known.seen.jobs.get(entry.job)
@@ -130,7 +134,7 @@ def _choose(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: Known) ->
         return None, []  # cancelled because it must not live: it holds its slot until it ends, and has no item
     ours = min(newest, key=lambda job: (-job.attempt, _is_dying(job), job.created, job.name), default=None)
     if ours:
-        entry = entry.observe(ours, known.now) if entry else _discovered(ours, known)
+        entry = entry.observe(ours, known.seen.at) if entry else _discovered(ours, known)
     twins: list[Action] = []
     for twin in [job for job in jobs if job is not ours and not job.ended and not job.cancelling]:
         other = f"job {ours.name} runs for the same item" if ours else "its item has a later attempt"
@@ -145,7 +149,7 @@ def _is_dying(job: ManagedJob) -> bool:
 
 def _discovered(job: ManagedJob, known: Known) -> OpenItem:
     """Return the item of a job that the ledger does not know. Its author may have been warned about the quota before."""
-    entry = discovered(job, known.now, rebuild=known.rebuild)
+    entry = discovered(job, known.seen.at, rebuild=known.rebuild)
     return entry.warn(str(WAITS_FOR_QUOTA))
 
 
@@ -194,7 +198,7 @@ def _watched(entry: OpenItem, job: ManagedJob | None, known: Known) -> OpenItem:
     if entry.run_id not in runs:
         return entry
     stopped = run is not None and run.stopped
-    return entry.watch_stop(stopped=stopped, before=entry.run != known.derived(entry), now=known.now)
+    return entry.watch_stop(stopped=stopped, before=entry.run != known.derived(entry), now=known.seen.at)
 
 
 def _must_end(entry: OpenItem, job: ManagedJob | None, known: Known) -> Message | None:
@@ -209,7 +213,7 @@ def _stopped(entry: OpenItem, job: ManagedJob, known: Known) -> Message | None:
     run, seen = known.seen.wandb.runs.get(entry.run_id), entry.current.stop_seen
     waits = job.state in (outcome.QUEUED, outcome.PENDING)
     patience = 0 if waits else known.settings.stopped_run_timeout
-    if run is None or not seen or known.now - seen < patience:
+    if run is None or not seen or (patience and known.now - seen < patience):
         return None
     return Message(Code.RUN_STOPPED, "its run was stopped in W&B")
 

@@ -143,7 +143,7 @@ def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[
         yield batch
         factor = 1 if batch.creates or batch.claims else 2 * factor
     if agent and not queues.asked:
-        perform.refresh_status(pass_, status)
+        perform.refresh_status(pass_, agent, status)
 
 
 def _round(pass_: Pass, seen: Seen, items: Sequence[Item], active: Sequence[ManagedJob], until: float) -> Batch:
