@@ -342,6 +342,25 @@ def test_a_wandb_in_the_image_that_cannot_be_used(spoilt: Container, module: str
     assert ("numpy is missing" if "numpy" in module else "it is too old") in ended.log
 
 
+def test_the_wandb_that_is_installed_is_the_deployments(empty: Container) -> None:
+    empty.wheels = shutil.copytree(empty.wheels, empty.folder / "wheels")
+    wheel(empty.wheels, "wandb", "99.0", "raise SystemExit('a release that nobody has tested')")
+    ended = empty.succeed()
+    assert f"wandb=={bootstrap.WANDB}" in ended.log
+
+
+def test_a_wandb_that_no_index_has(empty: Container) -> None:
+    empty.wheels = empty.folder / "wheels"
+    wheel(empty.wheels, "wandb", "0.1", FAKE_WANDB)
+    ended = empty.run(empty.plan())
+    failed(ended, "wandb", Code.BOOT_WANDB, f"wandb=={bootstrap.WANDB}", "PIP_INDEX_URL")
+
+
+def test_the_pinned_wandb_is_the_one_of_the_lock() -> None:
+    lock = (Path(__file__).parents[2] / "requirements.txt").read_text()
+    assert re.findall(r"^wandb==(\S+)", lock, re.MULTILINE) == [bootstrap.WANDB]
+
+
 def test_an_image_without_pip(container: Container) -> None:
     container.environment = virtual_environment(THIS, container.folder / "bare", pip=False)
     failed(container.run(container.plan()), "wandb", Code.BOOT_WANDB, "no pip")
@@ -541,6 +560,135 @@ def test_a_token_does_not_go_over_plain_http(container: Container) -> None:
         container.plan(source="repo", remote="http://git.acme.example/x", commit="abc", token_secret=GIT_SECRET)
     )
     failed(ended, "source", Code.BOOT_GIT, "unencrypted", "git.acme.example")
+
+
+def forms(secret: str) -> list[str]:
+    """Return what a secret may look like in a log: as it is, and in the middle of base64."""
+    middles = [base64.b64encode(before + secret.encode()).decode()[4:-4] for before in (b"", b"a", b"ab")]
+    return [secret, *middles]
+
+
+TRACES = {
+    **dict.fromkeys(("GIT_TRACE", "GIT_TRACE_CURL", "GIT_CURL_VERBOSE", "GIT_TRACE_PACKET", "GIT_TRACE2"), "1"),
+    "GIT_TRACE_REDACT": "0",
+    "GIT_TRACE2_EVENT": "2",
+    "GIT_TRACE2_ENV_VARS": "VERTEX_LAUNCH_GIT,WANDB_API_KEY,VERTEX_LAUNCH_PLAN",
+}
+
+
+@pytest.mark.parametrize(
+    ("login", "wanted"),
+    [
+        (TOKEN, (TOKEN, "")),
+        (f"{TOKEN}:", (TOKEN, "")),
+        (f"{TOKEN}:x-oauth-basic", (TOKEN, "x-oauth-basic")),
+        (f"x-access-token:{TOKEN}", ("x-access-token", TOKEN)),
+        (f"ann:{TOKEN}%2B%40", ("ann", f"{TOKEN}+@")),
+    ],
+)
+def test_credentials_in_an_address_reach_the_host_and_no_log(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]], login: str, wanted: tuple[str, str]
+) -> None:
+    folder, commits = origin
+    address = "https://github.com/acme/private"
+    internet.repositories, internet.passwords = {address: folder / ".git"}, {address: wanted}
+    container.job()
+    plan = container.plan(source="repo", remote=address.replace("//", f"//{login}@"), commit=commits[0])
+    ended = container.run(plan, **internet.variables, **TRACES)
+    assert ended.status == 0, ended.log
+    assert "trace: built-in: git fetch" in ended.log
+    refused = container.run({**plan, "remote": plan["remote"].replace("private", "absent")}, **internet.variables)
+    internet.passwords = {address: ("ann", "another")}
+    wrong = container.run(plan, **internet.variables, **TRACES)
+    failed(wrong, "source", Code.BOOT_GIT)
+    for log in (ended.log, refused.log, wrong.log):
+        assert not [form for form in forms(TOKEN) if form in log]
+
+
+def test_a_token_is_in_no_trace_that_bypasses_the_log(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]]
+) -> None:
+    folder, commits = origin
+    address = "https://github.com/acme/private"
+    internet.repositories, internet.passwords = {address: folder / ".git"}, {address: ("x-access-token", TOKEN)}
+    container.google.secrets[GIT_SECRET] = TOKEN.encode()
+    container.job()
+    place = container.folder / "traces"
+    place.mkdir()
+    files = {name: str(place / name) for name in ("GIT_TRACE", "GIT_TRACE_CURL", "GIT_TRACE2_PERF", "GIT_TRACE2_EVENT")}
+    plan = container.plan(source="repo", remote=address, commit=commits[0], token_secret=GIT_SECRET)
+    ended = container.run(plan, **internet.variables, **{**TRACES, **files})
+    assert ended.status == 0, ended.log
+    text = ended.log + "".join(path.read_text() for path in place.iterdir())
+    assert "git fetch" in text
+    assert not [form for form in forms(TOKEN) if form in text]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Internet]:
+    """Another server on loopback: the same host, another port."""
+    (tmp_path / "elsewhere").mkdir()
+    server = Internet(tmp_path / "elsewhere")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("way", ["a submodule", "a redirect"])
+def test_a_token_goes_to_its_own_port_alone(
+    container: Container, internet: Internet, elsewhere: Internet, origin: tuple[Path, list[str]], way: str
+) -> None:
+    inner = f"{elsewhere.url}/inner"
+    elsewhere.repositories = {"https:///inner": origin[0] / ".git"}
+    if way == "a submodule":
+        elsewhere.passwords = {"https:///inner": ("oauth2", TOKEN)}
+    folder, _ = repository(container.folder / "outer", {"train.py": PROGRAM})
+    (folder / ".gitmodules").write_text(f'[submodule "inner"]\n\tpath = inner\n\turl = {inner}\n')
+    git(folder, "add", ".gitmodules")
+    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{origin[1][0]},inner")
+    git(folder, "commit", "-q", "-m", "with a submodule")
+    commit = git(folder, "rev-parse", "HEAD").decode().strip()
+    internet.repositories = {"https:///outer": folder / ".git"}
+    internet.passwords = {"https:///outer": ("oauth2", TOKEN)}
+    refs = "info/refs?service=git-upload-pack"
+    internet.pages = {f"https:///moved/{refs}": f"{inner}/{refs}"}
+    internet.seen.clear()
+    container.tools += SUBMODULE_TOOLS
+    container.google.secrets[GIT_SECRET] = TOKEN.encode()
+    container.job()
+    remote = f"{internet.url}/{'outer' if way == 'a submodule' else 'moved'}"
+    commit = commit if way == "a submodule" else origin[1][0]
+    plan = container.plan(source="repo", remote=remote, commit=commit, token_secret=GIT_SECRET)
+    ended = container.run(plan, **TRACES)
+    assert elsewhere.seen
+    assert not [seen for seen in elsewhere.seen if "Authorization" in seen.headers]
+    assert not [form for form in forms(TOKEN) if form in ended.log]
+    if way == "a submodule":
+        assert [seen for seen in internet.seen if "Authorization" in seen.headers]
+        failed(ended, "source", Code.BOOT_GIT, "submodules of")
+    else:
+        assert ended.status == 0, ended.log
+
+
+def test_a_control_character_in_credentials_is_refused(container: Container) -> None:
+    container.job()
+    remote = f"https://{TOKEN}%0Ahost=evil.example:x@github.com/a/b"
+    ended = container.run(container.plan(source="repo", remote=remote, commit="abc"))
+    failed(ended, "source", Code.BOOT_GIT, "control character")
+    assert TOKEN not in ended.log
+
+
+def test_credentials_of_a_submodule_are_not_shown(
+    container: Container, internet: Internet, origin: tuple[Path, list[str]]
+) -> None:
+    ended = run_with_submodule(
+        container, internet, origin, f"https://{OTHER}@git.acme.example/none", "https://github.com/x"
+    )
+    failed(ended, "source", Code.BOOT_GIT, "submodules of")
+    assert OTHER not in ended.log
+
+
+OTHER = "ghp_another0123456789"
 
 
 def test_a_token_that_may_not_be_read(container: Container) -> None:
@@ -984,6 +1132,73 @@ def test_code_that_is_a_project(spoilt: Container) -> None:
     spoilt.code({"pyproject.toml": project, "builder.py": backend})
     ended = spoilt.run(spoilt.plan(api_key_secret=None), WANDB_API_KEY=KEY)
     assert ended.report["packages"] == {"vision": "1"}, ended.log
+
+
+LEAKING = {
+    "requirements.txt": "-r nested/more.txt\n-c limits.txt\nhelper==1.0\nlone-one==\x24{WANDB_API_KEY}\n",
+    "nested/more.txt": "--index-url http://\x24{WANDB_API_KEY}@HOST/simple/\n--extra-index-url http://HOST/\x24{COPY}/\n"
+    "--extra-index-url http://ann:\x24{MY_INDEX}@HOST/mine/\nmodel @ http://HOST/\x24{VERTEX_LAUNCH_PLAN}/model-1.0.tar.gz\n",
+    "limits.txt": "helper @ http://HOST/\x24{WANDB_API_KEY}/helper-1.0.tar.gz\n",
+}
+
+
+@pytest.mark.parametrize("delivery", ["env", "secret"])
+def test_pip_does_not_see_the_key(spoilt: Container, elsewhere: Internet, delivery: str) -> None:
+    host = elsewhere.url.removeprefix("http://")
+    spoilt.job()
+    files = {name: text.replace("HOST", host) for name, text in LEAKING.items()}
+    spoilt.code({**files, "train.py": "print('started')"})
+    away = {"PIP_NO_INDEX": "", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "MY_INDEX": "of-my-own", "COPY": f"k={KEY}"}
+    given = {"WANDB_API_KEY": KEY} if delivery == "env" else {}
+    plan = spoilt.plan(api_key_secret=None if given else SECRET)
+    del away["COPY" if delivery == "secret" else "PIP_RETRIES"]
+    ended = spoilt.run(plan, **away, **given)
+    assert ended.status == 0, ended.log
+    assert elsewhere.seen
+    basic = base64.b64encode(b"ann:of-my-own").decode()
+    asked = [f"{seen.url} {seen.headers}" for seen in elsewhere.seen]
+    assert not [text for text in asked for form in forms(KEY) if form in text]
+    assert not [text for text in asked if "QXJ0aWZhY3Q6MQ" in text]
+    assert [text for text in asked if "/mine/" in text]
+    assert basic not in ended.log
+    assert f"warning [{Code.BOOT_REQUIREMENTS}]: requirements.txt refers to WANDB_API_KEY" in ended.log
+
+
+def test_what_builds_a_package_sees_the_users_variables_and_no_secret(
+    spoilt: Container, origin: tuple[Path, list[str]]
+) -> None:
+    backend = (
+        "import json, os, sys\n"
+        "print('saw: ' + json.dumps(sorted(os.environ)) + repr(sys.argv), file=sys.stderr)\n"
+        "print('leak' if any('WORD' in text[::-1] for text in os.environ.values()) else 'none', file=sys.stderr)\n"
+        "raise SystemExit(1)\n"
+    ).replace("WORD", KEY[::-1])
+    spoilt.job()
+    program = "import os; print(len(os.environ['COPY']), len(os.environ['WANDB_API_KEY']))"
+    spoilt.code({"pyproject.toml": EDITABLE["pyproject.toml"], "builder.py": backend, "train.py": program})
+    mine = {"MY_INDEX_PASSWORD": "kept", "COPY": f"x{KEY}", "WANDB_API_KEY": KEY}
+    ended = spoilt.run(spoilt.plan(api_key_secret=None), **mine)
+    assert ended.status == 0, ended.log
+    saw = ended.log.partition("saw: ")[2].splitlines()[0]
+    assert "MY_INDEX_PASSWORD" in saw
+    for name in ("WANDB_API_KEY", "COPY", "VERTEX_LAUNCH_PLAN", "VERTEX_LAUNCH_GIT"):
+        assert f'"{name}' not in saw
+    assert "leak" not in ended.log
+    assert ended.last == "41 40", "the program gets them"
+
+
+def test_credentials_of_requirements_are_not_shown_and_not_kept(spoilt: Container) -> None:
+    lines = [
+        f"model @ git+http://{TOKEN}@127.0.0.1:1/model",
+        f"--extra-index-url http://{OTHER}@127.0.0.1:1/simple",
+        "helper==1.0",
+    ]
+    ended = spoilt.succeed(frozen="\n".join(lines), variables={"PIP_RETRIES": "0"})
+    assert TOKEN not in ended.log
+    assert OTHER not in ended.log
+    kept = (Path(ended.report["cwd"]) / "_wandb_bootstrap_errors.json").read_text()
+    assert "127.0.0.1:1/model" in kept
+    assert TOKEN not in kept
 
 
 def test_requirements_without_pip_are_reported(spoilt: Container) -> None:

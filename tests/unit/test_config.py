@@ -304,7 +304,7 @@ IN_VERTEX: dict[Code, dict[str, list[str]]] = {
         "start_timeout": [".nan"],
         "git_token_secrets.https://github.com": [f"{{'https://github.com': {SECRET}}}"],
         "git_token_secrets.github.com/acme": [f"{{github.com/acme: {SECRET}}}"],
-        "git_token_secrets.gitlab.corp:8443": [f"{{'gitlab.corp:8443': {SECRET}}}"],
+        "git_token_secrets.gitlab.corp:port": [f"{{'gitlab.corp:port': {SECRET}}}"],
         "git_token_secrets.*.corp": [f"{{'*.corp': {SECRET}}}"],
         "policy.images": ["{images: }", "{images: '*'}"],
         "policy.images[0]": ["{images: ['']}"],

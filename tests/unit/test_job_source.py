@@ -12,7 +12,7 @@ from tests.support import specs
 from tests.support.specs import IMAGE, KEY, PACKAGE, SETTINGS, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import boot, environment, job_source, retry
+from vertex_launch.job import boot, environment, job_source, readback, retry
 from vertex_launch.job.arguments import unescape
 from vertex_launch.job.job_source import JobSource, SourceType
 from vertex_launch.job.request import JobRequest
@@ -256,9 +256,19 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
     [
         ("https://github.com/a/b", "https://github.com/a/b", True),
         (" https://GitHub.com/a/b.git\n", "https://GitHub.com/a/b.git", True),
-        (f"https://user:{KEY}@github.com/a/b.git", "https://user@github.com/a/b.git", True),
+        (f"https://user:{KEY}@github.com/a/b.git", "https://github.com/a/b.git", True),
+        (f"https://{KEY}@github.com/a/b.git", "https://github.com/a/b.git", True),
+        (f"https://{KEY}:x-oauth-basic@github.com:443/a/b.git", "https://github.com:443/a/b.git", True),
+        (f"https://x-access-token:{KEY}@GITHUB.com/a/b.git", "https://GITHUB.com/a/b.git", True),
+        (f"https://{KEY}@gitlab.com/a/b.git", f"https://{KEY}@gitlab.com/a/b.git", False),
         (f"https://user:{KEY}@gitlab.com/a/b.git", f"https://user:{KEY}@gitlab.com/a/b.git", False),
-        ("https://github.com:8443/a", "https://github.com:8443/a", True),
+        ("https://github.com:8443/a", "https://github.com:8443/a", False),
+        ("https://git.corp:8443/a", "https://git.corp:8443/a", True),
+        ("https://git.corp/a", "https://git.corp/a", False),
+        ("https://git.corp:443/a", "https://git.corp:443/a", False),
+        ("http://github.com/a", "http://github.com/a", False),
+        ("http://github.com:443/a", "http://github.com:443/a", False),
+        ("http://127.0.0.1:8080/a", "http://127.0.0.1:8080/a", True),
         ("git@github.com:a/b.git", "https://github.com/a/b.git", True),
         ("git@github.com:/a/b.git", "https://github.com/a/b.git", True),
         ("github.com:a/b.git", "https://github.com/a/b.git", True),
@@ -274,7 +284,11 @@ def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
     remote: str, url: str, has_token: bool
 ) -> None:
     private = SETTINGS.model_copy(
-        update={"git_token_secrets": dict.fromkeys(("github.com", "10.0.0.5", "gitlab"), SECRET)}
+        update={
+            "git_token_secrets": dict.fromkeys(
+                ("github.com", "10.0.0.5", "gitlab", "git.corp:8443", "127.0.0.1:8080"), SECRET
+            )
+        }
     )
     found = plan(built(source(REPO, git={"remote": remote, "commit": "1"}), private, run=ACCOUNT))
     assert (found["remote"], found["token_secret"]) == (url, SECRET if has_token else None)
@@ -365,13 +379,36 @@ def test_a_container_that_cannot_read_the_key_is_refused(pools: list[dict[str, A
     assert f"worker_pool_specs[{len(pools) - 1}].container_spec: " in str(error)
 
 
-def test_a_repository_whose_address_holds_a_password_is_warned_about() -> None:
-    git = {"remote": f"https://ann:{KEY}@github.com/a/b", "commit": "1"}
+@pytest.mark.parametrize(
+    "login", ["ann:ghp_1", "ghp_1", "ghp_1:x-oauth-basic", "x-access-token:ghp_1", "ghp_1:", "ghp%2D0123456789abcdef"]
+)
+def test_a_repository_whose_address_holds_credentials_is_warned_about(login: str) -> None:
+    git = {"remote": f"https://{login}@github.com/a/b", "commit": "1"}
     private = SETTINGS.model_copy(update={"git_token_secrets": {"github.com": SECRET}})
     (warning,) = request_of(source(REPO, git=git)).warnings
     assert warning.code is Code.ARTIFACT_PASSWORD
-    assert KEY not in warning.text
-    assert request_of(source(REPO, git=git), private, run=ACCOUNT).warnings == ()
+    assert "ghp" not in warning.text
+    request = request_of(source(REPO, git=git), private, run=ACCOUNT)
+    assert request.warnings == ()
+    assert login not in str(request.custom_job)
+    assert "https://github.com/a/b" in str(request.custom_job)
+    assert login not in json.dumps(readback.as_json(request_of(source(REPO, git=git))))
+
+
+@pytest.mark.parametrize("user", ["git", "oauth2", "x-access-token"])
+def test_a_user_that_all_share_is_not_a_secret(user: str) -> None:
+    git = {"remote": f"https://{user}@github.com/a/b", "commit": "1"}
+    assert request_of(source(REPO, git=git)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [f"https://{KEY}@github.com/a b", f"{KEY}@github.com", f"https://u:{KEY}/x@github.com/a", f"git://{KEY}@h/a"],
+)
+def test_credentials_in_an_address_that_cannot_be_used_are_not_repeated(remote: str) -> None:
+    with pytest.raises(ItemRejected) as error:
+        source(REPO, git={"remote": remote, "commit": "1"})
+    assert KEY not in str(error.value)
 
 
 @pytest.mark.parametrize(

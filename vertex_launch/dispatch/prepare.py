@@ -81,6 +81,8 @@ def build_request(
     source = prepared.sources[_job(spec, prepared.entity)] if _needs_source(spec) else None
     if isinstance(source, ItemRejected | ItemDeferred):
         raise source
+    for secret in source.credentials if source else ():
+        redact.add(secret)
     request = build(item, spec, settings, entity=prepared.entity, api_key=api_key, now=now, source=source)
     if settings.api_key_delivery == "secret" and _shows_key(item, request, redact):
         raise ItemRejected(

@@ -46,15 +46,15 @@ class Boot:
         return self.brings_code or self.brings_key
 
     def check(self, findings: Findings) -> None:
-        """Report what keeps the bootstrap from reading the secrets that it needs, and a password in the job's spec."""
+        """Report what keeps the bootstrap from reading the secrets that it needs, and credentials in the job's spec."""
         if self.brings_key and self.spec.api_key:
             setting = self.settings.where("api_key_delivery")
             found = f"the item brings a W&B key, but this deployment keeps keys out of job specs (see {setting})"
             findings.wrong("_wandb_api_key", found, "Launch it without a key", Code.SPEC_KEY)
         token = self.source and _token_secret(self.source, self.settings)
-        if self.source and not token and urlsplit(self.source.remote).password is not None:
+        if self.source and not token and self.source.credentials:
             findings.warn(
-                f"job: the repository address of {self.source.name} contains a password, which the job's spec shows. "
+                f"job: the repository address of {self.source.name} contains credentials, which the job's spec shows. "
                 f"Set a secret for its host in {self.settings.where('git_token_secrets')}.",
                 Code.ARTIFACT_PASSWORD,
             )
@@ -88,7 +88,7 @@ class Boot:
             wanted["artifact"] = source.artifact
         if source and source.type is SourceType.REPO:
             token = _token_secret(source, self.settings)
-            remote = _without_password(source.remote) if token else source.remote
+            remote = _without_credentials(source.remote) if token else source.remote
             wanted |= {"remote": remote, "ssh": source.ssh, "commit": source.commit, "token_secret": token}
         if wanted.get("api_key_secret") or wanted.get("token_secret"):
             endpoint = self.settings.secretmanager_endpoint or "secretmanager.googleapis.com"
@@ -117,14 +117,21 @@ def text() -> str:
 
 
 def _token_secret(source: JobSource, settings: Settings) -> str | None:
-    """Return the secret of the token for a repository; a token goes only to the host that it is configured for."""
-    return settings.git_token_secrets.get(urlsplit(source.remote).hostname or "")
+    """Return the secret of the token for a repository.
+
+    A token goes only to the host and port that it is configured for, and never over HTTP except on loopback.
+    """
+    url = urlsplit(source.remote)
+    host = url.hostname or ""
+    if url.scheme != "https" and not (url.scheme == "http" and host in ("127.0.0.1", "localhost")):
+        return None
+    names = [f"{host}:{url.port or 443}", *([host] if url.port in (None, 443) else [])]
+    return next((settings.git_token_secrets[name] for name in names if name in settings.git_token_secrets), None)
 
 
-def _without_password(remote: str) -> str:
+def _without_credentials(remote: str) -> str:
     url = urlsplit(remote)
-    user, host = url.username, url.netloc.rpartition("@")[2]
-    return url._replace(netloc=f"{user}@{host}" if user else host).geturl()
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
 
 def _folder(source: JobSource, spec: RunSpec) -> str | None:

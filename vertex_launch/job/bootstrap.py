@@ -33,10 +33,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, quote_plus, unquote, urlsplit
 
 PLAN = "VERTEX_LAUNCH_PLAN"
 KEY = "WANDB_API_KEY"
+WANDB = "0.31.0"  # the deployment's own, see requirements.txt
 NO_PIP = "No module named pip"
 # Like `python -m pip`, but without the folder of the code on the path.
 RUN_PIP = (
@@ -84,12 +85,14 @@ ARCHIVES = {
     "bitbucket.org": "https://bitbucket.org/{path}/get/{commit}.tar.gz",
 }
 USERS = {"github.com": "x-access-token", "bitbucket.org": "x-token-auth"}  # GitLab and others accept any user
+NAMES = ("", "git", "oauth2", "x-access-token", "x-token-auth", "x-oauth-basic", "gitlab-ci-token")  # no secrets
 
 PYTHON = re.compile(r"python(3(\.\d+)?)?")
 LINE = re.compile(rb"[^\n]*\n|[^\n]+")
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*([^;]*)(;.*)?")
 PIN = re.compile(r"===?\s*[^,*\s]+\s*|@.+")
-USER_OF_URL = re.compile(r"://([^/@\s]+)@")  # in a requirement; a long part is a token
+USER_OF_URL = re.compile(r"://([^/?#\s]*)@")
+TRACES = re.compile("GIT_(TRACE_|TRACE2|TR2|CURL_VERBOSE).*")  # GIT_TRACE itself shows no header and no variable
 OF_A_FILE = re.compile(r"(-r|--requirement|-c|--constraint|-f|--find-links|-e|--editable)[ =]*(.+)")
 VARIABLE = re.compile(r"\x24\{([A-Z0-9_]+)\}")
 TORCH = re.compile(r"torch(?:vision|audio)?==\d+\.\d+\.\d+(?:\+(cu\d+|cpu))?")
@@ -98,6 +101,7 @@ TIMED = re.compile(r"(\s*)([\w., ]+=\s*)?%time(?:it)?\s+([^-%!\s].*)")
 CELL_OF_PYTHON = re.compile(r"\s*%%(time|timeit|capture|prun)\b")
 
 hidden: set[str] = set()
+kept: set[str] = set()  # secrets that no other program may see in its environment
 step = "plan"
 children: list[subprocess.Popen[str]] = []
 
@@ -110,10 +114,34 @@ class Failed(Exception):
         self.code = code
 
 
+def hide(*words: str) -> None:
+    """Hide secrets from the log: as they are, in URLs and JSON, and in base64 of any text such as a basic-auth header."""
+    for word in filter(None, words):
+        hidden.update((word, quote(word, ""), quote(word), quote_plus(word), json.dumps(word)[1:-1]))
+        data = word.encode(errors="surrogateescape")
+        for before in range(3 if len(data) > 5 else 0):
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                text = encode(bytes(before) + data).decode()
+                # The first characters also hold bits of what stands before, and the last one of what follows.
+                hidden.add(text[-(-before * 8 // 6) : (before + len(data)) * 8 // 6])
+
+
+def masked(text: str) -> str:
+    """Return text without secrets, and without users of URLs that may be tokens."""
+
+    def user(match: re.Match[str]) -> str:
+        name, colon, password = match[1].partition(":")
+        is_name = name in NAMES or (password not in NAMES and len(name) < 16)
+        return f"://{name if is_name else '***'}{':***' if colon else ''}@"
+
+    for word in sorted(filter(None, hidden), key=len, reverse=True):
+        text = text.replace(word, "***")
+    return USER_OF_URL.sub(user, text)
+
+
 def show(text: str) -> str:
     """Write text to the job's log without secrets, and return it so."""
-    for word in filter(None, hidden):
-        text = text.replace(word, "***")
+    text = masked(text)
     sys.stdout.buffer.write(text.encode(errors="backslashreplace"))
     sys.stdout.flush()
     return text
@@ -131,9 +159,22 @@ def warn(name: str, code: str, text: str) -> None:
     say(name, f"warning [{code}]: {text}")
 
 
-def run(command: list[str], folder: Path, **variables: str) -> tuple[int, str]:
-    """Run a command that sees neither the plan nor the key, log its output, and return its status and output."""
-    environment = {name: value for name, value in os.environ.items() if name not in (PLAN, KEY)}
+def shared() -> dict[str, str]:
+    """Return the environment without the plan, the key, and whatever repeats a secret."""
+    words = [word for word in kept if len(word) > 7]
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (PLAN, KEY) and not any(word in value for word in words)
+    }
+
+
+def run(command: list[str], folder: Path, variables: dict[str, str], hush: bool = False) -> tuple[int, str]:
+    """Run a command that sees no secrets but those in ``variables``, log its output, and return its status and output.
+
+    ``hush`` switches git's traces of headers and variables off.
+    """
+    environment = {name: value for name, value in shared().items() if not (hush and TRACES.fullmatch(name))}
     pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     environment.update(variables)
     with subprocess.Popen(command, cwd=folder, env=environment, encoding="utf-8", errors="replace", **pipes) as child:
@@ -147,7 +188,7 @@ def pip(python: str, arguments: list[str], folder: Path, **variables: str) -> tu
     """Run ``pip install``, even if the image's system manages its packages (PEP 668): this is only a container."""
     settings = {f"PIP_{name}": "1" for name in ("BREAK_SYSTEM_PACKAGES", "DISABLE_PIP_VERSION_CHECK", "NO_INPUT")}
     settings.update(PIP_PROGRESS_BAR="off", PIP_ROOT_USER_ACTION="ignore")  # older pips ignore unknown ones
-    return run([python, "-c", RUN_PIP, "install", *arguments], folder, **settings, **variables)
+    return run([python, "-c", RUN_PIP, "install", *arguments], folder, {**settings, **variables})
 
 
 def end_of(output: str) -> str:
@@ -184,7 +225,7 @@ def secret(plan: dict[str, Any], version: str, what: str) -> str:
     say("key", f"reading {what} from {version}")
     try:
         token = json.loads(get(identity + "token", flavor, pause))["access_token"]
-        hidden.add(token)
+        hide(token)
         account = get(identity + "email", flavor, pause).decode().strip()
     except (OSError, ValueError, KeyError) as error:
         raise Failed(
@@ -211,7 +252,8 @@ def secret(plan: dict[str, Any], version: str, what: str) -> str:
         raise Failed("VL-BOOT-SECRET", found) from error
     if not text or not text.isprintable() or " " in text:
         raise Failed("VL-BOOT-SECRET", f"{version} is not a single line of ASCII text. Add a version with only {what}")
-    hidden.add(text)
+    hide(text)
+    kept.add(text)
     return text
 
 
@@ -226,20 +268,22 @@ def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
     variables = {f"WANDB_{kind}_DIR": str(private) for kind in ("CACHE", "CONFIG", "DATA")}  # HOME may not be writable
     variables[KEY] = key
     say("source", f"fetching {names}")
-    status, output = run(command, private, **variables)
+    status, output = run(command, private, variables)
     if status == 77:
-        say("wandb", "installing wandb into a private folder to fetch with it")
+        # Pythons before 3.10 get the newest version that still supports them.
+        wandb = f"wandb{'==' if sys.version_info >= (3, 10) else '<='}{WANDB}"
+        say("wandb", f"installing {wandb} into a private folder to fetch with it")
         variables["PYTHONPATH"] = str(private / "lib")
-        status, output = pip(sys.executable, ["--target", variables["PYTHONPATH"], "wandb"], private, PIP_USER="0")
+        status, output = pip(sys.executable, ["--target", variables["PYTHONPATH"], wandb], private, PIP_USER="0")
         if status:
-            reason = "has no pip" if NO_PIP in output else f"pip cannot install it ({end_of(output)})"
+            reason = "has no pip" if NO_PIP in output else f"pip cannot install {wandb} ({end_of(output)})"
             raise Failed(
                 "VL-BOOT-WANDB",
                 f"the image has no usable wandb and {reason}. Use a base image with wandb or pip, and check that the job "
                 "can reach a package index (PIP_INDEX_URL sets a mirror)",
             )
         say("source", f"fetching {names} with that wandb")
-        status, output = run(command, private, **variables)
+        status, output = run(command, private, variables)
     if status:
         raise Failed(
             "VL-BOOT-ARTIFACT",
@@ -251,24 +295,33 @@ def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
 def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     """Check out the commit with git. Without git, unpack the archive of the repository's host. Raises Failed."""
     url, commit, pause = urlsplit(plan["remote"]), plan["commit"], plan.get("retry_seconds", 1)
-    host, user, token = url.hostname or "", url.username or "", unquote(url.password or "")
-    hidden.update((url.password or "", token))
+    host, user, token = url.hostname or "", unquote(url.username or ""), unquote(url.password or "")
+    if re.search(r"[\0\r\n]", user + token):
+        raise Failed("VL-BOOT-GIT", f"the address of {host} has a control character in its credentials. Correct it")
+    hide(*(word for word in (url.password or "", token) if word not in NAMES))
+    if len(user) > (7 if token in NAMES else 15) and user not in NAMES:  # a shorter one is hidden in URLs only
+        hide(url.username or "", user)
+    plain = url.scheme == "http" and host not in ("127.0.0.1", "localhost")
+    known = bool(token) or (user not in NAMES and not plain)
     url = url._replace(netloc=url.netloc.rpartition("@")[2])
     advice = "Check that the commit has been pushed"
     if plan.get("token_secret"):
         own, _, token = secret(plan, plan["token_secret"], "the token for git").rpartition(":")
-        user = own or USERS.get(host) or user
-        hidden.add(token)
+        user, known = own or USERS.get(host) or user, True
+        hide(token)
+        kept.add(token)
         advice += f", and that the token in {plan['token_secret']} may read it"
     elif not token:
         advice += ". A private repository needs a token (git_token_secrets)"
     over = " over HTTPS, because a job has no SSH key" if plan.get("ssh") else ""
     say("source", f"fetching {commit} of {url.geturl()}{over}")
-    if token and url.scheme == "http" and host not in ("127.0.0.1", "localhost"):
+    if token and plain:
         raise Failed("VL-BOOT-GIT", f"the token must not be sent to {host} unencrypted. Use an https:// remote")
     if shutil.which("git"):
-        checkout(url, commit, user or "oauth2", token, code, pause, advice)
+        checkout(url, commit, f"username={user or 'oauth2'}\npassword={token}" if known else "", code, pause, advice)
         return
+    if known and token in ("", "x-oauth-basic"):  # the user is the token, or only a name
+        user, token = "", user if len(user) > 15 else ""
     if host not in ARCHIVES:
         raise Failed("VL-BOOT-GIT", f"the image has no git to fetch from {host or url.geturl()}. Use an image with git")
     template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
@@ -290,20 +343,22 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
         warn("source", "VL-BOOT-ARCHIVE", "an archive has no submodules. Use an image with git if they are needed")
 
 
-def checkout(url: SplitResult, commit: str, user: str, token: str, code: Path, pause: float, advice: str) -> None:
+def checkout(url: SplitResult, commit: str, login: str, code: Path, pause: float, advice: str) -> None:
     """Fetch one commit with git, or all if the server does not allow that. Raises Failed."""
     base = ["git", "-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=60", "-c", "protocol.ext.allow=never"]
+    base += ["-c", "http.followRedirects=initial"]
     variables = {"GIT_TERMINAL_PROMPT": "0"}
-    if token:  # only for this host, and only in the environment; every git knows credential helpers
-        variables["VERTEX_LAUNCH_GIT"] = f"username={user}\npassword={token}"
-        base += ["-c", f"credential.{url.scheme}://{url.netloc}.helper=!printenv VERTEX_LAUNCH_GIT #"]
+    if login:  # only for this host and port, and only in the environment; every git knows credential helpers
+        name = f"VERTEX_LAUNCH_GIT_{os.urandom(8).hex()}"  # so that no configuration of traces can name it
+        variables[name] = login
+        base += ["-c", f"credential.{url.scheme}://{url.netloc}.helper=!printenv {name} #"]
     if url.scheme == "https":  # for submodules on the same host
         base += ["-c", f"url.https://{url.netloc}/.insteadOf=git@{url.hostname}:"]
         base += ["-c", f"url.https://{url.netloc}/.insteadOf=ssh://git@{url.hostname}/"]
 
     def git(*arguments: str) -> str:
         """Return the error, the empty text if there is none."""
-        status, output = run([*base, *arguments], code, **variables)
+        status, output = run([*base, *arguments], code, variables, hush=bool(login))
         first = re.search(r"(?:fatal|error): .*", output)
         return (first[0] if first else end_of(output)) if status else ""
 
@@ -412,7 +467,7 @@ def patch_file(title: str, head: bytes, hunks: list[bytes], code: Path) -> None:
 def find_room(python: str, work: Path) -> None:
     """Set a folder for packages, also for the program, if the user may not write to those of its Python."""
     command = [python, "-c", USER_BASE, str(work / "user")]
-    base = subprocess.check_output(command, cwd=str(work / "private"), encoding="utf-8").strip()
+    base = subprocess.check_output(command, cwd=str(work / "private"), env=shared(), encoding="utf-8").strip()
     if base:
         os.environ.update(PYTHONUSERBASE=base, PATH=f"{base}/bin:{os.environ.get('PATH', os.defpath)}")
 
@@ -428,12 +483,14 @@ def read_requirements(path: Path, top: Path, above: tuple[Path, ...] = ()) -> li
         return []
     if path.resolve() in above:
         return []
-    data, lines = path.read_bytes(), []
+    data, lines, known = path.read_bytes(), [], shared()
     code = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # PowerShell writes the first
     for raw in data.decode(code, "replace").replace("\r\n", "\n").replace("\\\n", " ").splitlines():
         line = re.sub(r"(\A|\s)#.*|\s--hash[ =]\S+|\A--require-hashes\b", "", raw).strip()
-        line = VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), line)
-        hidden.update(word for user in USER_OF_URL.findall(line) for word in user.split(":") if len(word) > 15)
+        if KEY in VARIABLE.findall(line):
+            warn("requirements", "VL-BOOT-REQUIREMENTS", f"{path.name} refers to {KEY}, which pip does not get")
+        line = VARIABLE.sub(lambda found: known.get(found[1], found[0]), line)
+        hide(*(word for user in USER_OF_URL.findall(line) for word in user.split(":") if len(word) > 15))
         other = OF_A_FILE.fullmatch(line)
         if other and ":" not in other[2]:  # not a URL
             kind, near = other[1].strip("-")[0], path.parent / other[2]
@@ -495,7 +552,7 @@ def install_requirements(frozen: Path, code: Path, folder: Path, python: str) ->
     say("requirements", f"installing {len(torch + apart + rest)} packages")
     failed = [line for some in (rest, apart) for line in install(some, [*options, *alone], python, folder)]
     failed += install(torch, options, python, folder)
-    (errors / "_wandb_bootstrap_errors.json").write_text(json.dumps({"pip": failed}))
+    (errors / "_wandb_bootstrap_errors.json").write_text(json.dumps({"pip": list(map(masked, failed))}))
     if failed:
         lost = f"failed to install: {', '.join(failed)}; the program starts without them"
         warn("requirements", "VL-BOOT-REQUIREMENTS", lost)
@@ -643,7 +700,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     plan = json.loads(os.environ[PLAN])
     key = os.environ.get(KEY, "")
-    hidden.add(key)
+    hide(key)
+    kept.add(key)
     if plan.get("api_key_secret"):
         key = secret(plan, plan["api_key_secret"], "the W&B API key")
     command = sys.argv[1:]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
@@ -26,6 +27,8 @@ PYTHON = "3.11"
 # Stricter than any other parser of addresses, so that no two of them see different hosts in the same address.
 _URL = re.compile(r"(https?|file|ssh)://(?:([^/@]*)@)?([A-Za-z0-9._-]*)(:\d+)?(/.*)")
 _SCP = re.compile(r"(?:[\w.+-]+@)?([A-Za-z0-9._-]+):(?!//)/*(.+)", re.ASCII)
+
+_USERS = frozenset({"git", "oauth2", "x-access-token", "x-token-auth", "x-oauth-basic", "gitlab-ci-token"})
 
 
 class SourceType(StrEnum):
@@ -58,6 +61,13 @@ class JobSource:
     build_context: str = ""
     dockerfile: str = ""
     python: str = ""
+
+    @property
+    def credentials(self) -> tuple[str, ...]:
+        """What may be secret in ``remote``: the password, and the user unless all share it."""
+        url = urlsplit(self.remote)
+        parts = [part for part in (url.username, url.password) if part and part not in _USERS]
+        return tuple(dict.fromkeys(form for part in parts for form in (part, unquote(part))))
 
 
 class _Broken(Exception):
@@ -162,8 +172,8 @@ def _remote(remote: str) -> tuple[str, bool]:
             return f"{scheme}://{user}{'@' if user else ''}{host}{port}{path}", False
     elif plain and (scp := _SCP.fullmatch(text)):
         return f"https://{scp[1]}/{scp[2]}", True
-    without_password = re.sub(r":[^:/@]*@", ":***@", text)
-    raise _Broken(f"its remote is {shown(without_password)}, not https://HOST/PATH or git@HOST:PATH")
+    without_credentials = re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
+    raise _Broken(f"its remote is {shown(without_credentials)}, not https://HOST/PATH or git@HOST:PATH")
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -78,7 +79,7 @@ def key_of(request: JobRequest) -> str:
 
 
 def as_json(request: JobRequest) -> dict[str, Any]:
-    """Return a request's CustomJob as JSON, without the API key, whoever brought it."""
+    """Return a request's CustomJob as JSON, without the API key, whoever brought it, and without a repository's credentials."""
     job: dict[str, Any] = CustomJob.to_dict(
         request.custom_job, use_integers_for_enums=False, always_print_fields_with_no_presence=False
     )
@@ -86,6 +87,8 @@ def as_json(request: JobRequest) -> dict[str, Any]:
         for variable in [one for name in TASKS for one in pool.get(name, {}).get("env", ())]:
             if variable["name"] == environment.API_KEY:
                 variable["value"] = Redactor.MARK
+            elif variable["name"] == environment.PLAN:
+                variable["value"] = re.sub(r'://[^/"\s]*@', f"://{Redactor.MARK}@", variable["value"])
     return job
 
 

@@ -217,8 +217,8 @@ class DeploymentSettings(Section):
     git_token_secrets: dict[types.Host, types.SecretVersion] = Field(
         {}, examples=["{github.com: projects/my-project/secrets/github-token/versions/latest}"]
     )
-    """secret versions with tokens for private git repositories, by host. Jobs read them as their own service
-    account."""
+    """secret versions with tokens for private git repositories, by host. A host with another port than 443 is
+    `HOST:PORT`. Jobs read them as their own service account, and send them to that host and port over HTTPS only."""
     policy: Policy = Field(Policy(), examples=["{max_replicas: 4}"])
     """what a run spec may ask for. An item that asks for more fails. By default everything is allowed, except macros
     from the environment."""

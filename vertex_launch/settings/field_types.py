@@ -173,5 +173,7 @@ Deployment = Annotated[
     Text, _form(_ID.format("{0,38}"), "a valid deployment name", "Write up to 40 lowercase letters, digits and hyphens")
 ]
 Host = Annotated[
-    str, AfterValidator(str.lower), _form(r"[a-z0-9._-]+", "a host", "Write the host alone, such as github.com")
+    str,
+    AfterValidator(str.lower),
+    _form(r"[a-z0-9._-]+(:[0-9]{1,5})?", "a host", "Write the host alone, such as github.com, or HOST:PORT"),
 ]
