@@ -12,6 +12,8 @@ from urllib.parse import quote, quote_plus
 LONGEST = 1024
 """Characters of a secret that are looked for; no API key is longer."""
 _PIECE = 256
+_CUT = 32
+"""Characters of a secret that are recognized if the rest of it was cut off; a problem repeats at least 57 of a value."""
 
 
 def forms(secret: str, shortest: int) -> frozenset[str]:
@@ -22,6 +24,7 @@ def forms(secret: str, shortest: int) -> frozenset[str]:
             piece = text[start : min(start + _PIECE, LONGEST)]
             found.update(_texts(piece))
             found.update(_base64s(piece.encode("utf-8", "surrogatepass")))
+        found.update(text[start : start + _CUT] for start in range(0, min(len(text), LONGEST) - _CUT + 1, _CUT))
     return frozenset(form for form in found if len(form) >= shortest)
 
 

@@ -11,8 +11,9 @@ from tests.support.memory import KEY, World, image_spec
 from tests.support.specs import IMAGE, pool, run_spec
 from tests.unit.test_job_source import CODE, PICTURE
 from vertex_launch.codes import Code
-from vertex_launch.errors import Unavailable
+from vertex_launch.errors import ItemRejected, Unavailable
 from vertex_launch.job.environment import LONGEST
+from vertex_launch.log import Redactor
 from vertex_launch.model import SCHEDULER_URI, JobArtifact, RunId
 
 JOB = "acme/demo/train:v3"
@@ -174,3 +175,45 @@ def test_what_another_item_calls_its_key_does_not_count_as_a_key() -> None:
     good = one.queue.push("cpu", run_spec(pool(command=["python", "train.py"]), spec=account))
     started = [row["item"] for _ in range(3) for row in one.run().submitted]
     assert started == [good]
+
+
+def test_keys_that_items_bring_do_not_push_out_the_deployments_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Redactor, "MOST", 5)
+    one = world()
+    one.redact = Redactor()  # an instance that has just begun
+
+    def refused(request: Any, create: Any) -> str:
+        raise ItemRejected(f"Invalid environment: WANDB_API_KEY={KEY}.", code=Code.CREATE_INVALID)
+
+    one.vertex.on_create = refused
+    items = [one.queue.push("cpu", run_spec(_wandb_api_key=f"{number:040}")) for number in range(12)]
+    items.append(one.queue.push("cpu", run_spec()))
+    for _ in range(6):
+        one.run()
+    messages = [one.queue.contents[item].message for item in items]
+    assert all("Invalid environment" in message for message in messages)
+    assert KEY not in str(messages)
+    assert KEY not in str(one.bucket.objects)
+
+
+@pytest.mark.parametrize(
+    "login", ["ghp_0123456789abcdefghij", "ann:ghp_0123456789abcdefghij", "ghp_0123:x-oauth-basic"]
+)
+def test_credentials_of_a_repository_are_not_shown(login: str) -> None:
+    one = world()
+    git = {"remote": f"https://{login}@git.example.com/a/b", "commit": "1"}
+    source = {"git": git, "entrypoint": ["python", "train.py"]}
+    one.artifacts.artifacts[JOB] = JobArtifact(JOB, {"source_type": "repo", "source": source})
+    report = one.preview(run_spec=job_spec())
+    assert "git.example.com/a/b" in str(report.body())
+    assert "ghp_0123" not in str(one.redact.json(report.body()))
+
+    def refused(request: Any, create: Any) -> str:
+        raise ItemRejected(f"Invalid value: {request.custom_job}.", code=Code.CREATE_INVALID)
+
+    one.vertex.on_create = refused
+    item = one.queue.push("cpu", job_spec())
+    one.redact = Redactor()
+    one.run()
+    assert "git.example.com/a/b" in one.queue.contents[item].message
+    assert "ghp_0123" not in one.queue.contents[item].message

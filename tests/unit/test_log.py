@@ -157,6 +157,15 @@ def test_every_form_of_a_key_is_known(key: str, many: int) -> None:
                 assert len(around) <= len(text) - len(data) * 4 // 3 + 4, (before, after)
 
 
+@pytest.mark.parametrize("kept", [32, 57, 80, 99])
+def test_a_key_that_was_cut_is_hidden_but_for_its_last_characters(kept: int) -> None:
+    redact = log.Redactor()
+    key = "".join(chr(97 + i % 26) + str(i % 10) for i in range(50))
+    redact.add(key)
+    assert len(redact(f"{key[:kept]}…").replace(log.Redactor.MARK, "")) <= 32
+    assert redact(key) == log.Redactor.MARK
+
+
 def test_overlapping_keys_are_hidden_whole() -> None:
     redact = log.Redactor()
     for key in ("abcdefgh-ijkl", "ijkl-mnopqrst", "abcdefgh", "cdefgh-i"):
