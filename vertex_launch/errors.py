@@ -7,6 +7,7 @@
     ├── RequestError       the sender has to fix the request: HTTP 400, and a Pub/Sub message is dropped
     ├── ItemRejected       the item can never start: fail it in W&B with this message
     ├── ItemDeferred       the item cannot start now: do not ack it, so that its lease brings it back
+    │   └── ItemFault      its check met a bug: try it a few times, then fail it
     ├── OutcomeUnknown     a create may have taken effect: its plan keeps the slot
     ├── PassBusy           another pass is running: try again later; HTTP 409
     ├── PassLost           another pass took the lock over: stop and write nothing more; HTTP 409
@@ -149,6 +150,14 @@ class ItemDeferred(CodedError):
         self.warn = warn
         self.patient = patient
         super().__init__(message, code=code)
+
+
+class ItemFault(ItemDeferred):
+    """An unexpected error ended the item's check: a bug here, which must not stop the other items."""
+
+    def __init__(self) -> None:
+        text = "An unexpected error ended the check of this item. The function's log has the traceback."
+        super().__init__(text, code=Code.ITEM_FAULT)
 
 
 class OutcomeUnknown(CodedError):

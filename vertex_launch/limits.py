@@ -30,6 +30,12 @@ LONGEST_JOB = 4 * 1024 * 1024
 LARGEST_ROUND = 32 * 1024 * 1024
 """Bytes of the CustomJobs that one round of a pass keeps in memory; further items wait for the next pass."""
 
+MOST_FAULTS = 3
+"""Times that the check of an item may end in an unexpected error, before the item fails."""
+
+MOST_KILLS = 2
+"""Passes that may die while an item is checked alone, before the item fails."""
+
 MOST_PROBLEMS = 20
 """Problems of one item, request or configuration that are listed. The first ones of an item end its check."""
 

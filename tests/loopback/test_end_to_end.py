@@ -104,7 +104,7 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
         }
         assert world.secrets.calls == {"AccessSecretVersion": 1}
         assert world.storage.calls["storage.download"] == ticks
-        assert world.storage.calls["storage.insert"] <= 3 * ticks
+        assert world.storage.calls["storage.insert"] <= 4 * ticks, "lock, note, plans and ledger"
         assert len(world.ledger.dump()) < 500 + 120 * len(world.ledger.settled)
 
 

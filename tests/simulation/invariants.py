@@ -9,6 +9,7 @@ from tests.simulation.jobs import AGAIN, ELSEWHERE, STALE, STOPPING, Job
 from tests.simulation.queues import Entry, Warned
 from tests.simulation.scheduler import START, Broken, Program
 from tests.support.memory import CANCELLED, PENDING, QUEUED, RUNNING, SUCCEEDED
+from vertex_launch.codes import Code
 from vertex_launch.log import Redactor
 from vertex_launch.model import AgentView, Kind, Phase
 from vertex_launch.settings.config import Settings
@@ -189,7 +190,8 @@ class Invariants:
         if not jobs:
             waited = self._world.scheduler.now - entry.pushed > self._settings(program.owner).give_up_after
             strict = self._settings(program.owner).policy.images is not None
-            if not (waited or strict or entry.hopeless or entry.id in self._world.vertex.rejected):
+            suspect = Code.ITEM_KILLS in message and self._world.deployments[program.owner].folder.deaths(entry.id) > 1
+            if not (waited or strict or suspect or entry.hopeless or entry.id in self._world.vertex.rejected):
                 raise Broken(f"I1: {entry.id} is failed, and nothing is wrong with it")
             return
         last = self._last(jobs)

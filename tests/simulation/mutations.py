@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -259,7 +260,7 @@ def a_new_policy_fails_what_trains(patch: Patch) -> None:
     def adopt(real: Any, one: Pass, items: Any) -> Any:
         prepared = prepare(one.settings, one.services, "acme", items)
         room = Room(one.settings, dict.fromkeys(Kind, 99.0), {}, 99)
-        for decision in start.start(one, items, prepared, room, "k" * 40):
+        for decision in start.start(one, items, prepared, room, "k" * 40, math.inf):
             if isinstance(decision, Reject):
                 yield decision
         yield from real(one, items)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from typing import Any
 
-from tests.simulation.scheduler import Broken, Scheduler
+from tests.simulation.scheduler import Broken, Program, Scheduler
 from tests.support.memory import Objects
 from vertex_launch.state.ledger import Ledger
-from vertex_launch.state.record import LEDGER, LOCK
+from vertex_launch.state.record import LEDGER, LOCK, NOTE
 
 
 class Folder(Objects):
@@ -20,6 +21,7 @@ class Folder(Objects):
         self._given_back: set[int] = set()
         self.lost = self.rebuilt = 0.0
         """When the ledger was lost, and when one was written that makes up for it."""
+        self._alone: defaultdict[str, list[tuple[Program, float]]] = defaultdict(list)
         self.noted: set[str] = set()
         """Jobs of open items that a ledger has named."""
 
@@ -27,6 +29,10 @@ class Folder(Objects):
     def ledger(self) -> Ledger:
         found = self.objects.get(LEDGER)
         return Ledger.parse(found[0] if found else b"") or Ledger()
+
+    def deaths(self, item: str) -> int:
+        """Return how many passes noted that they check this item alone, and never wrote that they got further."""
+        return sum(1 for program, noted in self._alone[item] if program.wrote <= noted)
 
     def lose_ledger(self, left: bytes = b"damaged") -> None:
         super().lose_ledger(left)
@@ -46,13 +52,15 @@ class Folder(Objects):
             raise Broken(f"I0: {program.name} takes a lock that another pass still has")
         if name == LOCK:
             program.held = json.loads(content)["expires"]
-        else:
+        elif name == LEDGER:
             program.wrote = now
             program.writes.append(now)
             ledger = Ledger.model_validate_json(content)
             self._given_back.add(ledger.free_lock)
             self.noted |= {attempt.job for entry in ledger.open.values() for attempt in entry.attempts}
             self.rebuilt = self.rebuilt if ledger.rebuild else min(self.rebuilt, now)
+        elif name == NOTE and len(items := json.loads(content)["items"]) == 1:
+            self._alone[items[0]].append((program, now))
         return super().write(name, content, generation)
 
     def lose(self, operation: str, *args: Any) -> Any:

@@ -126,7 +126,9 @@ class Defer:
     warn: bool = True
     patient: bool = False
     back_off: bool = False
-    """Whether Vertex AI refused it, so that it is tried again later and later."""
+    """Whether it is tried again later and later, because Vertex AI refused it or because of a ``fault``."""
+    fault: bool = False
+    """Whether its check met a bug."""
 
 
 @dataclass(frozen=True)

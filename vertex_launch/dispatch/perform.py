@@ -36,7 +36,7 @@ from vertex_launch.dispatch.context import (
 from vertex_launch.dispatch.look import AT_ONCE, Seen
 from vertex_launch.errors import CodedError, ItemDeferred, LaunchError, Message, OutcomeUnknown, Unavailable
 from vertex_launch.log import LOGGER, Event
-from vertex_launch.model import Ack, Kind, ManagedJob, Phase, Popped
+from vertex_launch.model import Ack, Item, Kind, ManagedJob, Phase, Popped
 
 MOST_CANCELS = 100
 """Jobs that one pass cancels; a later one cancels the others."""
@@ -96,7 +96,7 @@ def _defer(pass_: Pass, action: Defer) -> None:
         return
     waiting = pass_.ledger.wait(item.id, pass_.now, patient=action.patient)
     if action.back_off:
-        pass_.ledger.back_off(item.id, pass_.now)
+        pass_.ledger.back_off(item.id, pass_.now, fault=action.fault)
     if pass_.services.redact(str(message)) not in waiting.warned:
         pass_.outbox.append(Warn(item.id, message, Phase.AGENT))
 
@@ -257,6 +257,11 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
         )
         apply(pass_, [Notice(Message(Code.AGENT_STOPPED, text))])
     return known, stopped
+
+
+def note(pass_: Pass, items: Sequence[Item]) -> None:
+    """Record which items are checked from now on, for the next pass if this one dies. Raises PassLost, Unavailable."""
+    pass_.held.note([item.id for item in items])
 
 
 def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:

@@ -6,25 +6,30 @@ W&B is asked for all items of a round at once. Called by ``run`` and ``preview``
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import TypeVar
 
 from google.cloud.aiplatform_v1.types import CustomJob
 
 from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemFault, ItemRejected, LaunchError, Message, Unavailable
 from vertex_launch.job import environment, job_source, run_spec
 from vertex_launch.job.build import build
 from vertex_launch.job.job_source import JobSource
 from vertex_launch.job.request import JobRequest
 from vertex_launch.job.run_spec import RunSpec
-from vertex_launch.log import Redactor
+from vertex_launch.log import Event, Redactor
 from vertex_launch.model import Item, Kind, RunId
 from vertex_launch.settings.config import Settings
+
+T = TypeVar("T")
 
 AT_ONCE = 8
 """Job artifacts that are looked up in parallel."""
@@ -41,22 +46,26 @@ class Prepared:
     """
 
     entity: str
-    specs: Mapping[str, RunSpec | ItemRejected]
+    specs: Mapping[str, RunSpec | ItemRejected | ItemDeferred]
     sources: Mapping[str, JobSource | ItemRejected | ItemDeferred]
     sweeps: Mapping[RunId, str]
 
 
-def prepare(settings: Settings, services: Services, entity: str, items: Sequence[Item]) -> Prepared:
-    """Parse the run specs of items, and ask W&B for the job artifacts and sweeps that they name."""
-    parsed: dict[str, RunSpec | ItemRejected] = {}
+def prepare(
+    settings: Settings, services: Services, entity: str, items: Sequence[Item], until: float = math.inf
+) -> Prepared:
+    """Parse the run specs of items, none after ``until``, and ask W&B for the job artifacts and sweeps that they name."""
+    parsed: dict[str, RunSpec | ItemRejected | ItemDeferred] = {}
     for item in items:
         try:
-            parsed[item.id] = run_spec.parse(item, settings, entity)
-        except ItemRejected as error:
+            check_time(services.clock(), until)
+            parse = partial(run_spec.parse, item, settings, entity)
+            parsed[item.id] = checked(parse, f"item {item.id}", item=item.id)
+        except (ItemRejected, ItemDeferred) as error:
             parsed[item.id] = error
     specs = [spec for spec in parsed.values() if isinstance(spec, RunSpec)]
     names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
-    found = services.run_parallel([partial(_find, services, name) for name in names], AT_ONCE)
+    found = services.run_parallel([partial(_find, services, name, until) for name in names], AT_ONCE)
     sweeps = sorted({_sweep(spec, entity) for spec in specs if _is_of_sweep(spec)}, key=str)
     states: Mapping[RunId, str] = {}
     try:
@@ -64,6 +73,25 @@ def prepare(settings: Settings, services: Services, entity: str, items: Sequence
     except Unavailable as error:
         log.warning(error.message)
     return Prepared(entity, parsed, dict(zip(names, found, strict=True)), states)
+
+
+def checked(check: Callable[[], T], what: str, **fields: str) -> T:
+    """Return what a check returns. Any error that is not one of ours is logged and raised as ItemFault."""
+    try:
+        return check()
+    except LaunchError:
+        raise
+    except Exception as error:
+        unexpected = Message(Code.ITEM_FAULT, f"Unexpected error in the check of {what}.")
+        log.write(logging.ERROR, unexpected, error=error, event=Event.FAILED, **fields)
+        raise ItemFault from error
+
+
+def check_time(now: float, until: float) -> None:
+    """Raise ItemDeferred if there is no time left to check another item."""
+    if now > until:
+        text = "The items before this one took the time of this pass. The next pass checks it."
+        raise ItemDeferred(text, code=Code.LATE_PASS, warn=False)
 
 
 def build_request(
@@ -74,7 +102,7 @@ def build_request(
     ``redact`` knows the key that must not be in the job's spec if ``api_key_delivery`` is ``secret``.
     """
     spec = prepared.specs[item.id]
-    if isinstance(spec, ItemRejected):
+    if not isinstance(spec, RunSpec):
         raise spec
     if _is_of_sweep(spec):
         _check_sweep(_sweep(spec, prepared.entity), prepared.sweeps)
@@ -118,10 +146,11 @@ def _job(spec: RunSpec, entity: str) -> str:
     return name if ":" in parts[-1] else f"{name}:latest"
 
 
-def _find(services: Services, name: str) -> JobSource | ItemRejected | ItemDeferred:
+def _find(services: Services, name: str, until: float) -> JobSource | ItemRejected | ItemDeferred:
     try:
-        return job_source.read(services.jobs.find(name))
-    except ItemRejected as error:
+        check_time(services.clock(), until)
+        return checked(lambda: job_source.read(services.jobs.find(name)), f"job {name}")
+    except (ItemRejected, ItemDeferred) as error:
         return error
     except Unavailable as error:
         log.warning(error.message)

@@ -6,7 +6,7 @@ at most ``max_jobs`` jobs are active, wherever a pass dies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
@@ -128,6 +128,7 @@ def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[
     yield Batch(pass_.held.lock.expires, decided)
     status = "RUNNING" if pass_.ledger.slots_used(active) else "POLLING"
     queues, factor = Queues(list(seen.queues) if agent and not stopped else []), 1
+    alone: dict[str, tuple[Item, float]] = {}
     while True:
         # Rounds in which nothing could start grow: one free slot must not mean one item at a time past a long line.
         room = Room.of(pass_, active).jobs
@@ -138,23 +139,51 @@ def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[
         if not items:
             break
         unclaimed -= min(unclaimed, max(0, len(items) - want))
+        failed, suspects = start.suspects(pass_, items)
+        alone |= {item.id: (item, until) for item in suspects}
+        apart = {item.id for item in suspects} | {reject.item.id for reject in failed}
+        items = [item for item in items if item.id not in apart]
         batch = _round(pass_, seen, items, active, until)
+        batch = replace(batch, decided=[*failed, *batch.decided])
         queues.without([item for item in items if start.is_foreign(item)])
         yield batch
         factor = 1 if batch.creates or batch.claims else 2 * factor
+    yield from _alone(pass_, seen, alone, active)
     if agent and not queues.asked:
         perform.refresh_status(pass_, agent, status)
 
 
+def _alone(
+    pass_: Pass, seen: Seen, suspects: Mapping[str, tuple[Item, float]], active: Sequence[ManagedJob]
+) -> Iterator[Batch]:
+    """Try what passes may have died of, one by one and the least suspicious first; there is one batch for each."""
+    for item, until in sorted(suspects.values(), key=lambda one: pass_.ledger.suspects[one[0].id].kills):
+        if not pass_.in_time or pass_.now > until or Room.of(pass_, active).jobs < 1:
+            yield Batch(until, list(start.put_off([item])))
+            continue
+        yield _round(pass_, seen, [item], active, until)
+        pass_.ledger.acquit(item.id)
+    if suspects:
+        perform.note(pass_, [])
+
+
 def _round(pass_: Pass, seen: Seen, items: Sequence[Item], active: Sequence[ManagedJob], until: float) -> Batch:
-    """Decide about popped items: what has a job already, what can start, and what cannot."""
+    """Decide about popped items: what has a job already, what can start, and what cannot.
+
+    No check begins after two thirds of the lease: the rest is for what follows from them.
+    """
+    unchecked = [item for item in items if item.id not in pass_.ledger.open]
+    if unchecked:
+        perform.note(pass_, unchecked)
+    third = (until - pass_.now) / 3
+    parse_until, check_until = pass_.now + third, pass_.now + 2 * third
     for item in items:
         pass_.services.redact.add(run_spec.own_key(item))
     foreign = [item for item in items if start.is_foreign(item)]
     known = [item for item in items if item not in foreign and item.id in pass_.ledger.open]
     new = [item for item in items if item not in foreign and item not in known]
-    prepared = prepare(pass_.settings, pass_.services, seen.entity, new)
+    prepared = prepare(pass_.settings, pass_.services, seen.entity, new, parse_until)
     key = pass_.services.key.get() if new else ""
     pass_.services.redact.pin(key)
-    started = start.start(pass_, new, prepared, Room.of(pass_, active), key)
+    started = start.start(pass_, new, prepared, Room.of(pass_, active), key, check_until)
     return Batch(until, [*start.foreign(pass_, foreign), *start.adopt(pass_, known), *started])

@@ -23,10 +23,11 @@ from vertex_launch.dispatch.context import (
     derived_run,
 )
 from vertex_launch.dispatch.look import AT_ONCE, Seen, look_up_runs
-from vertex_launch.dispatch.prepare import Prepared, build_request
-from vertex_launch.errors import CodedError, ItemDeferred, ItemRejected, LaunchError, Message, OutcomeUnknown
+from vertex_launch.dispatch.prepare import Prepared, build_request, check_time, checked
+from vertex_launch.errors import CodedError, ItemDeferred, ItemFault, ItemRejected, LaunchError, Message, OutcomeUnknown
 from vertex_launch.job import readback, retry, run_spec
 from vertex_launch.job.request import JobRequest
+from vertex_launch.limits import LARGEST_ROUND, MOST_FAULTS, MOST_KILLS
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, ManagedJob, RunId, RunView
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import OpenItem, Stage
@@ -107,29 +108,68 @@ def adopt(pass_: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
             yield Claim(item.id, item.queue, entry.run, entry.job)
 
 
+def suspects(pass_: Pass, items: Sequence[Item]) -> tuple[list[Reject], list[Item]]:
+    """Return the failures of items that passes died of, and the items that have to be tried alone.
+
+    An item that has a job is neither: its check is done.
+    """
+    known = pass_.ledger.suspects
+    mine = [item for item in items if item.id in known and item.id not in pass_.ledger.open]
+    text = (
+        f"{MOST_KILLS} passes died while they checked this item alone, so it is not tried again. Make its run spec smaller, or "
+        "pass large data as an artifact."
+    )
+    failed = [Reject(item, Message(Code.ITEM_KILLS, text)) for item in mine if known[item.id].kills >= MOST_KILLS]
+    return failed, [item for item in mine if known[item.id].kills < MOST_KILLS]
+
+
+def put_off(items: Sequence[Item]) -> Iterator[Defer]:
+    """Leave suspects for which there is no slot or no time to later passes."""
+    text = "A pass died while it checked this item, so it is tried alone and after all others."
+    for item in items:
+        yield Defer(item, Message(Code.ITEM_SUSPECT, text), warn=False)
+
+
 def start(
-    pass_: Pass, items: Sequence[Item], prepared: Prepared, room: Room, key: str
+    pass_: Pass, items: Sequence[Item], prepared: Prepared, room: Room, key: str, until: float
 ) -> Iterator[Create | Reject | Defer]:
-    """Decide which items start now, within ``room``. ``key`` is the W&B key that their jobs get."""
-    report = pass_.report
+    """Decide which items start now, within ``room``; no check begins after ``until``. Their jobs get ``key``."""
+    report, size = pass_.report, 0
     done = report.creates + len(report.rejected) + len(report.deferred)
     begun = datetime.fromtimestamp(pass_.now, UTC)
     for index, item in enumerate(items, done):
         now = begun + timedelta(milliseconds=index)  # it names the job's output directory: no two jobs share one
+        build = partial(
+            build_request, item, prepared, pass_.settings, api_key=key, now=now, redact=pass_.services.redact
+        )
         try:
+            check_time(pass_.now, until)
             _check_waiting(pass_, item)
-            spec, request = build_request(
-                item, prepared, pass_.settings, api_key=key, now=now, redact=pass_.services.redact
-            )
+            spec, request = checked(build, f"item {item.id}", item=item.id)
             _check_run(pass_, item, request.run, room)
+            if size + request.size > LARGEST_ROUND:
+                text = "The jobs that start before this one are very large. The next pass starts it."
+                raise ItemDeferred(text, code=Code.ROUND_SIZE, warn=False)
             room.take(spec.kind, request.region)
         except ItemRejected as error:
             yield Reject(item, error.message)
+        except ItemFault as error:
+            yield _fault(pass_, item, error)
         except ItemDeferred as error:
             yield Defer(item, error.message, error.warn, error.patient)
         else:
+            size += request.size
             room.runs.add(request.run)
             yield Create(item, spec.kind, request)
+
+
+def _fault(pass_: Pass, item: Item, error: ItemFault) -> Reject | Defer:
+    """Try an item again whose check met a bug, and fail it if that does not help."""
+    waiting = pass_.ledger.waiting.get(item.id)
+    if waiting is None or waiting.faults + 1 < MOST_FAULTS:
+        return Defer(item, error.message, back_off=True, fault=True)
+    text = f"{error.message.text} That happened {MOST_FAULTS} times, so the item is not tried again."
+    return Reject(item, Message(error.message.code, text))
 
 
 def _check_waiting(pass_: Pass, item: Item) -> None:
@@ -143,7 +183,7 @@ def _check_waiting(pass_: Pass, item: Item) -> None:
         text = f"The item could not start within {give_up_after / 3600:g} hours (give_up_after): {why}"
         raise ItemRejected(text, code=Code.WAITED_TOO_LONG)
     if waiting and now < waiting.until:
-        text = f"Vertex AI had no room for the job. It is tried again in {waiting.until - now:.0f} s."
+        text = f"The job could not start at the last try. It is tried again in {waiting.until - now:.0f} s."
         raise ItemDeferred(text, code=Code.NO_ROOM, warn=False)
 
 

@@ -25,3 +25,8 @@ class JobRequest:
     create_timeout: float | None
     run: RunId
     warnings: tuple[Message, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the CustomJob."""
+        return int(type(self.custom_job).pb(self.custom_job).ByteSize())

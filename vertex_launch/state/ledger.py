@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Self
 
@@ -280,14 +280,22 @@ def discovered(job: ManagedJob, now: float, *, rebuild: bool) -> OpenItem:
 class Waiting(BaseModel):
     """An item that cannot start yet: since when, when it was last seen, and what was reported to its author.
 
-    Vertex AI refused it ``tries`` times; it is not tried again before ``until``.
+    It could not start ``tries`` times, and is not tried again before ``until``. Its check met a bug ``faults`` times.
     """
 
     since: float
     seen: float
     tries: int = 0
+    faults: int = 0
     until: float = 0
     warned: list[str] = Field(default_factory=list)
+
+
+class Suspect(BaseModel):
+    """An item that was checked when a pass died: in how many it was checked alone, and when the last one was found."""
+
+    kills: int = 0
+    since: float
 
 
 class Ledger(BaseModel):
@@ -315,6 +323,10 @@ class Ledger(BaseModel):
     """By item id."""
     waiting: dict[str, Waiting] = Field(default_factory=dict)
     """By item id."""
+    noted: int = 0
+    """Generation of the note about what is checked (``state.record``), as of this write."""
+    suspects: dict[str, Suspect] = Field(default_factory=dict)
+    """By item id: what was checked when a pass died and was not tried since."""
     settled: dict[str, float] = Field(default_factory=dict)
     """Settled jobs and when: a list that lags may show them as active for a while."""
 
@@ -404,18 +416,35 @@ class Ledger(BaseModel):
             waiting.since = now
         return waiting
 
-    def back_off(self, item: str, now: float) -> None:
-        """Record that Vertex AI had no room for the item: each time it is tried again later.
+    def back_off(self, item: str, now: float, *, fault: bool = False) -> None:
+        """Record that the item could not start, for Vertex AI had no room or by a ``fault``: each time it is tried again later.
 
         The first pause outlasts a lease, so that what comes back first does not take the place of what can start.
         """
         waiting = self.wait(item, now)
         waiting.tries += 1
+        waiting.faults += fault
         waiting.until = now + pause(waiting.tries, FIRST_PAUSE)
 
     def stop_waiting(self, item: str) -> None:
         """Forget that the item waits: it started, failed, or belongs to someone else."""
         self.waiting.pop(item, None)
+
+    # Items of passes that died
+
+    def suspect(self, items: Collection[str], before: Mapping[str, int], now: float) -> None:
+        """Suspect items that were checked when a pass died, and those that it suspected ``before`` (id to kills).
+
+        Only one that was checked alone is surely the reason. One that is open had passed its check.
+        """
+        kills = {item: before.get(item, 0) + (len(items) == 1) for item in items}
+        for item, count in {**before, **kills}.items():
+            if item not in self.open:
+                self.suspects[item] = Suspect(kills=count, since=now)
+
+    def acquit(self, item: str) -> None:
+        """Forget a suspicion: the item was tried, and the pass lives."""
+        self.suspects.pop(item, None)
 
     # Bounds
 
@@ -440,5 +469,10 @@ class Ledger(BaseModel):
         }
         self.waiting = {
             item: waiting for item, waiting in self.waiting.items() if now - waiting.seen < forget_waiting_after
+        }
+        self.suspects = {
+            item: one
+            for item, one in self.suspects.items()
+            if now - one.since < forget_waiting_after and item not in self.open
         }
         self.settled = {job: at for job, at in self.settled.items() if now - at < LISTS_LAG}

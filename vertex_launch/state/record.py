@@ -1,8 +1,10 @@
-"""The record: the lock and the ledger, two small JSON objects. Pure: an adapter stores the objects.
+"""The record: the lock, the ledger and a note, small JSON objects. Pure: an adapter stores the objects.
 
-There are two because an object takes about one write a second. Every write names the generation that it replaces, so that
+There are several because an object takes about one write a second. Every write names the generation that it replaces, so that
 of two writers one is refused. An answer may be lost after its write took effect, and the retry is then refused. The content
 of the object shows whose write it was.
+
+The note says which items a pass is checking. It is written before each round of new items, and read only if that pass died.
 
 The lock is never deleted. The ledger that a pass writes at its end names the generation of the lock that it gives back. The
 next pass replaces exactly that one. So a pass costs one write of the lock, and does not wait to give it back.
@@ -11,7 +13,7 @@ next pass replaces exactly that one. So a pass costs one write of the lock, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +28,7 @@ from vertex_launch.state.ledger import NAMES, Ledger
 
 LOCK = "hold.json"  # its name since the first release: old and new versions exclude each other during an upgrade
 LEDGER = "ledger.json"
+NOTE = "working.json"
 ABSENT = 0
 """The generation that means: must not exist yet."""
 
@@ -59,6 +62,19 @@ class Held:
         self._generation = stored.generation
         self._kept = self.ledger.dump()
 
+    def note(self, items: Sequence[str]) -> None:
+        """Record which items are checked from now on, besides those that are suspected. Raises PassLost, Unavailable."""
+        kills = {item: one.kills for item, one in self.ledger.suspects.items()}
+        self.ledger.noted = self._record.note(self.lock.pass_id, items, kills, self.ledger.noted)
+
+    def suspect(self, now: float) -> None:
+        """Suspect the items that a pass was checking which died since the ledger was written. Raises Unavailable."""
+        items, kills, generation = self._record.read_note()
+        if generation != self.ledger.noted:
+            self.ledger.suspect(items, kills, now)
+            self.ledger.noted = generation
+            self.keep()
+
     def save(self) -> None:
         """Write the ledger. Raises PassLost, Unavailable."""
         self._generation = self._record.write(self.ledger, self.lock.pass_id, self._generation)
@@ -76,7 +92,7 @@ class Held:
     def abandon(self) -> None:
         """Release the lock with the ledger as it was kept last: what this pass learned since, the next one learns again."""
         kept = Ledger.model_validate_json(self._kept)
-        kept.free_lock = self.lock.generation
+        kept.free_lock, kept.noted = self.lock.generation, self.ledger.noted
         try:
             self._record.write(kept, self.lock.pass_id, self._generation)
         except (Unavailable, PassLost) as error:
@@ -99,6 +115,8 @@ class Record:
         """
         lock = self.take_lock(pass_id, now, expires, stored.ledger.free_lock if stored.ledger else ABSENT)
         held = Held(self, lock, self.read() if lock.taken_over else stored)
+        if lock.taken_over:
+            held.suspect(now)
         try:
             yield held
         except PassLost:
@@ -131,6 +149,34 @@ class Record:
                 raise PassBusy(f"Pass {holder} is running, for at most {until - now:.0f} s more.", until - now)
         raise PassBusy("Other passes are starting at this moment.", 1.0)
 
+    def note(self, pass_id: str, items: Sequence[str], kills: Mapping[str, int], generation: int) -> int:
+        """Replace the note of that generation, or of another one if the ledger was lost. Return its new generation.
+
+        Raises PassLost, Unavailable.
+        """
+        content = json.dumps({"pass_id": pass_id, "items": items, "suspects": kills}).encode()
+        for _ in range(3):
+            written = self._objects.write(NOTE, content, generation)
+            if written is not None:
+                return written
+            found, generation = self._objects.read(NOTE) or (b"", ABSENT)
+            if found == content:
+                return generation  # the answer to this very write was lost
+        raise PassLost(_LOST, code=Code.PASS_LOST)
+
+    def read_note(self) -> tuple[list[str], dict[str, int], int]:
+        """Read which items a pass was checking, which it suspected, and the note's generation. Raises Unavailable."""
+        content, generation = self._objects.read(NOTE) or (b"", ABSENT)
+        try:
+            note = json.loads(content)
+            return (
+                list(map(str, note["items"])),
+                {str(item): int(kills) for item, kills in note["suspects"].items()},
+                generation,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return [], {}, generation  # there is none, or it is damaged
+
     def read(self) -> Stored:
         """Read the ledger. Raises Unavailable."""
         content, generation = self._objects.read(LEDGER) or (b"", ABSENT)
@@ -154,8 +200,10 @@ class Record:
             if stored is None or stored.writer != pass_id:
                 break
             generation = stands  # the answer to an earlier write was lost
-        text = "Another pass has taken over because this one outlived its lock. It changes nothing more."
-        raise PassLost(text, code=Code.PASS_LOST)
+        raise PassLost(_LOST, code=Code.PASS_LOST)
+
+
+_LOST = "Another pass has taken over because this one outlived its lock. It changes nothing more."
 
 
 def _parse_lock(content: bytes) -> tuple[str, float]:
