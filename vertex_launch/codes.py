@@ -158,6 +158,7 @@ class Code(StrEnum):
     WANDB_UNAVAILABLE = auto()
     WANDB_KEY_REFUSED = auto()
     WANDB_ADDRESS = auto()
+    WANDB_ANSWER = auto()
     WANDB_REFUSED = auto()
     WANDB_ENTITY = auto()
     WANDB_AGENT_STATUS = auto()

@@ -57,9 +57,8 @@ def read(text: bytes | str) -> Any:
         raise Unreadable("has half of a surrogate pair") from None
     if len(raw) > limits.LARGEST_ANSWER:
         raise Unreadable(TOO_LARGE)
-    # Each value but the first follows one of these.
     most = limits.MOST_ANSWER_VALUES
-    if len(raw) > most and sum(map(raw.count, (b",", b"[", b"{"))) > most:
+    if len(raw) > most and _values(raw) > most:
         raise Unreadable(f"has more than {most} values (MOST_ANSWER_VALUES)")
     try:
         value = from_json(raw, allow_inf_nan=False)
@@ -112,6 +111,12 @@ def parts(raw: bytes, depth: int) -> dict[tuple[str, ...], bytes]:
     level = 0
     close(end)
     return found
+
+
+def _values(raw: bytes) -> int:
+    """Count the values, before they take memory. Each but the first follows a comma or a bracket that opens."""
+    before = sum(map(raw.count, (b",", b"[", b"{")))
+    return before + 1 - raw.count(b"{}") - raw.count(b"[]")
 
 
 def _found(raw: bytes, words: str) -> str:

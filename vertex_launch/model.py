@@ -32,11 +32,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Item:
-    """A W&B run queue item as popped: its id, its queue, and its run spec as it came (JSON, unchecked)."""
+    """A W&B run queue item as popped: its id, its queue, and its run spec as it came (JSON, unchecked).
+
+    ``unreadable`` says why there is no run spec, if W&B's answer did not show it.
+    """
 
     id: str
     queue: str
     spec: Any
+    unreadable: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,11 +242,15 @@ class WandbState:
 
 @dataclass(frozen=True)
 class Popped:
-    """The answer to one pop: an item, nothing, or W&B's reason why not."""
+    """The answer to one pop: an item, nothing, or W&B's reason why not.
+
+    ``unreadable`` says why an answer cannot be read; an item may be leased although not even its id is known.
+    """
 
     queue: str
     item: Item | None = None
     error: str = ""
+    unreadable: str = ""
 
 
 class Ack(StrEnum):

@@ -152,7 +152,9 @@ class Wandb(memory.Wandb[Entry]):
         program.redact.add(self._world.secret.get())  # because a program that asks W&B has read the key
         return super().ask(question)
 
-    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
+    def pop(
+        self, entity: str, queues: Sequence[str], agent: str, status: str = "", *, singly: bool = False
+    ) -> list[Popped]:
         self._world.invariants.on_pop(self._scheduler.program, self.agents[agent])
         return super().pop(entity, queues, agent, status)
 

@@ -251,7 +251,9 @@ class Wandb(Service, Generic[Q]):
         self.agents[name] = AgentView(name, hostname, stop_polling=False, queues=tuple(queue_ids))
         return name
 
-    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
+    def pop(
+        self, entity: str, queues: Sequence[str], agent: str, status: str = "", *, singly: bool = False
+    ) -> list[Popped]:
         self.statuses += [status] if status else []
         return [self.lease(queue) for queue in queues]
 

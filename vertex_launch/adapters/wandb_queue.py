@@ -9,10 +9,20 @@ from typing import Any
 
 from vertex_launch import __version__, log
 from vertex_launch.adapters.wandb_reads import WandbReads
-from vertex_launch.adapters.wandb_server import REGISTRY, SERVICE, Field, Result, project_field
+from vertex_launch.adapters.wandb_server import (
+    REGISTRY,
+    SERVICE,
+    Field,
+    Result,
+    id_of,
+    mapping_of,
+    project_field,
+    text_of,
+)
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.model import Ack, Item, Phase, Popped, RunId
+from vertex_launch.problems import kind
 
 LONGEST_MESSAGE = 5_000
 """Characters of a failure or a warning; the middle of a longer one is left out."""
@@ -33,19 +43,23 @@ class WandbQueue(WandbReads):
         names = {"entity": entity, "project": REGISTRY, "hostname": hostname, "version": f"vertex-launch@{__version__}"}
         question = Field(text, queues=list(queue_ids), config=json.dumps(config), **names)
         answer = self._request("mutation", [question], repeatable=False)[0]
-        if not (agent := answer.get("launchAgentId")):
+        if not (agent := id_of(answer.get("launchAgentId"))):
             raise answer.refusal(f"cannot create a launch agent for entity {entity}", "the answer has no id")
-        return str(agent)
+        return agent
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status (POLLING or RUNNING); without that W&B shows its queues as idle."""
         _warn_of_status(self._batch([_status(agent, status)], 1)[0])
 
-    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
+    def pop(
+        self, entity: str, queues: Sequence[str], agent: str, status: str = "", *, singly: bool = False
+    ) -> list[Popped]:
         """Lease one item for each entry of ``queues``, in that order; a queue may be listed many times.
 
         With ``status`` the same request refreshes the agent's status. A pop whose answer is lost is not repeated, because
         the end of its lease brings the item back. Raises Unavailable if no pop was answered.
+
+        With ``singly`` each pop is a request of its own, so that an answer that cannot be read is the fault of one item.
         """
         fields = [_status(agent, status)] if status else []
         text = (
@@ -53,12 +67,31 @@ class WandbQueue(WandbReads):
             "launchAgentId: $agent:ID }) { runQueueItemId runSpec }"
         )
         fields += [Field(text, entity=entity, project=REGISTRY, queue=queue, agent=agent) for queue in queues]
-        answers = self._batch(fields, self._batches.pops, repeatable=False)
+        answers = self._batch(fields, 1 if singly else self._batches.pops, repeatable=False)
         if status:
             _warn_of_status(answers.pop(0))
-        if queues and all(answer.lost for answer in answers):
+        if queues and all(answer.lost and not answer.unreadable for answer in answers):
             raise Unavailable(SERVICE, f"no pop was answered: {answers[0].error}", code=Code.WANDB_UNAVAILABLE)
-        return [_popped(queue, answer) for queue, answer in zip(queues, answers, strict=True)]
+        popped = [_popped(queue, answer, singly=singly) for queue, answer in zip(queues, answers, strict=True)]
+        for queue in {one.queue for one in popped if one.unreadable} if singly else ():
+            popped = self._named(entity, queue, agent, popped)
+        return popped
+
+    def _named(self, entity: str, queue: str, agent: str, popped: Sequence[Popped]) -> list[Popped]:
+        """Name the items that were popped without an id, if the agent's other leases leave no doubt which ones they are."""
+        nameless = [one for one in popped if one.unreadable and one.queue == queue]
+        try:
+            others = self.leased(entity, queue, agent) - {one.item.id for one in popped if one.item}
+        except Unavailable as error:
+            log.LOGGER.info("W&B does not show which items of queue %s are leased: %s", queue, error.reason)
+            return list(popped)
+        if len(others) != len(nameless):
+            return list(popped)
+        names = dict(zip(map(id, nameless), sorted(others), strict=True))
+        return [
+            Popped(queue, Item(names[id(one)], queue, None, one.unreadable)) if id(one) in names else one
+            for one in popped
+        ]
 
     def ack(self, claims: Sequence[tuple[str, str]], within: float = math.inf) -> list[Ack]:
         """Claim items for runs (pairs of ids), within so many seconds. A refusal may answer our own repeated request."""
@@ -96,10 +129,10 @@ class WandbQueue(WandbReads):
     def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
         """Cancel a sweep. Return False if it has ended or does not exist. Raises Unavailable if W&B cannot answer."""
         answer = self._ask(project_field(RunId(entity, project, sweep), "sweep(sweepName: $id:String!) { id state }"))
-        found = answer.get("sweep")
-        if not found and answer.error:
+        found = mapping_of(answer.get("sweep"))
+        if not found and not answer.lacks("sweep"):
             raise answer.refusal(f"cannot look up sweep {entity}/{project}/{sweep}")
-        if not found or str(found.get("state")).upper() not in LIVE_SWEEP:
+        if not found or text_of(found.get("state")).upper() not in LIVE_SWEEP:
             return False
         text = (
             "upsertSweep(input: { id: $id:ID, state: $state:String, entityName: $entity:String, projectName: $project:String })"
@@ -112,9 +145,15 @@ class WandbQueue(WandbReads):
         return True
 
 
-def _popped(queue: str, answer: Result) -> Popped:
-    if item := answer.get("runQueueItemId"):
-        return Popped(queue, Item(str(item), queue, answer.get("runSpec")))
+def _popped(queue: str, answer: Result, *, singly: bool) -> Popped:
+    """Return the answer to a pop. What is cut off may be another item's fault, unless that was popped ``singly``."""
+    found, item, why = answer.get("runQueueItemId"), id_of(answer.get("runQueueItemId")), answer.unreadable
+    if why and (not item or (why.cut_off and not singly)):
+        return Popped(queue, error=answer.error, unreadable=why.found)
+    if found and not item:
+        return Popped(queue, error=f"W&B's answer has {kind(found)} as an item's id, which is not one")
+    if item:
+        return Popped(queue, Item(item, queue, answer.get("runSpec"), why.found if why else ""))
     return Popped(queue, error=answer.error)
 
 

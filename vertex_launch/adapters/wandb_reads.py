@@ -5,12 +5,12 @@ A null beside an error is not absence: what W&B cannot answer now is missing fro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from vertex_launch import json_reader, log
 from vertex_launch.adapters.wandb_server import (
     REGISTRY,
     SERVICE,
@@ -21,11 +21,14 @@ from vertex_launch.adapters.wandb_server import (
     WandbServer,
     chunks,
     dicts,
+    id_of,
     in_best_mode,
+    mapping_of,
     project_field,
+    text_of,
 )
 from vertex_launch.codes import Code
-from vertex_launch.errors import Unavailable
+from vertex_launch.errors import Message, Unavailable
 from vertex_launch.job.queue_config import QueueConfig
 from vertex_launch.log import LOGGER
 from vertex_launch.model import AgentView, ItemView, Question, Queued, RunId, RunView, WandbState
@@ -37,6 +40,8 @@ ITEM_FIELDS = "id state associatedRunId"
 RUN = "run(name: $id:String!) { state stopped }"
 RUN_WITH_HEARTBEAT = "run(name: $id:String!) { state stopped heartbeatAt }"
 CONFIG_FIELDS = "resource config templateVariables { name schema }"
+LEASED = 200
+"""Items of a queue among which a leased one is looked for."""
 VIEWER = Field("viewer { entity username }")
 
 
@@ -46,9 +51,9 @@ class WandbReads(WandbServer):
     def viewer(self) -> tuple[str, str]:
         """Return the user of the API key and the key's default entity, empty texts for none."""
         answer = self._ask(VIEWER)
-        if answer.error or not isinstance(answer.value, dict):
+        if answer.error or answer.value is None:
             raise answer.refusal("cannot read whose API key this is", "the answer has no user")
-        return str(answer.value.get("username") or ""), str(answer.value.get("entity") or "")
+        return id_of(answer.get("username")), id_of(answer.get("entity"))
 
     def default_entity(self) -> str:
         """Return the API key's default entity."""
@@ -85,25 +90,25 @@ class WandbReads(WandbServer):
         views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, mode)
         views_of_runs = _run_views(first_runs, answers[1 + len(agent_fields) :])
         return WandbState(
-            viewer_entity=str(answers[-1].get("entity") or "") if question.viewer else "",
+            viewer_entity=id_of(answers[-1].get("entity")) if question.viewer else "",
             agent=self._agent(entity, agent, answers[1]) if agent else None,
-            agents=tuple(_agent_view(one) for one in dicts(project.get("launchAgents"))),
-            queues={str(queue["name"]): str(queue["id"]) for queue in _queues(entity, answers[0])},
+            agents=_agent_views(project.get("launchAgents")),
+            queues=_queues(entity, answers[0]),
             items=views,
             runs=views_of_runs | self._runs(runs[len(first_runs) :], mode._replace(extended=False)),
             queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues},
         )
 
     def _agent(self, entity: str, agent: str, answer: Result) -> AgentView | None:
-        """Return the agent, None if it does not exist. After a null beside an error the list of all agents decides."""
-        if isinstance(answer.value, dict):
-            return _agent_view(answer.value)
-        if not answer.error:
+        """Return the agent, None if it does not exist. If the answer does not show that, the list of all agents decides."""
+        if shown := _agent_views([answer.value]):
+            return shown[0]
+        if answer.value is None and not answer.error:
             return None
         listed = _project(entity, self._ask(_Registry(entity, AGENTS).field())).get("launchAgents")
         if not isinstance(listed, list):
-            raise answer.refusal(f"cannot look up launch agent {agent}")
-        return next((_agent_view(one) for one in dicts(listed) if one.get("id") == agent), None)
+            raise answer.refusal(f"cannot look up launch agent {agent}", "the answer has another form")
+        return next((one for one in _agent_views(listed) if one.id == agent), None)
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> dict[str, ItemView]:
         """Look up items (id to queue name). Items about which W&B cannot answer are missing."""
@@ -116,6 +121,17 @@ class WandbReads(WandbServer):
             registry.add_queues((), dict(chunk), 0)
             views |= _item_views(_project(entity, self._ask(registry.field())), registry.aliases)
         return views
+
+    def leased(self, entity: str, queue: str, agent: str) -> set[str]:
+        """Return the items of a queue that this agent has leased, as far as W&B shows them."""
+        selected = f"runQueueItems(first: {LEASED}) {{ edges {{ node {{ id state launchAgentId }} }} }}"
+        registry = _Registry(entity)
+        registry.add_queues([queue], {}, 0, selected)
+        shown = mapping_of(_project(entity, self._ask(registry.field())).get(registry.queue_aliases[queue]))
+        edges = dicts(mapping_of(shown.get("runQueueItems")).get("edges"))
+        nodes = [mapping_of(edge.get("node")) for edge in edges]
+        mine = [node for node in nodes if node.get("state") == "LEASED" and id_of(node.get("launchAgentId")) == agent]
+        return {item for node in mine if (item := id_of(node.get("id")))}
 
     def runs(self, wanted: Sequence[RunId]) -> dict[RunId, RunView | None]:
         """Look up runs with their last heartbeats, None if one does not exist. Unknown ones are missing."""
@@ -140,15 +156,15 @@ class WandbReads(WandbServer):
         fields = [project_field(one, "sweep(sweepName: $id:String!) { state }") for one in wanted]
         states: dict[RunId, str] = {}
         for sweep, answer in zip(wanted, self._batch(fields, self._batches.lookups, kind="query"), strict=True):
-            found = answer.get("sweep")
-            if found or not answer.error:
-                states[sweep] = str(found.get("state")).upper() if found else ""
+            if state := text_of(mapping_of(answer.get("sweep")).get("state")):
+                states[sweep] = state.upper()
+            elif answer.lacks("sweep"):
+                states[sweep] = ""
         return states
 
     def queue_names(self, entity: str) -> list[str]:
         """Return the names of all queues of the entity."""
-        answer = self._ask(_Registry(entity, "runQueues { name }").field())
-        return [str(queue["name"]) for queue in _queues(entity, answer)]
+        return list(_queues(entity, self._ask(_Registry(entity, QUEUES).field())))
 
     def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
         """Return the resource of each queue's items, as ``gcp-vertex``. Queues that W&B does not show are missing.
@@ -160,21 +176,21 @@ class WandbReads(WandbServer):
         except RequestRefused as error:
             LOGGER.info("W&B does not show which resource the queues' items run on: %s", error.reason)
             return dict.fromkeys(queues, "")
-        return {name: str(config.get("resource") or "") if config else "" for name, config in found.items()}
+        return {name: text_of(config.get("resource")) if config else "" for name, config in found.items()}
 
     def queue_configs(self, entity: str, queues: Sequence[str]) -> dict[str, QueueConfig | None]:
         """Return what these queues set for their items, None for a queue without a config. Unknown ones are missing."""
         found = self._queue_configs(entity, queues, CONFIG_FIELDS)
         return {name: _queue_config(config) if config else None for name, config in found.items()}
 
-    def _queue_configs(self, entity: str, queues: Sequence[str], fields: str) -> dict[str, dict[str, Any] | None]:
+    def _queue_configs(self, entity: str, queues: Sequence[str], fields: str) -> dict[str, Mapping[str, Any] | None]:
         """Return these fields of each queue's default config, None if it has none. Unknown ones are missing."""
         registry = _Registry(entity)
         registry.add_queues(queues, {}, 0, "id defaultResourceConfigID")
         project = _project(entity, self._ask(registry.field()))
         shown = {name: project.get(alias) for name, alias in registry.queue_aliases.items()}
         ids = {
-            name: str(queue.get("defaultResourceConfigID") or "")
+            name: id_of(queue.get("defaultResourceConfigID"))
             for name, queue in shown.items()
             if isinstance(queue, dict)
         }
@@ -183,7 +199,7 @@ class WandbReads(WandbServer):
             return dict.fromkeys(ids)
         parts = (f"{alias}: defaultResourceConfig(id: ${alias}:ID!) {{ {fields} }}" for alias in aliases)
         answer = self._ask(Field(f"entity(name: $entity:String!) {{ {' '.join(parts)} }}", entity=entity, **aliases))
-        found = {config: answer.get(alias) for alias, config in aliases.items()}
+        found = {config: mapping_of(answer.get(alias)) for alias, config in aliases.items()}
         return {name: found.get(config) for name, config in ids.items() if not config or found[config]}
 
 
@@ -220,7 +236,7 @@ class _Registry:
 
 def _project(entity: str, answer: Result) -> Mapping[str, Any]:
     """Return the project that owns the queues. Raises Unavailable if W&B does not show it."""
-    if isinstance(answer.value, dict):
+    if answer.value is not None:
         return answer.value
     words = answer.error or "there are none that this API key can see"
     text = (
@@ -230,29 +246,39 @@ def _project(entity: str, answer: Result) -> Mapping[str, Any]:
     raise Unavailable(SERVICE, text, code=Code.WANDB_ENTITY)
 
 
-def _queues(entity: str, answer: Result) -> list[dict[str, Any]]:
-    """Return all queues of the entity. Raises Unavailable if W&B cannot answer: that is not the same as none."""
+def _queues(entity: str, answer: Result) -> dict[str, str]:
+    """Return all queues of the entity, name to id. Raises Unavailable if W&B cannot answer: that is not the same as none."""
     queues = _project(entity, answer).get("runQueues")
     if not isinstance(queues, list):
         raise answer.refusal(f"cannot list the queues of entity {entity}", "the answer has no list of them")
-    return dicts(queues)
+    found = [(id_of(one.get("name")), id_of(one.get("id"))) for one in dicts(queues)]
+    named = [(name, id_) for name, id_ in found if name and id_]
+    if len(named) < len(queues):
+        text = f"W&B's answer has {len(queues) - len(named)} queues of entity {entity} without a name or id. They are ignored."
+        log.warning(Message(Code.WANDB_ANSWER, text))
+    return dict(named)
 
 
-def _agent_view(agent: Mapping[str, Any]) -> AgentView:
-    return AgentView(
-        id=str(agent.get("id", "")),
-        hostname=str(agent.get("hostname") or ""),
-        stop_polling=bool(agent.get("stopPolling")),
-        queues=tuple(str(queue) for queue in agent.get("runQueues") or ()),
+def _agent_views(agents: Any) -> tuple[AgentView, ...]:
+    """Return the agents of a list that have an id and queues."""
+    return tuple(
+        AgentView(
+            id=id_of(agent.get("id")),
+            hostname=text_of(agent.get("hostname")),
+            stop_polling=agent.get("stopPolling") is True,
+            queues=tuple(map(id_of, agent["runQueues"])),
+        )
+        for agent in dicts(agents)
+        if id_of(agent.get("id")) and isinstance(agent.get("runQueues"), list)
     )
 
 
 def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str]]) -> dict[str, ItemView]:
-    nodes = {item: (project.get(queue) or {}).get(own) for item, (queue, own) in aliases.items()}
+    nodes = {item: mapping_of(mapping_of(project.get(queue)).get(own)) for item, (queue, own) in aliases.items()}
     return {
-        item: ItemView(state=str(node.get("state") or ""), run=str(node.get("associatedRunId") or ""))
+        item: ItemView(state=text_of(node.get("state")), run=text_of(node.get("associatedRunId")))
         for item, node in nodes.items()
-        if node
+        if text_of(node.get("state"))
     }
 
 
@@ -260,11 +286,11 @@ def _run_views(runs: Sequence[RunId], answers: Sequence[Result]) -> dict[RunId, 
     """Return the runs, None for one that does not exist; ``answers`` may have more at its end."""
     views: dict[RunId, RunView | None] = {}
     for run, answer in zip(runs, answers, strict=False):
-        found = answer.get("run")
-        if isinstance(found, dict) and (found.get("state") or not answer.error):
-            heartbeat = _unix_seconds(found.get("heartbeatAt"))
-            views[run] = RunView(str(found.get("state") or "").lower(), bool(found.get("stopped")), heartbeat)
-        elif not (answer.error or answer.lost):
+        found = mapping_of(answer.get("run"))
+        state, stopped = found.get("state", 0), found.get("stopped")
+        if isinstance(state, str | None) and isinstance(stopped, bool | None) and (state or not answer.error):
+            views[run] = RunView((state or "").lower(), stopped is True, _unix_seconds(found.get("heartbeatAt")))
+        elif answer.lacks("run"):
             views[run] = None
     return views
 
@@ -273,29 +299,28 @@ def _unix_seconds(text: Any) -> float | None:
     """Parse a time of W&B's (RFC 3339, UTC if it has no zone). Return None for anything else, and for Go's zero time."""
     try:
         at = datetime.fromisoformat(text.upper())
-    except (AttributeError, ValueError):
+        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (AttributeError, ValueError, OverflowError):
         return None
-    seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     return seconds if seconds > 0 else None
 
 
 def _queued(queue: Any, peek: int) -> Queued:
-    edges = ((queue or {}).get("runQueueItems") or {}).get("edges")
-    nodes = [edge.get("node") or {} for edge in dicts(edges)]
-    pending = tuple(str(node.get("id")) for node in nodes if node.get("state") == "PENDING")
+    edges = mapping_of(mapping_of(queue).get("runQueueItems")).get("edges")
+    nodes = [mapping_of(edge.get("node")) for edge in dicts(edges)]
+    pending = tuple(id_of(node.get("id")) for node in nodes if node.get("state") == "PENDING")
     return Queued(pending, complete=isinstance(edges, list) and len(nodes) < peek)
 
 
 def _queue_config(config: Mapping[str, Any]) -> QueueConfig:
     arguments = _json(_json(config.get("config")).get("resource_args"))
-    variables = {str(one.get("name")): _json(one.get("schema")) for one in dicts(config.get("templateVariables"))}
-    return QueueConfig(str(config.get("resource") or ""), arguments, variables)
+    variables = {text_of(one.get("name")): _json(one.get("schema")) for one in dicts(config.get("templateVariables"))}
+    return QueueConfig(text_of(config.get("resource")), arguments, variables)
 
 
-def _json(found: Any) -> dict[str, Any]:
+def _json(found: Any) -> Mapping[str, Any]:
     """Return a JSON object that came as it is or as text, an empty one for anything else."""
     try:
-        read = json.loads(found) if isinstance(found, str) else found
-    except ValueError:
+        return mapping_of(json_reader.read(found) if isinstance(found, str) else found)
+    except json_reader.Unreadable:
         return {}
-    return read if isinstance(read, dict) else {}

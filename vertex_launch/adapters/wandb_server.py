@@ -12,7 +12,8 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import requests
@@ -20,12 +21,17 @@ from google.api_core.exceptions import RetryError
 from google.api_core.retry import Retry, if_exception_type
 from urllib3.exceptions import NewConnectionError
 
-from vertex_launch import __version__
+from vertex_launch import __version__, json_reader
+from vertex_launch.adapters.http_body import body_of
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import KeyRefused, Unavailable
+from vertex_launch.json_reader import Unreadable
+from vertex_launch.limits import LONGEST_ID
 from vertex_launch.log import LOGGER, shorten
 from vertex_launch.model import RunId
+from vertex_launch.problems import kind as kind_of
+from vertex_launch.problems import redact
 from vertex_launch.settings.config import Settings
 
 T = TypeVar("T")
@@ -51,6 +57,36 @@ class RequestRefused(Unavailable):
     """W&B refused the whole request before it did any part of it."""
 
 
+class UnreadableAnswer(Unavailable):
+    """W&B accepted the request, but what it answered is not the JSON of an answer. No message quotes any of it."""
+
+    def __init__(self, url: str, status: int, content: bytes | Unreadable, why: Unreadable) -> None:
+        self.content = content if isinstance(content, bytes) else b""
+        self.why = why
+        is_json = isinstance(content, Unreadable) or content.lstrip().startswith(b"{")
+        code = Code.WANDB_ANSWER if is_json and why.found != NO_ANSWER else Code.WANDB_ADDRESS
+        text = f"the answer from {url} {why.found} (HTTP {status})"
+        remedy = "Check WANDB_BASE_URL and any proxy" if code is Code.WANDB_ADDRESS else "The next pass asks again"
+        super().__init__(SERVICE, f"{text}. {remedy}", code=code)
+
+    def results(self, count: int) -> list[Result]:
+        """Return the answers to the first ``count`` fields, as far as each of them can be read."""
+        found = json_reader.parts(self.content, 3)
+        return [self._part(found, ("data", f"f{i}")) for i in range(count)]
+
+    def _part(self, found: Mapping[tuple[str, ...], bytes], field: tuple[str, ...]) -> Result:
+        lost = Result(error=self.reason, lost=True, unreadable=self.why)
+        if field not in found:
+            return lost
+        try:
+            value = json_reader.read(found[field])
+        except Unreadable as error:
+            inner = {keys[-1]: text for keys, text in found.items() if keys[:-1] == field}
+            return replace(lost, value=_readable(inner), unreadable=self.why if error.cut_off else error)
+        # A null may have an error beside it that was not read.
+        return Result(value) if isinstance(value, dict) else lost
+
+
 BACKOFF = Retry(predicate=if_exception_type(Retryable), initial=0.2, multiplier=2.0, maximum=2.0)
 """Pauses between two attempts, at random between nothing and twice as long each time."""
 
@@ -63,6 +99,10 @@ REMEDIES = {
 }
 """What to do about a status that concerns a whole request."""
 
+NO_ANSWER = "is not a GraphQL answer"
+
+LONGEST_QUOTE = 300
+"""Characters of W&B's own words in a message."""
 
 _VARIABLE = re.compile(r"\$(\w+):([\w!\[\]]+)")
 
@@ -77,15 +117,23 @@ class Field:
 
 @dataclass(frozen=True)
 class Result:
-    """The answer to one field: a value, or W&B's own words on why there is none; ``lost`` if nothing is known."""
+    """The answer to one field: an object, or W&B's own words on why there is none; ``lost`` if nothing is known.
 
-    value: Any = None
+    With ``unreadable`` the object has only what could be read of it.
+    """
+
+    value: Mapping[str, Any] | None = None
     error: str = ""
     lost: bool = False
+    unreadable: Unreadable | None = None
 
     def get(self, name: str) -> Any:
         """Return one entry of the value, None if it has none."""
-        return self.value.get(name) if isinstance(self.value, dict) else None
+        return self.value.get(name) if self.value else None
+
+    def lacks(self, name: str) -> bool:
+        """Return whether W&B says that there is no such entry, which is not the same as no answer."""
+        return not (self.error or self.lost) and (self.value is None or self.value.get(name, "") is None)
 
     def refusal(self, what: str, lacking: str = "the answer is empty") -> Unavailable:
         """Return the error for a value that is missing; ``lacking`` is the reason if W&B does not name one."""
@@ -124,7 +172,7 @@ class WandbServer:
         self._batches = settings.batches
         self._key = key
         self._session = requests.Session()
-        self._session.headers["User-Agent"] = f"vertex-launch/{__version__}"
+        self._session.headers.update({"User-Agent": f"vertex-launch/{__version__}", "Accept-Encoding": "gzip"})
         self._backoff = backoff
         self._clock = clock
         self._modes: tuple[QueryMode, ...] = MODES
@@ -161,6 +209,8 @@ class WandbServer:
                     batched = False
                     continue
                 results.append(Result(error=error.reason))
+            except UnreadableAnswer as error:
+                results += error.results(len(chunk))
             except Unavailable as error:
                 results += [Result(error=error.reason, lost=True)] * len(chunk)
             else:
@@ -181,8 +231,8 @@ class WandbServer:
         errors: dict[str, list[str]] = {}
         for error in dicts(body.get("errors")):
             path = error.get("path")
-            field_alias = str(path[0]) if isinstance(path, list) and path else ""
-            errors.setdefault(field_alias, []).append(str(error.get("message", error)))
+            field_alias = text_of(path[0]) if isinstance(path, list) and path else ""
+            errors.setdefault(field_alias, []).append(_quoted(text_of(error.get("message"))))
         data = body.get("data")
         if not isinstance(data, dict):
             if not errors.keys() - {""}:
@@ -204,10 +254,10 @@ class WandbServer:
             raise Unavailable(SERVICE, trouble, code=Code.WANDB_UNAVAILABLE) from error
 
     def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
+        how: dict[str, Any] = {"auth": ("api", key), "timeout": self._timeout, "allow_redirects": False}
         try:
-            response = self._session.post(
-                self._url, json=body, auth=("api", key), timeout=self._timeout, allow_redirects=False
-            )
+            with self._session.post(self._url, json=body, stream=True, **how) as response:
+                content = body_of(response, self._clock() + self._timeout[1], self._clock)
         except requests.RequestException as error:
             cause = error.args[0] if error.args else error
             cause = getattr(cause, "reason", None) or cause
@@ -215,7 +265,7 @@ class WandbServer:
             if repeatable or isinstance(error, requests.ConnectTimeout) or isinstance(cause, NewConnectionError):
                 raise Retryable(trouble) from error
             raise Unavailable(SERVICE, trouble, code=Code.WANDB_UNAVAILABLE) from error
-        return _parsed(response, repeatable)
+        return _parsed(response, content, repeatable)
 
 
 def in_best_mode(modes: Sequence[QueryMode], ask: Callable[[QueryMode], T]) -> tuple[T, tuple[QueryMode, ...]]:
@@ -240,13 +290,21 @@ def project_field(of: RunId, selection: str) -> Field:
     return Field(text, project=of.project, entity=of.entity, id=of.id)
 
 
-def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
+def _parsed(response: requests.Response, content: bytes | Unreadable, repeatable: bool) -> dict[str, Any]:
     """Return a response's JSON object. Raises KeyRefused, Retryable, RequestRefused, Unavailable."""
-    status, body = response.status_code, _json(response)
+    status, body, why = response.status_code, dict[str, Any](), Unreadable(NO_ANSWER)
+    try:
+        if isinstance(content, Unreadable):
+            raise content
+        body = json_reader.read_object(content)
+    except Unreadable as error:
+        why = error
     answered = "data" in body or "errors" in body
     if answered and status == 200:
         return body
-    quoted = f"HTTP {status} from {response.url}: {_words(response, body)}"
+    if 200 <= status < 300 and not answered:
+        raise UnreadableAnswer(response.url, status, content, why)
+    quoted = f"HTTP {status} from {response.url}: {_words(content, body)}"
     if status == 401:
         text = f"the API key is refused, {quoted}. Add a valid key of this server to the secret, as a new version"
         raise KeyRefused(SERVICE, text, code=Code.WANDB_KEY_REFUSED)
@@ -272,20 +330,16 @@ def _parsed(response: requests.Response, repeatable: bool) -> dict[str, Any]:
     return body
 
 
-def _json(response: requests.Response) -> dict[str, Any]:
-    """Return the JSON object of a response, an empty one if it has none."""
-    try:
-        body = response.json()
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
+def _words(content: bytes | Unreadable, body: Mapping[str, Any]) -> str:
+    """Return the words of a server that refuses a request, shortened and without markup and keys."""
+    messages = [text_of(error.get("message")) for error in dicts(body.get("errors"))]
+    beginning = content[: 10 * LONGEST_QUOTE] if isinstance(content, bytes) else b""
+    return _quoted("; ".join(messages) or re.sub(r"<[^>]*>", " ", beginning.decode(errors="replace")))
 
 
-def _words(response: requests.Response, body: Mapping[str, Any]) -> str:
-    """Return the server's own words, shortened and without markup."""
-    messages = [str(error.get("message", "")) for error in dicts(body.get("errors"))]
-    text = "; ".join(messages) or re.sub(r"<[^>]*>", " ", response.text)
-    return shorten(" ".join(text.split()), 300) or "(nothing more)"
+def _quoted(text: str) -> str:
+    """Return words of W&B as messages repeat them."""
+    return shorten(" ".join(redact(text[: 20 * LONGEST_QUOTE]).split()), LONGEST_QUOTE) or "(nothing more)"
 
 
 def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
@@ -309,11 +363,43 @@ def _result(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias:
     if alias not in data and alias not in errors:
         return Result(error="the answer leaves this operation out", lost=True)
     value = data.get(alias)
-    lacking = None in (value.values() if isinstance(value, dict) else [value])
+    if not isinstance(value, dict | None):
+        return Result(error=f"the answer to this operation is {kind_of(value)}, not an object", lost=True)
+    lacking = None in (value.values() if value else [value])
     words = errors.get(alias) or (errors.get("", ()) if lacking else ())
     return Result(value, "; ".join(words))
+
+
+# Fields of an answer, whatever type they have
 
 
 def dicts(value: Any) -> list[dict[str, Any]]:
     """Return the JSON objects of a list, none if the value is not a list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return a JSON object, an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def text_of(value: Any) -> str:
+    """Return a text, or a number as text, which is how some servers write ids; the empty text for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else ""
+
+
+def id_of(value: Any) -> str:
+    """Return an id or a name, the empty text for what cannot be one."""
+    text = text_of(value)
+    return text if len(text) <= LONGEST_ID else ""
+
+
+def _readable(parts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return those parts of an object that can be read."""
+    found = {}
+    for name, text in parts.items():
+        with suppress(Unreadable):
+            found[name] = json_reader.read(text)
+    return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from vertex_launch.codes import Code
 from vertex_launch.dispatch import perform
@@ -12,13 +13,23 @@ from vertex_launch.dispatch.look import Seen
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.model import Item
 
+MOST_SINGLY = 8
+"""Items that are popped one by one before the first of them is started."""
+
+MOST_UNREADABLE = 4
+"""Requests to one queue whose answer cannot be read, after which it is left out of a pass."""
+
 
 @dataclass
 class Queues:
-    """The queues that may still have items for this pass, and whether the first request was sent."""
+    """The queues that may still have items for this pass, and whether the first request was sent.
+
+    ``unreadable`` counts the answers of a queue that could not be read.
+    """
 
     names: list[str]
     asked: bool = False
+    unreadable: Counter[str] = field(default_factory=Counter)
 
     def lease(self, pass_: Pass, seen: Seen, want: int, status: str) -> list[Item]:
         """Lease up to ``want`` items, going round the queues; fewer once they are empty or the time is up.
@@ -28,6 +39,8 @@ class Queues:
         leased: list[Item] = []
         while self.names and pass_.in_time and want > len(leased):
             leased += self._pop(pass_, seen, want - len(leased), status)
+            if leased and _singly(pass_):
+                break  # these must not wait for the requests of others
         return leased
 
     def without(self, items: Sequence[Item]) -> None:
@@ -37,7 +50,7 @@ class Queues:
 
     def _pop(self, pass_: Pass, seen: Seen, want: int, status: str) -> list[Item]:
         """Send one request; a queue that gives nothing is not asked again in this pass."""
-        turns = self._turns(seen, want)
+        turns = self._turns(seen, want)[: MOST_SINGLY if _singly(pass_) else None]
         try:
             answers = perform.pop(pass_, seen, turns, "" if self.asked else status)
         except Unavailable as error:
@@ -48,13 +61,30 @@ class Queues:
             self.names = []
             return []
         self.asked = True
+        unreadable: dict[str, str] = {}
         for answer in answers:
-            if answer.item is None and answer.queue in self.names:
+            if answer.unreadable:
+                unreadable[answer.queue] = answer.unreadable
+            elif answer.item is None and answer.queue in self.names:
                 self.names.remove(answer.queue)
                 if answer.error:
                     refused = Message(Code.POP_REFUSED, f"Queue {answer.queue}: {answer.error}")
                     perform.apply(pass_, [Notice(refused)])
+        self._report(pass_, unreadable)
         return [answer.item for answer in answers if answer.item]
+
+    def _report(self, pass_: Pass, unreadable: Mapping[str, str]) -> None:
+        """Report queues whose answer cannot be read, and why; each once. After several a queue is not asked again."""
+        for queue, why in unreadable.items():
+            self.unreadable[queue] += 1
+            if self.unreadable[queue] == 1:
+                text = (
+                    f"Queue {queue}: W&B's answer with its items {why}. Items are popped one by one for a while, and those of "
+                    "that answer return when their lease ends."
+                )
+                perform.apply(pass_, [Notice(Message(Code.WANDB_ANSWER, text))])
+            if self.unreadable[queue] == MOST_UNREADABLE and queue in self.names:
+                self.names.remove(queue)
 
     def _turns(self, seen: Seen, want: int) -> list[str]:
         """Return the queues to pop from, one entry for each pop, going round them.
@@ -70,3 +100,8 @@ class Queues:
                 return list(self.names)
         turns = [name for turn in range(want) for name in self.names if turn < most[name]]
         return turns[:want]
+
+
+def _singly(pass_: Pass) -> bool:
+    """Return whether items are popped one by one."""
+    return pass_.now < pass_.ledger.singly_until

@@ -38,6 +38,9 @@ from vertex_launch.errors import CodedError, ItemDeferred, LaunchError, Message,
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import Ack, Item, Kind, ManagedJob, Phase, Popped
 
+POP_SINGLY = 900.0
+"""Seconds for which items are popped one by one after an answer that could not be read: many leases and passes."""
+
 MOST_CANCELS = 100
 """Jobs that one pass cancels; a later one cancels the others."""
 
@@ -266,7 +269,10 @@ def note(pass_: Pass, items: Sequence[Item]) -> None:
 
 def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:
     """Lease one item for each entry of ``queues``, refreshing the agent's status. Raises Unavailable."""
-    answers = pass_.services.queue.pop(seen.entity, queues, pass_.ledger.agent, status)
+    singly = pass_.now < pass_.ledger.singly_until
+    answers = pass_.services.queue.pop(seen.entity, queues, pass_.ledger.agent, status, singly=singly)
+    if any(answer.unreadable for answer in answers):
+        pass_.ledger.singly_until = pass_.now + POP_SINGLY
     if leased := [answer for answer in answers if answer.item]:
         served = pass_.settings.queues
         last = leased[-1].queue

@@ -54,8 +54,13 @@ class Queue(Protocol):
     def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
         """Create an agent and return its id."""
 
-    def pop(self, entity: str, queues: Sequence[str], agent: str, status: str = "") -> list[Popped]:
-        """Lease one item for each entry of ``queues``; a ``status`` refreshes the agent's in the same request."""
+    def pop(
+        self, entity: str, queues: Sequence[str], agent: str, status: str = "", *, singly: bool = False
+    ) -> list[Popped]:
+        """Lease one item for each entry of ``queues``; a ``status`` refreshes the agent's in the same request.
+
+        With ``singly`` no answer holds two items.
+        """
 
     def ack(self, claims: Sequence[tuple[str, str]], within: float) -> list[Ack]:
         """Claim items (first) for runs (second); none is sent later than ``within`` seconds from now."""

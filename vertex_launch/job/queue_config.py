@@ -46,7 +46,9 @@ class QueueConfig:
 
 def _likely(schema: Mapping[str, Any]) -> Any:
     """Return a value that the schema of a template variable names, or None."""
-    named = (schema.get("default"), *(schema.get("enum") or ()), schema.get("minimum"), schema.get("maximum"))
+    choices = schema.get("enum")
+    several = choices if isinstance(choices, list) else []
+    named = (schema.get("default"), *several, schema.get("minimum"), schema.get("maximum"))
     return next((value for value in named if value is not None), None)
 
 

@@ -154,6 +154,9 @@ def peek(item: Item) -> Mapping[str, Any]:
 
 def _mapping(item: Item) -> dict[str, Any]:
     """Return the run spec as plain JSON values. Raises ItemRejected."""
+    if item.unreadable:
+        found = f"W&B's answer with the run spec {item.unreadable}. Correct the item, and push it again."
+        raise ItemRejected(found, code=Code.SPEC_UNREADABLE)
     try:
         text = item.spec if isinstance(item.spec, str) else json.dumps(item.spec, ensure_ascii=False)
         _check_size("characters", len(text), LONGEST_ITEM, "LONGEST_ITEM")

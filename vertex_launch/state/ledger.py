@@ -315,6 +315,8 @@ class Ledger(BaseModel):
     """Queue id to the resource its items run on, such as ``gcp-vertex``; empty if W&B does not say."""
     turn: str = ""
     """The queue that the next pass asks first."""
+    singly_until: float = 0
+    """Until when items are popped one by one, because an answer with several could not be read."""
     full_pass_began: float = 0
     """Start time of the last completed pass over all queues."""
     submissions: dict[str, list[float]] = Field(default_factory=dict)

@@ -171,9 +171,9 @@ REFUSED, ADDRESS, DOWN = Code.WANDB_REFUSED, Code.WANDB_ADDRESS, Code.WANDB_UNAV
 @pytest.mark.parametrize(
     ("answer", "quoted", "code"),
     [
-        (Answer(200, PAGE), "HTTP 200 from {url}: 502 Bad Gateway nginx", ADDRESS),
-        (Answer(200, b"[1]"), "HTTP 200 from {url}: [1]", ADDRESS),
-        (Answer(200, b"{}"), "HTTP 200 from {url}: {{}}", ADDRESS),
+        (Answer(200, PAGE), "the answer from {url} is HTML or XML, not JSON (HTTP 200)", ADDRESS),
+        (Answer(200, b"[1]"), "the answer from {url} is not a JSON object (HTTP 200)", ADDRESS),
+        (Answer(200, b"{}"), "the answer from {url} is not a GraphQL answer (HTTP 200)", ADDRESS),
         (Answer(302, b"", MOVED), "{url} redirects to https://login.example", ADDRESS),
         (Answer(404, b"404 page not found\n"), "HTTP 404 from {url}: 404 page not found", ADDRESS),
         (Answer(404, b"{}"), "HTTP 404 from {url}: {{}}", ADDRESS),
@@ -192,7 +192,7 @@ REFUSED, ADDRESS, DOWN = Code.WANDB_REFUSED, Code.WANDB_ADDRESS, Code.WANDB_UNAV
         (None, "no answer from {url}: ", DOWN),
     ],
 )
-def test_an_answer_that_is_not_an_answer_is_quoted_with_its_address(
+def test_what_a_server_says_instead_of_an_answer_is_quoted_with_its_address_unless_it_is_2xx(
     answering: Answering, answer: Answer | None, quoted: str, code: Code
 ) -> None:
     queue = client(url := answering(answer))
@@ -267,5 +267,5 @@ def test_a_key_that_the_server_repeats_is_quoted_whole_or_not_at_all(
     body = {"errors": [{"message": text}]} if as_json else text.encode()
     with pytest.raises(Unavailable) as error:
         ask(client(answering(Answer(status, body))))
-    assert filler in error.value.reason
+    assert (filler in error.value.reason) is (status != 200)
     assert not re.search(f"{KEY[:8]}|{BASIC[:8]}", redact(str(error.value)))
