@@ -39,8 +39,11 @@ MOST_KILLS = 2
 MOST_PROBLEMS = 20
 """Problems of one item, request or configuration that are listed. The first ones of an item end its check."""
 
-MOST_WARNINGS = 20
-"""Warnings of one item."""
+MOST_WARNINGS = 10
+"""Warnings of one item that its check adds, and that the ledger remembers."""
+
+LONGEST_WARNING = 1_000
+"""Characters of a warning that an item's check adds."""
 
 LONGEST_MESSAGE = 5_000
 """Characters of any text for a person: a log entry's message, a failure or warning in W&B, an answer's error."""

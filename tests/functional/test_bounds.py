@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from google.cloud.aiplatform_v1.types import JobState
 
 from tests.support.memory import QUEUES, Crash, World, image_spec
 from vertex_launch import limits
 from vertex_launch.codes import Code
-from vertex_launch.job import build, run_spec
+from vertex_launch.job import build, environment, retry, run_spec
+from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Item
 from vertex_launch.state.record import NOTE
 
@@ -126,6 +128,29 @@ def test_a_slow_item_that_is_wrong_fails_in_its_own_pass(monkeypatch: pytest.Mon
     live(world, 4)
     assert states(world, bad) == {"FAILED"}
     assert world.queue.state(good) == "CLAIMED"
+
+
+def test_a_bug_in_a_retry_ends_only_that_items_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(max_attempts=3)
+    first, second = (world.queue.push("cpu", image_spec()) for _ in range(2))
+    world.run()
+    for job in list(world.vertex.jobs.values()):
+        world.vertex.set(job.name, JobState.JOB_STATE_FAILED, "Internal error occurred for the current attempt.")
+    again = retry.next_attempt
+
+    def next_attempt(request: JobRequest, **named: Any) -> JobRequest:
+        if (
+            environment.read(request.custom_job.job_spec.worker_pool_specs[0].container_spec.env)[environment.ITEM]
+            == first
+        ):
+            raise KeyError("odd")
+        return again(request, **named)
+
+    monkeypatch.setattr(retry, "next_attempt", next_attempt)
+    live(world, 4)
+    assert [job.item for job in world.vertex.jobs.values()] == [first, second, second]
+    assert world.queue.state(first) == "FAILED"
+    assert Code.JOB_INTERNAL in world.queue.contents[first].message
 
 
 # A check that kills the pass

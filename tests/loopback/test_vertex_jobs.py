@@ -200,6 +200,14 @@ def test_an_accelerator_without_quota(server: VertexServer, jobs: VertexJobs) ->
     assert "The following quota metrics exceed quota limits: aiplatform" in text
 
 
+def test_a_job_that_is_too_large_for_a_request_fails_with_its_size(server: VertexServer, jobs: VertexJobs) -> None:
+    """gRPC refuses it with the status of a quota; it would be tried again for ever."""
+    asked = request()
+    asked.custom_job.job_spec.worker_pool_specs[0].container_spec.args = ["x" * 1_000_000] * 9
+    text = raised(lambda: jobs.create(asked, 5), ItemRejected, Code.SPEC_SIZE)
+    assert str(asked.size) in text
+
+
 def test_more_submissions_than_a_minute_has(server: VertexServer, jobs: VertexJobs, clock: Clock) -> None:
     server.limits.submissions_per_minute = 1
     jobs.create(request("One"), 5)

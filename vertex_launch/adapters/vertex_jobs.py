@@ -90,7 +90,7 @@ class VertexJobs:
                 parent=parent, custom_job=request.custom_job, timeout=timeout, retry=None
             )
         except TROUBLE as error:
-            raise _not_created(error, request.region) from error
+            raise _not_created(error, request) from error
         return str(job.name)
 
     def cancel(self, name: str) -> None:
@@ -118,10 +118,16 @@ def _reported(verb: str, what: str) -> Iterator[None]:
         raise Unavailable(SERVICE, f"cannot {verb} {what}: {sentence} {grant}".rstrip(), code=code) from error
 
 
-def _not_created(error: Exception, region: str) -> LaunchError:
+def _not_created(error: Exception, request: JobRequest) -> LaunchError:
     """Return what a failed create means for the item."""
-    sentence, grant = _sentence(error), _grant(error, "create")
+    sentence, grant, region = _sentence(error), _grant(error, "create"), request.region
     match error:
+        case exceptions.TooManyRequests() if "message larger than max" in sentence:  # gRPC's own words
+            text = (
+                f"The job has {request.size} bytes, and Vertex AI accepts fewer: {sentence} Pass large arguments and variables "
+                "as an artifact."
+            )
+            return ItemRejected(text, code=Code.SPEC_SIZE)
         case exceptions.TooManyRequests():
             text = (
                 f"Vertex AI has no quota left for this job in {region}: {sentence} The item is retried. If that does not help, "

@@ -264,7 +264,7 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
 
 def note(pass_: Pass, items: Sequence[Item]) -> None:
     """Record which items are checked from now on, for the next pass if this one dies. Raises PassLost, Unavailable."""
-    pass_.held.note([item.id for item in items])
+    pass_.held.note([item.id for item in items], pass_.now)
 
 
 def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from vertex_launch.dispatch.look import Seen, look
 from vertex_launch.dispatch.ports import Services
-from vertex_launch.dispatch.prepare import build_request, prepare
+from vertex_launch.dispatch.prepare import build_request, checked, prepare
 from vertex_launch.dispatch.reconcile import active_jobs
 from vertex_launch.errors import ItemDeferred, ItemRejected
 from vertex_launch.job import readback, run_spec
@@ -51,7 +52,8 @@ def _show_custom_job(settings: Settings, services: Services, item: Item, entity:
     now = datetime.fromtimestamp(services.clock(), UTC)
     prepared, redact = prepare(settings, services, entity, [item]), services.redact
     try:
-        _, request = build_request(item, prepared, settings, api_key=redact.MARK, now=now, redact=redact)
+        build = partial(build_request, item, prepared, settings, api_key=redact.MARK, now=now, redact=redact)
+        _, request = checked(build, "the posted run spec")
     except (ItemRejected, ItemDeferred) as error:
         message = error.message
         row = {"item": item.id, "queue": item.queue, "code": str(message.code), "reason": message.text}

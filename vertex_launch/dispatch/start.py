@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -259,9 +259,11 @@ def _never(entry: OpenItem, seen: Seen, settings: Settings, now: float) -> Messa
 
 def retries(pass_: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Iterator[Create | Action]:
     """Decide about the next attempts of these items, whose jobs are read again."""
-    asked = pass_.services.run_parallel(
-        [partial(pass_.services.vertex.request_of, entry.job) for entry in entries], AT_ONCE
-    )
+    calls = [
+        partial(checked, partial(pass_.services.vertex.request_of, entry.job), f"item {entry.item}", item=entry.item)
+        for entry in entries
+    ]
+    asked = pass_.services.run_parallel(calls, AT_ONCE)
     for entry, request in zip(entries, asked, strict=True):
         if isinstance(request, LaunchError):
             text = f"Cannot read the ended job of item {entry.item} to retry it: {request}"
@@ -270,7 +272,11 @@ def retries(pass_: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> I
             text = "Not retried: its job was deleted before it could be submitted again."
             yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
         else:
-            yield from _retry(pass_, entry, request, room, key)
+            try:
+                decided: Callable[[], list[Create | Action]] = partial(list, _retry(pass_, entry, request, room, key))
+                yield from checked(decided, f"item {entry.item}", item=entry.item)
+            except ItemFault as error:
+                yield StopRetrying(entry.item, Message(error.message.code, f"Not retried: {error.message.text}"))
 
 
 def _retry(pass_: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str) -> Iterator[Create | Action]:

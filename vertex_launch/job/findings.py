@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vertex_launch.codes import Code
-from vertex_launch.errors import ItemRejected, Message, Problem
-from vertex_launch.limits import MOST_PROBLEMS, MOST_WARNINGS
+from vertex_launch.errors import ItemRejected, Message, Problem, brief
+from vertex_launch.limits import LONGEST_WARNING, MOST_PROBLEMS, MOST_WARNINGS
 from vertex_launch.problems import LONGEST_SCANNED, problem, redact
 
 
@@ -28,7 +28,7 @@ class Findings:
 
     def warn(self, sentence: str, code: Code) -> None:
         """Add a warning, once; those after the last one that is listed are left out."""
-        message = Message(code, sentence)
+        message = Message(code, brief(sentence, LONGEST_WARNING))
         if len(self.warnings) < MOST_WARNINGS and message not in self.warnings:
             self.warnings.append(message)
 

@@ -148,8 +148,8 @@ def peek(item: Item) -> Mapping[str, Any]:
     """Return the run spec, a mapping or its JSON, before it is checked; empty if it is neither."""
     try:
         return _mapping(item)
-    except ItemRejected:
-        return {}
+    except (ItemRejected, MemoryError):
+        return {}  # its check reports why
 
 
 def _mapping(item: Item) -> dict[str, Any]:

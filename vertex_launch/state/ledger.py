@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vertex_launch.limits import MOST_WARNINGS
 from vertex_launch.model import Item, Kind, ManagedJob, RunId
 from vertex_launch.state import ledger_v1
 
@@ -231,7 +232,7 @@ class OpenItem(_Value):
 
     def warn(self, text: str) -> OpenItem:
         """Return it with what was reported to its author, so that it is not repeated."""
-        return self._but(warned=(*self.warned, text))
+        return self._but(warned=(*self.warned, text)[-MOST_WARNINGS:])
 
     # Its next attempt
 
@@ -393,7 +394,7 @@ class Ledger(BaseModel):
     def warned(self, item: str, text: str) -> None:
         """Record what was reported to the item's author, so that it is not repeated."""
         if item in self.waiting:
-            self.waiting[item].warned.append(text)
+            self.waiting[item].warned = [*self.waiting[item].warned, text][-MOST_WARNINGS:]
         elif item in self.open:
             self.open[item] = self.open[item].warn(text)
 

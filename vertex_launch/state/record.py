@@ -62,8 +62,10 @@ class Held:
         self._generation = stored.generation
         self._kept = self.ledger.dump()
 
-    def note(self, items: Sequence[str]) -> None:
+    def note(self, items: Sequence[str], now: float) -> None:
         """Record which items are checked from now on, besides those that are suspected. Raises PassLost, Unavailable."""
+        if now > self.lock.expires:
+            raise PassLost(_LOST, code=Code.PASS_LOST)
         kills = {item: one.kills for item, one in self.ledger.suspects.items()}
         self.ledger.noted = self._record.note(self.lock.pass_id, items, kills, self.ledger.noted)
 
