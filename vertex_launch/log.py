@@ -61,7 +61,8 @@ trace: ContextVar[str] = ContextVar("trace", default="")
 class Redactor:
     """Replaces every known secret, in any of its forms, in texts and JSON values.
 
-    It knows the ``MOST`` secrets that were added last, and the deployment's own, which are pinned: items cannot push them out.
+    It knows the deployment's own secrets, which are pinned, and those that were added last: ``MOST``, whose forms have
+    ``LARGEST`` characters at most. So items cannot push out the deployment's own.
     Keys of a W&B server have 40 characters or more. Texts shorter than ``SHORTEST`` are not accepted, because replacing
     them would garble everything else.
 
@@ -71,6 +72,7 @@ class Redactor:
     SHORTEST = 8
     MOST = 1000
     MOST_PINNED = 20
+    LARGEST = 10_000_000
     MARK = "<redacted>"
     _FEW = 64
     """Forms that are faster to look for one by one."""
@@ -81,7 +83,9 @@ class Redactor:
         self._added: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._pinned: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._uses: Counter[str] = Counter()
-        self._by_end: dict[str, tuple[str, ...]] = {}
+        self._by_end: dict[str, dict[str, None]] = {}
+        self._longest: dict[str, int] = {}
+        self._size = 0
         self._lock = Lock()
 
     def add(self, secret: str) -> None:
@@ -104,9 +108,11 @@ class Redactor:
             for form in among[secret]:
                 self._uses[form] += 1
                 if self._uses[form] == 1:
+                    self._size += len(form)
                     end = form[-self.SHORTEST :]
-                    self._by_end[end] = tuple(sorted((*self._by_end.get(end, ()), form), key=len))
-            while len(among) > most:
+                    self._by_end.setdefault(end, {})[form] = None
+                    self._longest[end] = max(len(form), self._longest.get(end, 0))
+            while len(among) > most or (among is self._added and self._size > self.LARGEST and len(among) > 1):
                 for form in among.popitem(last=False)[1]:
                     self._drop(form)
 
@@ -114,10 +120,11 @@ class Redactor:
         self._uses[form] -= 1
         if not self._uses[form]:
             del self._uses[form]
+            self._size -= len(form)
             end = form[-self.SHORTEST :]
-            self._by_end[end] = tuple(other for other in self._by_end[end] if other != form)
+            del self._by_end[end][form]
             if not self._by_end[end]:
-                del self._by_end[end]
+                del self._by_end[end], self._longest[end]
 
     def __call__(self, text: str) -> str:
         """Return the text without secrets."""
@@ -146,12 +153,12 @@ class Redactor:
         """Find where forms stand, by looking each place up."""
         size, ends = self.SHORTEST, self._by_end
         for at in [at for at in range(len(text) - size + 1) if text[at : at + size] in ends]:
-            end, known = at + size, ends.get(text[at : at + size], ())
+            end, known = at + size, ends.get(text[at : at + size], {})
             if len(known) > self._CROWDED:
-                first = max(0, end - len(known[-1]))
+                first = max(0, end - self._longest.get(text[at:end], size))
                 yield max(first, text.rfind(" ", first, end) + 1), end
             else:
-                yield from ((end - len(form), end) for form in known if text.endswith(form, 0, end))
+                yield from ((end - len(form), end) for form in list(known) if text.endswith(form, 0, end))
 
     def _masked(self, text: str, spans: Iterable[tuple[int, int]]) -> str:
         parts: list[str] = []

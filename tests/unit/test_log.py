@@ -166,6 +166,21 @@ def test_a_key_that_was_cut_is_hidden_but_for_its_last_characters(kept: int) -> 
     assert redact(key) == log.Redactor.MARK
 
 
+def test_long_keys_are_hidden_whole_and_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    redact = log.Redactor()
+    redact.pin(KEY)
+    token = f"{'h' * 36}.{'abc' * 500}.{'xyz' * 114}"
+    redact.add(token)
+    for form in (token, base64.b64encode(f"api:{token}".encode()).decode(), json.dumps(token)):
+        assert redact(f"a {form} b").replace('"', "") == "a <redacted> b"
+    monkeypatch.setattr(log.Redactor, "LARGEST", 500_000)
+    for number in range(40):
+        redact.add(f"{number}-" + "".join(chr(97 + (number * i) % 26) for i in range(10_000)))
+        assert sum(map(len, redact._uses)) == redact._size <= redact.LARGEST
+    assert redact(token) != log.Redactor.MARK
+    assert redact(KEY) == log.Redactor.MARK
+
+
 def test_overlapping_keys_are_hidden_whole() -> None:
     redact = log.Redactor()
     for key in ("abcdefgh-ijkl", "ijkl-mnopqrst", "abcdefgh", "cdefgh-i"):
@@ -200,7 +215,7 @@ def test_what_it_costs_does_not_grow_with_the_number_of_keys() -> None:
     for i in range(log.Redactor.MOST):
         redact.add(f"wandb_v1_{i:060}")
 
-    class Counting(dict[str, tuple[str, ...]]):
+    class Counting(dict[str, dict[str, None]]):
         looked = 0
 
         def __contains__(self, key: object) -> bool:

@@ -51,5 +51,5 @@ class Findings:
 def printable(text: str) -> str:
     """Return unchecked text in a form that fits into a sentence."""
     text = f"a text of {len(text)} characters" if len(text) > LONGEST_SCANNED else redact(text)  # half a key is none
-    shown = text if text.isprintable() else text.encode("ascii", "backslashreplace").decode()
+    shown = text if text.isprintable() else repr(text)[1:-1]
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
