@@ -182,7 +182,7 @@ class Redactor:
                 named = self._ours if names else self
                 return {
                     key if isinstance(key, str) and _WORD.fullmatch(key) else named(str(key)): (
-                        self._ours(inner) if key in names and isinstance(inner, str) else self.json(inner, names)
+                        self._identifiers(inner) if key in names else self.json(inner, names)
                     )
                     for key, inner in value.items()
                 }
@@ -190,6 +190,14 @@ class Redactor:
                 return [self.json(inner, names) for inner in value]
             case _:
                 return self(str(value))
+
+    def _identifiers(self, value: Any) -> Any:
+        """Return identifiers, alone or in a list or mapping, without pinned secrets."""
+        if isinstance(value, dict):
+            return {self._ours(key): self._identifiers(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._identifiers(inner) for inner in value]
+        return self._ours(value) if isinstance(value, str) else value
 
 
 def shorten(text: str, most: int) -> str:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message
-from vertex_launch.state.ledger import NAMES, Attempt, Ledger, OpenItem
+from vertex_launch.state.ledger import NAMES, Attempt, Ledger, OpenItem, Retry, Waiting
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -245,19 +245,40 @@ def test_a_word_that_an_item_calls_its_key_breaks_no_log_line(capsys: pytest.Cap
     assert "logging.googleapis.com/trace" in entry
 
 
+def test_every_text_of_the_ledger_is_a_name_or_prose() -> None:
+    """A new field must be one of the two: prose is redacted, and an identifier must not be."""
+    prose = {"reason", "cancelled", "blocked", "no_retry", "warned"}
+    for model in (Ledger, OpenItem, Attempt, Retry, Waiting):
+        for name, field in model.model_fields.items():
+            if re.search(r"\bstr\b", str(field.annotation).replace("dict[str, ", "")):
+                assert name in NAMES | prose, f"{model.__name__}.{name}"
+
+
 def test_an_item_that_calls_anothers_id_its_key_hides_nothing_in_the_ledger() -> None:
     redact = log.Redactor()
     redact.pin(KEY)
     job = "projects/p/locations/us-central1/customJobs/123"
-    for word in ("UnVuUXVldWVJdGVtOjE=", job, "us-central1", "a-secret-that-it-brought"):
+    for word in (
+        "UnVuUXVldWVJdGVtOjE=",
+        job,
+        "us-central1",
+        "gcp-vertex",
+        "UnVuUXVldWU6MQ==",
+        "a-secret-that-it-brought",
+    ):
         redact.add(word)
     attempt = Attempt(region="us-central1", planned=1, job=job, reason="says a-secret-that-it-brought")
     entry = OpenItem(
         item="UnVuUXVldWVJdGVtOjE=", queue="gpu", entity="acme", project="demo", run=f"run-{KEY}", attempts=(attempt,)
     )
-    ledger = Ledger(open={entry.item: entry})
+    entry = entry.model_copy(update={"refused": ("us-central1",)})
+    ledger = Ledger(open={entry.item: entry}, resources={"UnVuUXVldWU6MQ==": "gcp-vertex"}, turn="UnVuUXVldWU6MQ==")
     dumped = ledger.dump(partial(redact.json, names=NAMES)).decode()
-    (found,) = (Ledger.parse(dumped.encode()) or Ledger()).open.values()
+    parsed = Ledger.parse(dumped.encode())
+    assert parsed
+    assert (parsed.resources, parsed.turn) == (ledger.resources, ledger.turn)
+    (found,) = parsed.open.values()
+    assert found.refused == ("us-central1",)
     assert (found.item, found.job, found.current.region) == (entry.item, job, "us-central1")
     assert "a-secret" not in dumped
     assert KEY not in dumped

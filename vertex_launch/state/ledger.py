@@ -39,7 +39,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
 """Seconds between two tries of an item that Vertex AI has no room for; they double."""
 
 NAMES = frozenset(
-    {"writer", "entity", "agent", "turn", "item", "queue", "project", "run", "region", "job", "state", "kind"}
+    {
+        *("writer", "entity", "agent", "turn", "item", "queue", "project", "run", "region", "job", "state", "kind"),
+        *("refused", "resources"),
+    }
 )
 """Fields that identify something: an item's "key" hides nothing in them, because it could be another item's id."""
 
