@@ -116,6 +116,16 @@ def test_a_job_that_ended_well_without_a_run_fails_its_item() -> None:
     assert world.link in world.it.message
 
 
+@pytest.mark.parametrize("state", [STATE.JOB_STATE_FAILED, STATE.JOB_STATE_CANCELLED, STATE.JOB_STATE_EXPIRED])
+def test_a_job_that_never_started_has_not_begun_a_run_that_was_there_before(state: JobState) -> None:
+    world = One(image_spec(run_id="mine"))
+    world.queue.run_views[world.job.run] = RunView("finished", stopped=False)  # by a server that shows no heartbeats
+    world.end(state, "No machine.", ran=False)
+    world.after(100)
+    assert world.it.state == "FAILED"
+    assert "before it started" in world.it.message
+
+
 def test_a_run_that_shows_up_late_is_not_failed() -> None:
     world = One()
     world.end(STATE.JOB_STATE_SUCCEEDED, began=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tests.simulation.jobs import AGAIN, ELSEWHERE, STALE, STOPPING, Job
+from tests.simulation.jobs import AGAIN, ELSEWHERE, STOPPING, Job
 from tests.simulation.queues import Entry, Warned
 from tests.simulation.scheduler import START, Broken, Program
 from tests.support.memory import CANCELLED, PENDING, QUEUED, RUNNING, SUCCEEDED
@@ -38,6 +38,11 @@ class Invariants:
         late = in_time and job.visible > job.intended + timeouts.intent_grace
         lost = self._world.deployments[job.owner].folder.lost
         return bool(job.intended) and (late or job.intended <= lost < job.visible)
+
+    def _hidden(self, job: Job) -> bool:
+        """Return whether a list may have shown the ended job as active when a lost ledger was rebuilt from it."""
+        lag = min(self._world.vertex.lag, self._world.vertex.stale)
+        return 0 < self._world.deployments[job.owner].folder.lost - job.ended < lag
 
     def _last(self, jobs: Sequence[Job]) -> Job:
         """Return the one of an item's jobs whose end is reported.
@@ -76,7 +81,7 @@ class Invariants:
             self._check_attempt(program, job, made)
 
     def _check_slots(self, job: Job) -> None:
-        settings = self._settings(job.owner)
+        settings = job.by.settings  # as they were when its pass began
         limit = settings.job_limit if job.kind is Kind.JOB else settings.scheduler_limit
         jobs = [job, *(one for one in self._world.vertex.jobs.values() if one.owner == job.owner and one.lives)]
         active = [one for one in jobs if one.kind is job.kind and not self._excused(one)]
@@ -128,17 +133,22 @@ class Invariants:
     def _reasons(self, program: Program, job: Job) -> Iterator[bool]:
         """Return what may justify a cancel; it must hold now, or must have held when the pass looked or since."""
         now, settings = self._world.scheduler.now, self._settings(job.owner)
-        since = min(program.looked, now) - min(self._world.vertex.lag, STALE)
+        since = min(program.looked, now) - min(self._world.vertex.lag, self._world.vertex.stale)
         yield bool(self._lost(job))
         for twin in self._chain(job):
+            lived = any(state not in STOPPING and then > since for state, _, then in twin.spans())
             if twin.order < job.order:
-                yield twin.survives or any(state not in STOPPING and then > since for state, _, then in twin.spans())
+                yield twin.survives or lived
+            yield (
+                lived and twin.attempt == job.attempt and twin.created < job.created
+            )  # even if it is cancelled as well
         if stopped := self._stopped(job):
             yield now - stopped >= settings.stopped_run_timeout
             yield any(state != RUNNING and then > since for state, _, then in job.spans())
         for waiting, limit in ((PENDING, settings.start_timeout), (QUEUED, settings.queue_timeout)):
             for state, begun, then in job.spans():
-                yield bool(limit) and state == waiting and then > since and min(now, then) - begun >= limit
+                shown = then + min(self._world.vertex.lag, self._world.vertex.stale)  # until when a list may show it
+                yield bool(limit) and state == waiting and then > since and min(now, shown) - begun >= limit
 
     def _lost(self, job: Job) -> str:
         """Return how the job has lost its item."""
@@ -175,13 +185,13 @@ class Invariants:
             raise Broken(f"I1: {entry.id} is claimed for run {run}, which has no job")
 
     def _check_lock(self, program: Program, text: str) -> None:
-        if "/training/" in text and self._world.scheduler.now > program.held:
+        if "/training/" in text and program.called > program.held:
             raise Broken(f"I4: {program.name} reports how a job ended after its lock expired: {text}")
 
     def on_fail(self, program: Program, entry: Entry, message: str) -> None:
         self.secret(message, "a failure")
         self._check_lock(program, message)
-        ours = entry.owner == program.owner if entry.state == "CLAIMED" else entry.leased_to(program)
+        ours = entry.leased_to(program) or (entry.state == "CLAIMED" and entry.owner == program.owner)
         if entry.state != "FAILED" and not (ours or self._world.short_leases):
             raise Broken(f"I4: {entry.id} is failed, and its owner is {entry.owner or 'another lease'}")
         jobs = self._world.vertex.of(entry.id, program.owner)
@@ -197,10 +207,10 @@ class Invariants:
         last = self._last(jobs)
         if last.deleted and not entry.owner:
             return  # it came back, and could not start again
-        if last.lives:
-            raise Broken(f"I4: {entry.id} is failed before job {last.number} has ended")
         if any(map(self._excused, jobs)):
             return
+        if last.lives:
+            raise Broken(f"I4: {entry.id} is failed before job {last.number} has ended")
         if self._started(last):
             raise Broken(f"I4: {entry.id} is failed, and its run has started")
         self._check_message(entry, last, message)
@@ -222,7 +232,7 @@ class Invariants:
         if entry.state == "CLAIMED" and entry.owner != program.owner:
             raise Broken(f"I4: {entry.id} is warned about, and it is {entry.owner}'s")
         again = any(one.text == text and self._remembered(one, program) for one in entry.warned)
-        if again and not any(map(self._excused, jobs)):
+        if again and not any(map(self._excused, jobs)) and not any(map(self._hidden, jobs)):
             raise Broken(f"I4: {entry.id} is warned about twice: {text}")
 
     def _remembered(self, warned: Warned, program: Program) -> bool:
@@ -250,7 +260,8 @@ class Invariants:
     def _check_end(self, entry: Entry) -> None:
         jobs = [job for job in self._world.vertex.jobs.values() if job.item == entry.id]
         for job in jobs:
-            if job.ended > START + self._world.trouble and not (job.reported or job.deleted):
+            served = job.region in [region.name for region in self._settings(job.owner).regions] or not job.owner
+            if job.ended > START + self._world.trouble and served and not (job.reported or job.deleted):
                 raise Broken(f"I4: job_state has not seen that job {job.number} ended")
             if job.lives:
                 raise Broken(f"I1: job {job.number} of {entry.id} still runs. {self.must_end(job)}")

@@ -27,8 +27,6 @@ PROJECT = "123456"
 """The number of the project, which Vertex AI's names hold instead of its id."""
 STOPPING = ENDED | {CANCELLING}
 
-STALE = 20.0
-"""Seconds by which the state of a job in a list may lag behind; that there is such a job may be news for longer."""
 STOCKOUT = "Resources are insufficient in region: us-central1. Try a different region or use a different accelerator."
 AGAIN = (STOCKOUT, "Internal error occurred for the current attempt", "STOCKOUT")
 ELSEWHERE = (STOCKOUT, "STOCKOUT")
@@ -128,13 +126,13 @@ class Job(memory.Job):
 
 
 class Vertex(memory.Vertex[Job]):
-    """The service; lists show a job within ``lag`` seconds from its create."""
+    """The service; lists show a job within ``lag`` seconds from its create, and its state within ``stale`` seconds."""
 
-    def __init__(self, world: World, lag: float) -> None:
+    def __init__(self, world: World, lag: float, stale: float) -> None:
         super().__init__(world.scheduler.clock, Job, lambda: world.scheduler.program.owner, PROJECT)
         self._world = world
         self._scheduler = world.scheduler
-        self.lag = lag
+        self.lag, self.stale = lag, stale
         self.on_create = self._judge
         self.rejected: set[str] = set()
         """Items whose job was refused, rightly or not."""
@@ -145,7 +143,7 @@ class Vertex(memory.Vertex[Job]):
         now, program = self._scheduler.now, self._scheduler.program
         program.looked = min(program.looked, now)
         return (
-            job.view(now - min(self.lag, STALE, now - job.visible))
+            job.view(now - min(self.lag, self.stale, now - job.visible))
             for job in self.jobs.values()
             if (job.owner, job.region) == (program.owner, region) and job.visible <= now and not job.deleted
         )

@@ -39,12 +39,13 @@ class Entry(memory.QueueItem):
     refused: bool = False  # whether Vertex AI refuses its job
     quota: bool = True  # whether Vertex AI ever has room for it
     key: str = ""  # the key that it brings
-    leased_by: Program | None = None
+    leases: dict[Program, float] = field(default_factory=dict)  # when the last lease of each program ends
     owner: str = ""  # the owner of the program that claimed it
     warned: list[Warned] = field(default_factory=list)
 
     def leased_to(self, program: Program) -> bool:
-        return self.state == "LEASED" and self.leased_by is program
+        """Return whether what the program sent last was sent while it held a lease."""
+        return program.called < self.leases.get(program, 0)
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Wandb(memory.Wandb[Entry]):
         popped, program = super().lease(queue), self._scheduler.program
         if popped.item:
             entry = self.contents[popped.item.id]
-            entry.leased_by = program
+            entry.leases[program] = entry.leased_until
             self._scheduler.note(program.name, "  leases %s until %.0f", entry.id, entry.leased_until)
         return popped
 

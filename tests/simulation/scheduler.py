@@ -16,6 +16,7 @@ from tests.support.memory import Service
 from vertex_launch.dispatch.ports import outcome
 from vertex_launch.log import Redactor
 from vertex_launch.model import PassRequest
+from vertex_launch.settings.config import Settings
 
 START = 1_800_000_000.0
 
@@ -93,6 +94,8 @@ class Program:
         self.name = name
         self.owner = owner
         self.request = PassRequest()
+        self.settings: Settings
+        """Those of its deployment when it began."""
         self.redact = Redactor()
         self.looked = self.asked = float("inf")
         """When it listed jobs first, and asked W&B last."""

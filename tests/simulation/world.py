@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.simulation import jobs
+from tests.simulation import graphql, jobs
+from tests.simulation.graphql import GraphQL
 from tests.simulation.invariants import Invariants
 from tests.simulation.jobs import Job, Plan, Vertex
 from tests.simulation.objects import Folder
@@ -30,18 +31,19 @@ from tests.support.memory import (
     image_spec,
     through,
 )
-from vertex_launch.dispatch.ports import Services
+from vertex_launch.dispatch.ports import Key, Queue, Services
 from vertex_launch.dispatch.run import run_pass
 from vertex_launch.dispatch.watch import follow
 from vertex_launch.errors import JobNotEnded, PassBusy, PassLost, Unavailable
 from vertex_launch.log import LOGGER
 from vertex_launch.model import SCHEDULER_URI, JobHint, PassReport, PassRequest, RunId
-from vertex_launch.settings.config import Policy, Region, Settings
+from vertex_launch.settings.config import Batches, Policy, Region, Settings
 from vertex_launch.state.record import Record
 
 MINUTE = 60.0
 LONGEST_DRAIN = 120
 """Minutes without a fault after which everything must have ended."""
+REGIONS = tuple(Region(name=one, staging_bucket=f"gs://staging-{one}") for one in ("us-central1", "us-east4"))
 TRIES = 6
 """Deliveries of one message."""
 OPERATIONS = (
@@ -100,6 +102,11 @@ class Deployment:
 
     settings: Settings
     folder: Folder
+    first: Settings = field(init=False)
+    """As it was deployed first."""
+
+    def __post_init__(self) -> None:
+        self.first = self.settings
 
 
 class World:
@@ -112,18 +119,20 @@ class World:
         self._rates = dict.fromkeys(OPERATIONS, random.choice((0.0, 0.01, 0.02, 0.04, 0.06)))
         if random.random() < 0.7:
             self._rates[random.choice((*OPERATIONS, *["create", "ack"] * 5))] = random.choice((0.2, 0.6))
-        self.scheduler = Scheduler(random, self._fault, random.choice((0.05, 0.3, 2)))
+        self.scheduler = Scheduler(random, self._fault, random.choices((0.05, 0.3, 2, 6), (3, 3, 3, 1))[0])
         self.short_leases = random.random() < 0.03
         """Whether W&B's leases may be shorter than configured, which excuses messages after a lease."""
         self.secret = Secret("today" * 8)
         self.all_keys = self.secret.versions[:]
         self.wandb = Wandb(self, silent=random.random() < 0.1, eager=random.random() < 0.5)
-        self.vertex = Vertex(self, random.choice((0, 0, 5, 80)))
+        self.vertex = Vertex(self, random.choice((0, 0, 5, 80, 150)), random.choice((20, 20, 100)))
         self.invariants = Invariants(self)
+        self.graphql = self._graphql()
         self.deployments = {"test": self._deployment("test")}
         if random.random() < 0.2:
             self.deployments["other"] = self._deployment("other")
         self._programs = 0
+        self._restores = self._ledger_lost = False
         self._plan_what_happens()
 
     @property
@@ -136,14 +145,24 @@ class World:
 
     # What there is
 
+    def _graphql(self) -> GraphQL | None:
+        """Return the server that the product's own client talks to; None if passes call W&B directly, which is faster."""
+        if self.random.random() > 0.3:
+            return None
+        extended = self.random.random() < 0.8
+        self.wandb.silent |= not extended
+        return GraphQL(self, batched=self.random.random() < 0.8, extended=extended)
+
     def _deployment(self, name: str) -> Deployment:
         random = self.random
-        regions = [Region(name=one, staging_bucket=f"gs://staging-{one}") for one in ("us-central1", "us-east4")]
         changes = {
             "deployment": name,
             "entity": random.choice((ENTITY, None)),
-            "regions": tuple(regions[: random.choice((1, 2))]),
+            "regions": REGIONS[: random.choice((1, 2))],
             "max_jobs": random.choice((1, 2, 5)),
+            "batches": Batches(
+                pops=random.choice((1, 3, 64)), updates=random.choice((1, 64)), lookups=random.choice((1, 64))
+            ),
             "start_timeout": random.choice((0, 200, 400)),
             "queue_timeout": random.choice((0, 0, 200)),
             "stopped_run_timeout": random.choice((0, 60)),
@@ -219,7 +238,8 @@ class World:
         for owner in self.deployments:
             after(random.random() * MINUTE, self._scheduled, owner)
         doings: list[tuple[float, Callable[[], None], int]] = [
-            (1.0, self._dispatch_now, 3),
+            (1.0, self._dispatch_now, 4),
+            (0.3, self._reconfigure, 4),
             (0.3, self._official, 15),
             (0.4, self._stop_run, 3),
             (0.2, self._stop_between, 2),
@@ -235,6 +255,11 @@ class World:
         if random.random() < 0.1:  # a person is there before the scheduler
             after(2, self._start_pass, "test", PassRequest(limit=1), 1)
         after(busy, self._resume)
+        after(self.trouble, self._calm)
+
+    def _calm(self) -> None:
+        """Let calls be as fast as a pass needs them to be to get anything done."""
+        self.scheduler.slow = min(self.scheduler.slow, 2.0)
 
     def _scheduled(self, owner: str) -> None:
         """Publish the scheduled tick, each minute."""
@@ -281,11 +306,16 @@ class World:
     def _pass(self, program: Program, request: PassRequest) -> bool:
         """Run a pass and return whether it completed."""
         deployment = self.deployments[program.owner]
+        program.settings = settings = deployment.settings
+        queue: Queue = through(program.call, self.wandb)
+        key: Key = _Key(program, self.secret)
+        if self.graphql:
+            queue, key = graphql.client(program, self.graphql, settings, self.secret)
         services = Services(
-            queue=through(program.call, self.wandb),
+            queue=queue,
             vertex=through(program.call, self.vertex),
             record=Record(through(program.call, deployment.folder), program.redact),
-            key=_Key(program, self.secret),
+            key=key,
             jobs=Artifacts(),
             redact=program.redact,
             run_parallel=program.run_parallel,
@@ -293,7 +323,7 @@ class World:
             new_pass_id=lambda: program.name,
         )
         try:
-            report = run_pass(deployment.settings, services, request)
+            report = run_pass(settings, services, request)
         except (PassBusy, PassLost, Unavailable) as error:
             self.scheduler.note(program.name, "ends: %s %s", type(error).__name__, error)
             self.invariants.secret(program.redact(str(error)), "an error")
@@ -327,7 +357,10 @@ class World:
     # What people and others do
 
     def _dispatch_now(self) -> None:
-        wanted = self.random.choice((PassRequest(), PassRequest(limit=1), PassRequest(queues=("gpu",))))
+        limited = PassRequest(limit=self.random.choice((0, 1, 2, 3)))
+        wanted = self.random.choice(
+            (PassRequest(), limited, PassRequest(queues=("gpu",), limit=1), PassRequest(queues=("gpu",)))
+        )
         self._start_pass(self.random.choice(list(self.deployments)), wanted, 1)
 
     def _official(self) -> None:
@@ -361,15 +394,22 @@ class World:
 
     def _resume(self) -> None:
         """Resume deployments whose agents were stopped, until that has worked."""
-        going = {agent.hostname.rpartition("/")[2] for agent in self.wandb.agents.values() if not agent.stop_polling}
-        for owner in [one for one in self.deployments if one not in going]:
+        going = {(agent.hostname, agent.queues) for agent in self.wandb.agents.values() if not agent.stop_polling}
+        wanted = {
+            owner: (f"vertex-launch/{owner}", tuple(sorted(f"id-{name}" for name in one.settings.queues)))
+            for owner, one in self.deployments.items()
+        }
+        for owner in [one for one, agent in wanted.items() if agent not in going]:
             self._start_pass(owner, PassRequest(resume=True), 1)
         self.scheduler.after(45, self._resume)
 
     def _lose_ledger(self) -> None:
         """Damage the ledger, preferably just after a job was created."""
         young = any(job.created > self.scheduler.now - 20 for job in self.vertex.jobs.values())
+        if any(one.settings.regions != one.first.regions for one in self.deployments.values()):
+            return
         if young or not self.troubled:
+            self._ledger_lost = True
             self.deployments["test"].folder.lose_ledger()
         else:
             self.scheduler.after(5, self._lose_ledger)
@@ -377,12 +417,45 @@ class World:
     def _new_key(self) -> None:
         self.secret.versions.append("morrow" * 7)
         self.all_keys.append(self.secret.get())
+        if self.graphql and self.random.random() < 0.5:
+            self.graphql.valid = {self.secret.get()}
 
     def _stricter_policy(self) -> None:
         """Allow no image from now on: items with a job go on, the others fail."""
         policy = Policy(images=())
         for deployment in self.deployments.values():
             deployment.settings = deployment.settings.model_copy(update={"policy": policy})
+
+    def _reconfigure(self) -> None:
+        """Deploy with other settings, which the next pass has: limits, regions, queues, how the entity is given."""
+        random, owner = self.random, self.random.choice(list(self.deployments))
+        deployment = self.deployments[owner]
+        regions = random.choice((REGIONS[:1], REGIONS, REGIONS[::-1]))
+        changes: list[dict[str, Any]] = [
+            {"max_jobs": random.choice((0, 1, 2, 5))},
+            {"queues": random.choice((QUEUES, QUEUES[::-1], QUEUES[:1], QUEUES[1:]))},
+            {"entity": random.choice((ENTITY, None))},
+        ]
+        if not self._ledger_lost:  # what a region holds that is not configured any more, only the ledger knows
+            changes.append({"regions": regions})
+        change = random.choice(changes)
+        self._deploy(owner, deployment.settings.model_copy(update=change))
+        if not self._restores:
+            self._restores = True
+            self.scheduler.after(max(300.0, self.trouble), self._restore)
+
+    def _restore(self) -> None:
+        """Serve everything again, so that everything can end."""
+        for owner, one in self.deployments.items():
+            change = {"queues": QUEUES, "max_jobs": max(1, one.settings.max_jobs)}
+            self._deploy(owner, one.settings.model_copy(update=change))
+
+    def _deploy(self, owner: str, settings: Settings) -> None:
+        self.deployments[owner].settings = settings
+        shown = f"max_jobs {settings.max_jobs}, queues {settings.queues}, entity {settings.entity}"
+        self.scheduler.note(
+            "a person", "deploys %s: %s, regions %s", owner, shown, [one.name for one in settings.regions]
+        )
 
     def _tick(self, owner: str, ended: str) -> None:
         self.invariants.on_tick(owner, ended)

@@ -192,6 +192,8 @@ def _began(entry: OpenItem, run: RunView | Unknown | None, job: ManagedJob) -> b
         return False
     if entry.current.number > 1 and entry.current.found_ended:
         return True  # perhaps in an earlier attempt that a lost ledger does not list
+    if not job.started:
+        return False  # what W&B shows is the run of an earlier item
     return run.heartbeat is None or run.heartbeat >= (job.started or job.created) - CLOCKS
 
 
