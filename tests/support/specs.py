@@ -25,6 +25,7 @@ SETTINGS = Settings(
     regions=(Region(name="us-central1"), Region(name="europe-west4", staging_bucket="gs://demo-europe")),
     key_secret="projects/demo-project/secrets/wandb/versions/1",
     state_bucket="gs://demo-state",
+    jobs_account="jobs@demo-project.iam.gserviceaccount.com",
 )
 
 _ROOT = Path(__file__).parents[2]

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
+from google.cloud.aiplatform_v1.types import CustomJob
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.specs import IMAGE, PACKAGE, SETTINGS, built, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
+from vertex_launch.job import powers
 from vertex_launch.settings.config import Policy
 
+AGENT = "service-123456789@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
+"""Google's agent that runs custom code without an account."""
 SPEC = "resource_args.vertex.spec"
 POOL = f"{SPEC}.worker_pool_specs[0]"
 VPC = "projects/1/global/networks/vpc"
 ATTACHED = {"psc_interface_config": {"network_attachment": "att"}}
 
 
-def refused(spec: dict[str, Any], *, secure_mode: bool = False, **policy: Any) -> str:
+def refused(
+    spec: dict[str, Any], *, secure_mode: bool = False, jobs_account: str | None = SETTINGS.jobs_account, **policy: Any
+) -> str:
     """Return why the policy refuses a job, the empty text if it does not."""
-    settings = SETTINGS.model_copy(update={"policy": Policy(**policy), "secure_mode": secure_mode})
+    changes = {"policy": Policy(**policy), "secure_mode": secure_mode, "jobs_account": jobs_account}
+    settings = SETTINGS.model_copy(update=changes)
     try:
         built(spec, settings)
     except ItemRejected as error:
@@ -53,14 +62,14 @@ def test_without_a_policy_everything_is_allowed() -> None:
         (run_spec(PACKAGE), {"images": []}, f"{POOL}.python_package_spec.executor_image_uri", Code.POLICY_IMAGE, "training/tf:1", "Remove"),
         (run_spec(pool(image_uri="${author}"), author="docker.io/evil"), {"images": [IMAGE]}, f"{POOL}.container_spec.image_uri", Code.POLICY_IMAGE, "docker.io/evil", IMAGE),
         (run_spec(spec={"service_account": "root@x"}), {"service_accounts": ["a@x", "b@x"]}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "root@x", "a@x or b@x"),
-        (run_spec(), {"service_accounts": ["a@x"]}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "is set", "a@x"),
         (run_spec(pool(), {}, machine("a2-highgpu-1g")), {"machine_types": ["n1-*"]}, f"{SPEC}.worker_pool_specs[2].machine_spec.machine_type", Code.POLICY_MACHINE_TYPE, "a2-highgpu-1g", "n1-*"),
-        (run_spec(), {"service_accounts": []}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "is set", "set. Have policy"),
-        (run_spec(machine(None)), {"machine_types": ["n1-*"]}, f"{POOL}.machine_spec.machine_type", Code.POLICY_MACHINE_TYPE, "is set", "n1-*"),
+        (run_spec(spec={"service_account": "root@x"}), {"service_accounts": []}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "root@x", "Remove"),
+        (run_spec(spec={"service_account": "root@x"}), {"service_accounts": ["?@x"]}, f"{SPEC}.service_account", Code.POLICY_SERVICE_ACCOUNT, "root@x", "?@x"),
+        (run_spec(machine(None)), {"machine_types": ["n1-*"]}, f"{POOL}.machine_spec.machine_type", Code.POLICY_MACHINE_TYPE, "no machine type", "n1-*"),
         (run_spec(gpu(4)), {"accelerators": {"NVIDIA_TESLA_T4": 2, "NVIDIA_L4": 1}}, f"{POOL}.machine_spec.accelerator_count", Code.POLICY_ACCELERATOR, "4 NVIDIA_TESLA_T4", "up to 2 NVIDIA_TESLA_T4 or up to 1 NVIDIA_L4"),
         (run_spec(gpu(1, "TPU_V3")), {"accelerators": {}}, f"{POOL}.machine_spec.accelerator_count", Code.POLICY_ACCELERATOR, "1 TPU_V3", "Remove"),
         (run_spec(gpu(0)), {"accelerators": {}}, f"{POOL}.machine_spec.accelerator_count", Code.POLICY_ACCELERATOR, "0 NVIDIA_TESLA_T4", "Remove"),
-        (run_spec({**pool(), "replica_count": None}, {}, {**pool(), "replica_count": 3}), {"max_replicas": 3}, f"{SPEC}.worker_pool_specs", Code.POLICY_REPLICAS, "4 replicas", "at most 3"),
+        (run_spec({**pool(), "replica_count": None}, {}, {**pool(), "replica_count": 3}), {"max_replicas": 3}, f"{SPEC}.worker_pool_specs", Code.POLICY_REPLICAS, "replicas 4", "at most 3"),
         (run_spec(spec={"network": VPC}), {"networks": ["projects/2/*"]}, f"{SPEC}.network", Code.POLICY_NETWORK, VPC, "projects/2/*"),
         (run_spec(run=ATTACHED), {"networks": []}, "resource_args.vertex.run.psc_interface_config.network_attachment", Code.POLICY_NETWORK, "att", "Remove"),
     ],
@@ -106,3 +115,123 @@ def test_a_bracket_in_a_pattern_stands_for_itself(name: str) -> None:
     spec = run_spec(machine(name.replace("*", "x").replace("?", "y")))
     assert refused(spec, machine_types=[name]) == ""
     assert refused(spec, machine_types=[f"{name}z"]) != ""
+
+
+DNS = {"domain": "corp.example.", "target_project": "other", "target_network": "vpc"}
+POWERS: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
+    ("images", pool(), {}, [IMAGE]),
+    ("machine_types", pool(), {}, ["n1-*"]),
+    ("service_accounts", pool(), {"service_account": "root@x"}, ["root@*"]),
+    ("max_replicas", {**pool(), "replica_count": 3}, {}, 3),
+    ("networks", pool(), {"network": VPC}, [VPC]),
+    ("networks", pool(), {"psc_interface_config": {"dns_peering_configs": [DNS]}}, ["projects/other/*"]),
+    ("dns_domains", pool(), {"psc_interface_config": {"dns_peering_configs": [DNS]}}, ["*.example."]),
+    ("ip_ranges", pool(), {"reserved_ip_ranges": ["range"]}, ["range"]),
+    ("accelerators", gpu(2), {}, {"NVIDIA_TESLA_T4": 2}),
+    ("accelerators", machine("ct5lp-hightpu-4t", tpu_topology="2x2"), {}, {"TPU": 4}),
+    ("accelerators", machine("ct6e-standard-8t"), {}, {"TPU": 8}),
+    ("accelerators", machine("cloud-tpu"), {}, {"TPU": 1}),
+    ("accelerators", machine("a3-ultragpu-8g"), {}, {"GPU": 8}),
+    ("accelerators", machine("g2-standard-96"), {}, {"GPU": 1}),
+    ("reservations", machine(reservation_affinity={"reservation_affinity_type": "ANY_RESERVATION"}), {}, ["ANY_RESERVATION"]),
+    ("max_boot_disk_gb", {**pool(), "disk_spec": {"boot_disk_size_gb": 4000}}, {}, 4000),
+    ("nfs_mounts", {**pool(), "nfs_mounts": [{"server": "10.0.0.2", "path": "/all", "mount_point": "x"}]}, {}, ["10.0.0.2:/*"]),
+    ("max_run_time", pool(), {"timeout": 3600}, 3600),
+    ("max_run_time", pool(), {}, 604_800),
+    ("web_access", pool(), {"enable_web_access": True, "service_account": "a@b"}, True),
+    ("dashboard_access", pool(), {"enable_dashboard_access": True}, True),
+    ("buckets", pool(), {"base_output_dir": "gs://theirs/x"}, ["gs://theirs/*"]),
+    ("buckets", pool(), {"staging_bucket": "theirs"}, ["gs://theirs/*"]),
+    ("kms_keys", pool(), {"encryption_spec_key_name": "projects/p/keys/k"}, ["projects/p/*"]),
+    ("tensorboards", pool(), {"tensorboard": "projects/p/tb", "service_account": "a@b"}, ["projects/p/*"]),
+    ("experiments", pool(), {"experiment": "projects/p/locations/l/metadataStores/default/contexts/c"}, ["projects/p/*"]),
+    ("persistent_resources", pool(), {"persistent_resource_id": "pr"}, ["pr"]),
+    ("models", pool(), {"models": ["projects/p/models/1"]}, ["*"]),
+    ("artifact_locations", pool(), {"protected_artifact_location_id": "us"}, ["us"]),
+    ("projects", pool(), {}, ["acme/demo"]),
+]  # fmt: skip
+"""Each power: the key of the policy, a pool and a spec that ask for it, and what allows it."""
+NOTHING: dict[str, Any] = {"max_replicas": 1, "max_boot_disk_gb": 1, "max_run_time": 1, "accelerators": {}, "web_access": False, "dashboard_access": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "one", "spec", "allowed"), POWERS)
+def test_each_power_is_refused_by_an_empty_line_and_allowed_by_its_own(
+    key: str, one: dict[str, Any], spec: dict[str, Any], allowed: Any
+) -> None:
+    asked = run_spec(one, spec=spec)
+    assert refused(asked) == ""
+    text = refused(asked, **{key: NOTHING.get(key, [])})
+    assert f"policy.{key} in vertex-launch.yaml" in text
+    assert "[VL-POLICY-" in text
+    assert refused(asked, **{key: allowed}) == ""
+
+
+@pytest.mark.parametrize(("key", "one", "spec", "allowed"), POWERS)
+def test_a_strict_policy_shows_the_line_that_allows_a_power(
+    key: str, one: dict[str, Any], spec: dict[str, Any], allowed: Any
+) -> None:
+    others = {name: line for name, _, _, line in POWERS} | {
+        "networks": ["*"],
+        "dns_domains": ["*"],
+        "accelerators": None,
+    }
+    others |= {
+        "accelerators": {"NVIDIA_TESLA_T4": 9, "TPU": 9, "GPU": 9},
+        "service_accounts": ["*"],
+        "machine_types": ["*"],
+    }
+    others |= {"max_run_time": 604_800, "buckets": ["*"], key: None}
+    text = refused(run_spec(one, spec=spec), unlisted="refuse", **others)
+    assert f"[{Code.POLICY_UNLISTED}]" in text
+    assert f"{key}: " in text
+    line = yaml.safe_load(text.split(f"set: {key}: ")[1].split(" [VL-")[0].splitlines()[0].rstrip("."))
+    assert refused(run_spec(one, spec=spec), unlisted="refuse", **others | {key: line}) == ""
+
+
+def test_every_field_of_a_job_is_known_to_the_policy() -> None:
+    def paths(shape: Any, above: str = "", inside: tuple[str, ...] = ()) -> Iterator[str]:
+        for one in shape.fields:
+            inner = one.message_type
+            if inner and inner.full_name.startswith("google.cloud") and not inner.GetOptions().map_entry:
+                if inner.full_name not in inside:
+                    yield from paths(inner, f"{above}{one.name}.", (*inside, inner.full_name))
+            else:
+                yield above + one.name
+
+    never_asked = {"name", "state", "create_time", "start_time", "end_time", "update_time", "error", "web_access_uris"}
+    never_asked |= {"satisfies_pzs", "satisfies_pzi"}
+    known = powers.READ | powers.WITHOUT_POWER | never_asked
+    assert set(paths(CustomJob.pb(CustomJob()).DESCRIPTOR)) == known
+
+
+def test_a_field_that_the_policy_does_not_know_is_refused_by_a_strict_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(powers, "WITHOUT_POWER", powers.WITHOUT_POWER - {"labels"})
+    everything = {name: line for name, _, _, line in POWERS}
+    assert "labels" in refused(run_spec(spec={"labels": {"a": "b"}}), unlisted="refuse", **everything)
+
+
+@pytest.mark.parametrize("spec", [{}, {"service_account": None}, {"service_account": ""}, {"service_account": " "}])
+def test_a_job_without_an_account_gets_that_of_the_deployment(spec: dict[str, Any]) -> None:
+    request = built(run_spec(spec=spec))
+    assert request.custom_job.job_spec.service_account == SETTINGS.jobs_account
+    text = refused(run_spec(spec=spec), jobs_account=None, service_accounts=["*"])
+    assert text.startswith(f"{SPEC}.service_account: ")
+    assert f"[{Code.SPEC_NO_ACCOUNT}]" in text
+    assert "jobs_account in vertex-launch.yaml" in text
+
+
+@pytest.mark.parametrize("spec", [{}, {"service_account": AGENT}])
+def test_googles_agent_runs_jobs_only_if_the_settings_name_it(spec: dict[str, Any]) -> None:
+    settings = SETTINGS.model_copy(update={"jobs_account": AGENT})
+    assert built(run_spec(spec=spec), settings).custom_job.job_spec.service_account == ""
+
+
+@pytest.mark.parametrize(
+    "account",
+    [AGENT, AGENT.replace("123", "999"), AGENT.upper(), "service-1@gcp-sa-aiplatform.iam.gserviceaccount.com"],
+)
+def test_an_item_cannot_name_an_agent_of_googles(account: str) -> None:
+    text = refused(run_spec(spec={"service_account": account}), service_accounts=["*"])
+    assert f"[{Code.POLICY_SERVICE_ACCOUNT}]" in text
+    macro = run_spec(spec={"service_account": "${author}"}, author=account)
+    assert f"[{Code.POLICY_SERVICE_ACCOUNT}]" in refused(macro)

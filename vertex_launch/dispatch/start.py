@@ -290,6 +290,11 @@ def _retry(pass_: Pass, entry: OpenItem, request: JobRequest, room: Room, key: s
         )
         yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
         return
+    if not request.custom_job.job_spec.service_account and not settings.jobs_account:
+        where = settings.where("jobs_account")
+        text = f"Not retried: its job names no service account. Set {where}, then launch it again."
+        yield StopRetrying(entry.item, Message(Code.SPEC_NO_ACCOUNT, text))
+        return
     others = retry.other_regions(request, settings) if entry.retry and entry.retry.elsewhere else []
     region = next((name for name in others if name not in entry.refused), request.region)
     try:

@@ -77,6 +77,10 @@ class Arguments:
         """Return the place of an argument, or the one where it belongs if it is not set."""
         return f"{self.root}.{self.sections.get(name, SECTIONS[0])}.{name}"
 
+    def but(self, **values: Any) -> Arguments:
+        """Return the arguments with these values instead."""
+        return replace(self, values={**self.values, **values})
+
     def with_image(self, image: str) -> Arguments:
         """Fill in the image of an item whose job artifact names it."""
         return replace(self, values=fill(self.values, {"image_uri": image}, {"image_uri": escape(image)}))

@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import boot, environment, job_source, labels, policy, secure_mode
+from vertex_launch.job import account, boot, environment, job_source, labels, policy, secure_mode
 from vertex_launch.job.arguments import IMAGE_FIELDS, IN_JOB_SPEC, TASKS, Arguments, check_images, escape
 from vertex_launch.job.boot import Boot
 from vertex_launch.job.findings import Findings
@@ -58,6 +58,9 @@ def build(
         spec = replace(spec, args=tuple(map(_unquoted, spec.args)))
     if source:
         spec = _with_source(spec, source, settings)
+    named, place = spec.arguments["service_account"] or "", spec.arguments.place("service_account")
+    runs_as = account.choose(named, place, settings, findings)
+    spec = replace(spec, arguments=spec.arguments.but(service_account=runs_as))
     arguments, bootstrap = spec.arguments, Boot(spec, source, settings)
     check_images(arguments, findings)
     region = _region(arguments, settings, findings)

@@ -1,17 +1,18 @@
-"""What a run spec may ask for under the deployment's settings. Pure; called by ``build``.
+"""What a run spec may ask for under the deployment's policy. Pure; called by ``build``.
 
 The finished CustomJob is checked, so neither macros nor alternative argument locations can bypass the policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from vertex_launch.codes import Code
-from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS, Arguments
+from vertex_launch.job import powers
 from vertex_launch.job.findings import Findings
+from vertex_launch.job.powers import Ask
 from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.settings.config import Settings
 
@@ -23,63 +24,69 @@ _CODES = {
     "service_accounts": Code.POLICY_SERVICE_ACCOUNT,
     "machine_types": Code.POLICY_MACHINE_TYPE,
     "networks": Code.POLICY_NETWORK,
+    "accelerators": Code.POLICY_ACCELERATOR,
+    "max_replicas": Code.POLICY_REPLICAS,
 }
 
 
 def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings) -> None:
     """Report everything that the job asks for but the policy does not allow, at its place in the run spec."""
-    policy = settings.policy
-    pools = [(index, pool) for index, pool in enumerate(job.job_spec.worker_pool_specs) if pool]
-    for place, noun, value, key in _named(job, spec.arguments):
-        allowed = getattr(policy, key)
-        if allowed is not None and not _matches(value, allowed):
-            found = f"{noun} {value} is not allowed" if value else f"no {noun} is set"
-            findings.wrong(place, found, _remedy(allowed, key, settings, "Use" if value else "Set"), _CODES[key])
-    for index, pool in pools:
-        kind, count = pool.machine_spec.accelerator_type.name, pool.machine_spec.accelerator_count
-        most = policy.accelerators
-        asked = pool.machine_spec.accelerator_type or count
-        if most is not None and asked and (kind not in most or count > most[kind]):
-            findings.wrong(
-                f"{spec.arguments.place('worker_pool_specs')}[{index}].machine_spec.accelerator_count",
-                f"{count} {kind} per replica are not allowed",
-                _remedy([f"up to {limit} {name}" for name, limit in most.items()], "accelerators", settings),
-                Code.POLICY_ACCELERATOR,
-            )
-    replicas = sum(max(1, pool.replica_count) for _, pool in pools)  # Vertex AI takes an unset count as 1.
-    if policy.max_replicas is not None and replicas > policy.max_replicas:
-        findings.wrong(
-            spec.arguments.place("worker_pool_specs"),
-            f"the job asks for {replicas} replicas in all, which is not allowed",
-            _remedy([f"at most {policy.max_replicas}"], "max_replicas", settings),
-            Code.POLICY_REPLICAS,
-        )
+    strict = settings.policy.unlisted == "refuse"
+    for ask in powers.asked(job, spec, settings):
+        if getattr(settings.policy, ask.key) is not None:
+            _check_listed(ask, settings, findings)
+        elif strict:
+            where = settings.where("policy", ask.key)
+            found = f"{_words(ask)} is not allowed, because the policy has no line for it (unlisted: refuse)"
+            remedy = f"Remove it, or have {where} set: {ask.key}: {_line(ask)}"
+            findings.wrong(ask.place, found, remedy, Code.POLICY_UNLISTED)
+    for field in powers.unknown(job) if strict else ():
+        remedy = f"Remove it, or have {settings.where('policy', 'unlisted')} changed to allow"
+        findings.wrong(field, "the policy does not know this field (unlisted: refuse)", remedy, Code.POLICY_UNLISTED)
 
 
-def _named(job: CustomJob, arguments: Arguments) -> Iterator[tuple[str, str, str, str]]:
-    """Return the place, noun and value of everything that the policy restricts by name, and the setting that does."""
-    wanted, pools = job.job_spec, arguments.place("worker_pool_specs")
-    attachment, network = f"{arguments.place('psc_interface_config')}.network_attachment", arguments.place("network")
-    yield arguments.place("service_account"), "service account", wanted.service_account, "service_accounts"
-    if wanted.network:
-        yield network, "network", wanted.network, "networks"
-    if wanted.psc_interface_config.network_attachment:
-        yield attachment, "network", wanted.psc_interface_config.network_attachment, "networks"
-    for index, pool in enumerate(wanted.worker_pool_specs):
-        for task in [name for name in TASKS if getattr(pool, name)]:
-            field, machine = IMAGE_FIELDS[task], f"{pools}[{index}].machine_spec.machine_type"
-            yield f"{pools}[{index}].{task}.{field}", "image", getattr(getattr(pool, task), field), "images"
-            yield machine, "machine type", pool.machine_spec.machine_type, "machine_types"
+def _check_listed(ask: Ask, settings: Settings, findings: Findings) -> None:
+    allowed, code = getattr(settings.policy, ask.key), _CODES.get(ask.key, Code.POLICY_POWER)
+    match ask.value:
+        case bool():
+            fits, choices = allowed, list[str]()
+        case int():
+            fits, choices = ask.value <= allowed, [f"at most {allowed}"]
+        case str():
+            fits, choices = _matches(ask.value, allowed), list(allowed)
+        case kind, count:
+            fits, choices = count <= allowed.get(kind, -1), [f"up to {most} {name}" for name, most in allowed.items()]
+    if not fits:
+        use = f"Use {' or '.join(choices)}" if choices else "Remove it"
+        remedy = f"{use}, or have {settings.where('policy', ask.key)} changed"
+        findings.wrong(ask.place, f"{_words(ask)} is not allowed", remedy, code)
+
+
+def _words(ask: Ask) -> str:
+    match ask.value:
+        case "":
+            return f"no {ask.noun}"
+        case bool():
+            return f"this {ask.noun}"
+        case kind, count:
+            return f"{count} {kind} per replica"
+        case value:
+            return f"{ask.noun} {value}"
+
+
+def _line(ask: Ask) -> str:
+    """Return the value of the policy that allows what was asked for."""
+    match ask.value:
+        case bool():
+            return "true"
+        case int():
+            return str(ask.value)
+        case str():
+            return f"[{ask.value}]"
+        case kind, count:
+            return f"{{{kind}: {count}}}"
 
 
 def _matches(value: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern fits the whole value; ``*`` and ``?`` are special, a bracket is not."""
-    return any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)
-
-
-def _remedy(allowed: Sequence[str], key: str, settings: Settings, verb: str = "Use") -> str:
-    setting = settings.where("policy", key)
-    if not allowed and verb == "Set":
-        return f"Have {setting} changed"
-    use = f"{verb} {' or '.join(allowed)}" if allowed else "Remove it"
-    return f"{use}, or have {setting} changed"
+    """Return whether a pattern fits the whole value, which is not empty; ``*`` and ``?`` are special, a bracket is not."""
+    return bool(value) and any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)

@@ -32,6 +32,7 @@ def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Se
     """
     job = CustomJob(request.custom_job)
     job.labels = {**job.labels, labels.ATTEMPT: str(attempt)}
+    job.job_spec.service_account = job.job_spec.service_account or settings.default_account
     for task in [task for pool in job.job_spec.worker_pool_specs for task in tasks(pool)]:
         changed = {environment.RESUME: "allow"}
         if labels.KEY not in job.labels and any(variable.name == environment.API_KEY for variable in task.env):

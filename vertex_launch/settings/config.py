@@ -106,7 +106,7 @@ class Batches(Section):
 
 
 class Policy(Section):
-    """What a run spec may ask for. Every list is optional: absent allows everything, empty allows nothing."""
+    """What a run spec may ask for. Every line is optional: absent is decided by `unlisted`, empty allows nothing."""
 
     images: tuple[types.Name, ...] | None = Field(None, examples=["[us-central1-docker.pkg.dev/my-project/*]"])
     """container and executor images that jobs may use. `*` and `?` are wildcards."""
@@ -119,11 +119,54 @@ class Policy(Section):
     accelerators: Mapping[str, Annotated[types.Count, Field(ge=0)]] | None = Field(
         None, examples=["{NVIDIA_TESLA_T4: 2}"]
     )
-    """largest count per replica of each accelerator type"""
+    """largest count per replica of each accelerator type. `GPU` and `TPU` stand for those that a machine type has by
+    itself, such as ct5lp-hightpu-4t."""
     max_replicas: types.Count | None = Field(None, ge=1, examples=["4"])
     """largest number of replicas of a job, all worker pools together"""
     networks: tuple[types.Name, ...] | None = Field(None, examples=["[projects/123456789/global/networks/training]"])
-    """networks and network attachments that jobs may join. `*` and `?` are wildcards."""
+    """networks and network attachments that jobs may join or resolve names in. `*` and `?` are wildcards."""
+    max_run_time: types.Seconds | None = Field(None, gt=0, examples=["86400"])
+    """longest `timeout` of a job in seconds. A job without one may run for seven days, and is refused by less."""
+    max_boot_disk_gb: types.Count | None = Field(None, ge=1, examples=["500"])
+    """largest boot disk of a replica in GB"""
+    buckets: tuple[types.Name, ...] | None = Field(None, examples=["[gs://team-output/*]"])
+    """Cloud Storage paths, with a slash at their end, that a run spec may name beside those of `regions`. `*` and `?` are
+    wildcards."""
+    projects: tuple[types.Name, ...] | None = Field(None, examples=["[my-team/*]"])
+    """W&B projects that runs may belong to, as ENTITY/PROJECT in lowercase. `*` and `?` are wildcards."""
+    persistent_resources: tuple[types.Name, ...] | None = Field(None, examples=["[shared-a100]"])
+    """persistent resources that jobs may run on. `*` and `?` are wildcards."""
+    reservations: tuple[types.Name, ...] | None = Field(
+        None, examples=["[projects/my-project/zones/us-central1-a/reservations/gpus]"]
+    )
+    """reservations that jobs may use, or the type of the affinity if it names none. `*` and `?` are wildcards."""
+    web_access: types.Flag | None = None
+    """whether jobs may have an interactive shell (`enable_web_access`)"""
+    dashboard_access: types.Flag | None = None
+    """whether jobs may have a dashboard (`enable_dashboard_access`)"""
+    kms_keys: tuple[types.Name, ...] | None = Field(
+        None, examples=["[projects/my-project/locations/us-central1/keyRings/r/cryptoKeys/k]"]
+    )
+    """encryption keys that jobs may use. `*` and `?` are wildcards."""
+    tensorboards: tuple[types.Name, ...] | None = Field(None, examples=["[projects/my-project/*]"])
+    """Vertex AI TensorBoards that jobs may write to. `*` and `?` are wildcards."""
+    experiments: tuple[types.Name, ...] | None = Field(None, examples=["[projects/my-project/*]"])
+    """contexts of Vertex AI experiments and their runs that jobs may write to. `*` and `?` are wildcards."""
+    models: tuple[types.Name, ...] | None = Field(None, examples=["[projects/my-project/locations/*/models/1]"])
+    """Vertex AI models that jobs may read. `*` and `?` are wildcards."""
+    artifact_locations: tuple[types.Name, ...] | None = Field(None, examples=["[us-central1]"])
+    """locations of protected artifacts that jobs may use. `*` and `?` are wildcards."""
+    nfs_mounts: tuple[types.Name, ...] | None = Field(None, examples=["['10.0.0.2:/data']"])
+    """NFS mounts that jobs may have, as SERVER:PATH. `*` and `?` are wildcards."""
+    lustre_mounts: tuple[types.Name, ...] | None = Field(None, examples=["[10.0.0.3]"])
+    """addresses, volume handles and file systems of Lustre mounts that jobs may have. `*` and `?` are wildcards."""
+    ip_ranges: tuple[types.Name, ...] | None = Field(None, examples=["[training-range]"])
+    """reserved IP ranges that jobs may use. `*` and `?` are wildcards."""
+    dns_domains: tuple[types.Name, ...] | None = Field(None, examples=["[internal.example.com.]"])
+    """domains of DNS peerings that jobs may have; their networks are `networks`. `*` and `?` are wildcards."""
+    unlisted: Literal["allow", "refuse"] = "allow"
+    """what happens to an item that asks for something that has no line here. With `refuse` the message shows the line
+    that would allow it."""
     environment_macros: tuple[types.Macro, ...] = Field((), examples=["[TEAM_BUCKET]"])
     """environment variables of the function that `${NAME}` in a run spec may insert. Everyone who can see a job can
     read them."""
@@ -180,6 +223,10 @@ class DeploymentSettings(Section):
     """regions in which jobs may run. The first is the default."""
     key_secret: types.SecretVersion = Field(examples=["projects/my-project/secrets/wandb-api-key/versions/latest"])
     """secret version that holds the W&B API key"""
+    jobs_account: types.Account | None = Field(None, examples=["jobs@my-project.iam.gserviceaccount.com"])
+    """service account of jobs whose run spec names none. Without it such an item fails. Google's custom code agent,
+    service-PROJECT_NUMBER@gcp-sa-aiplatform-cc.iam.gserviceaccount.com, lets Vertex AI run them as that agent, which can
+    reach everything in the project."""
     key_ttl: types.Seconds = Field(300, ge=0)
     """seconds for which the key is kept in memory. It is also read again after W&B refuses it."""
     state_bucket: types.Bucket = Field(examples=["gs://my-bucket/vertex-launch"])
@@ -285,6 +332,16 @@ class Settings(AgentSettings, DeploymentSettings):
     def lock_seconds(self) -> float:
         """How long a pass may hold the lock: its budget, one create started at its end, and a margin."""
         return self.timeouts.pass_budget + self.timeouts.create + self.timeouts.margin
+
+    @property
+    def default_account(self) -> str:
+        """The account of a job that names none; empty for Google's custom code agent."""
+        account = self.jobs_account or ""
+        return "" if self.is_custom_code_agent(account) else account
+
+    def is_custom_code_agent(self, account: str) -> bool:
+        """Return whether this is the agent of Google's that runs custom code if a job names no account."""
+        return account.lower().endswith("@gcp-sa-aiplatform-cc.iam.gserviceaccount.com")
 
     def region(self, name: str) -> Region | None:
         """Return the configured region of that name, or None."""

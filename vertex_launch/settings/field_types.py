@@ -169,6 +169,14 @@ ProjectId = Annotated[Text, _form(rf"([a-z0-9.-]+:)?{_ID.format('*')}", "a proje
 Topic = Annotated[
     Text, _form(r"projects/[^/\s]+/topics/[\w.~+%-]+", "a topic", "Write projects/my-project/topics/ticks")
 ]
+Account = Annotated[
+    Text,
+    _form(
+        r"[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com",
+        "the email of a service account",
+        "Write it without a prefix, such as jobs@my-project.iam.gserviceaccount.com",
+    ),
+]
 Deployment = Annotated[
     Text, _form(_ID.format("{0,38}"), "a valid deployment name", "Write up to 40 lowercase letters, digits and hyphens")
 ]

@@ -29,6 +29,7 @@ VARIABLES = {
     "WANDB_API_KEY_SECRET": "key_secret",
     "GOOGLE_CLOUD_PROJECT": "project",
     REGIONS: "regions",
+    "JOBS_ACCOUNT": "jobs_account",
     "STATE_BUCKET": "state_bucket",
     "DISPATCH_TOPIC": "tick_topic",
     "AIPLATFORM_ENDPOINT": "aiplatform_endpoint",
