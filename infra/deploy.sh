@@ -21,7 +21,8 @@ An option that you leave out keeps its deployed value; its default (in parenthes
   --wandb-base-url URL       a self-hosted W&B server; none: the one in vertex-launch.yaml (none)
   --schedule CRON            when to run a pass besides after a job's end, in UTC (* * * * *)
   --invoker MEMBER           who may call dispatch-now, such as user:ada@example.com; repeatable; others keep access
-  --job-account ADDRESS      an existing service account that jobs may run as; repeatable (NAME-jobs is created)
+  --job-account ADDRESS      an existing service account that jobs may run as; repeatable, the first is that of jobs whose
+                             run spec names none (NAME-jobs is created)
   --staging-buckets B,B      existing buckets that jobs write to, one for each job region (PROJECT-NAME-staging-REGION are created)
   --secret NAME              an existing secret of the project with the W&B API key (NAME-wandb-api-key is created)
   --notification-channels C,C  Cloud Monitoring channels for alerts, as projects/P/notificationChannels/N
@@ -107,6 +108,7 @@ cat >"$work/environment.yaml" <<END
 GOOGLE_CLOUD_PROJECT: "$project"
 GOOGLE_CLOUD_REGION: "$job_regions"
 STAGING_BUCKETS: "$staging"
+JOBS_ACCOUNT: "${job_accounts%% *}"
 STATE_BUCKET: "gs://$state_bucket"
 DISPATCH_TOPIC: "projects/$project/topics/$name-ticks"
 WANDB_API_KEY_SECRET: "projects/$project/secrets/$secret/versions/latest"
@@ -494,6 +496,6 @@ $(sed -n "s/^\([A-Z_]*\): \"\(.*\)\"\$/  export \1='\2'/p" "$work/environment.ya
   python -m vertex_launch check --as $(account dispatch)
 3. Preview a pass, which changes nothing (for members named with --invoker):
   curl -X POST $dispatch_now_uri -H "Authorization: Bearer \$(gcloud auth print-identity-token)" -d '{"dry_run": true}'
-4. Set service_account in the queue's config, so that jobs run as: ${job_accounts% }
+4. Jobs run as ${job_accounts%% *}, unless their queue's config names another account.
    Push images for jobs to: $region-docker.pkg.dev/$project/$name-images
 END

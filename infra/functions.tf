@@ -36,6 +36,7 @@ locals {
       GOOGLE_CLOUD_PROJECT     = var.project
       GOOGLE_CLOUD_REGION      = join(",", local.job_regions)
       STAGING_BUCKETS          = join(",", [for region in local.job_regions : "gs://${local.staging_buckets[region]}"])
+      JOBS_ACCOUNT             = local.jobs_account
       STATE_BUCKET             = "gs://${local.record_bucket}"
       DISPATCH_TOPIC           = local.topics["ticks"]
       WANDB_API_KEY_SECRET     = "${local.secret}/versions/latest"

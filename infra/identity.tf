@@ -39,6 +39,14 @@ locals {
     { for email in var.job_service_accounts : email => email },
   )
 
+  # The account of jobs whose run spec names none: NAME-jobs, else the one of vertex-launch.yaml, else the first.
+  jobs_account = try(
+    local.emails["jobs"],
+    [for email in var.job_service_accounts : email if email == local.settings.jobs_account][0],
+    sort(tolist(var.job_service_accounts))[0],
+    "",
+  )
+
   # The secrets that a job's bootstrap reads with the job's account, by full name: the key, if the settings keep it out of jobs'
   # specs, and each git token. Hosts may share a token. The preflight and the functions report names that are not secrets.
   job_secrets = merge(

@@ -51,6 +51,7 @@ run "by_default" {
         GOOGLE_CLOUD_PROJECT     = "my-project"
         GOOGLE_CLOUD_REGION      = "us-central1"
         STAGING_BUCKETS          = "gs://my-project-vertex-launch-staging-us-central1"
+        JOBS_ACCOUNT             = "vertex-launch-jobs@my-project.iam.gserviceaccount.com"
         STATE_BUCKET             = "gs://my-project-vertex-launch-state"
         DISPATCH_TOPIC           = "projects/my-project/topics/vertex-launch-ticks"
         WANDB_API_KEY_SECRET     = "projects/my-project/secrets/vertex-launch-wandb-api-key/versions/latest"

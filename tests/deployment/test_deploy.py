@@ -126,6 +126,7 @@ def test_functions(story: Story, name: str) -> None:
         "GOOGLE_CLOUD_PROJECT": PROJECT,
         "GOOGLE_CLOUD_REGION": ",".join(REGIONS),
         "STAGING_BUCKETS": ",".join(f"gs://{PROJECT}-{NAME}-staging-{region}" for region in REGIONS),
+        "JOBS_ACCOUNT": account("jobs"),
         "STATE_BUCKET": f"gs://{PROJECT}-{NAME}-state",
         "DISPATCH_TOPIC": f"{P}/topics/{NAME}-ticks",
         "WANDB_API_KEY_SECRET": f"{P}/secrets/{NAME}-wandb-api-key/versions/latest",

@@ -347,6 +347,7 @@ def job(cloud: Cloud, state: JobState, deployment: str = "default") -> str:
         deployment=deployment,
         key_secret=f"{SECRET}/versions/1",
         state_bucket="gs://x1",
+        jobs_account="jobs@demo-project.iam.gserviceaccount.com",
         aiplatform_endpoint=f"http://{cloud.vertex.address}",
     )
     item = Item("Item1", "cpu", run_spec())

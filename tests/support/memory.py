@@ -64,6 +64,7 @@ SETTINGS: dict[str, Any] = {
     "regions": (Region(name="us-central1", staging_bucket="gs://staging"),),
     "key_secret": "projects/p/secrets/s/versions/latest",
     "state_bucket": "gs://state",
+    "jobs_account": "jobs@p.iam.gserviceaccount.com",
 }
 
 S = TypeVar("S", bound="Service")

@@ -96,6 +96,7 @@ def test_the_environment_wins_over_both_files(load: Load) -> None:
         "WANDB_API_KEY_SECRET": ("projects/env/secrets/s/versions/3", "projects/env/secrets/s/versions/3"),
         "GOOGLE_CLOUD_PROJECT": ("p-1", "p-1"),
         "GOOGLE_CLOUD_REGION": (" us-east4 ,us-west1,", (Region(name="us-east4"), Region(name="us-west1"))),
+        "JOBS_ACCOUNT": ("env@p.iam.gserviceaccount.com", "env@p.iam.gserviceaccount.com"),
         "STATE_BUCKET": ("gs://env/folder/", "gs://env/folder"),
         "DISPATCH_TOPIC": ("projects/env/topics/t", "projects/env/topics/t"),
         "AIPLATFORM_ENDPOINT": ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
@@ -346,6 +347,7 @@ IN_ENVIRONMENT: dict[Code, dict[str, list[str]]] = {
         "GOOGLE_CLOUD_REGION": ["us-east4,us-east4"],
         "GOOGLE_CLOUD_REGION, entry 2": ["us-east4,moon"],
         "STAGING_BUCKETS, entry 1": ["staging"],
+        "JOBS_ACCOUNT": ["jobs", "serviceAccount:a@p.iam.gserviceaccount.com", "a@example.com"],
         "STATE_BUCKET": ["bucket"],
         "DISPATCH_TOPIC": ["ticks"],
         "AIPLATFORM_ENDPOINT": ["ftp://x"],
@@ -671,7 +673,8 @@ def uncommented(text: str) -> str:
 def test_each_placeholder_is_refused_by_name(load: Load, shipped: tuple[str, str]) -> None:
     found = problems(load, *shipped)
     assert {problem.code for problem in found} == {Code.CONFIG_PLACEHOLDER}
-    needed = ["project", "regions[0].name", "regions[0].staging_bucket", "key_secret", "state_bucket", "tick_topic"]
+    needed = ["project", "regions[0].name", "regions[0].staging_bucket", "key_secret", "jobs_account", "state_bucket"]
+    needed += ["tick_topic"]
     assert sorted(problem.place for problem in found) == sorted(
         [f"entity in {L}", f"queues[0] in {L}", *(f"{name} in {V}" for name in needed)]
     )
@@ -679,6 +682,7 @@ def test_each_placeholder_is_refused_by_name(load: Load, shipped: tuple[str, str
         "GOOGLE_CLOUD_PROJECT": "p-1",
         "GOOGLE_CLOUD_REGION": "us-east4",
         "STAGING_BUCKETS": "gs://staging",
+        "JOBS_ACCOUNT": "jobs@p.iam.gserviceaccount.com",
         "STATE_BUCKET": "gs://state",
         "DISPATCH_TOPIC": "projects/p/topics/t",
         "WANDB_API_KEY_SECRET": SECRET,

@@ -37,7 +37,8 @@ REPO = {
     "runtime": "3.11",
 }
 PICTURE = {"source_type": "image", "source": {"image": IMAGE}, "runtime": "3.10"}
-KEPT_OUT = SETTINGS.model_copy(update={"api_key_delivery": "secret"})
+AGENT = "service-1@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
+KEPT_OUT = SETTINGS.model_copy(update={"api_key_delivery": "secret", "jobs_account": AGENT})
 ACCOUNT = {"service_account": "jobs@demo-project.iam.gserviceaccount.com"}
 
 
@@ -248,7 +249,8 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
     }
     elsewhere = source(REPO, git={"remote": "https://github.com.evil.example/x.git", "commit": "1"})
     assert plan(built(elsewhere, private))["token_secret"] is None
-    assert refused(source(REPO), private).message.code is Code.SPEC_SERVICE_ACCOUNT
+    agents = private.model_copy(update={"jobs_account": AGENT})
+    assert refused(source(REPO), agents).message.code is Code.SPEC_SERVICE_ACCOUNT
 
 
 @pytest.mark.parametrize(
