@@ -190,6 +190,7 @@ class Code(StrEnum):
     LOG_LINES_UNAVAILABLE = auto()
 
     # The preflight (preflight/)
+    CHECK_ACCOUNT = auto()
     CHECK_BUCKET = auto()
     CHECK_CONFIG = auto()
     CHECK_CONNECTION = auto()

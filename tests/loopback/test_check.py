@@ -59,6 +59,7 @@ JOBS, OTHER, GHOST = (f"{name}@{PROJECT}.iam.gserviceaccount.com" for name in ("
 DEPLOYER, DISPATCH, JOB_STATE = (
     f"{name}@{PROJECT}.iam.gserviceaccount.com" for name in ("deployer", "vl-dispatch", "vl-job-state")
 )
+AGENT = "service-1@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
 NOBODY = "a caller without credentials"
 POOL = {
     "machine_spec": {"machine_type": "n1-standard-4"},
@@ -70,6 +71,7 @@ SETTINGS = {
     "regions": [{"name": REGION, "staging_bucket": "gs://demo-staging"}],
     "key_secret": f"{SECRET}/versions/latest",
     "state_bucket": "gs://demo-state/record",
+    "jobs_account": JOBS,
     "tick_topic": TOPIC,
     "timeouts": {"read": 3, "look": 3},
 }
@@ -223,6 +225,8 @@ def test_all_is_well(run: Run) -> None:
         "record gs://demo-state/record",
         "staging bucket gs://demo-staging",
         f"service account {JOBS}",
+        "account of jobs",
+        "policy",
         f"topic {TOPIC}",
     ]
     shown = {line.what: line.text for line in lines}
@@ -311,10 +315,6 @@ FAILING: Mapping[str, Case] = {
     "a machine that the policy forbids": (
         setting(policy={"machine_types": ["e2-*"]}),
         says(OWN, Code.POLICY_MACHINE_TYPE, "n1-standard-4", "e2-*", "policy.machine_types"),
-    ),
-    "a key that no job of the queue can read": (
-        lambda world: world.without_account_of_jobs(api_key_delivery="secret"),
-        says(OWN, None, "service_account"),
     ),
     "a key that no image may read": (
         lambda world: (world.settings.update(api_key_delivery="secret"), world.launch.update(secure_mode=True)),
@@ -505,8 +505,33 @@ WARNING: Mapping[str, Case] = {
         launch(environment={"type": "gcp", "colour": "red"}),
         says("configuration", None, "environment.colour"),
     ),
+    "no account for jobs": (setting(jobs_account=None), says("account of jobs", Code.SPEC_NO_ACCOUNT, "jobs_account")),
+    "Google's agent for jobs": (
+        setting(jobs_account=AGENT),
+        says("account of jobs", Code.CHECK_ACCOUNT, "jobs_account"),
+    ),
     "no jobs allowed": (launch(max_jobs=0), says("configuration", None, "max_jobs")),
 }
+
+
+@pytest.mark.parametrize("account", [None, AGENT])
+def test_a_key_that_no_job_of_the_queue_can_read(account: str | None, world: World, run: Run) -> None:
+    world.without_account_of_jobs(api_key_delivery="secret", jobs_account=account)
+    status, output = run()
+    [line] = [line for line in found(output, "FAIL") if line.what == OWN]
+    assert (status, "spec.service_account: " in line.text) == (1, True), output
+
+
+@pytest.mark.parametrize(
+    ("policy", "open_powers"),
+    [({}, {"images", "web_access"}), ({"images": ["*"]}, {"web_access"}), ({"unlisted": "refuse"}, set())],
+)
+def test_the_powers_that_are_open_are_listed(
+    policy: dict[str, Any], open_powers: set[str], world: World, run: Run
+) -> None:
+    world.settings["policy"] = policy
+    [line] = [line for line in found(run()[1], "ok") if line.what == "policy"]
+    assert {"images", "web_access"} & set(re.findall(r"\w+", line.text)) == open_powers
 
 
 @pytest.mark.parametrize("name", WARNING)

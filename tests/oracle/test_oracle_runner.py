@@ -240,11 +240,20 @@ def variables(case: Case) -> None:
         theirs.env = list(mine.env)
 
 
+def no_account(case: Case) -> None:
+    """The official runner leaves a job without an account to Google's custom code agent; ours gets that of the settings."""
+    theirs, mine = CustomJob.pb(case.theirs).job_spec, CustomJob.pb(case.ours).job_spec
+    if not case.asked.get("service_account"):
+        assert theirs.service_account == ""
+        assert mine.service_account == SETTINGS.jobs_account
+        theirs.service_account = mine.service_account
+
+
 def dropped_arguments(case: Case) -> None:
     """The official runner silently drops whatever it does not know, the service account under `spec` among it, so that
     Spot is impossible."""
     theirs, mine, asked = CustomJob.pb(case.theirs).job_spec, CustomJob.pb(case.ours).job_spec, case.asked
-    if "service_account" in asked and "service_account" not in case.run:
+    if asked.get("service_account") and "service_account" not in case.run:
         assert theirs.service_account == ""
         assert mine.service_account == asked["service_account"]
         theirs.service_account = mine.service_account
@@ -271,7 +280,7 @@ def dropped_arguments(case: Case) -> None:
         theirs.psc_interface_config.CopyFrom(mine.psc_interface_config)
 
 
-DIFFERENCES: list[Callable[[Case], None]] = [labels, display_name, command, variables, dropped_arguments]
+DIFFERENCES: list[Callable[[Case], None]] = [labels, display_name, command, variables, no_account, dropped_arguments]
 
 
 def compare(wire: Wire, spec: dict[str, Any]) -> Case:

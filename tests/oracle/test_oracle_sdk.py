@@ -65,7 +65,8 @@ def sdk_job(wire: Wire, spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
 
 def our_job(spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
     """Return the message that we build, without the labels and variables that we add."""
-    job = built(run_spec(spec=spec, run=run), now=NOW).custom_job
+    agent = SETTINGS.model_copy(update={"jobs_account": "service-1@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"})
+    job = built(run_spec(spec=spec, run=run), agent, now=NOW).custom_job
     job.labels = {key: value for key, value in job.labels.items() if key not in labels.OWN_KEYS}
     for pool in job.job_spec.worker_pool_specs:
         for task in [getattr(pool, name) for name in TASKS]:

@@ -229,6 +229,7 @@ class Deployment:
 
     def _configure(self) -> dict[str, str]:
         rest = {"project": PROJECT, "regions": [{"name": REGION, "staging_bucket": "gs://staging"}]}
+        rest["jobs_account"] = f"jobs@{PROJECT}.iam.gserviceaccount.com"
         files = {"launch-config.yaml": {}, "vertex-launch.yaml": rest}
         for name, value in self._settings.items():
             files["launch-config.yaml" if name in LAUNCH else "vertex-launch.yaml"][name] = value

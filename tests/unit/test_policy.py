@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from tests.support.specs import IMAGE, PACKAGE, SETTINGS, built, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job import powers
-from vertex_launch.settings.config import Policy
+from vertex_launch.settings.config import Policy, Region
 
 AGENT = "service-123456789@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
 """Google's agent that runs custom code without an account."""
@@ -186,6 +188,22 @@ def test_a_strict_policy_shows_the_line_that_allows_a_power(
     assert f"{key}: " in text
     line = yaml.safe_load(text.split(f"set: {key}: ")[1].split(" [VL-")[0].splitlines()[0].rstrip("."))
     assert refused(run_spec(one, spec=spec), unlisted="refuse", **others | {key: line}) == ""
+
+
+def test_the_strict_policy_of_the_docs_refuses_every_power_but_those_that_it_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/security.md").read_text()
+    policy = yaml.safe_load(page.split("```yaml\npolicy:")[1].split("```")[0].replace("\n  ", "\n"))
+    policy |= {"images": [IMAGE], "projects": ["acme/*"]}
+    region = Region(name="us-central1", staging_bucket="gs://demo-staging")
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", SETTINGS.model_copy(update={"regions": (region,)}))
+    assert refused(run_spec(), **policy) == ""
+    assert refused(run_spec(gpu(2)), **policy) == ""
+    listed = set(policy) - {"unlisted"}
+    powers_of = {key: run_spec(one, spec=spec) for key, one, spec, _ in POWERS if key not in listed}
+    assert powers_of.keys() == set(powers.KEYS) - listed - {"lustre_mounts"}
+    assert [key for key, spec in powers_of.items() if f"policy.{key} " not in refused(spec, **policy)] == []
 
 
 def test_every_field_of_a_job_is_known_to_the_policy() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from google.cloud.aiplatform_v1.types import CustomJob
 
 from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS
-from vertex_launch.settings.config import Settings
+from vertex_launch.settings.config import Policy, Settings
 
 if TYPE_CHECKING:
     from vertex_launch.job.run_spec import RunSpec
@@ -85,6 +85,10 @@ READ = frozenset(
     }
 )
 """Fields that ``asked`` reads."""
+
+
+KEYS = tuple(key for key in Policy.model_fields if key not in ("unlisted", "environment_macros"))
+"""The lines of the policy, one for each power."""
 
 
 class Ask(NamedTuple):

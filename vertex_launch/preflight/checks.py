@@ -20,6 +20,7 @@ from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import all_of, run_parallel
 from vertex_launch.errors import LaunchError, Unavailable
+from vertex_launch.job import powers
 from vertex_launch.job.request import JobRequest
 from vertex_launch.preflight.lines import Line, Verdict, fail, no_answer, ok, once, skip, warn
 from vertex_launch.preflight.permissions import BucketPermissions, NotThere, Permissions, Refuses
@@ -108,7 +109,7 @@ class Preflight:
         buckets = self._staging_buckets(queues.built, wrong)
         checks: list[Callable[[], list[Line]]] = [partial(self._staging, bucket) for bucket in buckets]
         checks += [partial(self._act_as, account) for account in self._accounts(queues.built)]
-        for lines in (*regions, key, wandb, project, record, *all_of(run_parallel(checks, AT_ONCE))):
+        for lines in (*regions, key, wandb, project, record, *all_of(run_parallel(checks, AT_ONCE)), self._powers()):
             yield from lines
         if queues.unknown:
             what = f"service accounts of jobs from {', '.join(queues.unknown)}"
@@ -190,13 +191,37 @@ class Preflight:
 
     def _accounts(self, built: Sequence[JobRequest]) -> list[str]:
         """Return the accounts that the queue configurations name, and those that the policy names in full."""
-        named = [request.custom_job.job_spec.service_account for request in built]
+        named = [
+            self._settings.default_account,
+            *(request.custom_job.job_spec.service_account for request in built),
+        ]
         allowed = [one for one in self._settings.policy.service_accounts or () if not re.search(r"[*?]", one)]
         return [account for account in dict.fromkeys([*named, *allowed]) if account]
 
+    def _powers(self) -> list[Line]:
+        """Return which account jobs without one get, and what the policy leaves open."""
+        settings, what = self._settings, "account of jobs"
+        where, policy = settings.where("jobs_account"), settings.policy
+        lines = [ok(what, f"{settings.jobs_account}, for run specs that name none")]
+        if not settings.jobs_account:
+            remedy = f"Set {where}, unless every queue configuration names an account"
+            lines = [warn(Code.SPEC_NO_ACCOUNT, what, "none is set, so items whose run spec names none fail", remedy)]
+        elif not settings.default_account:
+            found = (
+                "jobs without an account run as Google's custom code agent, which reaches the record and the W&B key"
+            )
+            lines = [warn(Code.CHECK_ACCOUNT, what, found, f"Set {where} to an account of your own")]
+        open_powers = [key for key in powers.KEYS if getattr(policy, key) is None]
+        found = f"run specs may ask for anything in {', '.join(open_powers)} (unlisted: allow)"
+        if policy.unlisted == "refuse" or not open_powers:
+            found = "run specs may ask only for what it lists"
+        return [*lines, ok("policy", found)]
+
     def _act_as(self, account: str) -> list[Line]:
         what, asked, may = f"service account {account}", self._outside.accounts, "may act as it"
-        remedy = "Create it, or correct service_account in the queue configuration or policy.service_accounts"
+        remedy = (
+            "Create it, or correct jobs_account, policy.service_accounts or service_account in the queue configuration"
+        )
         granted = _granted(what, asked, account, (ACT_AS,), may, remedy, vital=False)
         return [granted.line(what, (ACT_AS,), may, "on it, as roles/iam.serviceAccountUser does")]
 
