@@ -134,6 +134,7 @@ class Code(StrEnum):
     POP_REFUSED = auto()
     MESSAGE_NOT_TAKEN = auto()
     LOCK_NOT_GIVEN_BACK = auto()
+    LEDGER_REPAIRED = auto()
     CANCEL_FAILED = auto()
     SWEEP_NOT_CANCELLED = auto()
     LATE_PASS = auto()

@@ -49,17 +49,17 @@ class Unreadable(ValueError):
         return self.found in (CUT_OFF, TOO_LARGE)
 
 
-def read(text: bytes | str) -> Any:
-    """Parse JSON. Raises Unreadable."""
+def read(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> Any:
+    """Parse JSON of at most ``most`` bytes. Raises Unreadable."""
     try:
         raw = text.encode() if isinstance(text, str) else text
     except UnicodeEncodeError:
         raise Unreadable("has half of a surrogate pair") from None
-    if len(raw) > limits.LARGEST_ANSWER:
+    if len(raw) > most:
         raise Unreadable(TOO_LARGE)
-    most = limits.MOST_ANSWER_VALUES
-    if len(raw) > most and _values(raw) > most:
-        raise Unreadable(f"has more than {most} values (MOST_ANSWER_VALUES)")
+    values = limits.MOST_ANSWER_VALUES * most // limits.LARGEST_ANSWER
+    if len(raw) > values and _values(raw) > values:
+        raise Unreadable(f"has more than {values} values (MOST_ANSWER_VALUES)")
     try:
         value = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
@@ -72,9 +72,9 @@ def read(text: bytes | str) -> Any:
     raise Unreadable(found)
 
 
-def read_object(text: bytes | str) -> dict[str, Any]:
-    """Parse a JSON object. Raises Unreadable."""
-    value = read(text)
+def read_object(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> dict[str, Any]:
+    """Parse a JSON object of at most ``most`` bytes. Raises Unreadable."""
+    value = read(text, most)
     if not isinstance(value, dict):
         raise Unreadable("is not a JSON object")
     return value

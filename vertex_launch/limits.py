@@ -67,3 +67,6 @@ MOST_DIGITS = 300
 
 LONGEST_ID = 500
 """Characters of an id or a name that W&B gives; its own have up to 128."""
+
+LARGEST_LEDGER = 64 * 1024 * 1024
+"""Bytes of the ledger: that of ten thousand jobs and a hundred thousand waiting items has about 20 MB."""

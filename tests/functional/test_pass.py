@@ -673,8 +673,10 @@ def test_a_queue_that_cannot_be_served_gets_a_notice_and_the_others_go_on() -> N
     assert len(report.notices) == 2
     assert "Queue missing does not exist" in report.notices[0]
     assert "kubernetes queue" in report.notices[1]
+    world.queue.queues["k8s"] = "gcp-vertex"
+    assert len(world.run().notices) == 1
     world.run()
-    assert world.queue.calls["resources"] == 1, "what a queue runs on is asked once"
+    assert world.queue.calls["resources"] == 2, "asked until a queue can be served, then never again"
 
 
 def test_the_default_entity_is_the_keys() -> None:

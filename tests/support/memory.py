@@ -446,9 +446,11 @@ class Objects(Service):
 
     name, code = "Cloud Storage", Code.STORAGE_UNAVAILABLE
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = lambda: Clock.now) -> None:
         super().__init__()
         self.objects: dict[str, tuple[bytes, int]] = {}
+        self.times: dict[str, float] = {}
+        self._clock = clock
         self._generations = itertools.count(1)
 
     def read(self, name: str) -> tuple[bytes, int] | None:
@@ -462,7 +464,11 @@ class Objects(Service):
     def put(self, name: str, content: bytes) -> int:
         """Replace an object, whatever its generation, and return the new one."""
         self.objects[name] = content, next(self._generations)
+        self.times[name] = self._clock()
         return self.objects[name][1]
+
+    def written(self, name: str) -> float:
+        return self.times.get(name, 0.0)
 
     def lose_ledger(self, left: bytes = b"damaged") -> None:
         self.put(LEDGER, left)
@@ -529,7 +535,7 @@ class World:
         self.queue = Wandb(self.clock, QueueItem, lambda: self.settings.lease)
         self.vertex = Vertex(self.clock, Job, lambda: self.settings.deployment)
         self.vertex.runs = self.queue.run_views
-        self.bucket = Objects()
+        self.bucket = Objects(self.clock)
         self.topic = Topic()
         self.artifacts = Artifacts()
         self.redact = Redactor()

@@ -253,7 +253,9 @@ BROKEN: list[tuple[str | bytes, str]] = [
     ("queues: [q]\n? [a]\n: 1", ", line 2, column 3"),
     ("queues: [*a]", ", line 1, column 10"),
     ("queues: [q]\n---\na: 1", ", line 2, column 1"),
-    *((text, "") for text in ("- q", "just words", "[" * 700, b"queues: [\xff]")),
+    *((text, "") for text in ("- q", "just words")),
+    ("[" * 700, ", line 1, column 51"),
+    (b"queues: [\xff]", ", line 1"),
 ]
 
 # By code and place, the values of a setting in launch-config.yaml
@@ -714,3 +716,50 @@ def test_the_files_show_every_setting_with_its_default(load: Load, official: Any
     for name, field in (AgentSettings.model_fields | DeploymentSettings.model_fields).items():
         if name not in required and field.default not in (None, {}, config.Policy()):
             assert getattr(loaded, name) == field.default, name
+
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+MERGES = "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b'queues: [q]\nentity: "\\UFFFFFFFF"', 2),
+        (b'queues: [q]\n\nentity: "\\UDFFFFFFF"', 3),
+        (b"queues: [q]\nmax_jobs: " + b"9" * 5000, 2),
+        (b"queues: [q]\nmax_jobs: " + b"[" * 5000, 2),
+        (b"queues: [q]\nmax_jobs: " + b"{a: " * 5000, 2),
+        (b"- " * 5000, 1),
+        (b"queues: [q]\nmax_jobs: 2024-13-45", 2),
+        (b"queues: [q]\nmax_jobs: !!int ''", 2),
+        (b"queues: [q]\nmax_jobs: !!float abc", 2),
+        (b"queues: [q]\nmax_jobs: !!timestamp soon", 2),
+        (b"queues: [q]\nmax_jobs: !!python/object/apply:os.system [ls]", 2),
+        (b"queues:\n\t- q", 2),
+        (b"queues: [q]\n\nentity: \x00", 3),
+        (b"queues: [q]\nentity: \xed\xa0\x80", 2),
+        ("queues: [q]\nentity: 日本\x07".encode(), 2),
+        (b"\n\nentity: &a [*a]", 3),
+        (b"\n\nentity: &a {b: {c: *a}}", 3),
+        (ALIASES.encode(), 6),
+        (MERGES.encode(), 6),
+    ],
+)
+def test_yaml_that_breaks_the_parser_has_its_line_and_no_word_of_python(load: Load, text: bytes, line: int) -> None:
+    (found,) = problems(load, text)
+    assert found.code is Code.CONFIG_YAML
+    assert found.place.startswith(f"{L}, line {line}")
+    for word in ("codec", "chr()", "sys.", "int()", "Error", "None", "0x110000"):
+        assert word not in str(found)
+
+
+def test_a_file_that_is_too_large(load: Load) -> None:
+    (found,) = problems(load, b"#" * 2**20 + b"\nqueues: [q]")
+    assert (found.place, found.code) == (L, Code.CONFIG_YAML)
+
+
+def test_aliases_that_stand_for_little_are_accepted(load: Load) -> None:
+    load("queues: &q [a, b]\nentity: &e acme\n", vertex() + "policy: {images: &i ['a/*'], machine_types: *i}\n")

@@ -17,18 +17,32 @@ NAME = "projects/p/locations/{region}/customJobs/{number}"
 RUN = RunId("e", "p", "r")
 times = st.floats(0, 2e9)
 texts = st.text(max_size=20)
-attempts = st.builds(Attempt, number=st.integers(1, 9), region=texts, planned=times, job=texts, ended=times)
+regions = st.from_regex("[a-z0-9-]{1,40}", fullmatch=True)
+jobs = st.just("") | st.builds(
+    lambda region, number: NAME.format(region=region, number=number), regions, st.integers(1, 99)
+)
+attempts = st.builds(Attempt, number=st.integers(1, 9), region=regions, planned=times, job=jobs, ended=times)
+
+
+def item_of(tries: list[Attempt], claimed: bool, retry: Retry | None, **given: Any) -> OpenItem:
+    last = tries[-1]
+    claimed = claimed and bool(last.job or last.ended or len(tries) > 1)
+    return OpenItem(attempts=tuple(tries), claimed=claimed, retry=retry if last.ended else None, **given)
+
+
 items = st.builds(
-    OpenItem,
+    item_of,
+    tries=st.lists(attempts, min_size=1, max_size=3, unique_by=lambda one: one.number).map(
+        lambda tries: sorted(tries, key=lambda one: one.number)
+    ),
+    claimed=st.booleans(),
+    retry=st.none() | st.builds(Retry, at=times),
     item=texts,
     queue=texts,
     entity=texts,
     project=texts,
     run=texts,
     kind=st.sampled_from(Kind),
-    claimed=st.booleans(),
-    attempts=st.lists(attempts, min_size=1, max_size=3).map(tuple),
-    retry=st.none() | st.builds(Retry, at=times),
     warned=st.lists(texts, max_size=2).map(tuple),
 )
 ledgers = st.builds(
@@ -38,7 +52,7 @@ ledgers = st.builds(
     turn=texts,
     full_pass_began=times,
     submissions=st.dictionaries(texts, st.lists(times, max_size=3), max_size=2),
-    open=st.dictionaries(texts, items, max_size=3),
+    open=st.lists(items, max_size=3).map(lambda found: {one.item: one for one in found}),
     waiting=st.dictionaries(texts, st.builds(Waiting, since=times, seen=times, warned=st.lists(texts, max_size=2))),
 )
 
@@ -51,9 +65,7 @@ def test_it_survives_its_json(ledger: Ledger) -> None:
 @given(
     st.binary().filter(lambda text: not text.startswith(b"{"))
     | st.sampled_from([b"{}", b"{}[]", b"null", b"[]", b"[" * 100_000, b'{"version": 3}', b'{"version": 1, "open": 1}'])
-    | st.sampled_from(
-        [b'{"version": %d, "open": {"a": %s}}' % (n, a) for n in (1, 2) for a in (b"{}", b'{"last": "x"}')]
-    )
+    | st.sampled_from([b'{"version": 1, "open": {"a": %s}}' % entry for entry in (b"{}", b'{"last": "x"}')])
 )
 def test_a_damaged_ledger_counts_as_lost(text: bytes) -> None:
     assert Ledger.parse(text) is None

@@ -57,6 +57,16 @@ class RecordStorage:
                 return None
         return found
 
+    def written(self, name: str) -> float:
+        """Return when an object was written (Unix seconds by Cloud Storage's clock), 0 if it does not exist.
+
+        Raises Unavailable.
+        """
+        blob = self._bucket.blob(f"{self._prefix}/{name}")
+        with self._reported("read", name), suppress(exceptions.NotFound):
+            blob.reload(**self._limits)
+        return float(blob.updated.timestamp()) if blob.updated else 0.0
+
     def write(self, name: str, content: bytes, generation: int) -> int | None:
         """Write the object if it has this generation, 0 for a new object. Return its new generation, None if it has another.
 

@@ -199,9 +199,9 @@ def _in_turn(queues: Sequence[str], turn: str) -> Sequence[str]:
 def _resources(
     settings: Settings, services: Services, ledger: Ledger, entity: str, state: WandbState, queues: Sequence[str]
 ) -> Mapping[str, str]:
-    """Return what the queues' items run on, by queue id; it is asked once and then kept in the ledger."""
+    """Return what the queues' items run on, by queue id; it is kept in the ledger once this deployment can serve the queue."""
     ids = {name: state.queues[name] for name in dict.fromkeys([*queues, *settings.queues]) if name in state.queues}
-    unknown = [name for name, one in ids.items() if one not in ledger.resources]
+    unknown = [name for name, one in ids.items() if ledger.resources.get(one) not in ("", *VERTEX_RESOURCES)]
     if not any(name in unknown for name in queues):
         return ledger.resources
     found = services.queue.resources(entity, unknown)

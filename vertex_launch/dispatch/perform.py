@@ -37,6 +37,7 @@ from vertex_launch.dispatch.look import AT_ONCE, Seen
 from vertex_launch.errors import CodedError, ItemDeferred, LaunchError, Message, OutcomeUnknown, Unavailable
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import Ack, Item, Kind, ManagedJob, Phase, Popped
+from vertex_launch.problems import shown
 
 POP_SINGLY = 900.0
 """Seconds for which items are popped one by one after an answer that could not be read: many leases and passes."""
@@ -146,6 +147,12 @@ def learn(pass_: Pass, seen: Seen) -> None:
     """Keep what was learned for good, the key's entity and what queues run on, and report what cannot be served."""
     pass_.ledger.learn(seen.entity, seen.resources, changed=seen.entity_changed)
     apply(pass_, map(Notice, seen.notices))
+    if lost := pass_.held.lost:
+        text = (
+            f"The ledger cannot be used in {len(lost)} places ({', '.join(map(shown, lost[:3]))}). They are left out, and the "
+            "deployment's jobs of the last day are looked for again."
+        )
+        apply(pass_, [Notice(Message(Code.LEDGER_REPAIRED, text))])
 
 
 # Vertex AI

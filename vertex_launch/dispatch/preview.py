@@ -21,7 +21,7 @@ from vertex_launch.state.ledger import Ledger
 def preview(settings: Settings, services: Services, request: PassRequest) -> PassReport:
     """Look, and report what was seen. Raises Unavailable."""
     started = services.clock()
-    ledger = services.record.read().ledger or Ledger()
+    ledger = services.record.read(services.clock()).ledger or Ledger()
     ledger.only_planned()
     queues = request.queues or settings.queues
     seen = look(settings, services, ledger, queues, started)

@@ -63,7 +63,7 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
     started, pass_id = services.clock(), services.new_pass_id()
     if request.published is not None and started - request.published > STALE_TICK:
         return Skipped.STALE
-    stored = services.record.read()
+    stored = services.record.read(started)
     if request.published is not None and stored.ledger and request.published < stored.ledger.full_pass_began:
         return Skipped.COVERED
     with services.record.locked(stored, pass_id, started, started + settings.lock_seconds) as held:

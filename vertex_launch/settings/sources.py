@@ -162,28 +162,74 @@ class Sources:
         return regions
 
 
+DEEPEST = 50
+"""Levels of nesting in a file; the settings have six."""
+
+MOST_NODES = 100_000
+"""Values in a file, counting what an alias stands for each time."""
+
+LARGEST_FILE = 1024 * 1024
+"""Bytes of a file."""
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose every refusal is a YAMLError that knows its line."""
+    """SafeLoader whose every refusal is a YAMLError that knows its line.
+
+    An alias stands for all that its anchor holds, so a small file can mean a huge value, or one that holds itself.
+    """
+
+    def __init__(self, stream: bytes) -> None:
+        super().__init__(stream)
+        self._level = 0
+        self._sizes: dict[int, int] = {}
 
     # Without binary data, because its text cannot be searched for keys.
     yaml_constructors = {  # noqa: RUF012 - PyYAML's own name and shape
         tag: construct for tag, construct in yaml.SafeLoader.yaml_constructors.items() if tag != _BINARY
     }
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self._level += 1
+        if self._level > DEEPEST:
+            raise _refused(f"it is nested more than {DEEPEST} levels deep", event.start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._level -= 1
+        if isinstance(event, yaml.AliasEvent) and id(node) not in self._sizes:
+            raise _refused("an alias stands for a value that holds the alias", event.start_mark)
+        if node is not None:
+            self._count(node, event.start_mark)
+        return node
+
+    def _count(self, node: yaml.Node, mark: yaml.Mark) -> None:
+        """Count the values that a node stands for."""
+        pairs = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [one for pair in pairs for one in (pair if isinstance(pair, tuple) else [pair])]
+        self._sizes[id(node)] = 1 + sum(self._sizes[id(one)] for one in inner)
+        if self._sizes[id(node)] > MOST_NODES:
+            raise _refused(f"its aliases stand for more than {MOST_NODES} values", mark)
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep=deep)
-        except (ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             # PyYAML raises these for a date such as 2024-13-45, for `!!bool maybe`, or for a number of 5,000 digits.
-            reason = f"{shown(node.value)} cannot be read; put it in quotes if it is text"
-            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from error
+            raise _refused(
+                f"{shown(node.value)} cannot be read; put it in quotes if it is text", node.start_mark
+            ) from error
+
+
+def _refused(reason: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, reason, mark)
 
 
 def _read(root: Path, name: str, fields: Collection[str], if_missing: str) -> SettingsFile:
     """Read a file. Nothing is raised: ``problems`` has what is wrong. ``if_missing`` is the remedy if there is no file."""
     place, code = name, Code.CONFIG_YAML
     try:
-        return _parse((root / name).read_bytes(), name, fields)
+        with (root / name).open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        return _parse(text, name, fields)
     except FileNotFoundError:
         found, remedy, code = f"there is no file {root / name}", if_missing, Code.CONFIG_FILE
     except OSError as error:
@@ -194,20 +240,21 @@ def _read(root: Path, name: str, fields: Collection[str], if_missing: str) -> Se
             place = f"{name}, line {mark.line + 1}, column {mark.column + 1}"
         found = f"is not valid YAML: {error.problem}"
         remedy = "Indent with spaces, put a space after each colon, and close all brackets and quotes"
-    except yaml.YAMLError as error:
-        found = f"is not text that YAML allows: {getattr(error, 'reason', 'it cannot be parsed')}"
+    except yaml.reader.ReaderError as error:
+        place = f"{name}, line {_line(text, error)}"
+        found = "is not text that YAML allows: it has a byte that is not UTF-8, or a control character"
         remedy = "Save the file as UTF-8 text"
-    except RecursionError:
-        found, remedy = "is nested too deeply", "Keep only known settings in the file"
     return SettingsFile(name, fields, None, (problem(place, found, remedy, code=code),))
 
 
 def _parse(text: bytes, name: str, fields: Collection[str]) -> SettingsFile:
-    """Parse a file's text. Raises YAMLError, RecursionError."""
+    """Parse a file's text. Raises YAMLError."""
+    if len(text) > LARGEST_FILE:
+        raise _refused(f"the file has more than {LARGEST_FILE} bytes", None)
     loader = _Loader(text)
     values, problems = {}, list[Problem]()
     try:
-        if node := loader.get_single_node():
+        if node := _node(loader):
             problems += _problems(node, name, (), set())
             values = loader.construct_document(node)
     finally:
@@ -219,6 +266,25 @@ def _parse(text: bytes, name: str, fields: Collection[str]) -> SettingsFile:
         return SettingsFile(name, fields, None, problems)
     given = {key: value for key, value in values.items() if value is not None or key not in fields}
     return SettingsFile(name, fields, given, problems)
+
+
+def _node(loader: _Loader) -> yaml.Node | None:
+    """Return the document. Raises YAMLError."""
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+    except yaml.YAMLError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # PyYAML's scanner raises these for an escape such as "\UFFFFFFFF", which no character has.
+        raise _refused("an escape or a number is beyond what YAML allows", loader.get_mark()) from error
+    return node
+
+
+def _line(text: bytes, error: yaml.reader.ReaderError) -> int:
+    """Return the line of what PyYAML's reader refuses; it counts bytes if they are not text, else characters."""
+    decoded = text if isinstance(error.character, bytes) else text.decode("utf-8", errors="replace").encode("utf-32-le")
+    width = 1 if decoded is text else 4
+    return 1 + decoded[: width * error.position].count(b"\n")
 
 
 def _problems(node: yaml.Node, name: str, location: Location, seen: set[int]) -> Iterator[Problem]:

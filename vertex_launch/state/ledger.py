@@ -21,18 +21,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
-from vertex_launch.limits import MOST_WARNINGS
-from vertex_launch.model import Item, Kind, ManagedJob, RunId
+from vertex_launch import json_reader
+from vertex_launch.limits import LARGEST_LEDGER, MOST_WARNINGS
+from vertex_launch.model import Item, JobName, Kind, ManagedJob, RunId
 from vertex_launch.state import ledger_v1
 
 VERSION = 2
-MINUTE = 60.0
+MINUTE, DAY = 60.0, 86_400.0
 LISTS_LAG = 600.0
 """Seconds for which a list may still show an ended job as active, with a good margin."""
 FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
@@ -52,6 +62,26 @@ def pause(tries: int, first: float) -> float:
     return min(LONGEST_PAUSE, first * 2.0 ** min(tries - 1, 10))
 
 
+def _plausible(at: float, info: ValidationInfo) -> float:
+    """Check a time that was read, if the context says when it was."""
+    read_at: float | None = info.context
+    if read_at is not None and not 0 <= at <= read_at + DAY:
+        raise ValueError("not a time that a pass wrote")
+    return at
+
+
+def _job_name(name: str) -> str:
+    """Check a job's resource name. Raises ValueError."""
+    return str(JobName.parse(name)) if name else ""
+
+
+Time: TypeAlias = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_plausible)]
+"""Unix seconds, 0 for never."""
+
+Generation: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+"""Of an object, 0 for none."""
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -61,24 +91,24 @@ class _Value(BaseModel):
 
 
 class Attempt(_Value):
-    """One CustomJob for an item, from the plan to create it until it has ended. Times are Unix seconds, 0 for never."""
+    """One CustomJob for an item, from the plan to create it until it has ended."""
 
-    number: int = 1
-    region: str
-    planned: float
+    number: int = Field(1, ge=1, lt=2**31)
+    region: str = Field(pattern=r"^[a-z0-9-]{1,40}$")
+    planned: Time
     """When its create was about to be sent."""
-    job: str = ""
+    job: Annotated[str, AfterValidator(_job_name)] = ""
     """Resource name; empty while the outcome of the create is unknown."""
     state: str = ""
-    state_since: float = 0
+    state_since: Time = 0
     """The job's state as a pass saw it last, and when one first did."""
-    ended: float = 0
+    ended: Time = 0
     """When a pass first saw that the job has ended or is gone."""
     began: bool = False
     """Whether its run began."""
     reason: str = ""
     """Why another attempt follows, in Vertex AI's words."""
-    stop_seen: float = 0
+    stop_seen: Time = 0
     """When a pass first saw that someone asked the run to stop."""
     cancelled: str = ""
     """Why a pass cancelled the job, for its author."""
@@ -89,7 +119,7 @@ class Attempt(_Value):
 class Retry(_Value):
     """The next attempt: from when on, whether another region is better, and why the last try to submit it failed."""
 
-    at: float
+    at: Time
     elsewhere: bool = False
     blocked: str = ""
 
@@ -127,6 +157,18 @@ class OpenItem(_Value):
     """Why there is no further attempt, if that is not obvious."""
     warned: tuple[str, ...] = ()
     """What its author was warned about while it was open."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Check that the parts fit, in an item that was read."""
+        numbers = [attempt.number for attempt in self.attempts]
+        if sorted(set(numbers)) != numbers:
+            raise ValueError("its attempts do not follow one another")
+        if self.job and self.retry and not self.current.ended:
+            raise ValueError("its next attempt is planned, and its job has not ended")
+        if self.claimed and not (self.job or self.current.ended or len(self.attempts) > 1):
+            raise ValueError("it is claimed for a job that it does not have")
+        return self
 
     @property
     def current(self) -> Attempt:
@@ -287,11 +329,11 @@ class Waiting(BaseModel):
     It could not start ``tries`` times, and is not tried again before ``until``. Its check met a bug ``faults`` times.
     """
 
-    since: float
-    seen: float
-    tries: int = 0
-    faults: int = 0
-    until: float = 0
+    since: Time
+    seen: Time
+    tries: int = Field(0, ge=0)
+    faults: int = Field(0, ge=0)
+    until: Time = 0
     warned: list[str] = Field(default_factory=list)
 
 
@@ -299,7 +341,7 @@ class Suspect(BaseModel):
     """An item that was checked when a pass died: in how many it was checked alone, and when the last one was found."""
 
     kills: int = 0
-    since: float
+    since: Time
 
 
 class Ledger(BaseModel):
@@ -307,8 +349,8 @@ class Ledger(BaseModel):
 
     version: int = VERSION
     writer: str = ""
-    writes: int = 0
-    free_lock: int = 0
+    writes: int = Field(0, ge=0)
+    free_lock: Generation = 0
     """Generation of the lock that the writer gives back; 0 while it runs."""
     rebuild: bool = False
     """Whether an earlier ledger was lost and no pass has looked for its jobs to the end yet."""
@@ -319,34 +361,65 @@ class Ledger(BaseModel):
     """Queue id to the resource its items run on, such as ``gcp-vertex``; empty if W&B does not say."""
     turn: str = ""
     """The queue that the next pass asks first."""
-    singly_until: float = 0
+    singly_until: Time = 0
     """Until when items are popped one by one, because an answer with several could not be read."""
-    full_pass_began: float = 0
+    full_pass_began: Time = 0
     """Start time of the last completed pass over all queues."""
-    submissions: dict[str, list[float]] = Field(default_factory=dict)
+    submissions: dict[str, list[Time]] = Field(default_factory=dict)
     """Region to the times of the creates of the last minute."""
     open: dict[str, OpenItem] = Field(default_factory=dict)
     """By item id."""
     waiting: dict[str, Waiting] = Field(default_factory=dict)
     """By item id."""
-    noted: int = 0
+    noted: Generation = 0
     """Generation of the note about what is checked (``state.record``), as of this write."""
     suspects: dict[str, Suspect] = Field(default_factory=dict)
     """By item id: what was checked when a pass died and was not tried since."""
-    settled: dict[str, float] = Field(default_factory=dict)
+    settled: dict[str, Time] = Field(default_factory=dict)
     """Settled jobs and when: a list that lags may show them as active for a while."""
 
+    _dropped: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def dropped(self) -> Sequence[str]:
+        """What was read and left out, because it contradicts itself or cannot have been written by a pass."""
+        return self._dropped
+
     @classmethod
-    def parse(cls, text: bytes) -> Ledger | None:
-        """Parse a ledger, also one of version 1; None if it is damaged or of a later version, which counts as lost."""
+    def parse(cls, text: bytes, now: float | None = None) -> Ledger | None:
+        """Parse a ledger, also one of version 1; None if it is damaged or of a later version, which counts as lost.
+
+        Entries that contradict themselves, or that no pass can have written before ``now``, are left out. The jobs that they
+        were about are looked for again.
+        """
         try:
-            value = json.loads(text)
-            if isinstance(value, dict) and value.get("version") == 1:
+            value = json_reader.read_object(text, LARGEST_LEDGER)
+            if value.get("version") == 1:
                 value = ledger_v1.migrate(value)
-            ledger = cls.model_validate(value)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             return None
-        return ledger if value.get("version") == VERSION else None
+        return cls._without_contradictions(value, now) if value.get("version") == VERSION else None
+
+    @classmethod
+    def _without_contradictions(cls, value: dict[str, Any], now: float | None) -> Ledger:
+        dropped: list[str] = []
+        try:
+            ledger = cls.model_validate(value, context=now)
+        except ValidationError as error:
+            for place in {detail["loc"][:2] for detail in error.errors(include_url=False, include_input=False)}:
+                dropped.append(".".join(map(str, place)))
+                section = value.get(str(place[0]))
+                if len(place) > 1 and isinstance(section, dict):
+                    section.pop(place[1], None)
+                else:
+                    value.pop(str(place[0]), None)
+            ledger = cls.model_validate(value, context=now)
+        strangers = [item for item, entry in ledger.open.items() if entry.item != item]
+        for item in strangers:
+            ledger.drop(item)
+        ledger._dropped = [*dropped, *(f"open.{item}" for item in strangers)]
+        ledger.rebuild = ledger.rebuild or bool(ledger._dropped)
+        return ledger
 
     def dump(self, redact: Callable[[Any], Any] = lambda value: value) -> bytes:
         """Serialize to JSON, omitting default values; ``redact`` hides keys in the JSON value."""

@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from vertex_launch import log
+from pydantic import BaseModel, ConfigDict, Field
+
+from vertex_launch import json_reader, log
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, PassBusy, PassLost, Unavailable
 from vertex_launch.log import Redactor
@@ -29,15 +31,20 @@ from vertex_launch.state.ledger import NAMES, Ledger
 LOCK = "hold.json"  # its name since the first release: old and new versions exclude each other during an upgrade
 LEDGER = "ledger.json"
 NOTE = "working.json"
+CLOCK_SKEW = 300.0
+"""Seconds by which the clocks of two functions and of the storage may differ."""
 ABSENT = 0
 """The generation that means: must not exist yet."""
 
 
 class Objects(Protocol):
-    """Named objects with generations. Both methods raise Unavailable."""
+    """Named objects with generations. All methods raise Unavailable."""
 
     def read(self, name: str) -> tuple[bytes, int] | None:
         """Return an object and its generation; None if it does not exist."""
+
+    def written(self, name: str) -> float:
+        """Return when an object was written (Unix seconds by the storage's clock), 0 if it does not exist."""
 
     def write(self, name: str, content: bytes, generation: int) -> int | None:
         """Replace the object of that generation and return the new one; None if it has another generation."""
@@ -45,10 +52,14 @@ class Objects(Protocol):
 
 @dataclass(frozen=True)
 class Stored:
-    """A ledger as read: None if there is none or it is damaged, and the generation that the next write replaces."""
+    """A ledger as read: None if there is none or it is damaged, and the generation that the next write replaces.
+
+    ``lost`` says what of it cannot be used.
+    """
 
     ledger: Ledger | None
     generation: int
+    lost: Sequence[str] = field(default=(), compare=False)
 
 
 class Held:
@@ -56,6 +67,7 @@ class Held:
 
     def __init__(self, record: Record, lock: Lock, stored: Stored) -> None:
         self.lock = lock
+        self.lost = stored.lost
         self.ledger = stored.ledger or Ledger(rebuild=True)
         self.ledger.free_lock = 0
         self._record = record
@@ -116,7 +128,7 @@ class Record:
         A pass that completes calls ``Held.give_back``. Raises PassBusy, PassLost, Unavailable.
         """
         lock = self.take_lock(pass_id, now, expires, stored.ledger.free_lock if stored.ledger else ABSENT)
-        held = Held(self, lock, self.read() if lock.taken_over else stored)
+        held = Held(self, lock, self.read(now) if lock.taken_over else stored)
         if lock.taken_over:
             held.suspect(now)
         try:
@@ -130,8 +142,8 @@ class Record:
     def take_lock(self, pass_id: str, now: float, expires: float, free: int) -> Lock:
         """Become the one pass that runs. ``free`` is the generation of the lock that the ledger gives back, 0 for none.
 
-        A lock that was not given back is taken over once it has expired. Raises PassBusy while another pass runs, and
-        Unavailable.
+        A lock that was not given back is taken over once it has expired. It lasts no longer after its write than a pass may
+        run, whatever it says. Raises PassBusy while another pass runs, and Unavailable.
         """
         content = json.dumps({"pass_id": pass_id, "expires": expires}).encode()
         generation = free
@@ -147,6 +159,8 @@ class Record:
             holder, until = _parse_lock(held)
             if holder == pass_id:
                 return Lock(pass_id, expires, generation, taken_over=True)
+            if until > expires + CLOCK_SKEW:  # no pass has the lock that long
+                until = min(until, self._objects.written(LOCK) + (expires - now) + CLOCK_SKEW)
             if now < until:
                 raise PassBusy(f"Pass {holder} is running, for at most {until - now:.0f} s more.", until - now)
         raise PassBusy("Other passes are starting at this moment.", 1.0)
@@ -170,19 +184,17 @@ class Record:
         """Read which items a pass was checking, which it suspected, and the note's generation. Raises Unavailable."""
         content, generation = self._objects.read(NOTE) or (b"", ABSENT)
         try:
-            note = json.loads(content)
-            return (
-                list(map(str, note["items"])),
-                {str(item): int(kills) for item, kills in note["suspects"].items()},
-                generation,
-            )
-        except (ValueError, TypeError, KeyError, AttributeError):
+            note = _Note.model_validate(json_reader.read(content))
+        except ValueError:
             return [], {}, generation  # there is none, or it is damaged
+        return note.items, note.suspects, generation
 
-    def read(self) -> Stored:
-        """Read the ledger. Raises Unavailable."""
+    def read(self, now: float | None = None) -> Stored:
+        """Read the ledger, with what a pass may have written before ``now``. Raises Unavailable."""
         content, generation = self._objects.read(LEDGER) or (b"", ABSENT)
-        return Stored(Ledger.parse(content), generation)
+        ledger = Ledger.parse(content, now)
+        lost = ledger.dropped if ledger else [LEDGER] if generation != ABSENT else []
+        return Stored(ledger, generation, lost)
 
     def write(self, ledger: Ledger, pass_id: str, generation: int) -> int:
         """Replace the ledger of that generation and return the new one.
@@ -208,10 +220,24 @@ class Record:
 _LOST = "Another pass has taken over because this one outlived its lock. It changes nothing more."
 
 
+class _Lock(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    pass_id: str = Field(max_length=100)
+    expires: float
+
+
+class _Note(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    items: list[str]
+    suspects: dict[str, int]
+
+
 def _parse_lock(content: bytes) -> tuple[str, float]:
     """Parse who holds the lock and until when; a damaged one counts as expired, because no pass can give it back."""
     try:
-        lock = json.loads(content)
-        return str(lock["pass_id"]), float(lock["expires"])
-    except (ValueError, TypeError, KeyError):
+        lock = _Lock.model_validate(json_reader.read(content))
+    except ValueError:
         return "", 0.0
+    return lock.pass_id, lock.expires
