@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.memory import QUEUES, Crash, World, image_spec
+from tests.support.memory import QUEUES, Crash, Secret, Service, World, image_spec
 from vertex_launch import limits
 from vertex_launch.codes import Code
+from vertex_launch.errors import PassLost, Unavailable
 from vertex_launch.job import build, environment, retry, run_spec
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import Item
+from vertex_launch.model import Item, Popped
 from vertex_launch.state.record import NOTE
 
 WORDS = ("sys.", "codec", "RecursionError", "MemoryError", "Traceback")
@@ -257,6 +258,42 @@ def test_a_damaged_note_stops_nothing(left: bytes, monkeypatch: pytest.MonkeyPat
     world.bucket.put(NOTE, left)
     world.run()
     assert world.queue.state(killer) == "CLAIMED"
+
+
+def test_a_pass_that_failed_but_did_not_die_makes_nothing_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    with monkeypatch.context() as patched:
+        patched.setattr(Secret, "get", lambda self: Service.refuse(self))
+        with pytest.raises(Unavailable):
+            world.run()
+    assert world.bucket.calls[f"write {NOTE}"] == 1
+    world.queue.trouble["ask"] = killed_by_anything
+    assert live(world, 1) == [True]
+    world.queue.trouble.clear()
+    world.run()
+    assert world.ledger.suspects == {}
+    assert world.queue.state(item) == "CLAIMED"
+
+
+def test_a_pass_that_outlived_its_lock_does_not_replace_the_note_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.queue.push("cpu", image_spec())
+    pop = world.queue.lease
+
+    def lease(queue: str) -> Popped:
+        leased = pop(queue)
+        world.clock.sleep(world.settings.lock_seconds + 1)
+        return leased
+
+    monkeypatch.setattr(world.queue, "lease", lease)
+    with pytest.raises(PassLost):
+        world.run()
+    assert world.bucket.calls[f"write {NOTE}"] == 0
+
+
+def killed_by_anything() -> None:
+    raise Crash
 
 
 def test_a_lost_ledger_keeps_the_suspicion(monkeypatch: pytest.MonkeyPatch) -> None:
