@@ -108,7 +108,7 @@ def decide(ended: Ended, settings: Settings, now: float) -> Settle | RetryLater 
     if job.state == outcome.FAILED and not job.error and young:
         return Wait("Vertex AI has not given the reason yet")
     stopped = bool(entry.current.stop_seen) or (isinstance(run, RunView) and run.stopped and not entry.stopped_before)
-    began = True if entry.began_before else _began(entry, run, job)
+    began = True if entry.began_before else _began(entry, run, job, end.end)
     if not stopped and _another(entry, job, end, settings, now - since):
         at = since + pause(entry.current.number, settings.resubmit_after)
         return RetryLater(entry.item, at, quoted(job.error), elsewhere=end.try_other_region, began=began is True)
@@ -184,7 +184,7 @@ def _another(entry: OpenItem, job: ManagedJob, end: Outcome, settings: Settings,
     return end.again and job.repeatable and current.number < settings.max_attempts
 
 
-def _began(entry: OpenItem, run: RunView | Unknown | None, job: ManagedJob) -> bool | None:
+def _began(entry: OpenItem, run: RunView | Unknown | None, job: ManagedJob, end: End) -> bool | None:
     """Return whether the run was alive after the job began; None if W&B does not show such runs."""
     if isinstance(run, Unknown):
         return None
@@ -192,7 +192,7 @@ def _began(entry: OpenItem, run: RunView | Unknown | None, job: ManagedJob) -> b
         return False
     if entry.current.number > 1 and entry.current.found_ended:
         return True  # perhaps in an earlier attempt that a lost ledger does not list
-    if not job.started:
+    if not job.started and end is not End.GOOD:
         return False  # what W&B shows is the run of an earlier item
     return run.heartbeat is None or run.heartbeat >= (job.started or job.created) - CLOCKS
 
