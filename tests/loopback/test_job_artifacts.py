@@ -58,11 +58,33 @@ def refused(made: Made, job: str, **changes: Any) -> str:
         ("null", b"null"),
         ("deep", b"[" * 100_000),
         ("large", b'{"a": "' + b"x" * 2**21 + b'"}'),
+        ("digits", b'{"source_type": "image", "source": {"image": "i"}, "a": ' + b"9" * 5000 + b"}"),
+        ("long", {"source_type": "image", "source": {"image": "i", "a": "x" * 100_000}}),
     ],
 )
 def test_a_description_that_is_not_of_a_job_fails_its_item(made: Made, name: str, content: object) -> None:
     store(made.server, name, content)
-    assert f"[{Code.ARTIFACT_INVALID}]" in refused(made, f"acme/demo/{name}:v0")
+    message = refused(made, f"acme/demo/{name}:v0")
+    assert f"[{Code.ARTIFACT_INVALID}]" in message
+    for word in ("codec", "Expecting", "sys.", "xxx"):
+        assert word not in message
+
+
+def test_only_what_a_pass_needs_of_a_description_is_remembered_and_not_too_many_bytes(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_artifacts, "MOST_KEPT", 300)
+    jobs = JobArtifacts(made.server.url, Secret(), timeout=20)
+    for number in range(5):
+        source = {"image": f"i:{number}", "more": "y" * 60}
+        store(
+            made.server,
+            f"kept{number}",
+            {"source_type": "image", "source": source, "input_types": {"z": "z" * 900_000}},
+        )
+        found = jobs.find(f"acme/demo/kept{number}:v0")
+        assert found.description == {"source_type": "image", "source": source}
+    assert list(jobs._known) == ["acme/demo/kept3:v0", "acme/demo/kept4:v0"]
 
 
 def test_what_is_not_there_fails_its_item(made: Made) -> None:
@@ -91,7 +113,7 @@ def test_what_is_not_there_fails_its_item(made: Made) -> None:
         ("acme/demo/g\u00fc\u00dfe \u6f22:v0", "not found"),
         ("acme/demo/%2e%2e:v0", "not found"),
         ('acme/demo/a"b{}$\\:v0', "not found"),
-        (f"acme/demo/{'x' * 5000}:v0", "not found"),
+        (f"acme/demo/{'x' * 2000}:v0", "not found"),
     ):
         assert says in refused(made, job)
 

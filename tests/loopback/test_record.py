@@ -189,6 +189,21 @@ def test_a_lock_that_cannot_be_read_counts_as_expired(server: StorageServer, pas
     assert passes.take("one").taken_over
 
 
+@pytest.mark.parametrize("expires", [884_541_340_800, 1e308])
+def test_a_lock_that_claims_to_last_for_ever_lasts_as_long_after_its_write_as_a_pass(
+    server: StorageServer, passes: Passes, clock: Clock, expires: float
+) -> None:
+    server.objects.insert(BUCKET, {"name": LOCK}, json.dumps({"pass_id": "other", "expires": expires}).encode(), {})
+    for _ in range(2):
+        with pytest.raises(PassBusy):
+            passes.take("one")
+        clock.now += 150
+    with pytest.raises(PassBusy):
+        passes.take("one")
+    clock.now += 65
+    assert passes.take("one").taken_over
+
+
 @pytest.mark.parametrize("expired", [False, True])
 def test_exactly_one_of_many_at_once_takes_the_lock(
     open_record: Open, passes: Passes, clock: Clock, expired: bool

@@ -9,14 +9,14 @@ from the SDK's address instead.
 from __future__ import annotations
 
 import atexit
-import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,13 @@ from typing import Any, TypeVar
 
 import requests
 
+from vertex_launch import json_reader
+from vertex_launch.adapters.http_body import body_of
 from vertex_launch.adapters.wandb_server import SERVICE
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
+from vertex_launch.job import job_source
 from vertex_launch.log import LOGGER
 from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
@@ -39,7 +42,11 @@ KEPT = 256
 """Number of versions kept in memory; a version never changes, an alias may."""
 LARGEST = 2**20
 """Most bytes that are read of a description; W&B's client writes one or two thousand."""
-_CHUNK = 2**14
+LARGEST_KEPT = 2**16
+"""Most characters of what is kept of one description: what the job is made from, without the types of its inputs."""
+MOST_KEPT = 2**20
+"""Most characters of what is kept of all descriptions."""
+UNPACKED = {"Accept-Encoding": "gzip"}
 IMPATIENT = 0.1
 """Part of the timeout that is left for each look-up after one has failed in the same pass."""
 
@@ -115,7 +122,10 @@ class JobArtifacts:
             job = JobArtifact(full, self._described(name, file.direct_url))
             with self._lock:
                 self._known[full] = (artifact.id, job)
-                if len(self._known) > KEPT:
+                while (
+                    len(self._known) > KEPT
+                    or sum(_size(one.description) for _, one in self._known.values()) > MOST_KEPT
+                ):
                     del self._known[next(iter(self._known))]
             return job
         except LaunchError:
@@ -127,23 +137,29 @@ class JobArtifacts:
         """Download a description. Its address grants access, so no message has it."""
         trouble = f"cannot download {DESCRIPTION} of job {name}"
         try:
-            with requests.get(url, timeout=self._timeout, stream=True) as answer:
+            with requests.get(url, headers=UNPACKED, timeout=self._timeout, stream=True) as answer:
                 status = answer.status_code
-                content = b"".join(itertools.islice(answer.iter_content(_CHUNK), LARGEST // _CHUNK))
+                content = body_of(answer, time.monotonic() + self._timeout, time.monotonic, LARGEST)
         except requests.RequestException as error:
             raise Unavailable(SERVICE, f"{trouble}: {type(error).__name__}", code=Code.WANDB_UNAVAILABLE) from None
         if status in (requests.codes.not_found, requests.codes.gone):
             text = f"job: W&B no longer has the content of {name} (status {status}). Create the job again."
             raise ItemRejected(text, code=Code.ARTIFACT_NOT_FOUND)
-        if not requests.codes.ok <= status < requests.codes.multiple_choices:
+        if (
+            isinstance(content, json_reader.Unreadable)
+            or not requests.codes.ok <= status < requests.codes.multiple_choices
+        ):
             raise Unavailable(SERVICE, f"{trouble}: status {status}", code=Code.WANDB_UNAVAILABLE)
+        if len(content) > LARGEST:
+            raise _invalid(name, f"has a {DESCRIPTION} of more than {LARGEST} bytes")
         try:
-            description = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise _invalid(name, f"has a {DESCRIPTION} that is not JSON ({error})") from error
-        if not isinstance(description, dict):
-            raise _invalid(name, f"has a {DESCRIPTION} that is not a JSON object")
-        return description
+            described = json_reader.read_object(content)
+        except json_reader.Unreadable as error:
+            raise _invalid(name, f"has a {DESCRIPTION} that {error.found}") from error
+        needed = {part: described[part] for part in job_source.PARTS if part in described}
+        if _size(needed) > LARGEST_KEPT:
+            raise _invalid(name, f"has a {DESCRIPTION} whose source has more than {LARGEST_KEPT} characters")
+        return needed
 
     def _open(self) -> Future[Any]:
         """Return the SDK's API with the current key, which the SDK is still checking; one check serves all threads."""
@@ -189,6 +205,10 @@ def _in_thread(work: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=do, daemon=True).start()
     return done
+
+
+def _size(description: Mapping[str, Any]) -> int:
+    return len(json.dumps(description))
 
 
 def _invalid(name: str, found: str) -> ItemRejected:

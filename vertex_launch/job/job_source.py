@@ -21,6 +21,9 @@ from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 
+PARTS = ("source_type", "source", "runtime")
+"""What is read of ``wandb-job.json``."""
+
 PYTHON = "3.11"
 """The Python of a job that does not name the version it was created with."""
 
