@@ -75,6 +75,7 @@ class Code(StrEnum):
     SPEC_KEY = auto()
     SPEC_SERVICE_ACCOUNT = auto()
     SPEC_NO_ACCOUNT = auto()
+    SPEC_RUN_ID = auto()
     POLICY_ENTRY_POINT = auto()
     POLICY_VARIABLE = auto()
     POLICY_SERVICE_ACCOUNT = auto()

@@ -23,6 +23,10 @@ SCHEDULER_URI = "placeholder-uri-scheduler"
 """``uri`` of the item that starts a sweep's scheduler (wandb/sdk/launch/sweeps/scheduler.py)."""
 
 
+SCHEDULER_COMMAND = ("wandb", "scheduler")
+"""Entry point of a sweep's scheduler that is not a job (wandb/sdk/launch/sweeps/scheduler.py)."""
+
+
 class Kind(StrEnum):
     """What a job is for; each kind has a limit of its own (``max_jobs``, ``max_schedulers``)."""
 
@@ -61,6 +65,11 @@ class RunId:
 
     def __str__(self) -> str:
         return f"{self.entity}/{self.project}/{self.id}"
+
+    @property
+    def folded(self) -> RunId:
+        """The same run as W&B compares it: without regard to case in entity and project."""
+        return RunId(self.entity.lower(), self.project.lower(), self.id)
 
 
 @dataclass(frozen=True)

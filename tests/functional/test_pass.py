@@ -10,13 +10,14 @@ from typing import Any, cast
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.memory import KEY, Crash, World, die_once, image_spec, lost, never, no_quota
+from tests.support.memory import KEY, Crash, World, die_once, image_spec, lost, never, no_quota, scheduler_spec
 from vertex_launch.codes import Code
 from vertex_launch.dispatch import perform
+from vertex_launch.dispatch.context import derived_run
 from vertex_launch.dispatch.run import Skipped
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import SCHEDULER_URI, Ack, AgentView, PassReport, PassRequest
+from vertex_launch.model import Ack, AgentView, PassReport, PassRequest
 from vertex_launch.state.ledger import Stage
 from vertex_launch.state.record import Record
 
@@ -125,7 +126,7 @@ def test_many_jobs_that_ended_are_fetched_in_parallel() -> None:
 def test_a_long_line_of_what_cannot_start_is_passed_in_few_requests() -> None:
     world = World(max_jobs=1, max_schedulers=0)
     for _ in range(90):
-        world.queue.push("cpu", image_spec(uri="placeholder-uri-scheduler"))
+        world.queue.push("cpu", scheduler_spec())
     good = world.queue.push("cpu", image_spec())
     assert [one["item"] for one in world.run().submitted] == [good]
     assert world.queue.calls["pop"] < 10
@@ -133,13 +134,26 @@ def test_a_long_line_of_what_cannot_start_is_passed_in_few_requests() -> None:
 
 def test_items_for_another_resource_are_left_to_others_with_one_notice() -> None:
     world = World()
+    world.queue.queues["gpu"] = ""
     others = [world.queue.push("gpu", image_spec(resource="kubernetes")) for _ in range(3)]
+    good, behind = world.queue.push("cpu", image_spec()), world.queue.push("gpu", image_spec())
+    report = world.run()
+    assert {one["item"] for one in report.submitted} == {good, behind}
+    assert len(report.notices) == 1
+    assert "kubernetes" in report.notices[0]
+    assert all(world.queue.state(item) in ("LEASED", "PENDING") for item in others)
+
+
+@pytest.mark.parametrize("resource", ["kubernetes", "sagemaker", "local-container", "Vertex", "\N{SNOWMAN}" * 99])
+def test_an_item_for_another_resource_fails_in_a_vertex_queue_and_stops_nothing(resource: str) -> None:
+    world = World(max_jobs=9)
+    bad = [world.queue.push("cpu", image_spec(resource=resource)) for _ in range(3)]
     good = world.queue.push("cpu", image_spec())
     report = world.run()
     assert [one["item"] for one in report.submitted] == [good]
-    assert len(report.notices) == 1
-    assert "holds items for kubernetes" in report.notices[0]
-    assert all(world.queue.state(item) in ("LEASED", "PENDING") for item in others)
+    assert {one["item"]: one["code"] for one in report.rejected} == dict.fromkeys(bad, Code.ITEM_RESOURCE)
+    assert {world.queue.state(item) for item in bad} == {"FAILED"}
+    assert report.notices == []
 
 
 def test_a_limit_and_chosen_queues() -> None:
@@ -256,8 +270,10 @@ def test_an_item_that_waits_too_long_fails_with_the_reason(trouble: Any, reason:
 @pytest.mark.parametrize("limit", ["schedulers", "run"])
 def test_what_waits_for_another_job_waits_for_as_long_as_that_takes(limit: str) -> None:
     world = World(max_jobs=5, give_up_after=3600, start_timeout=0)
-    given = {"uri": SCHEDULER_URI} if limit == "schedulers" else {"run_id": "abc"}
-    first, second = (world.queue.push("cpu", image_spec(**given)) for _ in range(2))
+    first, second = (
+        world.queue.push("cpu", scheduler_spec(f"s{index}") if limit == "schedulers" else image_spec(run_id="abc"))
+        for index in range(2)
+    )
     for _ in range(70):
         world.run()
         world.clock.sleep(61)
@@ -323,10 +339,31 @@ def test_two_items_with_one_run_id_never_run_at_once() -> None:
     assert len(world.queue.contents[second].warnings) == 2, "by a job of this round, then by one of the first item"
 
 
+@pytest.mark.parametrize("changes", [{"entity": "ACME"}, {"project": "DEMO"}, {"entity": "Acme", "project": "Demo"}])
+def test_a_run_that_differs_only_by_case_is_the_same_run(changes: dict[str, str]) -> None:
+    world = World()
+    first = world.queue.push("cpu", image_spec(run_id="same"))
+    second = world.queue.push("gpu", image_spec(run_id="same", **changes))
+    assert [one["item"] for one in world.run().submitted] == [first]
+    world.clock.sleep(61)
+    assert world.run().submitted == []
+    assert Code.RUN_IN_USE in world.queue.contents[second].warnings[0]
+
+
+@pytest.mark.parametrize("other", ["vl0123456789ab", "VL0123456789ab", "of another item"])
+def test_an_item_cannot_name_a_run_that_is_made_for_another(other: str) -> None:
+    world = World()
+    victim = world.queue.push("cpu", image_spec())
+    run = other if other.lower().startswith("vl") else derived_run(world.settings, "acme", victim)
+    thief = world.queue.push("cpu", image_spec(run_id=run))
+    world.run()
+    assert world.queue.state(victim) == "CLAIMED"
+    assert Code.SPEC_RUN_ID in world.queue.contents[thief].message
+
+
 def test_schedulers_have_slots_of_their_own() -> None:
     world = World(max_jobs=5, max_schedulers=1)
-    scheduler = image_spec(uri="placeholder-uri-scheduler")
-    first, second = (world.queue.push("cpu", scheduler) for _ in range(2))
+    first, second = (world.queue.push("cpu", scheduler_spec(f"s{index}")) for index in range(2))
     job = world.queue.push("cpu", image_spec())
     report = world.run()
     assert [one["item"] for one in report.submitted] == [first, job]
@@ -761,6 +798,7 @@ def test_a_dry_run_that_quotes_the_items_own_key_is_redacted_at_the_exit() -> No
 
 def test_an_item_for_another_resource_is_left_alone_although_its_run_spec_is_text() -> None:
     world = World()
+    world.queue.queues["cpu"] = ""
     item = world.queue.push("cpu", cast(Any, json.dumps(image_spec(resource="kubernetes"))))
     (deferred,) = world.run().deferred
     assert (deferred["item"], deferred["code"]) == (item, Code.ITEM_RESOURCE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.memory import KEY, World, image_spec
+from tests.support.memory import KEY, World, image_spec, scheduler_spec
 from tests.support.specs import IMAGE, pool, run_spec
 from tests.unit.test_job_source import CODE, PICTURE
 from vertex_launch.codes import Code
@@ -120,16 +120,58 @@ def test_the_sweeps_of_a_round_cost_one_request() -> None:
 def test_a_scheduler_does_not_wait_for_its_own_sweep() -> None:
     one = world()
     one.queue.sweep_states["s1"] = "PENDING"
-    spec = image_spec(uri=SCHEDULER_URI, sweep_id="s1", run_id="s1")
-    item = one.queue.push("cpu", spec)
+    item = one.queue.push("cpu", scheduler_spec("s1"))
     assert [done["item"] for done in one.run().submitted] == [item]
 
 
 def test_a_scheduler_may_be_a_job() -> None:
     one = world()
-    item = one.queue.push("cpu", job_spec(uri=SCHEDULER_URI, run_id="s1"))
+    item = one.queue.push(
+        "cpu", job_spec(uri=SCHEDULER_URI, run_id="s1", overrides={"run_config": {"sweep_args": {"sweep_id": "s1"}}})
+    )
     assert [done["item"] for done in one.run().submitted] == [item]
     assert one.vertex.of(item)[0].kind == "scheduler"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        image_spec(uri=SCHEDULER_URI, overrides={"entry_point": ["python", "train.py"]}),
+        image_spec(uri=SCHEDULER_URI),
+        image_spec(uri=SCHEDULER_URI, overrides={"entry_point": ["wandb"], "args": ["scheduler"]}),
+        job_spec(uri=SCHEDULER_URI, run_id="s1"),
+        job_spec(uri=SCHEDULER_URI, overrides={"entry_point": ["python"], "run_config": {"sweep_args": {}}}),
+    ],
+)
+def test_an_ordinary_job_that_calls_itself_a_scheduler_takes_a_slot_of_jobs(spec: dict[str, Any]) -> None:
+    one = world()
+    item = one.queue.push("cpu", spec)
+    assert [done["item"] for done in one.run().submitted] == [item]
+    assert one.vertex.of(item)[0].kind == "job"
+
+
+@pytest.mark.parametrize("state", ["", None, "PENDING", "FINISHED", "CANCELED"])
+def test_nothing_is_said_about_a_sweep_of_another_entity(state: str | None) -> None:
+    one = world()
+    one.queue.sweep_states["s1"] = state
+    item = one.queue.push("cpu", image_spec(entity="others", sweep_id="s1"))
+    one.run()
+    (warning,) = one.queue.contents[item].warnings
+    assert warning.endswith(f"[{Code.SWEEP_UNAVAILABLE}]")
+    assert state is None or not state or state not in warning
+
+
+def test_nothing_is_said_about_a_job_of_another_entity() -> None:
+    def message(name: str) -> str:
+        one = world()
+        broken = JobArtifact("others/demo/exists:v0", {"_version": "v0", "source_type": "nothing"})
+        one.artifacts.artifacts["others/demo/exists:v0"] = broken
+        item = one.queue.push("cpu", image_spec(docker={}, job=name))
+        one.run()
+        return one.queue.contents[item].message.replace(name, "NAME")
+
+    assert message("others/demo/exists:v0") == message("others/demo/missing:v0") != ""
+    assert Code.ARTIFACT_NOT_FOUND in message("others/demo/missing:v0")
 
 
 @pytest.mark.parametrize("resource", ["local-process", "local-container"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.memory import ENTITY, KEY, Job, World, die_once, image_spec, lost, never, no_quota
+from tests.support.memory import ENTITY, KEY, Job, World, die_once, image_spec, lost, never, no_quota, scheduler_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
 from vertex_launch.job.labels import ENDED_STATES
@@ -956,14 +956,25 @@ def test_waiting_for_quota_is_reported_once_and_does_not_count_as_starting() -> 
 
 @pytest.mark.parametrize(("state", "swept"), [(STATE.JOB_STATE_FAILED, 1), (STATE.JOB_STATE_CANCELLED, 0), (STATE.JOB_STATE_SUCCEEDED, 0)])  # fmt: skip
 def test_a_failed_scheduler_cancels_its_sweep(state: JobState, swept: int) -> None:
-    world = One(image_spec(uri="placeholder-uri-scheduler", sweep_id="sw1", run_id="sw1"))
+    world = One(scheduler_spec())
     world.end(state, EXITED)
     world.after(100)
     assert world.queue.cancelled_sweeps == [f"{ENTITY}/demo/sw1"] * swept
 
 
+@pytest.mark.parametrize(
+    "spec", [scheduler_spec(run_id="mine"), scheduler_spec(entity="others"), scheduler_spec(sweep_id="sw2")]
+)
+def test_an_item_cannot_have_a_sweep_cancelled_that_does_not_name_it(spec: dict[str, Any]) -> None:
+    world = One(spec)
+    world.end(STATE.JOB_STATE_FAILED, EXITED)
+    world.after(100)
+    assert world.queue.cancelled_sweeps == []
+    assert len(world.it.warnings) == 1 or world.it.state == "FAILED"
+
+
 def test_a_sweep_that_cannot_be_cancelled_now_is_cancelled_later() -> None:
-    world = One(image_spec(uri="placeholder-uri-scheduler", sweep_id="sw1"))
+    world = One(scheduler_spec())
     world.end(STATE.JOB_STATE_FAILED, EXITED)
     world.queue.trouble["cancel_sweep"] = world.queue.refuse
     assert world.after(100).settled == []

@@ -45,6 +45,10 @@ NAMES = {
 TOKEN = re.compile(r"\$?\w+|[{}():]")
 
 
+SCHEDULER = json.dumps({"queue": "cpu", "run_spec": json.dumps({"run_id": "WANDB_SWEEP_ID"})})
+"""What a sweep says about its scheduler."""
+
+
 class FieldError(Exception):
     """One field of a request has no value, and an error instead."""
 
@@ -176,7 +180,7 @@ class GraphQL(Service):
             else:
                 sweep = RunId(ENTITY, arguments["name"], name["sweepName"])
                 state = self._wandb.sweeps([sweep]).get(sweep)
-                found[each.alias] = {"id": f"ID-{sweep.id}", "state": state} if state else None
+                found[each.alias] = {"id": f"ID-{sweep.id}", "state": state, "scheduler": SCHEDULER} if state else None
         return found
 
     def _run(self, run: RunId, one: Selected) -> Any:
@@ -239,7 +243,8 @@ class GraphQL(Service):
 
     def _upsertSweep(self, one: Selected, arguments: Any, variables: Any) -> Any:  # noqa: N802
         said = arguments["input"]
-        self._wandb.cancel_sweep(said["entityName"], said["projectName"], said["id"].removeprefix("ID-"))
+        sweep = said["id"].removeprefix("ID-")
+        self._wandb.cancel_sweep(said["entityName"], said["projectName"], sweep, sweep)
         return {"sweep": {"name": said["id"]}}
 
     # What is heard when a request goes wrong

@@ -195,6 +195,9 @@ class World:
         if chance > 0.9 and alone:
             sweep = f"sweep{number}"
             entry.spec |= {"uri": SCHEDULER_URI, "sweep_id": sweep, "run_id": sweep}
+            entry.spec["overrides"] = {"entry_point": ["wandb", "scheduler", sweep]}
+            for one in entry.spec["resource_args"]["gcp-vertex"]["spec"].get("worker_pool_specs", ()):
+                one["container_spec"]["image_uri"] = "${image_uri}"
         elif random.random() < 0.15 and alone:
             entry.spec["run_id"] = run = random.choice(("preset", f"preset{number}"))
             if random.random() < 0.5:

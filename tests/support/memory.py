@@ -26,6 +26,7 @@ from vertex_launch.job import environment, labels, readback
 from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import (
+    SCHEDULER_URI,
     Ack,
     AgentView,
     Item,
@@ -160,6 +161,8 @@ class Wandb(Service, Generic[Q]):
         self.unknown_runs: set[RunId] = set()
         self.cancelled_sweeps: list[str] = []
         self.sweep_states: dict[str, str | None] = {}
+        self.schedulers: dict[str, str] = {}
+        """The run ids of the schedulers of sweeps, by default that of the sweep."""
         self.statuses: list[str] = []
 
     # What people, other agents and tests do
@@ -270,7 +273,9 @@ class Wandb(Service, Generic[Q]):
         in_time = self.in_time(within)
         return [in_time and self.warn_item(item, text, phase) for item, text in warnings]
 
-    def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
+    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str) -> bool:
+        if scheduler != self.schedulers.get(sweep, sweep):
+            return False
         name = f"{entity}/{project}/{sweep}"
         self.cancelled_sweeps.append(name)
         return self.cancelled_sweeps.count(name) == 1
@@ -598,6 +603,12 @@ def image_spec(**changes: Any) -> dict[str, Any]:
         "docker": {"docker_image": "us-docker.pkg.dev/p/train/mnist:1"},
         "overrides": {"args": ["--epochs", "3"], "run_config": {"lr": 0.1}},
     } | changes
+
+
+def scheduler_spec(sweep: str = "sw1", **changes: Any) -> dict[str, Any]:
+    """Return the run spec of a sweep's scheduler, which W&B launches with the sweep."""
+    command = {"entry_point": ["wandb", "scheduler", sweep]}
+    return image_spec(uri=SCHEDULER_URI, sweep_id=sweep, run_id=sweep, overrides=command) | changes
 
 
 def lost(request: JobRequest, create: Callable[[], str]) -> str:

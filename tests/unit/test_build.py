@@ -337,7 +337,12 @@ def test_the_users_labels_are_kept_beside_those_that_identify_the_job() -> None:
     assert len(got) == 64
     assert got["vertex_launch_attempt"] == "1"
     assert built(run_spec(spec={"labels": {"équipe": "vision_2", "a": ""}})).custom_job.labels["équipe"] == "vision_2"
-    assert built(run_spec(uri=SCHEDULER_URI)).custom_job.labels["vertex_launch_kind"] == "scheduler"
+    assert (
+        built(run_spec(uri=SCHEDULER_URI, overrides=SCHEDULER)).custom_job.labels["vertex_launch_kind"] == "scheduler"
+    )
+
+
+SCHEDULER = {"entry_point": ["wandb", "scheduler", "s1"]}
 
 
 @given(st.sampled_from(["wandb", "other"]), st.sampled_from(["'a b'", '"a"', "''", "a'b'", "'a"]))

@@ -157,8 +157,11 @@ def test_a_local_scheduler_learns_how_to_run_here(resource: str) -> None:
     assert "scheduler.resource" in str(error)
 
 
+SCHEDULER = {"entry_point": ["wandb", "scheduler", "s1"]}
+
+
 def test_a_scheduler_without_an_image_learns_where_to_set_it() -> None:
-    error = rejected(run_spec(uri=SCHEDULER_URI, docker={}))
+    error = rejected(run_spec(uri=SCHEDULER_URI, docker={}, overrides=SCHEDULER))
     assert error.message.code is Code.SPEC_MISSING
     assert "scheduler.docker_image" in str(error)
 
@@ -239,7 +242,7 @@ def test_a_spec_may_come_as_json_text_and_under_either_key() -> None:
 
 def test_only_a_sweeps_scheduler_is_a_job_of_its_own_kind() -> None:
     for uri, kind in ((SCHEDULER_URI, Kind.SCHEDULER), ("https://wandb.ai/x", Kind.JOB)):
-        assert parse(item(run_spec(uri=uri)), SETTINGS, ENTITY).kind is kind
+        assert parse(item(run_spec(uri=uri, overrides=SCHEDULER)), SETTINGS, ENTITY).kind is kind
 
 
 # Any shape at all

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vertex_launch import __version__, log
-from vertex_launch.adapters.wandb_reads import WandbReads
+from vertex_launch.adapters.wandb_reads import WandbReads, json_object
 from vertex_launch.adapters.wandb_server import (
     REGISTRY,
     SERVICE,
@@ -126,13 +126,19 @@ class WandbQueue(WandbReads):
                 log.warning(Message(Code.WANDB_ITEM_UPDATE, refused), item=item)
         return [_succeeded(answer) for answer in answers]
 
-    def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
-        """Cancel a sweep. Return False if it has ended or does not exist. Raises Unavailable if W&B cannot answer."""
-        answer = self._ask(project_field(RunId(entity, project, sweep), "sweep(sweepName: $id:String!) { id state }"))
+    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str) -> bool:
+        """Cancel a sweep whose scheduler is the run of this id.
+
+        Return False if it has ended, does not exist, or has another scheduler. Raises Unavailable if W&B cannot answer.
+        """
+        selection = "sweep(sweepName: $id:String!) { id state scheduler }"
+        answer = self._ask(project_field(RunId(entity, project, sweep), selection))
         found = mapping_of(answer.get("sweep"))
         if not found and not answer.lacks("sweep"):
             raise answer.refusal(f"cannot look up sweep {entity}/{project}/{sweep}")
         if not found or text_of(found.get("state")).upper() not in LIVE_SWEEP:
+            return False
+        if not scheduler or _scheduler_of(found, sweep) != scheduler:
             return False
         text = (
             "upsertSweep(input: { id: $id:ID, state: $state:String, entityName: $entity:String, projectName: $project:String })"
@@ -143,6 +149,16 @@ class WandbQueue(WandbReads):
         if not answer.value:
             raise answer.refusal(f"cannot cancel sweep {entity}/{project}/{sweep}", "the answer has no sweep")
         return True
+
+
+def _scheduler_of(found: Mapping[str, Any], sweep: str) -> str:
+    """Return the run id of a sweep's scheduler, the empty text if it has none.
+
+    The sweep has the run spec of its scheduler, in which the run id is a placeholder for the sweep's own (``wandb
+    launch-sweep`` in wandb/cli/cli.py).
+    """
+    run_spec = json_object(json_object(found.get("scheduler")).get("run_spec"))
+    return text_of(run_spec.get("run_id")).replace("WANDB_SWEEP_ID", sweep)
 
 
 def _popped(queue: str, answer: Result, *, singly: bool) -> Popped:

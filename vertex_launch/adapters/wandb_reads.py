@@ -313,12 +313,14 @@ def _queued(queue: Any, peek: int) -> Queued:
 
 
 def _queue_config(config: Mapping[str, Any]) -> QueueConfig:
-    arguments = _json(_json(config.get("config")).get("resource_args"))
-    variables = {text_of(one.get("name")): _json(one.get("schema")) for one in dicts(config.get("templateVariables"))}
+    arguments = json_object(json_object(config.get("config")).get("resource_args"))
+    variables = {
+        text_of(one.get("name")): json_object(one.get("schema")) for one in dicts(config.get("templateVariables"))
+    }
     return QueueConfig(text_of(config.get("resource")), arguments, variables)
 
 
-def _json(found: Any) -> Mapping[str, Any]:
+def json_object(found: Any) -> Mapping[str, Any]:
     """Return a JSON object that came as it is or as text, an empty one for anything else."""
     try:
         return mapping_of(json_reader.read(found) if isinstance(found, str) else found)

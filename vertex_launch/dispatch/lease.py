@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vertex_launch.codes import Code
@@ -42,11 +42,6 @@ class Queues:
             if leased and _singly(pass_):
                 break  # these must not wait for the requests of others
         return leased
-
-    def without(self, items: Sequence[Item]) -> None:
-        """Leave out the queues of these items."""
-        left_out = {item.queue for item in items}
-        self.names = [name for name in self.names if name not in left_out]
 
     def _pop(self, pass_: Pass, seen: Seen, want: int, status: str) -> list[Item]:
         """Send one request; a queue that gives nothing is not asked again in this pass."""

@@ -59,6 +59,10 @@ class Seen:
         """Return the ids of those queues that exist."""
         return sorted(self.wandb.queues[name] for name in names if name in self.wandb.queues)
 
+    def resource(self, queue: str) -> str:
+        """Return what the items of a queue run on, the empty text if W&B does not say."""
+        return self.resources.get(self.wandb.queues.get(queue, ""), "")
+
     def agent(self, hostname: str, queue_ids: Sequence[str]) -> AgentView | None:
         """Return the agent of that host name that serves these queues, preferably one that is not stopped."""
         candidates = [self.wandb.agent] if self.wandb.agent else self.wandb.agents

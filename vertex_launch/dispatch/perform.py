@@ -362,11 +362,16 @@ def _cancel_sweep(pass_: Pass, settle: Settle) -> bool:
     """Cancel the sweep of a scheduler that failed; return whether the item may be settled now."""
     entry, sweep = settle.entry, settle.sweep
     try:
-        ended = pass_.services.queue.cancel_sweep(entry.entity, entry.project, sweep)
+        ended = pass_.services.queue.cancel_sweep(entry.entity, entry.project, sweep, entry.run)
     except Unavailable as error:
         log.warning(Message(Code.SWEEP_NOT_CANCELLED, f"Cannot cancel sweep {sweep}: {error}"), item=entry.item)
         return settle.late
-    LOGGER.info("Sweep %s %s", sweep, "is cancelled" if ended else "had ended already", extra={"item": entry.item})
+    LOGGER.info(
+        "Sweep %s %s",
+        sweep,
+        "is cancelled" if ended else "has ended already, or this is not its scheduler",
+        extra={"item": entry.item},
+    )
     return True
 
 

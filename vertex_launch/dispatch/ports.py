@@ -71,8 +71,8 @@ class Queue(Protocol):
     def warn(self, warnings: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
         """Put warnings (second) on items (first) within so many seconds; return for each whether W&B took it."""
 
-    def cancel_sweep(self, entity: str, project: str, sweep: str) -> bool:
-        """End a sweep whose scheduler failed; return False for one that has ended already."""
+    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str) -> bool:
+        """End a sweep whose scheduler, the run of this id, failed. Return False if it has ended or has another scheduler."""
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status."""

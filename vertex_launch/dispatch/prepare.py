@@ -27,6 +27,7 @@ from vertex_launch.job.request import JobRequest
 from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.log import Event, Redactor
 from vertex_launch.model import Item, Kind, RunId
+from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ def prepare(
             parsed[item.id] = error
     specs = [spec for spec in parsed.values() if isinstance(spec, RunSpec)]
     names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
-    found = services.run_parallel([partial(_find, services, name, until) for name in names], AT_ONCE)
+    found = services.run_parallel([partial(_find, services, name, entity, until) for name in names], AT_ONCE)
     sweeps = sorted({_sweep(spec, entity) for spec in specs if _is_of_sweep(spec)}, key=str)
     states: Mapping[RunId, str] = {}
     try:
@@ -105,7 +106,7 @@ def build_request(
     if not isinstance(spec, RunSpec):
         raise spec
     if _is_of_sweep(spec):
-        _check_sweep(_sweep(spec, prepared.entity), prepared.sweeps)
+        _check_sweep(_sweep(spec, prepared.entity), prepared.sweeps, prepared.entity)
     source = prepared.sources[_job(spec, prepared.entity)] if _needs_source(spec) else None
     if isinstance(source, ItemRejected | ItemDeferred):
         raise source
@@ -146,11 +147,20 @@ def _job(spec: RunSpec, entity: str) -> str:
     return name if ":" in parts[-1] else f"{name}:latest"
 
 
-def _find(services: Services, name: str, until: float) -> JobSource | ItemRejected | ItemDeferred:
+def _find(services: Services, name: str, entity: str, until: float) -> JobSource | ItemRejected | ItemDeferred:
+    """Look up a job artifact. What is wrong with one of another entity is not said: it would show whether that exists."""
     try:
         check_time(services.clock(), until)
         return checked(lambda: job_source.read(services.jobs.find(name)), f"job {name}")
-    except (ItemRejected, ItemDeferred) as error:
+    except ItemRejected as error:
+        if error.message.code is Code.ARTIFACT_NAME or name.partition("/")[0].lower() == entity.lower():
+            return error
+        found = (
+            f"job: {shown(name)} is not a job that this deployment can run. Check its name, and whether the API key of this "
+            "deployment may see it."
+        )
+        return ItemRejected(found, code=Code.ARTIFACT_NOT_FOUND)
+    except ItemDeferred as error:
         return error
     except Unavailable as error:
         log.warning(error.message)
@@ -169,9 +179,15 @@ def _sweep(spec: RunSpec, entity: str) -> RunId:
     return RunId(spec.entity or entity, spec.project, spec.sweep_id)
 
 
-def _check_sweep(sweep: RunId, states: Mapping[RunId, str]) -> None:
-    """Raise ItemDeferred or ItemRejected unless the sweep's runs may start."""
+def _check_sweep(sweep: RunId, states: Mapping[RunId, str], entity: str) -> None:
+    """Raise ItemDeferred or ItemRejected unless the sweep's runs may start.
+
+    What is wrong with a sweep of another entity is not said, because that would show whether it exists.
+    """
     state = states.get(sweep)
+    if state not in ACTIVE_SWEEP and sweep.entity.lower() != entity.lower():
+        found = f"Sweep {sweep} cannot be used now. It must be running, and visible to the API key of this deployment."
+        raise ItemDeferred(found, code=Code.SWEEP_UNAVAILABLE)
     if state is None:
         found = f"W&B cannot show sweep {sweep} at the moment. The next pass asks again."
         raise ItemDeferred(found, code=Code.SWEEP_UNAVAILABLE)

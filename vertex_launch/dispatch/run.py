@@ -145,7 +145,6 @@ def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[
         items = [item for item in items if item.id not in apart]
         batch = _round(pass_, seen, items, active, until)
         batch = replace(batch, decided=[*failed, *batch.decided])
-        queues.without([item for item in items if start.is_foreign(item)])
         yield batch
         factor = 1 if batch.creates or batch.claims else 2 * factor
     yield from _alone(pass_, seen, alone, active)
@@ -186,4 +185,4 @@ def _round(pass_: Pass, seen: Seen, items: Sequence[Item], active: Sequence[Mana
     key = pass_.services.key.get() if new else ""
     pass_.services.redact.pin(key)
     started = start.start(pass_, new, prepared, Room.of(pass_, active), key, check_until)
-    return Batch(until, [*start.foreign(pass_, foreign), *start.adopt(pass_, known), *started])
+    return Batch(until, [*start.foreign(pass_, seen, foreign), *start.adopt(pass_, known), *started])

@@ -143,9 +143,13 @@ def _told(ended: Ended, end: _End, settings: Settings, now: float, *, young: boo
 
 
 def _settle(ended: Ended, verdict: Verdict, message: Message, failed: bool, settings: Settings, now: float) -> Settle:
-    """Settle an item; a sweep whose scheduler ``failed`` is cancelled because nothing else would continue it."""
+    """Settle an item; a sweep whose scheduler ``failed`` is cancelled because nothing else would continue it.
+
+    It has to be a sweep of the queue's own entity: an item can name any other.
+    """
     entry, job = ended.entry, ended.job
-    sweep = ((job and job.sweep) or entry.run) if failed and entry.kind is Kind.SCHEDULER else ""
+    is_own = ended.run is not Unknown.EVER
+    sweep = ((job and job.sweep) or entry.run) if failed and is_own and entry.kind is Kind.SCHEDULER else ""
     return Settle(entry, job, verdict, message, sweep, late=is_late(entry, settings, now))
 
 

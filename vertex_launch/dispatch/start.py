@@ -29,6 +29,7 @@ from vertex_launch.job import readback, retry, run_spec
 from vertex_launch.job.request import JobRequest
 from vertex_launch.limits import LARGEST_ROUND, MOST_FAULTS, MOST_KILLS
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, ManagedJob, RunId, RunView
+from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import OpenItem, Stage
 
@@ -159,7 +160,7 @@ def start(
             yield Defer(item, error.message, error.warn, error.patient)
         else:
             size += request.size
-            room.runs.add(request.run)
+            room.runs.add(request.run.folded)
             yield Create(item, spec.kind, request)
 
 
@@ -190,24 +191,34 @@ def _check_waiting(pass_: Pass, item: Item) -> None:
 def _check_run(pass_: Pass, item: Item, run: RunId, room: Room) -> None:
     """Raise ItemDeferred while another job reports as the same run."""
     user = pass_.ledger.user_of(run, item.id)
-    if user or run in room.runs:
+    if user or run.folded in room.runs:
         other = f" of item {user.item}" if user else ""
         text = f"Run {run} is used by another job{other}. This item waits until that job has ended."
         raise ItemDeferred(text, code=Code.RUN_IN_USE, patient=True)
 
 
-def foreign(pass_: Pass, items: Sequence[Item]) -> Iterator[Defer | Notice]:
-    """Leave items for another resource to its agents, and report each of their queues once."""
-    resources = {item.id: run_spec.peek(item)["resource"] for item in items}
-    for queue, item in {item.queue: item for item in reversed(items)}.items():
+def foreign(pass_: Pass, seen: Seen, items: Sequence[Item]) -> Iterator[Reject | Defer | Notice]:
+    """Fail items for another resource if W&B says that their queue is for Vertex AI; else leave them to its agents.
+
+    A queue with items that are left is reported once.
+    """
+    resources = {item.id: shown(run_spec.peek(item)["resource"]) for item in items}
+    left: dict[str, Item] = {}
+    for item in items:
+        if seen.resource(item.queue) in VERTEX_RESOURCES:
+            found = f"resource: {resources[item.id]} is not the resource of queue {item.queue}"
+            text = f"{found}. Launch it on a queue of that resource."
+            yield Reject(item, Message(Code.ITEM_RESOURCE, text))
+        else:
+            text = f"The item is for {resources[item.id]}, so another agent has to take it."
+            yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
+            left.setdefault(item.queue, item)
+    for queue, item in left.items():
         text = (
             f"Queue {queue} holds items for {resources[item.id]}; this deployment serves Vertex AI queues (resource "
             f"gcp-vertex). Remove it from {pass_.settings.where('queues')}."
         )
         yield Notice(Message(Code.ITEM_RESOURCE, text))
-    for item in items:
-        text = f"The item is for {resources[item.id]}, so another agent has to take it."
-        yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
 
 
 def with_stops(pass_: Pass, seen: Seen, creates: Sequence[Create]) -> list[Create]:

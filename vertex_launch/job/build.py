@@ -27,12 +27,9 @@ from vertex_launch.job.request import JobRequest
 from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.limits import LONGEST_JOB
 from vertex_launch.log import Redactor
-from vertex_launch.model import Item
+from vertex_launch.model import SCHEDULER_COMMAND, Item
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
-
-SCHEDULER_COMMAND = ("wandb", "scheduler")
-"""Entry point of a sweep's scheduler that is not a job (wandb/sdk/launch/sweeps/scheduler.py)."""
 
 MOST_NAME = 128
 """Characters of a display name."""

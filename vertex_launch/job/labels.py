@@ -57,6 +57,11 @@ def run_id(base_url: str, entity: str, item: str, deployment: str) -> str:
     return "vl" + "".join("0123456789abcdefghijklmnopqrstuvwxyz"[byte % 36] for byte in digest[:12])
 
 
+def is_derived(text: str) -> bool:
+    """Return whether a run id has the form of ``run_id``, in any case."""
+    return re.fullmatch(r"vl[0-9a-z]{12}", text, re.IGNORECASE | re.ASCII) is not None
+
+
 def list_filter(deployment: str, *, active: bool) -> str:
     """Return the ListCustomJobs filter for a deployment's jobs, without parentheses (unverified there).
 

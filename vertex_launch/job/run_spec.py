@@ -20,7 +20,7 @@ from vertex_launch.job.arguments import Arguments, escape
 from vertex_launch.job.findings import Findings, printable
 from vertex_launch.job.proto_reader import Reader
 from vertex_launch.limits import DEEPEST, LONGEST_ITEM, LONGEST_NAME, MOST_PROBLEMS, MOST_VALUES
-from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, RunId
+from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_COMMAND, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, RunId
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 
@@ -68,7 +68,7 @@ def parse(item: Item, settings: Settings, entity: str) -> RunSpec:
     reader = Reader(findings)
     resource, resource_args = _resource_args(spec, reader)
     parsed = _read(spec, reader, item, settings, entity)
-    _check(parsed, findings)
+    _check(parsed, labels.run_id(settings.base_url, entity, item.id, settings.deployment), findings)
     root = f"resource_args.{resource}"
     builder = reader.mapping(resource_args.pop("builder", None), f"{root}.builder")
     found = Arguments()
@@ -94,7 +94,7 @@ def _read(spec: Mapping[str, Any], reader: Reader, item: Item, settings: Setting
     owner, project, resume_count = text("entity"), text("project"), spec.get("_resume_count")
     run_id = text("run_id") or labels.run_id(settings.base_url, entity, item.id, settings.deployment)
     return RunSpec(
-        run=RunId(owner or entity, project.lower(), run_id),
+        run=RunId(entity if owner.lower() in ("", entity.lower()) else owner, project.lower(), run_id),
         entity=owner,
         project=project,
         image=text("docker_image", reader.mapping(spec.get("docker"), "docker"), "docker.") or text("image_uri"),
@@ -102,7 +102,7 @@ def _read(spec: Mapping[str, Any], reader: Reader, item: Item, settings: Setting
         name=text("name"),
         author=text("author"),
         sweep_id=text("sweep_id"),
-        kind=Kind.SCHEDULER if text("uri") == SCHEDULER_URI else Kind.JOB,
+        kind=Kind.SCHEDULER if text("uri") == SCHEDULER_URI and _schedules(overrides, spec) else Kind.JOB,
         entry_point=reader.texts(overrides.get("entry_point"), "overrides.entry_point"),
         args=reader.texts(overrides.get("args"), "overrides.args"),
         run_config=reader.mapping(overrides.get("run_config"), "overrides.run_config"),
@@ -115,9 +115,20 @@ def _read(spec: Mapping[str, Any], reader: Reader, item: Item, settings: Setting
     )
 
 
-def _check(parsed: RunSpec, findings: Findings) -> None:
-    """Report what is missing, and a run id that the client in the job would refuse."""
+def _schedules(overrides: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
+    """Return whether a sweep's scheduler runs: W&B's own, or a W&B job that gets the sweep (``wandb launch-sweep``)."""
+    command, config = overrides.get("entry_point") or (), overrides.get("run_config")
+    if isinstance(command, list) and command:
+        return tuple(command[:2]) == SCHEDULER_COMMAND
+    return bool(spec.get("job")) and isinstance(config, dict) and "sweep_args" in config
+
+
+def _check(parsed: RunSpec, own_run: str, findings: Findings) -> None:
+    """Report what is missing, and a run id that the client in the job would refuse or that is made for another item."""
     run_id = parsed.run.id
+    if labels.is_derived(run_id) and run_id != own_run:
+        found = f"run id {shown(run_id)} has the form of those that this deployment makes for items"
+        findings.wrong("run_id", found, "Remove it, or use an id of another form", Code.SPEC_RUN_ID)
     if not parsed.project and not findings.about("project"):
         remedy = "Name the W&B project that the run belongs to"
         findings.wrong("project", "it is missing", remedy, Code.SPEC_MISSING)

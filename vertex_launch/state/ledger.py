@@ -465,7 +465,8 @@ class Ledger(BaseModel):
 
     def user_of(self, run: RunId, item: str) -> OpenItem | None:
         """Return the open item, other than ``item``, whose job reports as this run."""
-        return next((entry for entry in self.open.values() if entry.run_id == run and entry.item != item), None)
+        same = (entry for entry in self.open.values() if entry.run_id.folded == run.folded)
+        return next((entry for entry in same if entry.item != item), None)
 
     def warned(self, item: str, text: str) -> None:
         """Record what was reported to the item's author, so that it is not repeated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
@@ -197,12 +198,13 @@ class Store:
             return self.projects[entity, name], inserted
 
     def set_sweep(self, entity: str, project: str, name: str, state: str) -> None:
-        """Create a sweep that only has a state, or change the state of a sweep."""
+        """Create a sweep that only has a state and a scheduler, or change the state of a sweep."""
         with self.lock:
             self.project(entity, project)
             now = self.clock()
             known = self.sweeps.get((entity, project, name))
-            self.sweeps.keep(known or Sweep(entity, project, name, state, now, now), state)
+            scheduler = {"run_spec": json.dumps({"run_id": name})}
+            self.sweeps.keep(known or Sweep(entity, project, name, state, now, now, scheduler=scheduler), state)
 
     def asked(self) -> Counter[str]:
         """Return how often each operation was requested; each field of a batch counts."""

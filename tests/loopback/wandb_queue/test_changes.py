@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 
@@ -186,22 +187,47 @@ def test_a_message_that_is_too_long_is_cut_in_its_middle(server: WandbServer, qu
     assert len(found[1]) + int(found[2]) + len(found[3]) == len(text)
 
 
+SCHEDULER = json.dumps({"run_spec": json.dumps({"run_id": "WANDB_SWEEP_ID"})})
+"""What a sweep says about its scheduler."""
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "PAUSED", "PENDING", "FINISHED", "CANCELED", "CRASHED"])
 def test_a_sweep_is_cancelled_unless_it_has_ended(server: WandbServer, queue: WandbQueue, state: str) -> None:
     server.store.set_sweep(ENTITY, "demo", "sw1", state)
     server.store.set_sweep(ENTITY, "other", "sw1", "RUNNING")
     live = state in ("RUNNING", "PAUSED", "PENDING")
     server.store.operations.clear()
-    assert queue.cancel_sweep(ENTITY, "demo", "sw1") is live
+    assert queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1") is live
     assert [sweep.state for sweep in server.store.sweeps.values()] == ["CANCELED" if live else state, "RUNNING"]
     assert graphql_requests(server) == ([("project",), ("upsertSweep",)] if live else [("project",)])
-    assert not queue.cancel_sweep(ENTITY, "demo", "sw1")
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"run_spec": 7}',
+        '{"run_spec": "{}"}',
+        json.dumps({"run_spec": json.dumps({"run_id": "other"})}),
+    ],
+)
+def test_a_sweep_that_names_another_scheduler_or_none_is_not_cancelled(
+    answering: Answering, scheduler: str | None
+) -> None:
+    found = data(f0={"sweep": {"id": "S1", "state": "RUNNING", "scheduler": scheduler}})
+    assert not client(answering(found)).cancel_sweep(ENTITY, "demo", "sw1", "sw1")
+    assert not client(answering(found)).cancel_sweep(ENTITY, "demo", "sw1", "")
 
 
 def test_a_sweep_that_does_not_exist_is_not_cancelled(server: WandbServer, queue: WandbQueue) -> None:
     server.store.project(ENTITY, "demo")
-    assert not queue.cancel_sweep(ENTITY, "demo", "sw1")
-    assert not queue.cancel_sweep(ENTITY, "nowhere", "sw1")
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1")
+    assert not queue.cancel_sweep(ENTITY, "nowhere", "sw1", "sw1")
 
 
 @pytest.mark.parametrize("operation", ["project", "upsertSweep"])
@@ -209,17 +235,17 @@ def test_a_sweep_about_which_w_and_b_cannot_answer(server: WandbServer, operatio
     server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
     queue = client(server.url)
     server.faults.fail(operation, 503, times=None)
-    reason = refusal(lambda: queue.cancel_sweep(ENTITY, "demo", "sw1"), Code.WANDB_UNAVAILABLE)
+    reason = refusal(lambda: queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1"), Code.WANDB_UNAVAILABLE)
     assert "HTTP 503" in reason
     assert [sweep.state for sweep in server.store.sweeps.values()] == ["RUNNING"]
 
 
 def test_a_sweep_that_w_and_b_does_not_show_or_change(answering: Answering) -> None:
     errors = [{"message": "no access", "path": ["f0", "sweep"]}]
-    found = data(f0={"sweep": {"id": "S1", "state": "Running"}})
+    found = data(f0={"sweep": {"id": "S1", "state": "Running", "scheduler": SCHEDULER}})
     refused, hidden = (Answer(body={"data": {"f0": value}, "errors": errors}) for value in (None, {"sweep": None}))
     for answers in ([refused], [hidden], [found, refused], [found, data(f0=None)]):
         queue = client(answering(*answers))
-        reason = refusal(lambda queue=queue: queue.cancel_sweep(ENTITY, "demo", "sw1"), Code.WANDB_REFUSED)  # type: ignore[misc]
+        reason = refusal(lambda queue=queue: queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1"), Code.WANDB_REFUSED)  # type: ignore[misc]
         assert "acme/demo/sw1: " in reason
         assert ("no access" in reason) == (answers[-1] in (refused, hidden))
