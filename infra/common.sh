@@ -55,6 +55,10 @@ letter first, no hyphen last. Service accounts are named after it, and their ids
   for part in ${staging_buckets//,/ }; do
     [[ $part =~ ^gs://[a-z0-9][a-z0-9._-]+$ ]] || fail "--staging-buckets has '$part', which is not a bucket. Write them as gs://one,gs://two."
   done
+  for part in ${staging_buckets//,/ }; do
+    [ "$part" != "gs://$project-$name-state" ] || fail "--staging-buckets has '$part', the bucket of the record, which no job may write to. \
+Name another bucket."
+  done
   for address in $job_accounts; do
     [[ $address =~ ^[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com$ ]] || fail "--job-account '$address' is not a service account. \
 Use its address, such as trainer@$project.iam.gserviceaccount.com."
@@ -100,7 +104,8 @@ keep_deployed() {
   functions=$(look functions list --v2 --regions="$region" --format='value(name.basename(),state,labels.digest,serviceConfig.uri,
     serviceConfig.environmentVariables.GOOGLE_CLOUD_REGION,serviceConfig.environmentVariables.STAGING_BUCKETS,
     serviceConfig.environmentVariables.STATE_BUCKET,serviceConfig.environmentVariables.WANDB_API_KEY_SECRET,
-    serviceConfig.environmentVariables.WANDB_BASE_URL,serviceConfig.availableMemory,serviceConfig.vpcConnector,serviceConfig.timeoutSeconds)')
+    serviceConfig.environmentVariables.WANDB_BASE_URL,serviceConfig.availableMemory,serviceConfig.vpcConnector,serviceConfig.timeoutSeconds,
+    serviceConfig.environmentVariables.JOBS_ACCOUNT)')
   value=$(deployed 6)
   [ -n "$value" ] || return 0 # there is no function yet, or its first deployment failed
   [ "$value" = "gs://$state_bucket" ] || cannot_keep "$name-dispatch keeps its record in $value, and this script would start an empty one in \

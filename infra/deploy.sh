@@ -61,6 +61,7 @@ while [ $# -gt 0 ]; do
 done
 
 check_options
+jobs_account=${job_accounts%% *} # of jobs that name none
 [[ $wandb_base_url =~ ^(none|(https://[^/\"\\ ]+|http://(127\.0\.0\.1|localhost)(:[0-9]+)?)(/[^\"\\ ]*)?)?$ ]] || fail "--wandb-base-url '$wandb_base_url' must begin with https://, \
 because the API key is sent there."
 [[ $schedule =~ ^([^\ ]+(\ [^\ ]+){4})?$ ]] || fail "--schedule '$schedule' does not have the five fields of cron, as in '*/5 * * * *'."
@@ -83,11 +84,13 @@ if [ -n "$functions_only" ] || has "$apis" cloudfunctions.googleapis.com; then
   keep --wandb-base-url wandb_base_url "$(deployed 8)"
   [ "$(deployed 9)" = 1Gi ] || keep --memory memory "$(deployed 9)"
   keep --vpc-connector vpc_connector "$(deployed 10)"
+  [ -n "$jobs_account" ] || jobs_account=$(deployed 12)
 fi
 [ "$wandb_base_url" != none ] || wandb_base_url=''
 [ "$vpc_connector" != none ] || vpc_connector=''
 memory=${memory:-1Gi}
 set_names
+[ -n "$jobs_account$functions_only" ] || jobs_account=$(account jobs)
 [ -z "$kept" ] || echo "Kept from the deployed functions, because these options were not given:$kept"
 
 work=$(mktemp -d)
@@ -108,8 +111,8 @@ cat >"$work/environment.yaml" <<END
 GOOGLE_CLOUD_PROJECT: "$project"
 GOOGLE_CLOUD_REGION: "$job_regions"
 STAGING_BUCKETS: "$staging"
-JOBS_ACCOUNT: "${job_accounts%% *}"
 STATE_BUCKET: "gs://$state_bucket"
+${jobs_account:+JOBS_ACCOUNT: \"$jobs_account\"}
 DISPATCH_TOPIC: "projects/$project/topics/$name-ticks"
 WANDB_API_KEY_SECRET: "projects/$project/secrets/$secret/versions/latest"
 VERTEX_LAUNCH_DEPLOYMENT: "$name"
@@ -496,6 +499,6 @@ $(sed -n "s/^\([A-Z_]*\): \"\(.*\)\"\$/  export \1='\2'/p" "$work/environment.ya
   python -m vertex_launch check --as $(account dispatch)
 3. Preview a pass, which changes nothing (for members named with --invoker):
   curl -X POST $dispatch_now_uri -H "Authorization: Bearer \$(gcloud auth print-identity-token)" -d '{"dry_run": true}'
-4. Jobs run as ${job_accounts%% *}, unless their queue's config names another account.
+4. Jobs run as $jobs_account, unless their queue's config names another account.
    Push images for jobs to: $region-docker.pkg.dev/$project/$name-images
 END

@@ -72,6 +72,10 @@ resource "google_storage_bucket" "staging" {
 
   lifecycle {
     precondition {
+      condition     = "${var.project}-${var.name}-staging-${each.key}" != var.record_bucket
+      error_message = "record_bucket is the staging bucket of ${each.key}. Jobs write there, so they could change the record. Use another bucket."
+    }
+    precondition {
       condition     = length("${var.project}-${var.name}-staging-${each.key}") <= 63
       error_message = "${var.project}-${var.name}-staging-${each.key} is longer than 63 characters, the limit for a bucket's name. Choose a shorter name, or name an existing bucket for ${each.key} in staging_buckets."
     }

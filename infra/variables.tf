@@ -239,6 +239,10 @@ variable "staging_buckets" {
     condition     = length(setsubtract(keys(var.staging_buckets), length(var.job_regions) > 0 ? var.job_regions : [var.region])) == 0
     error_message = "staging_buckets names a region in which no job runs. Add it to job_regions."
   }
+  validation {
+    condition     = !contains(values(var.staging_buckets), coalesce(var.record_bucket, "-"))
+    error_message = "record_bucket is one of staging_buckets. Jobs write there, so they could change the record. Use another bucket."
+  }
 }
 
 variable "images_repository" {

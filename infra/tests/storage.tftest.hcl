@@ -105,3 +105,11 @@ run "a_bucket_whose_name_would_be_too_long" {
   }
   expect_failures = [google_storage_bucket.staging["northamerica-northeast1"]]
 }
+
+run "a_record_in_a_staging_bucket_of_the_module" {
+  command = plan
+  variables {
+    record_bucket = "my-project-vertex-launch-staging-us-central1"
+  }
+  expect_failures = [google_storage_bucket.staging["us-central1"]]
+}

@@ -62,6 +62,15 @@ run "several_at_once" {
   ]
 }
 
+run "a_record_in_a_staging_bucket" {
+  command = plan
+  variables {
+    record_bucket   = "team-staging"
+    staging_buckets = { us-central1 = "team-staging" }
+  }
+  expect_failures = [var.staging_buckets]
+}
+
 run "timeouts_that_pubsub_cannot_wait_for" {
   command = plan
   variables {

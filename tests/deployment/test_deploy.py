@@ -126,7 +126,7 @@ def test_functions(story: Story, name: str) -> None:
         "GOOGLE_CLOUD_PROJECT": PROJECT,
         "GOOGLE_CLOUD_REGION": ",".join(REGIONS),
         "STAGING_BUCKETS": ",".join(f"gs://{PROJECT}-{NAME}-staging-{region}" for region in REGIONS),
-        "JOBS_ACCOUNT": account("jobs"),
+        "JOBS_ACCOUNT": account("jobs").removeprefix("serviceAccount:"),
         "STATE_BUCKET": f"gs://{PROJECT}-{NAME}-state",
         "DISPATCH_TOPIC": f"{P}/topics/{NAME}-ticks",
         "WANDB_API_KEY_SECRET": f"{P}/secrets/{NAME}-wandb-api-key/versions/latest",
@@ -788,6 +788,7 @@ def test_destroying_asks_for_confirmation(default: Path) -> None:
         ([*OPTIONS, "--job-regions=us-central1,us-central1"], "--job-regions 'us-central1,us-central1'"),
         ([*OPTIONS, "--staging-buckets=gs://one"], "--staging-buckets 'gs://one'"),
         ([*OPTIONS, "--staging-buckets=gs://one,two"], "--staging-buckets has 'two'"),
+        ([*OPTIONS, f"--staging-buckets=gs://one,gs://{PROJECT}-{NAME}-state"], "the bucket of the record"),
         ([f"--project={'p' * 30}", "--region=us-central1", "--name=seventeen-letters"], "63"),
         ([*OPTIONS, "--secret=projects/p/secrets/s"], "--secret 'projects/p/secrets/s'"),
         ([*OPTIONS, "--job-account=me@example.com"], "--job-account 'me@example.com'"),
@@ -825,6 +826,7 @@ DEPLOYED = {
     "memory": "4Gi",
     "connector": CONNECTOR,
     "timeout": "120",
+    "jobs": "",
 }
 
 
@@ -835,7 +837,8 @@ def again(
     row = "\t".join((DEPLOYED | deployed).values())
     cases = f"""
       "services list "*) echo cloudfunctions.googleapis.com ;;
-      "functions list "*) echo '{row}' ;;"""
+      "functions list "*) echo '{row}' ;;
+      "functions deploy "*) for one in "$@"; do case $one in --env-vars-file=*) cat "${{one#*=}}" >&2 ;; esac; done ;;"""
     return script("deploy.sh", *ALONE, *options, path=with_gcloud(folder, cases, path), place=place)
 
 
@@ -869,6 +872,35 @@ def test_the_functions_keep_what_they_were_deployed_with(
     assert re.findall(r" (--[a-z-]+)=", first) == kept.split()
     [command] = [line for line in lines if line.startswith(f"+ gcloud functions deploy {NAME}-dispatch ")]
     assert flags <= set(shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    ("deployed", "options", "account_of_jobs"),
+    [
+        ("theirs@p.iam.gserviceaccount.com", (), "theirs@p.iam.gserviceaccount.com"),
+        ("theirs@p.iam.gserviceaccount.com", ("--job-account=a@p.iam.gserviceaccount.com",), "a@p.iam.gserviceaccount.com"),
+        ("", ("--job-account=a@p.iam.gserviceaccount.com", "--job-account=b@p.iam.gserviceaccount.com"), "a@p.iam.gserviceaccount.com"),
+        ("", (), None),
+    ],
+)  # fmt: skip
+def test_the_account_of_jobs_without_one_is_kept(
+    deployed: str,
+    options: tuple[str, ...],
+    account_of_jobs: str | None,
+    default: Path,
+    without_gcloud: str,
+    tmp_path: Path,
+) -> None:
+    """Without a known one the setting in vertex-launch.yaml stays in effect."""
+    run = again(tmp_path, without_gcloud, default, {"jobs": deployed}, "--functions-only", *options)
+    assert run.returncode == 0, run.stderr
+    found = re.findall('^JOBS_ACCOUNT: "(.*)"$', run.stderr, re.MULTILINE)
+    assert found == ([account_of_jobs] * 3 if account_of_jobs else [])
+
+
+def test_a_new_deployment_sets_the_account_of_jobs(default: Path, without_gcloud: str) -> None:
+    shown = script("deploy.sh", *ALONE, "--dry-run", path=without_gcloud, place=default).stdout
+    assert f'JOBS_ACCOUNT: "{NAME}-jobs@{PROJECT}.iam.gserviceaccount.com"' in shown
 
 
 @pytest.mark.parametrize(

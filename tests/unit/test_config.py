@@ -195,6 +195,25 @@ def test_limits(load: Load) -> None:
     assert load("queues: [q]\nmax_jobs: '4'\nmax_schedulers: 2.0\n").job_limit == 4
 
 
+@pytest.mark.parametrize(
+    ("regions", "state", "environ", "place"),
+    [
+        ("[{name: us-east4, staging_bucket: gs://one}]", "gs://one", {}, f"regions[0].staging_bucket in {V}"),
+        ("[{name: us-east4, staging_bucket: gs://one/jobs}]", "gs://one/record/", {}, f"regions[0].staging_bucket in {V}"),
+        ("[{name: us-east4}, {name: us-west1, staging_bucket: gs://two}]", "gs://two/x", {}, f"regions[1].staging_bucket in {V}"),
+        (VERTEX["regions"], "gs://state", {"STATE_BUCKET": "gs://one/r"}, f"regions[0].staging_bucket in {V}"),
+        (VERTEX["regions"], "gs://state", {"STAGING_BUCKETS": "gs://state/jobs"}, f"{E} STAGING_BUCKETS, entry 1"),
+    ],
+)  # fmt: skip
+def test_no_region_writes_to_the_bucket_of_the_record(
+    load: Load, regions: str, state: str, environ: dict[str, str], place: str
+) -> None:
+    [found] = problems(load, LAUNCH, vertex(regions=regions, state_bucket=state), **environ)
+    assert (found.place, found.code) == (place, Code.CONFIG_CONFLICT)
+    loaded = load(LAUNCH, vertex(regions=regions, state_bucket=state), STATE_BUCKET="gs://ones/one", STAGING_BUCKETS="")
+    assert loaded.state_bucket == "gs://ones/one"
+
+
 # What is odd
 
 
@@ -651,7 +670,7 @@ def test_the_reference_is_what_make_docs_writes() -> None:
 
 # The files at the root
 
-REPLACED = {"TEAM": "me", "QUEUE": "q", "PROJECT": "my-project", "REGION": "us-east4", "BUCKET": "b-1"}
+REPLACED = {"TEAM": "me", "QUEUE": "q", "PROJECT": "my-project", "REGION": "us-east4", "BUCKET": "b-1", "RECORD": "b-2"}
 
 
 @pytest.fixture
@@ -675,8 +694,7 @@ def uncommented(text: str) -> str:
 def test_each_placeholder_is_refused_by_name(load: Load, shipped: tuple[str, str]) -> None:
     found = problems(load, *shipped)
     assert {problem.code for problem in found} == {Code.CONFIG_PLACEHOLDER}
-    needed = ["project", "regions[0].name", "regions[0].staging_bucket", "key_secret", "jobs_account", "state_bucket"]
-    needed += ["tick_topic"]
+    needed = ["project", "regions[0].name", "regions[0].staging_bucket", "key_secret", "state_bucket", "tick_topic"]
     assert sorted(problem.place for problem in found) == sorted(
         [f"entity in {L}", f"queues[0] in {L}", *(f"{name} in {V}" for name in needed)]
     )
@@ -684,7 +702,6 @@ def test_each_placeholder_is_refused_by_name(load: Load, shipped: tuple[str, str
         "GOOGLE_CLOUD_PROJECT": "p-1",
         "GOOGLE_CLOUD_REGION": "us-east4",
         "STAGING_BUCKETS": "gs://staging",
-        "JOBS_ACCOUNT": "jobs@p.iam.gserviceaccount.com",
         "STATE_BUCKET": "gs://state",
         "DISPATCH_TOPIC": "projects/p/topics/t",
         "WANDB_API_KEY_SECRET": SECRET,

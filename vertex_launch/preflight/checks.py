@@ -25,7 +25,7 @@ from vertex_launch.job.request import JobRequest
 from vertex_launch.preflight.lines import Line, Verdict, fail, no_answer, ok, once, skip, warn
 from vertex_launch.preflight.permissions import BucketPermissions, NotThere, Permissions, Refuses
 from vertex_launch.preflight.queues import Queues
-from vertex_launch.settings.config import Settings
+from vertex_launch.settings.config import Settings, bucket_of
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -161,7 +161,7 @@ class Preflight:
 
     def _record(self) -> list[Line]:
         where, asked = self._settings.state_bucket, self._outside.buckets
-        what, bucket, may = f"record {where}", _bucket(where), "may create, get, delete and list objects"
+        what, bucket, may = f"record {where}", bucket_of(where), "may create, get, delete and list objects"
         remedy = f"Run gcloud storage buckets create gs://{bucket}, or correct {self._settings.where('state_bucket')}"
         if asked is None:
             return [_no_credentials(what)]
@@ -177,7 +177,7 @@ class Preflight:
             if request.region not in wrong
         ]
         places = [*(one.staging_bucket for one in self._settings.regions if one.name not in wrong), *outputs]
-        return list(dict.fromkeys(_bucket(place) for place in places if place))
+        return list(dict.fromkeys(bucket_of(place) for place in places if place))
 
     def _staging(self, bucket: str) -> list[Line]:
         what, asked = f"staging bucket gs://{bucket}", self._outside.buckets
@@ -317,8 +317,3 @@ def _no_credentials(what: str) -> Line:
 def _failed(what: str, error: Unavailable, who: str) -> Line:
     line = no_answer(what, error)
     return replace(line, found=line.found.replace(ASKED_AS, who))
-
-
-def _bucket(place: str) -> str:
-    """Return the bucket of ``gs://bucket/folder``."""
-    return place.removeprefix("gs://").partition("/")[0]

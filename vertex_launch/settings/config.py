@@ -230,7 +230,7 @@ class DeploymentSettings(Section):
     key_ttl: types.Seconds = Field(300, ge=0)
     """seconds for which the key is kept in memory. It is also read again after W&B refuses it."""
     state_bucket: types.Bucket = Field(examples=["gs://my-bucket/vertex-launch"])
-    """Cloud Storage path for the lock and the ledger"""
+    """Cloud Storage path for the lock and the ledger. Its bucket must not be one that jobs write to."""
     tick_topic: types.Topic | None = Field(None, examples=["projects/my-project/topics/ticks"])
     """Pub/Sub topic whose messages start passes. `job_state` publishes there and needs it."""
     base_url: types.BaseUrl = "https://api.wandb.ai"
@@ -378,6 +378,8 @@ def load(environ: Mapping[str, str], root: Path) -> Settings:
         raise ConfigError([*{found.place: found for found in reversed(problems)}.values()][::-1])
     macros = {name: sources.environ[name] for name in settings.policy.environment_macros}
     settings._origins = sources.origins
+    if conflicts := list(_conflicts(settings)):
+        raise ConfigError(conflicts)
     warnings = tuple(odd.message for odd in _warnings(settings, sources.environ))
     return settings.model_copy(update={"macro_values": macros, "warnings": warnings})
 
@@ -399,6 +401,21 @@ def _file_problems(
         )
         return [found for found in problems if found.code is not Code.CONFIG_PLACEHOLDER]
     return []
+
+
+def _conflicts(settings: Settings) -> Iterator[Problem]:
+    """Report regions whose jobs write to the bucket of the record: they could change what passes believe."""
+    for index, region in enumerate(settings.regions):
+        if region.staging_bucket and bucket_of(region.staging_bucket) == bucket_of(settings.state_bucket):
+            place = settings.where("regions", index, "staging_bucket")
+            found = f"is in the bucket of state_bucket ({settings.state_bucket}), which no job may write to"
+            remedy = f"Use another bucket for one of the two ({settings.where('state_bucket')})"
+            yield problem(place, found, remedy, code=Code.CONFIG_CONFLICT)
+
+
+def bucket_of(path: str) -> str:
+    """Return the bucket of ``gs://bucket/folder``; the SDK takes a path without ``gs://`` as well."""
+    return path.removeprefix("gs://").partition("/")[0]
 
 
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Problem]:
