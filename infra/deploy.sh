@@ -28,7 +28,7 @@ An option that you leave out keeps its deployed value; its default (in parenthes
   --notification-channels C,C  Cloud Monitoring channels for alerts, as projects/P/notificationChannels/N
   --vpc-connector NAME       a Serverless VPC Access connector, for a W&B server in a VPC network; none: no connector (none)
   --memory SIZE              memory of each function that runs passes: 512Mi, 1Gi, 2Gi or 4Gi (1Gi). 512Mi is enough if items bring images only
-  --cloud-build              let the build account deploy the functions, as cloudbuild.yaml does
+  --cloud-build              create accounts to test and to deploy with cloudbuild.yaml
   --functions-only           deploy only the functions; changes no roles
   --dry-run                  print the commands for an empty project and run none of them
 END
@@ -103,6 +103,8 @@ now=serviceAccount:$(account now)
 job_state=serviceAccount:$(account job-state)
 push=serviceAccount:$(account push)
 build=serviceAccount:$(account build)
+deploy=serviceAccount:$(account deploy)
+test=serviceAccount:$(account test)
 
 # The functions
 
@@ -194,6 +196,10 @@ make_account now "$name: runs passes for people"
 make_account job-state "$name: looks up jobs that ended"
 make_account push "$name: Pub/Sub calls the functions as this"
 make_account build "$name: builds the functions"
+if [ -n "$cloud_build" ]; then
+  make_account deploy "$name: deploys the functions from Cloud Build"
+  make_account test "$name: runs the tests in Cloud Build"
+fi
 if [ -z "$job_accounts" ]; then
   [ -z "$functions" ] || has "$accounts" "$(account jobs)" ||
     fail "this deployment has no account $(account jobs), so its jobs run as accounts of yours. Name them with --job-account."
@@ -237,11 +243,17 @@ grant "$build" roles/logging.logWriter
 grant "$build" roles/storage.objectViewer "$name-sources" \
   "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-$number-$region/\")"
 if [ -n "$cloud_build" ]; then
-  grant "$build" roles/cloudfunctions.developer
-  grant "$build" roles/storage.objectViewer "$name-builds" "resource.name.startsWith(\"projects/_/buckets/${project}_cloudbuild/\")"
+  # What builds and tests run must not deploy, so each has an account of its own.
+  grant "$deploy" roles/cloudfunctions.developer
+  for member in "$deploy" "$test"; do
+    grant "$member" roles/logging.logWriter
+    grant "$member" roles/storage.objectViewer "$name-builds" "resource.name.startsWith(\"projects/_/buckets/${project}_cloudbuild/\")"
+  done
+  revoke "$build" roles/cloudfunctions.developer # from earlier versions, like the next ones
   for account in dispatch now job-state build; do
     on "iam service-accounts" "$(account $account)"
-    grant "$build" "projects/$project/roles/${id}_act_as"
+    grant "$deploy" "projects/$project/roles/${id}_act_as"
+    revoke "$build" "projects/$project/roles/${id}_act_as"
   done
 fi
 for address in $job_accounts; do

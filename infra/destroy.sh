@@ -186,13 +186,18 @@ done
 revoke "$job_state" "${custom}_job_state"
 revoke "$build" roles/logging.logWriter
 revoke "$build" roles/cloudfunctions.developer
+for member in "serviceAccount:$(account deploy)" "serviceAccount:$(account test)"; do
+  revoke "$member" roles/logging.logWriter
+  revoke "$member" roles/cloudfunctions.developer
+  revoke "$member" roles/storage.objectViewer "$name-builds"
+done
 revoke "$build" roles/storage.objectViewer "$name-sources"
 on projects "$project" # read again: the line above removes the role under every condition
 revoke "$build" roles/storage.objectViewer "$name-builds"
 
 step "Accounts and roles"
 found=$(look iam service-accounts list --format='value(email,description)')
-for account in dispatch now job-state push build jobs; do
+for account in dispatch now job-state push build deploy test jobs; do
   address=$(account $account)
   ! ours "$found" "$address" "$made" || run iam service-accounts delete "$address"
 done

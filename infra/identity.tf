@@ -28,6 +28,7 @@ locals {
       push      = "Pushes messages to functions of ${var.name}"
       build     = "Builds functions of ${var.name}"
     },
+    var.deploy_with_cloud_build ? { deploy = "Deploys functions of ${var.name} from Cloud Build", test = "Tests ${var.name} in Cloud Build" } : {},
     coalesce(var.create_job_service_account, length(var.job_service_accounts) == 0) ? { jobs = "Jobs of ${var.name} run as this account" } : {},
   )
   emails = { for key, account in google_service_account.this : key => "${account.account_id}@${account.project}.iam.gserviceaccount.com" }
@@ -267,24 +268,33 @@ resource "google_project_iam_member" "build_reads_platform_sources" {
   }
 }
 
-# Deploying from Cloud Build, if enabled. Functions may be created again, so the role is granted on the project. Deploying requires
-# permission to act as each account that a function runs as or is built as.
+# Testing and deploying in Cloud Build, if enabled. What builds and tests run must not deploy, so each has an account of its own.
+# Functions may be created again, so the role is granted on the project. Deploying requires permission to act as each account that a
+# function runs as or is built as.
 
-resource "google_project_iam_member" "build_deploys" {
+resource "google_project_iam_member" "deploy_deploys" {
   count = var.deploy_with_cloud_build ? 1 : 0
 
   project = var.project
   role    = "roles/cloudfunctions.developer"
-  member  = "serviceAccount:${local.emails["build"]}"
+  member  = "serviceAccount:${local.emails["deploy"]}"
+}
+
+resource "google_project_iam_member" "cloud_build_writes_logs" {
+  for_each = toset(var.deploy_with_cloud_build ? ["deploy", "test"] : [])
+
+  project = var.project
+  role    = "roles/logging.logWriter"
+  member  = "serviceAccount:${local.emails[each.key]}"
 }
 
 # `gcloud builds submit` uploads the checkout to a bucket with this name, and creates it if it is missing.
-resource "google_project_iam_member" "build_reads_checkout" {
-  count = var.deploy_with_cloud_build ? 1 : 0
+resource "google_project_iam_member" "cloud_build_reads_checkout" {
+  for_each = toset(var.deploy_with_cloud_build ? ["deploy", "test"] : [])
 
   project = var.project
   role    = "roles/storage.objectViewer"
-  member  = "serviceAccount:${local.emails["build"]}"
+  member  = "serviceAccount:${local.emails[each.key]}"
 
   condition {
     title      = "${var.name}-builds"
@@ -292,10 +302,10 @@ resource "google_project_iam_member" "build_reads_checkout" {
   }
 }
 
-resource "google_service_account_iam_member" "build_acts_as" {
+resource "google_service_account_iam_member" "deploy_acts_as" {
   for_each = toset(var.deploy_with_cloud_build ? ["dispatch", "now", "job-state", "build"] : [])
 
   service_account_id = "projects/${var.project}/serviceAccounts/${local.emails[each.key]}"
   role               = local.role_names["act_as"]
-  member             = "serviceAccount:${local.emails["build"]}"
+  member             = "serviceAccount:${local.emails["deploy"]}"
 }

@@ -326,7 +326,7 @@ variable "read_job_logs" {
 }
 
 variable "deploy_with_cloud_build" {
-  description = "Whether the build account may also deploy the functions, as cloudbuild.yaml does."
+  description = "Whether to create the accounts NAME-test and NAME-deploy, with which Cloud Build tests and deploys the functions."
   type        = bool
   default     = false
   nullable    = false

@@ -49,7 +49,7 @@ run "by_default" {
     error_message = "By default jobs read no secret."
   }
   assert {
-    condition     = length(google_project_iam_member.job_logs) == 0 && length(google_project_iam_member.build_deploys) == 0 && length(google_project_iam_member.build_reads_checkout) == 0 && length(google_service_account_iam_member.build_acts_as) == 0
+    condition     = length(google_project_iam_member.job_logs) == 0 && length(google_project_iam_member.deploy_deploys) == 0 && length(google_project_iam_member.cloud_build_reads_checkout) == 0 && length(google_service_account_iam_member.deploy_acts_as) == 0
     error_message = "Reading logs and deploying are granted only on request."
   }
   assert {
@@ -176,12 +176,12 @@ run "deploying_with_cloud_build" {
     deploy_with_cloud_build = true
   }
   assert {
-    condition     = google_project_iam_member.build_deploys[0].role == "roles/cloudfunctions.developer"
-    error_message = "The build account may deploy functions."
+    condition     = google_project_iam_member.deploy_deploys[0].role == "roles/cloudfunctions.developer" && google_project_iam_member.deploy_deploys[0].member == "serviceAccount:vertex-launch-deploy@my-project.iam.gserviceaccount.com"
+    error_message = "Only the deploying account may deploy functions."
   }
   assert {
-    condition     = toset(keys(google_service_account_iam_member.build_acts_as)) == toset(["dispatch", "now", "job-state", "build"])
-    error_message = "The build account acts as the functions' accounts and itself, neither as the account of pushes nor of jobs."
+    condition     = toset(keys(google_service_account_iam_member.deploy_acts_as)) == toset(["dispatch", "now", "job-state", "build"])
+    error_message = "The deploying account acts as those of the functions and of builds, neither as the account of pushes nor of jobs."
   }
 }
 

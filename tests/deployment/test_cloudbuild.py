@@ -19,7 +19,9 @@ from tests.support.processes import ROOT
 pytestmark = pytest.mark.deployment
 
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text())
-TEST, DEPLOY = CONFIG["steps"]
+TESTS: dict[str, Any] = yaml.safe_load((ROOT / "infra/cloudbuild-tests.yaml").read_text())
+(DEPLOY,) = CONFIG["steps"]
+(TEST,) = TESTS["steps"]
 FUNCTIONS = f"cloudfunctions/projects/{PROJECT}/locations/{REGION}/functions"
 
 
@@ -45,16 +47,26 @@ def arguments(**changes: str) -> list[str]:
     return [re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], word) for word in DEPLOY["args"]]
 
 
-def test_the_tests_run_first_and_a_failure_deploys_nothing() -> None:
-    """Steps run in sequence, and the first failure ends the build, unless a step has one of these fields."""
-    assert (TEST["id"], DEPLOY["id"]) == ("test", "deploy")
-    assert (TEST["name"], TEST["entrypoint"], TEST["args"]) == ("python:3.13", "make", ["test"])
-    for step in (TEST, DEPLOY):
-        assert not step.keys() & {"waitFor", "allowFailure", "allowExitCodes"}
+def test_what_the_tests_run_cannot_deploy() -> None:
+    """They are a build of their own, with an account of its own; the other build runs nothing but our script."""
+    assert (TEST["entrypoint"], TEST["args"]) == ("make", ["test"])
     assert (DEPLOY["entrypoint"], DEPLOY["args"][:2]) == ("bash", ["infra/deploy.sh", "--functions-only"])
-    assert CONFIG["options"] == {"logging": "CLOUD_LOGGING_ONLY"}
-    assert CONFIG["serviceAccount"].startswith("projects/${PROJECT_ID}/serviceAccounts/${_NAME}-build@")
-    assert int(CONFIG["timeout"].removesuffix("s")) >= 1800
+    for config, name in ((TESTS, "test"), (CONFIG, "deploy")):
+        assert config["options"] == {"logging": "CLOUD_LOGGING_ONLY"}
+        assert config["serviceAccount"].startswith(f"projects/${{PROJECT_ID}}/serviceAccounts/${{_NAME}}-{name}@")
+        assert int(config["timeout"].removesuffix("s")) >= 1800
+        (step,) = config["steps"]
+        assert config["substitutions"][step["name"].strip("${}")], "an image that can be pinned by its digest"
+
+
+@needs_gcloud
+def test_gcloud_accepts_the_tests(apis: GoogleApis, tmp_path: Path) -> None:
+    command = ["gcloud", "builds", "submit", "--config=infra/cloudbuild-tests.yaml", "--no-source", "--async"]
+    command += [f"--project={PROJECT}", f"--substitutions=_PYTHON_IMAGE=python@sha256:{'0' * 64}"]
+    environment = {"PATH": gcloud_server.path(), "HOME": str(tmp_path), **apis.variables(tmp_path)}
+    subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60)
+    (call,) = [call for call in apis.calls if call.changes]
+    assert call.body["serviceAccount"] == TESTS["serviceAccount"]
 
 
 @needs_gcloud

@@ -117,10 +117,11 @@ def test_each_option_grants_exactly_what_it_needs() -> None:
     assert bindings(more) - RIGHTS == {
         ("cloud_run_v2_service vertex-launch-dispatch-now", "roles/run.invoker", "user:ada@example.com"),
         *(("project my-project", role("job_logs"), account(who)) for who in ("dispatch", "now")),
-        ("project my-project", "roles/cloudfunctions.developer", account("build")),
-        (CHECKOUT, "roles/storage.objectViewer", account("build")),
+        ("project my-project", "roles/cloudfunctions.developer", account("deploy")),
+        *((CHECKOUT, "roles/storage.objectViewer", account(who)) for who in ("deploy", "test")),
+        *(("project my-project", "roles/logging.logWriter", account(who)) for who in ("deploy", "test")),
         *(
-            (f"service_account projects/my-project/serviceAccounts/{email}", role("act_as"), account("build"))
+            (f"service_account projects/my-project/serviceAccounts/{email}", role("act_as"), account("deploy"))
             for email in accounts
         ),
     }
