@@ -18,7 +18,7 @@ import sysconfig
 import tempfile
 import threading
 import venv
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -62,22 +62,29 @@ class Fate(StrEnum):
 class Script:
     """The fate of the next ``times`` jobs whose display name and region match these shell patterns.
 
+    ``labels`` narrows it to jobs with one of the values for each label. A script that must not depend on how many jobs an
+    item gets has labels and no end of its ``times`` (None).
+
     PREEMPTED and INTERNAL end the container ``after`` seconds after each of its first ``strikes`` starts. It starts again
-    with the same environment at most ``restarts`` times, or never if the job has ``disable_retries``.
+    with the same environment at most ``restarts`` times, or never if the job has ``disable_retries``. ``args`` are added to
+    the container's arguments in the starts that are struck: they can keep a fast program from ending before its strike.
     """
 
     fate: Fate
     display_name: str = "*"
     region: str = "*"
-    times: int = 1
+    times: int | None = 1
     after: float = 0.0
     strikes: int = 1
     restarts: int = 0
+    args: Sequence[str] = ()
+    labels: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def matches(self, job: Any) -> bool:
         """Return whether the script applies to a job."""
         region = job.name.split("/")[3]
-        return self.times > 0 and fnmatchcase(job.display_name, self.display_name) and fnmatchcase(region, self.region)
+        named = fnmatchcase(job.display_name, self.display_name) and fnmatchcase(region, self.region)
+        return self.times != 0 and named and all(job.labels[key] in some for key, some in self.labels.items())
 
 
 @dataclass
@@ -215,9 +222,9 @@ class Containers:
         """Run the container, and restart it after a strike as often as it may restart."""
         restarts = 0 if script is None or job.job_spec.scheduling.disable_retries else script.restarts
         for attempt in itertools.count():
-            limit = script.after if script and attempt < script.strikes else None
+            strike = script if script and attempt < script.strikes else None
             with MetadataServer(account(job), self._tokens) as metadata:
-                status = self._run(life, job, image, metadata.host, limit)
+                status = self._run(life, job, image, metadata.host, strike)
             if status is not None:
                 break
             if attempt == restarts:
@@ -226,8 +233,8 @@ class Containers:
             return job_errors.out_of_memory(status)
         return job_errors.exited(status) if status else None
 
-    def _run(self, life: _Life, job: Any, image: Image, metadata: str, limit: float | None) -> int | None:
-        """Run the container to its end. Return its exit status, or None if it was ended after ``limit`` seconds."""
+    def _run(self, life: _Life, job: Any, image: Image, metadata: str, strike: Script | None) -> int | None:
+        """Run the container to its end. Return its exit status, or None if ``strike`` has ended it."""
         shutil.rmtree(life.folder, ignore_errors=True)
         app = life.folder / "app"
         if image.folder is None:
@@ -235,6 +242,7 @@ class Containers:
         else:
             shutil.copytree(image.folder, app, ignore=shutil.ignore_patterns("__pycache__"))
         argv, variables = _process(job, image, life.folder, metadata)
+        argv += strike.args if strike else ()
         if self._repositories is not None:
             self._repositories.configure(life.folder / "home")
         try:
@@ -243,7 +251,7 @@ class Containers:
             life.jobs.log_output(life.name, [f"{argv[0]}: {error.strerror}"])
             return 127
         try:
-            status = process.wait(limit)
+            status = process.wait(strike.after if strike else None)
         except subprocess.TimeoutExpired:
             status = None
         _kill(process, life.folder)
@@ -275,7 +283,7 @@ class Containers:
     def _script(self, job: Any) -> Script | None:
         with self._lock:
             script = next((script for script in self.scripts if script.matches(job)), None)
-            if script is not None:
+            if script is not None and script.times is not None:
                 script.times -= 1
             return script
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,17 @@ class Function:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+
+    def peak_memory(self) -> int:
+        """Return the most bytes that a process of the function has had resident since its start (Linux)."""
+        peaks = [0]
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended in the meantime
+                group = int((path / "stat").read_text().rpartition(")")[2].split()[2])
+                if self._process is not None and group == self._process.pid:
+                    peak = re.search(r"VmHWM:\s*(\d+) kB", (path / "status").read_text())
+                    peaks.append(int(peak[1]) * 1024 if peak else 0)
+        return max(peaks)
 
     def _tail(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]

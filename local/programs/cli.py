@@ -26,8 +26,8 @@ faults to its control address. This one creates the next job and loses the answe
   curl http://127.0.0.1:8806/faults/vertex \\
     -d '{"faults": [{"operation": "CreateCustomJob", "kind": "lose"}]}'
 
-The kinds are fail, refuse, lose, delay and lag; local/standins/faults.py describes
-them.
+The kinds are fail, refuse, lose, delay, lag, answer and body;
+local/standins/faults.py describes them.
 """
 
 

@@ -12,6 +12,7 @@ from local.machine.cloud import ENTITY
 from local.machine.containers import Fate, Script
 from local.machine.images import REGISTRY
 from vertex_launch.codes import Code
+from vertex_launch.job import labels
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,17 @@ SWEEP = {
     "scheduler": {"resource": "gcp-vertex", "docker_image": f"{REGISTRY}/quick:1", "num_workers": 2},
 }
 
-SCRIPTS = (Script(Fate.PREEMPTED, display_name="preempted-twice", times=2, after=6),)
+
+def disturb(fate: Fate, name: str, attempts: int, after: float) -> Script:
+    """Return a script that ends the first attempts of an item, however fast its program is and however often it is created.
+
+    The program is that of the image steps:1, unless the fate ends the job before it starts.
+    """
+    first = {labels.ATTEMPT: [str(attempt) for attempt in range(1, attempts + 1)]}
+    return Script(fate, name, times=None, after=after, args=("--steps", "1000000"), labels=first)
+
+
+SCRIPTS = (disturb(Fate.PREEMPTED, "preempted-twice", 2, 6),)
 
 
 def pool(machine: str, **accelerator: Any) -> dict[str, Any]:

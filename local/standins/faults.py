@@ -29,12 +29,14 @@ class Fault(BaseModel):
     ``lose``: do everything, then break the connection without an answer.
     ``delay``: start ``seconds`` later.
     ``lag``: show reads the state of ``seconds`` ago. Each read counts.
+    ``answer``: do everything, and send ``message`` as it is instead of the field's value in a GraphQL answer.
+    ``body``: do everything, and send ``message`` as it is instead of the whole answer, with the status 200.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     operation: str
-    kind: Literal["fail", "refuse", "lose", "delay", "lag"]
+    kind: Literal["fail", "refuse", "lose", "delay", "lag", "answer", "body"]
     times: PositiveInt | None = 1
     status: int | str = 503
     message: str = "an injected fault"
@@ -98,6 +100,14 @@ class Faults:
         """Delay the next ``times`` requests of ``operation`` by ``seconds``."""
         self.add(Fault(operation=operation, kind="delay", seconds=seconds, times=times))
 
+    def answer(self, operation: str, text: str, *, times: int | None = 1) -> None:
+        """Send ``text`` instead of the value of the next ``times`` fields ``operation``, which are done."""
+        self.add(Fault(operation=operation, kind="answer", message=text, times=times))
+
+    def body(self, operation: str, text: str, *, times: int | None = 1) -> None:
+        """Send ``text`` instead of the next ``times`` answers to requests with ``operation``, which are done."""
+        self.add(Fault(operation=operation, kind="body", message=text, times=times))
+
     def lag(self, operation: str, seconds: float, *, times: int | None = None) -> None:
         """Show the next ``times`` reads ``operation`` the state of ``seconds`` ago."""
         self.add(Fault(operation=operation, kind="lag", seconds=seconds, times=times))
@@ -138,6 +148,14 @@ class Faults:
     def lag_of(self, operation: str) -> float:
         """Return by how many seconds a read lags."""
         return max((fault.seconds for fault in self._take("lag", operation)), default=0.0)
+
+    def answer_of(self, operation: str) -> str | None:
+        """Return the text to send instead of a field's value, None without such a fault."""
+        return next((fault.message for fault in self._take("answer", operation)), None)
+
+    def body_of(self, *operations: str) -> str | None:
+        """Return the text to send instead of a whole answer, None without such a fault."""
+        return next((fault.message for one in dict.fromkeys(operations) for fault in self._take("body", one)), None)
 
     def apply(self, body: bytes) -> dict[str, Any]:
         """Set the faults in JSON that another process sent, and return what is set now.

@@ -680,6 +680,19 @@ def test_a_fate_applies_to_the_first_jobs_and_not_to_a_later_one(running: Runnin
     assert [job.error.message for job in found] == [errors[fate].message] * 2 + [""]
 
 
+def test_a_fate_of_labels_meets_every_job_with_them_however_fast_it_is(running: Running) -> None:
+    """A second job for the same attempt changes nothing for the next attempt."""
+    server, client, containers = running
+    wait = ("-c", "import sys, time; sys.argv[1:] and time.sleep(60)")
+    script = Script(Fate.PREEMPTED, times=None, after=0.3, args=("long",), labels={"attempt": ["1", "2"]})
+    containers.scripts.append(script)
+    found = []
+    for attempt in ("1", "1", "2", "3"):
+        asked = job(container={"command": ["python", *wait]}, labels={"attempt": attempt})
+        found.append(ended(server, create(client, asked).name).state)
+    assert found == [FAILED, FAILED, FAILED, SUCCEEDED]
+
+
 def test_what_is_scarce_in_one_region_is_available_in_another(serve: Serve) -> None:
     containers = Containers(queued=0, pending=0, scripts=[Script(Fate.STOCKOUT, region="us-central1", times=9)])
     server, client = serve(runner=containers, regions=("us-central1", "us-east4"))

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     Info = GraphQLResolveInfo["Context"]
 
 
+class Raw(str):
+    """A value that goes into an answer as it is, valid JSON or not. Surrogates stand for bytes that are not UTF-8."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Context:
     """One request: the server's memory and faults, the user with the key, and the server's address."""

@@ -30,7 +30,7 @@ from graphql import (
 
 from local.standins.faults import FaultError
 from local.standins.wandb import artifact_fields, artifact_mutations, mutations, queries, run_fields, sweep_fields
-from local.standins.wandb.context import SCALARS, Context
+from local.standins.wandb.context import SCALARS, Context, Raw
 from local.standins.wandb.errors import Refused
 
 ErrorStatus = Literal["alone", "always", "never"]
@@ -41,10 +41,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, with a body that becomes JSON."""
+    """An answer, with a body that becomes JSON. ``raw`` is sent instead of the body, if there is one."""
 
     status: int
     body: dict[str, Any]
+    raw: str | None = None
+
+    def content(self) -> bytes:
+        """Return the bytes to send. A field, or a field of it, can be Raw."""
+        if self.raw is not None:
+            return self.raw.encode(errors="surrogateescape")
+        text = json.dumps(self.body)
+        for value in (self.body.get("data") or {}).values():
+            for part in (value, *(value.values() if isinstance(value, dict) else ())):
+                if isinstance(part, Raw):
+                    text = text.replace(json.dumps(part), part, 1)
+        return text.encode(errors="surrogateescape")
 
 
 @dataclass(frozen=True)

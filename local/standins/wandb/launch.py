@@ -51,6 +51,8 @@ class Item:
     error: ItemError | None = None
     warnings: list[ItemError] = field(default_factory=list)
     pops: int = 0
+    raw: str | None = None
+    """What a pop sends as its run spec instead of ``run_spec``, valid JSON or not."""
 
     def state(self, now: float) -> str:
         """Return PENDING, LEASED, CLAIMED or FAILED."""
@@ -232,6 +234,13 @@ class Launch:
             item = Item(self._id("RunQueueItem"), queue.id, resolved, chosen, self.clock(), author)
             self.items[item.id] = queue.items[item.id] = item
             queue.waiting[item.id] = item
+            return item
+
+    def push_raw(self, queue: Queue, name: str, text: str) -> Item:
+        """Push an item whose run spec is ``text`` as it is. Only the name is known of it."""
+        with self._lock:
+            item = self.push_to(queue, {"name": name})
+            item.raw = text
             return item
 
     def pop(self, queue: Queue, agent_id: str | None) -> Item | None:

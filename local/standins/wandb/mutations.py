@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from local.standins.wandb.context import Context
+from local.standins.wandb.context import Context, Raw
 from local.standins.wandb.errors import conflict, not_found
 from local.standins.wandb.launch import NOT_ELIGIBLE, Item, ItemError, Queue
 from local.standins.wandb.mutation import Mutations, Payload, run_by_id, run_called
@@ -119,7 +119,9 @@ def _pop_from_run_queue(
     entity = context.store.entity_for(context.user, entity_name)
     queue = context.store.launch.queue(entity, project_name, queue_name)
     item = context.store.launch.pop(queue, launch_agent_id)
-    return {"run_queue_item_id": item.id, "run_spec": item.run_spec} if item else None
+    if item is None:
+        return None
+    return {"run_queue_item_id": item.id, "run_spec": item.run_spec if item.raw is None else Raw(item.raw)}
 
 
 @mutation.performs("ackRunQueueItem")

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from local.standins import faults as fault_control
 from local.standins.faults import AnswerLost, FaultError, FaultRequestError, Faults
 from local.standins.wandb.contents import digest_of
-from local.standins.wandb.context import Context
+from local.standins.wandb.context import Context, Raw
 from local.standins.wandb.errors import Refused, invalid, not_found
 from local.standins.wandb.execution import Answer, BadRequest, ErrorStatus, execute, read, refused
 from local.standins.wandb.runs import Run
@@ -101,7 +101,11 @@ class WandbServer(WebServer):
         context = Context(self.store, self.faults, user, self.url, self.acks_refused_in_errors)
         answer = execute(operation, context, self.error_status)
         self.faults.after(*operations)
-        return answer
+        for key, name in operation.fields.items():
+            if (text := self.faults.answer_of(name)) is not None:
+                answer.body["data"][key] = Raw(text)
+        text = self.faults.body_of(*operations)
+        return answer if text is None else Answer(200, {}, text)
 
     def file_stream(self, run: Run, body: bytes, user: User | None) -> Answer:
         """Store what the SDK streams from a run. The answer reports whether the run was stopped in W&B."""
@@ -129,7 +133,7 @@ class _Handler(Handler):
         operations: list[str] = []
         try:
             answer = self._answer(wandb, path, body, operations)
-            content = answer if isinstance(answer, bytes) else json.dumps(answer.body).encode()
+            content = answer if isinstance(answer, bytes) else answer.content()
             status = 200 if isinstance(answer, bytes) else answer.status
         except AnswerLost:
             content, status = b"", LOST
