@@ -276,6 +276,7 @@ class Vertex(memory.Vertex[Job]):
 
     def _delete(self, job: Job) -> None:
         self._scheduler.note("a person", "deletes job %s", job.number)
+        self._scheduler.happens("a person deletes a job")
         job.deleted = self._scheduler.now
         self._silence(job)
 
@@ -289,6 +290,7 @@ class Vertex(memory.Vertex[Job]):
         job.versions.append(Version(self._scheduler.now, state, CustomJob(job.message)))
         name = "in an unknown state" if state == UNHEARD_OF else JobState(state).name
         self._scheduler.note(f"job {job.number}", "is %s %s", name, job.message.error.message)
+        self._scheduler.happens(f"a job is {name}, attempt {min(job.attempt, 3)}")
 
 
 def _item(request: JobRequest) -> str:

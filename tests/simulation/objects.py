@@ -16,7 +16,7 @@ class Folder(Objects):
     """The objects of one deployment."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__()
+        super().__init__(lambda: scheduler.now)
         self._scheduler = scheduler
         self._given_back: set[int] = set()
         self.lost = self.rebuilt = 0.0
@@ -38,6 +38,7 @@ class Folder(Objects):
         super().lose_ledger(left)
         self.lost, self.rebuilt = self._scheduler.now, float("inf")
         self._scheduler.note("a person", "damages the ledger")
+        self._scheduler.happens("a person damages the ledger")
 
     def read(self, name: str) -> tuple[bytes, int] | None:
         self._scheduler.program.read = self._scheduler.now
@@ -50,6 +51,8 @@ class Folder(Objects):
             return None
         if name == LOCK and found and now < json.loads(found)["expires"] and current not in self._given_back:
             raise Broken(f"I0: {program.name} takes a lock that another pass still has")
+        if name == LOCK and found and current not in self._given_back:
+            self._scheduler.happens("deadline: a lock")
         if name == LOCK:
             program.held = json.loads(content)["expires"]
         elif name == LEDGER:

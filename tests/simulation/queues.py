@@ -92,12 +92,14 @@ class Wandb(memory.Wandb[Entry]):
         self.run(run).pending = True
         self.run(run).stopped = self.run(run).stopped or self._scheduler.now
         self._scheduler.note("a person", "stops run %s", run)
+        self._scheduler.happens("a person stops a run")
 
     def stop_agents(self) -> None:
         for agent in self.agents:
             self.stop(agent)
         self.agents_stopped = self._scheduler.now
         self._scheduler.note("a person", "stops the agents")
+        self._scheduler.happens("a person stops the agents")
 
     # What programs do
 
@@ -117,6 +119,7 @@ class Wandb(memory.Wandb[Entry]):
             self.run(RunId(ENTITY, entry.spec["project"], run)).pending |= self._eager
         answer = super().claim(item, run)
         self._scheduler.note(program.name, "  ack of %s for run %s is %s", item, run, answer)
+        self._scheduler.happens(f"an ack by {program.owner} is {answer.value}")
         return answer
 
     def fail_item(self, item: str, reason: str, phase: Phase) -> bool:
@@ -133,7 +136,16 @@ class Wandb(memory.Wandb[Entry]):
 
     def in_time(self, within: float) -> bool:
         """Return whether the program was not held up for longer than the request may wait."""
-        return self._scheduler.now <= self._scheduler.program.called + within
+        in_time = self._scheduler.now <= self._scheduler.program.called + within
+        if not in_time:
+            self._scheduler.happens("deadline: the patience of a request")
+        return in_time
+
+    def state(self, item: str) -> str:
+        before, state = self.contents[item].state, super().state(item)
+        if state != before:
+            self._scheduler.happens("deadline: a lease")
+        return state
 
     def can_show(self, one: object) -> bool:
         return not self._world.troubled or self._world.random.random() > 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from functools import partial
@@ -60,6 +61,10 @@ class Scheduler:
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
         self._history: list[tuple[float, str, str, tuple[Any, ...]]] = []
+        self.events: Counter[str] = Counter()
+        self.pairs: Counter[tuple[str, str]] = Counter()
+        """What happened, and what happened next."""
+        self._last = ""
 
     def clock(self) -> float:
         """Return a time that is never the same twice, as a real clock does."""
@@ -76,6 +81,12 @@ class Scheduler:
             self.now = max(self.now, when)
             act()
         self.now = max(self.now, until)
+
+    def happens(self, event: str) -> None:
+        """Count something that is worth reaching, and that it followed what happened before."""
+        self.events[event] += 1
+        self.pairs[self._last, event] += 1
+        self._last = event
 
     def note(self, who: str, text: str, *values: Any) -> None:
         """Add to the history; the line is formatted only when it is read."""
@@ -136,6 +147,8 @@ class Program:
         scheduler, random = self.scheduler, self.scheduler.random
         self.called, fault = scheduler.now, scheduler.draw(operation)
         scheduler.note(self.name, "%s %.150s%s", operation, args, f": {fault.value}" if fault else "")
+        if fault:
+            scheduler.happens(f"{operation}: {fault.value}")
         if fault is Fault.PAUSED_BEFORE:
             self.sleep(random.uniform(*random.choice(PAUSES)))
         self.sleep(random.random() * scheduler.slow)

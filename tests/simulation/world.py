@@ -61,6 +61,7 @@ OPERATIONS = (
     "runs",
     "items",
 )
+FOCUS = tuple((operation, kind) for operation in OPERATIONS for kind in KINDS)
 
 
 def simulate(seed: int) -> World:
@@ -93,6 +94,8 @@ class _Records(logging.Handler):
         program = self._world.scheduler.program
         text = program.redact(f"{record.getMessage()} {record.__dict__}")
         self._world.scheduler.note(program.name, "  logs: %s", record.getMessage())
+        if code := getattr(record, "code", ""):
+            self._world.scheduler.happens(str(code))
         self._world.invariants.secret(text, "the log")
 
 
@@ -116,6 +119,8 @@ class World:
         self.random = random = Random(seed)
         self.trouble = random.choice((0, 300, 300, 600, 600, 900))
         """For how many seconds things go wrong."""
+        self._focus = FOCUS[seed % len(FOCUS)] if random.random() < 0.5 else ("", Fault.NONE)
+        """What goes wrong more often than anything else; seeds that follow each other try everything."""
         self._rates = dict.fromkeys(OPERATIONS, random.choice((0.0, 0.01, 0.02, 0.04, 0.06)))
         if random.random() < 0.7:
             self._rates[random.choice((*OPERATIONS, *["create", "ack"] * 5))] = random.choice((0.2, 0.6))
@@ -131,6 +136,7 @@ class World:
         self.deployments = {"test": self._deployment("test")}
         if random.random() < 0.2:
             self.deployments["other"] = self._deployment("other")
+        self._deletes = random.choice((0.02, 0.02, 0.3))
         self._programs = 0
         self._restores = self._ledger_lost = False
         self._plan_what_happens()
@@ -140,8 +146,16 @@ class World:
         return self.scheduler.now < START + self.trouble
 
     def _fault(self, operation: str) -> Fault:
-        rate = self._rates.get(operation, 0.02) if self.troubled else 0
-        return self.random.choice(KINDS) if self.random.random() < rate else Fault.NONE
+        """Draw the fault of a call, preferably one that this operation has not met yet in this world."""
+        if not self.troubled:
+            return Fault.NONE
+        if operation == self._focus[0] and self.random.random() < 0.2:
+            return self._focus[1]
+        if self.random.random() >= self._rates.get(operation, 0.02):
+            return Fault.NONE
+        met = self.scheduler.events
+        fresh = [kind for kind in KINDS if f"{operation}: {kind.value}" not in met]
+        return self.random.choice(fresh or KINDS)
 
     # What there is
 
@@ -227,7 +241,7 @@ class World:
             said=random.choice((0.0, random.uniform(1, 60))) if end == FAILED else 0.0,
             cancelling=random.uniform(1, 90),
             cancelled=random.choices((CANCELLED, SUCCEEDED, FAILED), (85, 8, 7))[0],
-            deleted=random.choices((0.0, random.uniform(5, 300)), (96, 4))[0],
+            deleted=random.uniform(5, 300) if random.random() < self._deletes else 0.0,
             stubborn=random.random() < 0.7,
         )
 
@@ -456,6 +470,7 @@ class World:
     def _deploy(self, owner: str, settings: Settings) -> None:
         self.deployments[owner].settings = settings
         shown = f"max_jobs {settings.max_jobs}, queues {settings.queues}, entity {settings.entity}"
+        self.scheduler.happens("a person deploys other settings")
         self.scheduler.note(
             "a person", "deploys %s: %s, regions %s", owner, shown, [one.name for one in settings.regions]
         )
