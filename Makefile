@@ -52,8 +52,9 @@ full: $(VENV)/tests.done   ## run all tests with their full numbers
 	FULL=1 $(PYTEST)
 
 soak: SEEDS ?= 50000
-soak: $(VENV)/tests.done   ## run SEEDS=50000 simulated worlds
-	SEEDS=$(SEEDS) $(PYTEST) tests/simulation -k seed
+soak: FIRST ?= 0
+soak: $(VENV)/tests.done   ## live SEEDS=50000 simulated worlds from FIRST=0 on, and print what they covered
+	$(BIN)/python -m tests.simulation.soak $(SEEDS) --first $(FIRST) --workers $(WORKERS)
 
 coverage: $(VENV)/tests.done    ## measure which lines and branches of the package the tests reach
 	$(PYTEST) --quiet --cov --cov-report=term:skip-covered --cov-report=html -k "not mutation_is_found" \

@@ -1,6 +1,6 @@
 """Real passes in simulated worlds: no seed breaks an invariant, and each of these mutations does.
 
-``SEEDS`` in the environment lives more worlds (``make soak``). One seed again, with its history where it fails:
+``make soak`` lives more worlds. One seed again, with its history where it fails:
 ``python -c "from tests.simulation.world import simulate; simulate(1234)"``.
 """
 
