@@ -198,7 +198,7 @@ class WandbServer:
         until = self._clock() + min(self._timeout[1], within)
         batched = self._modes[0].batched
         waiting, results = list(fields), list[Result]()
-        while waiting and (not results or self._clock() < until):
+        while waiting and self._clock() < until:
             chunk = waiting[: size if batched else 1]
             try:
                 left = until - self._clock()
@@ -216,7 +216,7 @@ class WandbServer:
             else:
                 self._modes = tuple(mode for mode in self._modes if batched or not mode.batched)
             waiting = waiting[len(chunk) :]
-        unsent = Result(error="not sent, because the requests before it took too long", lost=True)
+        unsent = Result(error="not sent, because no time was left for it", lost=True)
         return results + [unsent] * len(waiting)
 
     def _request(
@@ -243,12 +243,19 @@ class WandbServer:
 
     def _send(self, body: Mapping[str, Any], repeatable: bool, within: float) -> dict[str, Any]:
         """Post a request with retries if it is repeatable; read a refused key again once."""
-        key, retry = self._key.get(), self._backoff.with_timeout(min(self._timeout[1], within))
+        until, key = self._clock() + within, self._key.get()
         try:
-            try:
-                return retry(self._post)(body, key, repeatable)  # type: ignore[no-any-return]
-            except KeyRefused:
-                return retry(self._post)(body, self._key.renew(key), repeatable)  # type: ignore[no-any-return]
+            return self._repeat(body, key, repeatable, until)
+        except KeyRefused:
+            return self._repeat(body, self._key.renew(key), repeatable, until)
+
+    def _repeat(self, body: Mapping[str, Any], key: str, repeatable: bool, until: float) -> dict[str, Any]:
+        left = until - self._clock()
+        if left <= 0:  # reading the key took it
+            raise Unavailable(SERVICE, "no time was left to send the request", code=Code.WANDB_UNAVAILABLE)
+        try:
+            retry = self._backoff.with_timeout(min(self._timeout[1], left))
+            return retry(self._post)(body, key, repeatable)  # type: ignore[no-any-return]
         except RetryError as error:
             trouble = f"the request and its retries failed: {error.cause}"
             raise Unavailable(SERVICE, trouble, code=Code.WANDB_UNAVAILABLE) from error

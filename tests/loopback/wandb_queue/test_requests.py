@@ -244,6 +244,42 @@ def test_a_refused_key_is_read_again_once(server: WandbServer) -> None:
     assert keys.renewed == 1
 
 
+@pytest.mark.parametrize("within", [0.0, -5.0])
+def test_nothing_is_sent_when_no_time_is_left(server: WandbServer, queue: WandbQueue, within: float) -> None:
+    first, second = push(server, count=2)
+    queue.pop(ENTITY, ["cpu", "cpu"], agent(server, queue))
+    server.store.operations.clear()
+    assert queue.fail([(first, "too late")], Phase.RUN, within) == [False]
+    assert queue.warn([(first, "too late")], Phase.RUN, within) == [False]
+    assert queue.ack([(first, "run1"), (second, "run2")], within) == [Ack.UNKNOWN] * 2
+    assert graphql_requests(server) == []
+
+
+def test_nothing_is_sent_after_a_refusal_that_took_all_the_time(answering: Answering, retry_clock: Clock) -> None:
+    sent: list[object] = []
+
+    def say(body: object) -> Answer:
+        sent.append(body)
+        retry_clock.sleep(5)
+        return Answer(400, {"errors": [{"message": "one operation in a request"}]})
+
+    queue = client(answering(say=say))
+    assert queue.ack([("item1", "run1"), ("item2", "run2")], 4) == [Ack.UNKNOWN] * 2
+    assert len(sent) == 1
+
+
+def test_a_refused_key_whose_renewal_takes_all_the_time_is_not_used(server: WandbServer, retry_clock: Clock) -> None:
+    class Slow(Keys):
+        def renew(self, refused: str) -> str:
+            retry_clock.sleep(30)
+            return super().renew(refused)
+
+    (item,) = push(server)
+    queue = client(server.url, Slow([OLD_KEY, KEY]))
+    assert queue.fail([(item, "too late")], Phase.RUN, 20) == [False]
+    assert server.store.state(item) == "PENDING"
+
+
 def test_a_key_that_stays_refused(server: WandbServer) -> None:
     keys = Keys([OLD_KEY])
     reason = refusal(lambda: ask(client(server.url, keys)), Code.WANDB_KEY_REFUSED, KeyRefused)
