@@ -107,6 +107,7 @@ def passes(world: World) -> None:
 
 @settings(max_examples=examples(2_000), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
+@example([(("open", "Item1", "claimed"), 0)])
 @example([(("open",), {"a": {"item": "a"}})])
 @example([(("full_pass_began",), YEAR_30000)])
 @example([(("free_lock",), -1)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from tests.support.specs import IMAGE, PACKAGE, SETTINGS, built, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import powers
+from vertex_launch.job import powers, retry
 from vertex_launch.settings.config import Policy, Region
 
 AGENT = "service-123456789@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
@@ -204,6 +206,107 @@ def test_the_strict_policy_of_the_docs_refuses_every_power_but_those_that_it_lis
     powers_of = {key: run_spec(one, spec=spec) for key, one, spec, _ in POWERS if key not in listed}
     assert powers_of.keys() == set(powers.KEYS) - listed - {"lustre_mounts"}
     assert [key for key, spec in powers_of.items() if f"policy.{key} " not in refused(spec, **policy)] == []
+
+
+@pytest.mark.parametrize(
+    ("one", "spec", "policy"),
+    [
+        (machine("ct5lp-hightpu-8t", accelerator_type="NVIDIA_TESLA_T4", accelerator_count=1), {}, {"accelerators": {"NVIDIA_TESLA_T4": 1}}),
+        (machine("ct5lp-hightpu-4t", tpu_topology="16x16"), {}, {"accelerators": {"TPU": 255}}),
+        (machine("cloud-tpu", accelerator_type="TPU_V3", accelerator_count=8, tpu_topology="4x4"), {}, {"accelerators": {"TPU_V3": 8}}),
+        (machine("CT5LP-hightpu-4t"), {}, {"accelerators": {}}),
+        (machine("A2-highgpu-1g"), {}, {"accelerators": {}}),
+        (machine(tpu_topology="2x2"), {}, {"accelerators": {"TPU": 3}}),
+        ({**pool(), "nfs_mounts": [{"server": "s", "path": "/team/../all", "mount_point": "m"}]}, {}, {"nfs_mounts": ["s:/team/*"]}),
+        ({**pool(), "nfs_mounts": [{"server": "s", "path": "/team/..", "mount_point": "m"}]}, {}, {"nfs_mounts": ["*"]}),
+        (machine(reservation_affinity={"reservation_affinity_type": "ANY_RESERVATION", "values": ["mine"]}), {}, {"reservations": ["mine"]}),
+        (pool(), {"base_output_dir": "gs://theirs-too/x"}, {"buckets": ["gs://theirs/*"]}),
+    ],
+)  # fmt: skip
+def test_ways_around_a_line_are_closed(one: dict[str, Any], spec: dict[str, Any], policy: dict[str, Any]) -> None:
+    asked = run_spec(one, spec=spec)
+    assert refused(asked) == ""
+    assert f"policy.{next(iter(policy))} in vertex-launch.yaml" in refused(asked, **policy)
+
+
+def test_a_whole_slice_is_allowed_by_its_chips() -> None:
+    slice_ = run_spec(machine("ct5lp-hightpu-4t", tpu_topology="4x4"))
+    assert refused(slice_, accelerators={"TPU": 16}) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["a2-" + "-" * 400_000 + "\n", "a2-highgpu-" + "9" * 5000 + "g", "tpu" + "-1" * 200_000, "ct5lp-" + "9" * 5000 + "t"]
+)  # fmt: skip
+def test_a_huge_machine_type_costs_no_time(name: str) -> None:
+    began = time.process_time()
+    assert refused(run_spec(machine(name)), accelerators={}) == ""
+    assert f"[{Code.POLICY_MACHINE_TYPE}]" in refused(run_spec(machine(name)), machine_types=["n1-*"])
+    assert refused(run_spec(machine(tpu_topology="9x" * 100_000 + "9" * 5000)), accelerators={"TPU": 1}) == ""
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("image", ["evil, '*'", 'x"], images: ["*', "a: {b", "*alias", "null"])
+def test_the_line_that_allows_a_value_allows_nothing_else(image: str) -> None:
+    text = refused(run_spec(pool(image_uri=image)), unlisted="refuse")
+    [line] = re.findall(r"set: images: (.*?)\. \[VL-", text) or re.findall(r"set: images: (.*)\.", text)
+    assert yaml.safe_load(line.partition("\n")[0].removesuffix(f". [{Code.POLICY_UNLISTED}]")) == [image]
+
+
+@pytest.mark.parametrize("policy", [{}, {"buckets": ["*"]}, {"buckets": ["gs://demo-state/*"]}])
+@pytest.mark.parametrize(
+    "spec",
+    [{"staging_bucket": "demo-state"}, {"base_output_dir": "gs://demo-state/x"}, {"base_output_dir": "gs://${author}"}],
+)
+def test_no_job_touches_the_record(spec: dict[str, Any], policy: dict[str, Any]) -> None:
+    assert f"[{Code.POLICY_POWER}]" in refused(run_spec(spec=spec, author="demo-state"), **policy)
+    package = {
+        **PACKAGE,
+        "python_package_spec": {**PACKAGE["python_package_spec"], "package_uris": ["gs://demo-state/a"]},
+    }
+    assert f"[{Code.POLICY_POWER}]" in refused(run_spec(package), **policy)
+
+
+def test_a_persistent_resource_without_a_line_is_warned_about() -> None:
+    spec = run_spec(spec={"persistent_resource_id": "shared"})
+    assert [warning.code for warning in built(spec).warnings] == [Code.POLICY_POWER]
+    named = SETTINGS.model_copy(update={"policy": Policy(persistent_resources=("shared",))})
+    assert built(spec, named).warnings == ()
+
+
+def retried(spec: dict[str, Any], region: str, **changes: Any) -> str:
+    """Return what becomes of the next attempt of a job under other settings: its account, or why there is none."""
+    regions = (
+        Region(name="us-central1", staging_bucket="gs://one"),
+        Region(name="us-east4", staging_bucket="gs://two"),
+    )
+    request = built(spec, SETTINGS.model_copy(update={"regions": regions, "jobs_account": AGENT}))
+    later = SETTINGS.model_copy(update={"regions": regions, **changes})
+    try:
+        again = retry.next_attempt(request, attempt=2, region=region, settings=later, api_key="k" * 40)
+    except ItemRejected as error:
+        return str(error)
+    return again.custom_job.job_spec.service_account or "Google's own"
+
+
+def test_a_next_attempt_is_held_to_the_policy_like_a_first_one() -> None:
+    plain = run_spec(spec={"staging_bucket": None})
+    assert retried(plain, "us-east4") == SETTINGS.jobs_account
+    assert retried(plain, "us-east4", jobs_account=AGENT) == "Google's own"
+    assert f"[{Code.SPEC_NO_ACCOUNT}]" in retried(plain, "us-central1", jobs_account=None)
+    assert f"[{Code.POLICY_IMAGE}]" in retried(plain, "us-central1", policy=Policy(images=()))
+    lines = {"images": ("*",), "machine_types": ("*",), "projects": ("*",), "max_replicas": 1, "max_run_time": 604_800}
+    strict = Policy(unlisted="refuse", **lines)
+    assert retried(plain, "us-east4", policy=strict) == SETTINGS.jobs_account
+    for key, spec, line in (
+        ("service_accounts", run_spec(spec={"staging_bucket": None, "service_account": "root@x"}), ("root@x",)),
+        ("web_access", run_spec(spec={"staging_bucket": None, "enable_web_access": True}), True),
+        ("buckets", run_spec(spec={"staging_bucket": "theirs"}), ("gs://theirs/",)),
+        ("buckets", run_spec(spec={"base_output_dir": "gs://theirs/x"}), ("gs://theirs/x/",)),
+    ):
+        text = retried(spec, "us-central1", policy=strict)
+        assert f"[{Code.POLICY_UNLISTED}]" in text
+        assert f"policy.{key} " in text
+        assert "[VL-" not in retried(spec, "us-central1", policy=Policy(unlisted="refuse", **lines, **{key: line}))
 
 
 def test_every_field_of_a_job_is_known_to_the_policy() -> None:

@@ -301,22 +301,32 @@ def _retry(pass_: Pass, entry: OpenItem, request: JobRequest, room: Room, key: s
         )
         yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
         return
-    if not request.custom_job.job_spec.service_account and not settings.jobs_account:
-        where = settings.where("jobs_account")
-        text = f"Not retried: its job names no service account. Set {where}, then launch it again."
-        yield StopRetrying(entry.item, Message(Code.SPEC_NO_ACCOUNT, text))
+    again = _next_attempt(entry, request, settings, key)
+    if isinstance(again, ItemRejected):
+        yield StopRetrying(entry.item, Message(again.message.code, f"Not retried: {again.message.text}"))
         return
-    others = retry.other_regions(request, settings) if entry.retry and entry.retry.elsewhere else []
-    region = next((name for name in others if name not in entry.refused), request.region)
+    attempt, region = entry.current.number + 1, again.region
     try:
         room.take(entry.kind, region)
     except ItemDeferred as error:
         log.LOGGER.info("Item %s waits for its next attempt: %s", entry.item, error, extra={"item": entry.item})
         return
-    attempt = entry.current.number + 1
-    again = retry.next_attempt(request, attempt=attempt, region=region, settings=settings, api_key=key)
     again = replace(again, warnings=(settle.retried(entry, attempt, region, settings),))
     yield Create(Item(entry.item, entry.queue, None), entry.kind, again, attempt)
+
+
+def _next_attempt(entry: OpenItem, request: JobRequest, settings: Settings, key: str) -> JobRequest | ItemRejected:
+    """Return the next attempt in another region if there was no machine and the policy allows it there, else in its own."""
+    others = retry.other_regions(request, settings) if entry.retry and entry.retry.elsewhere else []
+    other = next((name for name in others if name not in entry.refused), request.region)
+    attempt = entry.current.number + 1
+    refused = ItemRejected("", code=Code.NOT_RETRIED)
+    for region in dict.fromkeys([other, request.region]):
+        try:
+            return retry.next_attempt(request, attempt=attempt, region=region, settings=settings, api_key=key)
+        except ItemRejected as error:
+            refused = error
+    return refused
 
 
 # What came of the creates

@@ -74,6 +74,13 @@ def build(
     job.labels = {**(arguments["labels"] or {}), **job_labels(item, spec, settings, entity)}
     _check_names(spec, api_key, findings)
     policy.check(job, asked, settings, findings)
+    if job.job_spec.persistent_resource_id and settings.policy.persistent_resources is None:
+        findings.warn(
+            f"{arguments.place('persistent_resource_id')}: the job can run as the account of the persistent resource "
+            f"{shown(job.job_spec.persistent_resource_id)}, whatever account it names. If it enforces another account than "
+            f"Google's, have it added to {settings.where('policy', 'persistent_resources')}.",
+            Code.POLICY_POWER,
+        )
     secure_mode.check(asked, spec, settings, findings)
     findings.check()
     return JobRequest(region, job, arguments["create_request_timeout"], run, tuple(findings.warnings))

@@ -1,10 +1,12 @@
-"""What a run spec may ask for under the deployment's policy. Pure; called by ``build``.
+"""What a run spec may ask for under the deployment's policy. Pure; called by ``build`` and ``retry``.
 
 The finished CustomJob is checked, so neither macros nor alternative argument locations can bypass the policy.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -12,12 +14,14 @@ from typing import TYPE_CHECKING
 from vertex_launch.codes import Code
 from vertex_launch.job import powers
 from vertex_launch.job.findings import Findings
-from vertex_launch.job.powers import Ask
-from vertex_launch.job.run_spec import RunSpec
-from vertex_launch.settings.config import Settings
+from vertex_launch.job.powers import Ask, Asker
+from vertex_launch.problems import shown
+from vertex_launch.settings.config import Settings, bucket_of
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1.types import CustomJob
+
+_CLIMBS = re.compile(r"(^|[/:])\.\.?(/|$)")
 
 _CODES = {
     "images": Code.POLICY_IMAGE,
@@ -29,9 +33,13 @@ _CODES = {
 }
 
 
-def check(job: CustomJob, spec: RunSpec, settings: Settings, findings: Findings) -> None:
+def check(job: CustomJob, spec: Asker, settings: Settings, findings: Findings) -> None:
     """Report everything that the job asks for but the policy does not allow, at its place in the run spec."""
     strict = settings.policy.unlisted == "refuse"
+    for place, path in powers.paths(job, spec.arguments):
+        if bucket_of(path) == bucket_of(settings.state_bucket):  # whatever the policy says
+            found = f"{shown(path)} is in the bucket of this deployment's record, which no job may use"
+            findings.wrong(place, found, "Use another bucket", Code.POLICY_POWER)
     for ask in powers.asked(job, spec, settings):
         if getattr(settings.policy, ask.key) is not None:
             _check_listed(ask, settings, findings)
@@ -82,11 +90,16 @@ def _line(ask: Ask) -> str:
         case int():
             return str(ask.value)
         case str():
-            return f"[{ask.value}]"
+            return f"[{json.dumps(ask.value, ensure_ascii=False)}]"  # quoted: a value must not add to the list
         case kind, count:
             return f"{{{kind}: {count}}}"
 
 
 def _matches(value: str, patterns: Sequence[str]) -> bool:
-    """Return whether a pattern fits the whole value, which is not empty; ``*`` and ``?`` are special, a bracket is not."""
+    """Return whether a pattern fits the whole value, which is not empty; ``*`` and ``?`` are special, a bracket is not.
+
+    No wildcard fits a path that climbs: ``server:/team/*`` must not reach ``server:/team/../other``.
+    """
+    if _CLIMBS.search(value):
+        return value in patterns
     return bool(value) and any(fnmatchcase(value, pattern.replace("[", "[[]")) for pattern in patterns)

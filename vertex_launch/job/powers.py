@@ -5,25 +5,28 @@ The finished job is read, so neither macros nor other argument locations can hid
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from google.cloud.aiplatform_v1.types import CustomJob
 
-from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS
+from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS, Arguments
+from vertex_launch.model import RunId
 from vertex_launch.settings.config import Policy, Settings
-
-if TYPE_CHECKING:
-    from vertex_launch.job.run_spec import RunSpec
 
 DEFAULT_TIMEOUT = 604_800
 """Seconds that Vertex AI lets a job run that sets no timeout: seven days (Scheduling.timeout)."""
 
-_OWN_GPUS = re.compile(r"(?:a\d+x?|g\d+)-.*?(?:-(\d+)g)?(?:-.*)?")
+LONGEST_TYPE = 100
+"""Characters of a machine type; Google's have up to 30."""
+
+_OWN_GPUS = re.compile(r"(?:a\d+x?|g\d+)-.*?(?:-(\d{1,6})g)?(?:-.*)?")
 """Machine types that have GPUs by themselves, and how many."""
 
-_TPUS = re.compile(r"(?:cloud-tpu|ct\d\w*|tpu\w*)(?:-.*?)?(?:-(\d+)t)?")
+_TPUS = re.compile(r"(?:cloud-tpu|ct\d\w*|tpu\w*)(?:-.*?)?(?:-(\d{1,6})t)?")
+_TOPOLOGY = re.compile(r"\d{1,6}(x\d{1,6}){0,3}")
 """Machine types that are TPUs, and their number of chips."""
 
 _POOL = "job_spec.worker_pool_specs"
@@ -103,7 +106,19 @@ class Ask(NamedTuple):
     value: str | int | bool | tuple[str, int]
 
 
-def asked(job: CustomJob, spec: RunSpec, settings: Settings) -> Iterator[Ask]:
+class Asker(Protocol):
+    """Who asks for a job: a run spec, or what is left of one in the job itself."""
+
+    @property
+    def run(self) -> RunId:
+        """The W&B run that the job reports as."""
+
+    @property
+    def arguments(self) -> Arguments:
+        """The arguments that are the run spec's own, and their places."""
+
+
+def asked(job: CustomJob, spec: Asker, settings: Settings) -> Iterator[Ask]:
     """Return everything that a job asks for. What the settings give by themselves, it does not ask for."""
     wanted, place = job.job_spec, spec.arguments.place
     if wanted.service_account and spec.arguments["service_account"]:
@@ -122,7 +137,7 @@ def asked(job: CustomJob, spec: RunSpec, settings: Settings) -> Iterator[Ask]:
     yield Ask("projects", "project", "W&B project", f"{spec.run.entity}/{spec.run.project}".lower())
 
 
-def _data(job: CustomJob, spec: RunSpec, settings: Settings) -> Iterator[Ask]:
+def _data(job: CustomJob, spec: Asker, settings: Settings) -> Iterator[Ask]:
     """Return what a job reads and writes, and with which keys."""
     wanted, place = job.job_spec, spec.arguments.place
     configured = {_folder(region.staging_bucket) for region in settings.regions if region.staging_bucket}
@@ -148,6 +163,16 @@ def _data(job: CustomJob, spec: RunSpec, settings: Settings) -> Iterator[Ask]:
     ):
         if value:
             yield Ask(key, place(name), noun, value)
+
+
+def paths(job: CustomJob, arguments: Arguments) -> Iterator[tuple[str, str]]:
+    """Return the Cloud Storage paths that a job writes to and installs packages from, each after its place."""
+    output = "base_output_dir" if arguments["base_output_dir"] else "staging_bucket"
+    yield arguments.place(output), job.job_spec.base_output_directory.output_uri_prefix
+    pools = arguments.place("worker_pool_specs")
+    for index, pool in enumerate(job.job_spec.worker_pool_specs):
+        for path in pool.python_package_spec.package_uris:
+            yield f"{pools}[{index}].python_package_spec.package_uris", path
 
 
 def _folder(path: str) -> str:
@@ -180,8 +205,8 @@ def _pool(pool: Any, place: str) -> Iterator[Ask]:
     yield from _accelerators(pool.machine_spec, f"{place}.machine_spec")
     affinity = pool.machine_spec.reservation_affinity
     if affinity:
-        names = list(affinity.values) or [affinity.reservation_affinity_type.name]
-        for name in names:
+        kind = affinity.reservation_affinity_type.name
+        for name in [*affinity.values, *([kind] if kind == "ANY_RESERVATION" or not affinity.values else [])]:
             yield Ask("reservations", f"{place}.machine_spec.reservation_affinity", "reservation", name)
     if pool.disk_spec.boot_disk_size_gb:
         size = pool.disk_spec.boot_disk_size_gb
@@ -195,13 +220,20 @@ def _pool(pool: Any, place: str) -> Iterator[Ask]:
 
 def _accelerators(machine: Any, place: str) -> Iterator[Ask]:
     """Return the accelerators of a machine, also those that its type has by itself: ``GPU`` and ``TPU``."""
-    kind, count = machine.accelerator_type, machine.accelerator_count
+    kind, count, machine_type = machine.accelerator_type, machine.accelerator_count, machine.machine_type.lower()
+    if len(machine_type) > LONGEST_TYPE:
+        machine_type = ""  # it is none, and looking at it takes long
+    sides = machine.tpu_topology.split("x") if _TOPOLOGY.fullmatch(machine.tpu_topology) else []
+    chips = math.prod(map(int, sides)) if sides else 0  # of the whole slice, however many hosts it has
     if kind or count:
-        yield Ask("accelerators", f"{place}.accelerator_count", "accelerator", (kind.name, count))
-    elif found := _TPUS.fullmatch(machine.machine_type) or ("tpu_topology" in machine and machine.tpu_topology):
-        chips = int(found[1]) if isinstance(found, re.Match) and found[1] else 1
-        yield Ask("accelerators", f"{place}.machine_type", "accelerator", ("TPU", chips))
-    elif gpus := _OWN_GPUS.fullmatch(machine.machine_type):
+        yield Ask("accelerators", f"{place}.accelerator_count", "accelerator", (kind.name, max(count, chips)))
+    if found := _TPUS.fullmatch(machine_type):
+        if not kind.name.startswith("TPU_"):
+            size = max(int(found[1] or 1), chips)
+            yield Ask("accelerators", f"{place}.machine_type", "accelerator", ("TPU", size))
+    elif machine.tpu_topology and not (kind or count):
+        yield Ask("accelerators", f"{place}.tpu_topology", "accelerator", ("TPU", max(1, chips)))
+    elif not (kind or count) and (gpus := _OWN_GPUS.fullmatch(machine_type)):
         yield Ask("accelerators", f"{place}.machine_type", "accelerator", ("GPU", int(gpus[1] or 1)))
 
 

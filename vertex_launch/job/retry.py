@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 
 from google.cloud.aiplatform_v1.types import CustomJob
 
-from vertex_launch.job import environment, labels
-from vertex_launch.job.arguments import escape
+from vertex_launch.job import account, environment, labels, policy
+from vertex_launch.job.arguments import Arguments, escape
+from vertex_launch.job.findings import Findings
 from vertex_launch.job.readback import tasks
 from vertex_launch.job.request import JobRequest
+from vertex_launch.model import RunId
 from vertex_launch.settings.config import Settings
 
 _REGIONAL = (
@@ -24,15 +27,18 @@ _REGIONAL = (
 )
 """Parts of a job spec that name something in the job's own region."""
 
+STAMPED = re.compile(r"/aiplatform-custom-job-[\d:.-]+$")
+"""The folder in a staging bucket that a job gets which names no output directory."""
+
 
 def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Settings, api_key: str) -> JobRequest:
     """Return the request for the next attempt: the same job, which continues the same run.
 
-    ``api_key`` is today's; an item's own key stays. In another region the job writes to that region's staging bucket.
+    ``api_key`` is today's; an item's own key stays. In another region the job writes to that region's staging bucket. Raises
+    ItemRejected if today's settings do not allow the job.
     """
     job = CustomJob(request.custom_job)
     job.labels = {**job.labels, labels.ATTEMPT: str(attempt)}
-    job.job_spec.service_account = job.job_spec.service_account or settings.default_account
     for task in [task for pool in job.job_spec.worker_pool_specs for task in tasks(pool)]:
         changed = {environment.RESUME: "allow"}
         if labels.KEY not in job.labels and any(variable.name == environment.API_KEY for variable in task.env):
@@ -43,7 +49,30 @@ def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Se
         output = job.job_spec.base_output_directory
         here, there = _staging(request.region, settings), _staging(region, settings)
         output.output_uri_prefix = there + output.output_uri_prefix.removeprefix(here)
+    _check(job, request.run, settings)
     return replace(request, region=region, custom_job=job)
+
+
+@dataclass(frozen=True)
+class _Asker:
+    """What a run spec asked for, as far as its job shows it."""
+
+    run: RunId
+    arguments: Arguments
+
+
+def _check(job: CustomJob, run: RunId, settings: Settings) -> None:
+    """Choose the account of a next attempt, and hold it to the policy like a first one. Raises ItemRejected."""
+    findings, spec, values = Findings(), job.job_spec, dict[str, str]()
+    place = Arguments("the job").place("service_account")
+    spec.service_account = account.choose(spec.service_account, place, settings, findings)
+    if spec.service_account != settings.default_account:
+        values["service_account"] = spec.service_account
+    output = spec.base_output_directory.output_uri_prefix
+    staging = STAMPED.sub("", output)
+    values["base_output_dir" if staging == output else "staging_bucket"] = staging
+    policy.check(job, _Asker(run, Arguments("the job", values)), settings, findings)
+    findings.check()
 
 
 def other_regions(request: JobRequest, settings: Settings) -> list[str]:

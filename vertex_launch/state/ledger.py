@@ -166,6 +166,8 @@ class OpenItem(_Value):
             raise ValueError("its attempts do not follow one another")
         if self.job and self.retry and not self.current.ended:
             raise ValueError("its next attempt is planned, and its job has not ended")
+        if self.retry and not self.claimed:
+            raise ValueError("its next attempt is planned, and it is not claimed")
         if self.claimed and not (self.job or self.current.ended or len(self.attempts) > 1):
             raise ValueError("it is claimed for a job that it does not have")
         return self
