@@ -22,21 +22,24 @@ from rich.console import Console
 from rich.table import Table
 
 from local.machine.cloud import API_KEY, ENTITY, Cloud, Options
-from local.machine.containers import Script
-from local.machine.functions import CONFIG
+from local.machine.functions import CONFIG, Function
 from local.machine.images import REGISTRY
+from local.programs.attacks import ITEM_KEY, Attack, attacks
 from local.programs.chaos_items import KINDS, WEIGHTS, Account, Kind
-from local.programs.demo_items import pool
+from local.programs.demo_items import disturb, pool
 from local.programs.items import STARTING, Items, clock
 from local.standins.faults import Fault
 from local.standins.objects import HttpRefused
 from local.standins.pubsub_emulator import PubSubEmulator
+from local.standins.wandb.launch import Item as QueueItem
 from local.standins.web import post
 from vertex_launch.job import labels
 from vertex_launch.state import record
 
 PATIENCE = 300.0
-"""Seconds for the remaining items after the disturbances. The longest pause of the dispatcher after a refusal is 180."""
+"""Seconds without any change after which it gives up. The longest pause of the dispatcher after a refusal is 180."""
+SURE = 8
+"""Passes in which a settled item that differs from what it must be stays as it is, before that counts as its end."""
 LEASE = 8.0
 SETTINGS = {
     "lease": LEASE,
@@ -55,6 +58,7 @@ SETTINGS = {
 """A killed pass keeps the lock for six seconds, and an item that it popped is back in its queue after eight."""
 TICK = 2.0
 _PUSH_EVERY = 2.5
+_ATTACK_EVERY = 1.0
 _POST_EVERY = 5.0
 _BURST = 3.0
 _KILLED = 0.5
@@ -62,6 +66,9 @@ _KILLED = 0.5
 _REPORT_EVERY = 5.0
 _QUEUES = ("vertex-cpu", "vertex-gpu")
 _FOLDER = "vertex-launch/default"
+_ATTACKS = [attack for attack in attacks() if not attack.secure]
+_MEMORY = 400_000_000
+"""Bytes that a function may have resident."""
 
 _OPERATIONS = {
     "vertex": ("CreateCustomJob", "GetCustomJob", "ListCustomJobs", "CancelCustomJob"),
@@ -84,9 +91,14 @@ _STOP = """mutation($id: ID!) { stopRun(input: {id: $id}) { success } }"""
 
 
 class Chaos:
-    """Runs once: disturbances for ``seconds``, then the account of every item."""
+    """Runs once: disturbances for ``seconds``, then the account of every item.
 
-    def __init__(self, seconds: float, seed: int) -> None:
+    With ``items`` it pushes that many, and no refusal makes the dispatcher wait for minutes: a test needs that.
+    """
+
+    def __init__(self, seconds: float, seed: int, items: int = 0) -> None:
+        self._fixed = items
+        self._push_every = seconds / (items + 1) if items else _PUSH_EVERY
         self._console = Console(soft_wrap=True)
         self._seconds = seconds
         self._seed = seed
@@ -95,11 +107,14 @@ class Chaos:
         self._slots = int(yaml.safe_load((CONFIG / "launch-config.yaml").read_text())["max_jobs"])
         self._over = threading.Event()
         self._kinds: dict[str, Kind] = {}
+        self._attacks: dict[str, Attack] = {}
+        """Hostile items by id. They are in the queues, but have no account: each is failed, or runs like any other."""
         self._stopped: set[str] = set()
         self._count: Counter[str] = Counter()
         self._disturbed = ""
         self._began = time.monotonic()
         self._reported = 0.0
+        self._freed: object = None
 
     def run(self) -> int:
         """Run it and return the exit status: 0 if every item ended as it must."""
@@ -108,12 +123,12 @@ class Chaos:
             for queue in _QUEUES:
                 self._cloud.wandb.store.create_queue(ENTITY, queue, resource_args=pool("n1-standard-4"))
             self._cloud.start()
-            self._say(
-                f"For {self._seconds:g} s, kill passes and disturb services while items are pushed (seed {self._seed})."
-            )
+            self._say(f"For {self._seconds:g} s, kill passes, disturb services, and push good and hostile items.")
+            expected = clock(1.6 * self._seconds + 45)
+            self._say(f"Seed {self._seed}. It takes about {expected}, some minutes more on a busy machine.")
             self._trouble()
             self._say(f"{self._time()}  The disturbances are over. Waiting until every item has ended.")
-            problems = self._drain(time.monotonic() + PATIENCE)
+            problems = self._drain()
             return self._report([*problems, *self._broken()])
         finally:
             self._over.set()
@@ -123,14 +138,20 @@ class Chaos:
 
     def _trouble(self) -> None:
         """Push, kill and disturb in parallel until the time is over. An error in one of them ends all and is raised."""
-        parts: Sequence[Callable[[random.Random], None]] = (self._push, self._kill, self._disturb, self._post)
+        parts: Sequence[Callable[[random.Random], None]] = (
+            self._push,
+            self._attack,
+            self._kill,
+            self._disturb,
+            self._post,
+        )
         deadline = time.monotonic() + self._seconds
         with ThreadPoolExecutor(len(parts)) as threads:
             running = [threads.submit(part, random.Random(f"{self._seed} {part.__name__}")) for part in parts]
             try:
-                while time.monotonic() < deadline and not any(one.done() for one in running):
+                while time.monotonic() < deadline and not any(one.done() and one.exception() for one in running):
                     self._stop_runs()
-                    self._progress(f", disturbing {self._disturbed}")
+                    self._progress(f", {self._disturbed} fails")
                     time.sleep(0.5)
             finally:
                 self._over.set()
@@ -149,8 +170,7 @@ class Chaos:
             kind = first or chance.choices(KINDS, WEIGHTS)[0]
             name = f"{kind.name}-{number + 1}"
             if kind.fate:
-                script = Script(kind.fate, display_name=name, times=kind.attempts - 1, after=3)
-                self._cloud.containers.scripts.append(script)
+                self._cloud.containers.scripts.append(disturb(kind.fate, name, kind.attempts - 1, 3))
             own = pool("n1-standard-4")
             if kind.run:
                 own["run"] = {kind.run: True}
@@ -165,8 +185,20 @@ class Chaos:
             }
             self._kinds[name] = kind
             self._ask(_PUSH, queue=chance.choice(_QUEUES), spec=json.dumps(spec))
-            if self._over.wait(_PUSH_EVERY * chance.uniform(0.2, 1.8)):
+            over = self._over.wait(self._push_every * chance.uniform(0.2, 1.8))
+            if len(self._kinds) == self._fixed or (over and not self._fixed):
                 return
+
+    def _attack(self, chance: random.Random) -> None:
+        """Push a hostile item to both queues all the time."""
+        launch = self._cloud.wandb.store.launch
+        turns = list[Attack]()
+        while not self._over.wait(_ATTACK_EVERY * chance.uniform(0.2, 1.8)):
+            turns = turns or chance.sample(_ATTACKS, len(_ATTACKS))
+            attack = turns.pop()
+            for queue in list(launch.queues.values()):
+                item = launch.push_raw(queue, attack.name, attack.text)
+                self._attacks[item.id] = attack
 
     def _kill(self, chance: random.Random) -> None:
         """Kill both dispatchers while a pass runs, sometimes also job_state, and start them again as the platform does."""
@@ -183,6 +215,7 @@ class Chaos:
             time.sleep(chance.uniform(0, 0.8))
             victims = [cloud.dispatch, cloud.dispatch_now, *([cloud.job_state] if chance.random() < 0.5 else [])]
             for function in victims:
+                self._count["MB of memory, at most"] = max(self._count["MB of memory, at most"], self._peak(function))
                 function.stop()
             self._count["kills"] += len(victims)
             self._count["passes killed halfway"] += self._held() == generation
@@ -213,7 +246,7 @@ class Chaos:
         while not self._over.is_set():
             turns = turns or chance.sample(list(_OPERATIONS), len(_OPERATIONS))
             service = self._disturbed = turns.pop()
-            early = time.monotonic() - began < self._seconds / 3
+            early = not self._fixed and time.monotonic() - began < self._seconds / 3
             chosen = chance.sample(_OPERATIONS[service], min(len(_OPERATIONS[service]), 4))
             faults = [_fault(chance, service, operation, early=early) for operation in chosen]
             for fault in faults:
@@ -239,7 +272,8 @@ class Chaos:
         for queue in self._cloud.state()["wandb"]["queues"]:
             for item in queue["items"]:
                 name, run = item["name"], item["run"]
-                if run and name not in self._stopped and self._kinds[name].name == "stopped":
+                kind = self._kinds.get(name)
+                if run and name not in self._stopped and kind and kind.name == "stopped":
                     found = (self._ask(_FIND, project="chaos", run=run)["project"] or {}).get("run")
                     if found:
                         self._ask(_STOP, id=found["id"])
@@ -247,23 +281,59 @@ class Chaos:
 
     # The account
 
-    def _drain(self, deadline: float) -> list[str]:
-        """Wait until every item has ended as it must and the ledger is empty. Return what is wrong when the time is over."""
+    def _drain(self) -> list[str]:
+        """Wait until every item is settled, and return what is wrong.
+
+        Wrong items count once they have been settled for some passes: between a pass that was killed and the next one,
+        an item can look settled. Without any change for ``PATIENCE`` seconds, the open items are wrong as well.
+        """
+        seen: object = None
+        since, passes = time.monotonic(), 0
         while True:
             self._stop_runs()
-            problems = [problem for account in self._accounts() for problem in account.problems()]
-            problems += [f"item {item} is still open in the ledger" for item in self._ledger().get("open", {})]
-            if not problems or time.monotonic() > deadline:
-                return problems
+            accounts = self._accounts()
+            hostile = self._hostile()
+            ledger = self._ledger()
+            wrong = [problem for account in accounts for problem in account.problems()]
+            wrong += [f"{name}: the item is {state}" for name, state, right in hostile if not right]
+            still = [f"item {item} is still open in the ledger" for item in ledger.get("open", {})]
+            if not wrong and not still:
+                return []
+            now = _signature(accounts, hostile, still)
+            if now != seen:
+                seen, since, passes = now, time.monotonic(), self._count["passes"]
+            self._watch(ledger)
+            waiting = still or not all(account.settled for account in accounts)
+            waiting = waiting or any(state in ("PENDING", "LEASED") for _, state, _ in hostile)
+            if not waiting and self._count["passes"] - passes >= SURE:
+                return wrong
+            if time.monotonic() - since > PATIENCE:
+                return [*wrong, *still]
             self._progress("")
             time.sleep(0.5)
 
+    def _watch(self, ledger: Mapping[str, Any]) -> None:
+        """Count the passes that have ended, as their locks are given back."""
+        if (free := ledger.get("free_lock")) != self._freed:
+            self._freed = free
+            self._count["passes"] += 1
+
+    def _hostile(self) -> list[tuple[str, str, bool]]:
+        """Return name and state of each hostile item, and whether it has ended as it must."""
+        items = self._cloud.wandb.store.items
+        found = [(attack, items[id_].state(time.time())) for id_, attack in list(self._attacks.items())]
+        return [
+            (attack.name, state, state == "FAILED" or (state == "CLAIMED" and not attack.fails))
+            for attack, state in found
+        ]
+
     def _accounts(self) -> list[Account]:
         found = {}
-        for item in self._items.read(self._cloud.state()):
+        items = [item for item in self._items.read(self._cloud.state()) if item.name in self._kinds]
+        for item in items:
             jobs = [(int(job["labels"][labels.ATTEMPT]), job["state"].removeprefix("JOB_STATE_")) for job in item.jobs]
             found[item.name] = Account(item.name, self._kinds[item.name], item.state, " ".join(item.messages), jobs)
-        return [found.get(name, Account(name, kind, "lost", "", [])) for name, kind in self._kinds.items()]
+        return [found.get(name, Account(name, kind, "lost", "", [])) for name, kind in list(self._kinds.items())]
 
     def _broken(self) -> list[str]:
         """Return what is wrong apart from the items."""
@@ -275,8 +345,19 @@ class Chaos:
             most = max(most, active)
         self._count["jobs active at once, at most"] = most
         broken = [f"{most} jobs were active at once, more than {self._slots}"] if most > self._slots else []
-        logs = [path for path in self._cloud.folder.glob("*.log") if API_KEY in path.read_text(errors="replace")]
-        return broken + [f"{path.name} contains the API key" for path in logs]
+        for path in self._cloud.folder.glob("*.log"):
+            text = path.read_text(errors="replace")
+            broken += [f"{path.name} contains {whose}" for whose, key in _KEYS.items() if key in text]
+        shown = [text for item in self._cloud.wandb.store.items.values() for text in _texts(item)]
+        broken += [f"W&B shows {whose} on an item" for whose, key in _KEYS.items() if any(key in one for one in shown)]
+        for function in (self._cloud.dispatch, self._cloud.dispatch_now):
+            self._count["MB of memory, at most"] = max(self._count["MB of memory, at most"], self._peak(function))
+        if self._count["MB of memory, at most"] * 1_000_000 > _MEMORY:
+            broken.append(f"a function took {self._count['MB of memory, at most']} MB")
+        return broken
+
+    def _peak(self, function: Function) -> int:
+        return function.peak_memory() // 1_000_000
 
     def _report(self, problems: Sequence[str]) -> int:
         accounts = self._accounts()
@@ -287,7 +368,8 @@ class Chaos:
             ends = " ".join(f"{attempt}:{state}" for attempt, state in account.jobs)
             table.add_row(account.name, account.state, ends, style="red" if account.problems() else "")
         self._console.print(table)
-        self._say(f"\n{len(accounts)} items and {len(self._cloud.vertex.jobs)} jobs in {self._time()}:")
+        jobs = len(self._cloud.vertex.jobs)
+        self._say(f"\n{len(accounts)} items, {len(self._attacks)} hostile ones and {jobs} jobs in {self._time()}:")
         for what, number in sorted(self._counted().items()):
             self._say(f"{number:>6} {what}")
         for problem in problems:
@@ -296,7 +378,7 @@ class Chaos:
             log = self._cloud.dispatch.log.read_text(errors="replace")[-6000:]
             self._say(f"The log of dispatch ends with:\n{log}")
             return 1
-        self._say("\nEvery item ended as it must, and no log contains the API key.")
+        self._say("\nEvery item ended as it must, and no log and no message contains a key.")
         return 0
 
     def _progress(self, now: str) -> None:
@@ -304,11 +386,10 @@ class Chaos:
         if time.monotonic() - self._reported < _REPORT_EVERY:
             return
         self._reported = time.monotonic()
-        states = Counter(account.state for account in self._accounts() if account.problems())
-        left = ", ".join(f"{number} {state}" for state, number in sorted(states.items())) or "none"
-        done = len(self._kinds) - sum(states.values())
+        done = sum(not account.problems() for account in self._accounts())
+        hostile = sum(state in ("PENDING", "LEASED") for _, state, _ in self._hostile())
         killed = f"{self._count['passes killed halfway']} of {self._count['passes']} passes killed"
-        self._say(f"{self._time()}  {done} of {len(self._kinds)} items ended, open: {left}; {killed}{now}")
+        self._say(f"{self._time()}  {done} of {len(self._kinds)} items ended, {hostile} hostile open, {killed}{now}")
 
     def _counted(self) -> Mapping[str, int]:
         calls = Counter[str]() if isinstance(self._cloud.pubsub, PubSubEmulator) else self._cloud.pubsub.calls
@@ -333,6 +414,19 @@ class Chaos:
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
+
+
+_KEYS = {"the API key": API_KEY, "an item's key": ITEM_KEY}
+
+
+def _signature(accounts: Iterable[Account], hostile: Iterable[tuple[str, str, bool]], still: object) -> object:
+    """Return what must change for progress. An item that is popped and comes back, again and again, makes none."""
+    ours = [(account.name, account.state.replace("LEASED", "PENDING"), list(account.jobs)) for account in accounts]
+    return ours, [(name, state.replace("LEASED", "PENDING")) for name, state, _ in hostile], still
+
+
+def _texts(item: QueueItem) -> list[str]:
+    return [one.message for one in (item.error, *item.warnings) if one]
 
 
 def _fault(chance: random.Random, service: str, operation: str, *, early: bool) -> Fault:

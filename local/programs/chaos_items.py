@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from local.machine.containers import Fate
+from local.programs.items import ENDED_STATES
 from vertex_launch.codes import Code
 
 
@@ -49,6 +50,11 @@ class Account:
     state: str
     messages: str
     jobs: Sequence[tuple[int, str]]
+
+    @property
+    def settled(self) -> bool:
+        """Whether its state is final as far as W&B and its jobs show."""
+        return self.state not in ("PENDING", "LEASED") and all(state in ENDED_STATES for _, state in self.jobs)
 
     def problems(self) -> list[str]:
         """Return what differs from how the item must end."""

@@ -51,7 +51,7 @@ def main() -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "chaos":
-        return Chaos(arguments.seconds, arguments.seed).run()
+        return Chaos(arguments.seconds, arguments.seed, arguments.items).run()
     options = Options(
         tick_every=arguments.tick,
         lease=arguments.lease,
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=float, default=120.0, metavar="N", help="how long the disturbances last (default: 120)"
     )
     chaos.add_argument("--seed", type=int, default=0, metavar="N", help="selects the disturbances (default: 0)")
+    chaos.add_argument("--items", type=int, default=0, metavar="N", help="push N good items instead of one every 2.5 s")
     for command, tick in ((up, 60.0), (demo, 15.0)):
         command.add_argument(
             "--tick", type=_seconds, default=tick, metavar="TIME", help=f"time between two ticks (default: {tick:g}s)"

@@ -258,6 +258,20 @@ def test_the_account_after_chaos_finds_what_is_wrong() -> None:
     assert wrong(preempted, "CLAIMED", (1, "FAILED"), (3, "SUCCEEDED")) == 1
 
 
+def test_a_short_chaos_accounts_for_every_item(tmp_path: Path) -> None:
+    """One item of each kind. Patience is wide: only the number of passes decides when an item has ended wrong."""
+    with closing(
+        Command([*LOCAL, "chaos", "--seconds", "10", "--seed", "1", "--items", str(len(KINDS))], tmp_path)
+    ) as chaos:
+        assert chaos.wait(500) == 0, chaos.output()
+        assert chaos.left_behind() == []
+    lines = chaos.output().splitlines()
+    assert f"\n{len(KINDS)} items, " in chaos.output()
+    for number, kind in enumerate(KINDS, start=1):
+        assert any(line.split()[:2] == [f"{kind.name}-{number}", kind.item] for line in lines), kind.name
+    assert max(map(len, lines)) <= 80, [line for line in lines if len(line) > 80]
+
+
 # The tests' own tool
 
 
