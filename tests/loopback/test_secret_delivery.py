@@ -28,6 +28,8 @@ from vertex_launch.codes import Code
 from vertex_launch.job import labels
 
 OTHER_ACCOUNT = f"other@{PROJECT}.iam.gserviceaccount.com"
+AGENT = "service-415104041262@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
+"""Google's own custom code agent, as which jobs without an account run if the settings name it."""
 OTHER_KEY = "another0" * 5
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 VERSION = f"{SECRET}/versions/latest"
@@ -214,7 +216,7 @@ def test_only_the_jobs_see_the_key(tmp_path: Path) -> None:
 
 
 def test_what_cannot_get_the_key_fails_with_the_reason(tmp_path: Path) -> None:
-    with World(tmp_path, settings={**SECRETLY, "log_lines": 3}) as world:
+    with World(tmp_path, settings={**SECRETLY, "log_lines": 3, "jobs_account": AGENT}) as world:
         world.make_queues()
         image = f"-p demo -d {REGISTRY}/quick:1"
         world.commands(
@@ -242,8 +244,8 @@ def test_what_cannot_get_the_key_fails_with_the_reason(tmp_path: Path) -> None:
         assert world.places(API_KEY, OTHER_KEY, *world.cloud.tokens.given()) == set()
 
 
-def test_a_job_without_an_account_runs_as_vertex_ais_agent_which_cannot_read_the_key(tmp_path: Path) -> None:
-    with World(tmp_path, secret_readers={SECRET: [JOB_ACCOUNT]}) as world:
+def test_if_the_settings_name_vertex_ais_agent_a_job_runs_as_it_and_cannot_read_the_key(tmp_path: Path) -> None:
+    with World(tmp_path, settings={"jobs_account": AGENT}, secret_readers={SECRET: [JOB_ACCOUNT]}) as world:
         world.make_queues()
         url = f"http://{world.cloud.secrets.address}/v1/{VERSION}:access"
         for queue in ("vertex-cpu", "vertex-gpu"):
@@ -251,8 +253,7 @@ def test_a_job_without_an_account_runs_as_vertex_ais_agent_which_cannot_read_the
         world.finish(bad=("vertex-cpu", "vertex-gpu"))  # because they never call wandb.init
         account, answer = world.output("vertex-cpu").split("\n", 1)
         assert (account, json.loads(answer)["name"]) == (JOB_ACCOUNT, f"{NUMBERED}/1")
-        agent = "service-415104041262@gcp-sa-aiplatform-cc.iam.gserviceaccount.com"
-        assert world.output("vertex-gpu").split() == [agent, "403"]
+        assert world.output("vertex-gpu").split() == [AGENT, "403"]
 
 
 def test_a_job_reads_the_latest_version_when_it_starts(tmp_path: Path) -> None:
@@ -294,7 +295,11 @@ def test_a_job_fetches_a_private_repository_with_a_token_of_its_own(
     address = f"https://{GIT_HOST}/acme/train"
     internet.repositories = {address: tmp_path / "repository" / ".git"}
     internet.passwords = {address: ("oauth2", GIT_TOKEN)}
-    settings = {"api_key_delivery": delivery, "git_token_secrets": {GIT_HOST: f"{GIT_SECRET}/versions/latest"}}
+    settings = {
+        "jobs_account": AGENT,
+        "api_key_delivery": delivery,
+        "git_token_secrets": {GIT_HOST: f"{GIT_SECRET}/versions/latest"},
+    }
     with World(tmp_path, settings=settings) as world:
         world.cloud.secrets.add(GIT_SECRET, GIT_TOKEN)
         world.make_queues(env=[{"name": name, "value": value} for name, value in internet.variables.items()])
