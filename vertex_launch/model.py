@@ -73,6 +73,19 @@ class RunId:
 
 
 @dataclass(frozen=True)
+class SchedulerView:
+    """How the scheduler of a sweep was launched, as W&B shows it: run id, queue, and W&B job if it is one."""
+
+    run: str
+    queue: str
+    job: str
+
+    def fits(self, run: str, queue: str) -> bool:
+        """Return whether it is this run of this queue."""
+        return bool(run) and self.run == run and self.queue in ("", queue)
+
+
+@dataclass(frozen=True)
 class JobName:
     """The resource name of a CustomJob, ``projects/P/locations/R/customJobs/N``; ``project`` may be an ID or a number."""
 

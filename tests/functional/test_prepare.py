@@ -14,7 +14,7 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Unavailable
 from vertex_launch.job.environment import LONGEST
 from vertex_launch.log import Redactor
-from vertex_launch.model import SCHEDULER_URI, JobArtifact, RunId
+from vertex_launch.model import SCHEDULER_URI, JobArtifact, RunId, SchedulerView
 
 JOB = "acme/demo/train:v3"
 
@@ -124,13 +124,71 @@ def test_a_scheduler_does_not_wait_for_its_own_sweep() -> None:
     assert [done["item"] for done in one.run().submitted] == [item]
 
 
+SCHEDULER_JOB = job_spec(uri=SCHEDULER_URI, run_id="s1", overrides={"run_config": {"sweep_args": {"sweep_id": "s1"}}})
+
+
 def test_a_scheduler_may_be_a_job() -> None:
     one = world()
-    item = one.queue.push(
-        "cpu", job_spec(uri=SCHEDULER_URI, run_id="s1", overrides={"run_config": {"sweep_args": {"sweep_id": "s1"}}})
-    )
+    one.queue.launched["s1"] = SchedulerView("s1", "cpu", JOB)
+    item = one.queue.push("cpu", SCHEDULER_JOB)
     assert [done["item"] for done in one.run().submitted] == [item]
     assert one.vertex.of(item)[0].kind == "scheduler"
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        None,
+        SchedulerView("s2", "cpu", JOB),
+        SchedulerView("s1", "gpu", JOB),
+        SchedulerView("s1", "cpu", ""),
+        SchedulerView("s1", "cpu", "acme/demo/other:v1"),
+    ],
+)
+def test_a_job_is_a_scheduler_only_if_its_sweep_says_so(view: SchedulerView | None) -> None:
+    one = world()
+    one.queue.launched |= {"s1": view} if view else {}
+    item = one.queue.push("cpu", SCHEDULER_JOB)
+    one.run()
+    assert one.vertex.of(item)[0].kind == "job"
+
+
+def test_a_job_of_another_entity_is_no_scheduler() -> None:
+    one = world()
+    one.queue.launched["s1"] = SchedulerView("s1", "cpu", JOB)
+    item = one.queue.push("cpu", SCHEDULER_JOB | {"entity": "others"})
+    one.run()
+    assert one.vertex.of(item)[0].kind == "job"
+    assert "schedulers" not in one.queue.calls
+
+
+def test_a_scheduler_that_is_a_job_waits_for_an_answer_about_its_sweep() -> None:
+    one = world()
+    one.queue.launched["s1"] = SchedulerView("s1", "", JOB)
+    one.queue.sweep_states["s1"] = None
+    item = one.queue.push("cpu", SCHEDULER_JOB)
+    assert [late["code"] for late in one.run().deferred] == [Code.SWEEP_UNAVAILABLE]
+    one.queue.sweep_states["s1"] = "RUNNING"
+    one.clock.sleep(120)
+    one.run()
+    assert one.vertex.of(item)[0].kind == "scheduler"
+
+
+@pytest.mark.parametrize(
+    "pools",
+    [
+        [pool(), pool(image_uri="other", command=["python", "train.py"])],
+        [pool(), {}, pool()],
+        [pool() | {"replica_count": 2}],
+    ],
+)
+def test_a_scheduler_that_brings_other_work_takes_a_slot_of_jobs(pools: list[dict[str, Any]]) -> None:
+    one = world()
+    command = {"entry_point": ["wandb", "scheduler", "s1"]}
+    spec = run_spec(*pools, uri=SCHEDULER_URI, run_id="s1", overrides=command)
+    item = one.queue.push("cpu", spec)
+    one.run()
+    assert one.vertex.of(item)[0].kind == "job"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +230,52 @@ def test_nothing_is_said_about_a_job_of_another_entity() -> None:
 
     assert message("others/demo/exists:v0") == message("others/demo/missing:v0") != ""
     assert Code.ARTIFACT_NOT_FOUND in message("others/demo/missing:v0")
+
+
+BUILT: Any = {"source_type": "artifact", "source": CODE["source"] | {"dockerfile": "Dockerfile"}}  # type: ignore[operator]
+REPO = {"source_type": "repo", "source": {"git": {"remote": "https://g.example.com/a", "commit": "1"}}}
+
+
+@pytest.mark.parametrize(
+    ("description", "machine", "settings"),
+    [
+        (PICTURE, "m1-ultramem-160", {"policy": {"machine_types": ["n1-*"]}}),
+        (PICTURE, "n1-standard-4", {"policy": {"images": ["ours/*"]}}),
+        (PICTURE, "n1-standard-4", {"policy": {"images": []}}),
+        (REPO, "n1-standard-4", {}),
+        (BUILT, "n1-standard-4", {}),
+    ],
+)
+def test_what_else_is_wrong_does_not_tell_whether_a_job_of_another_entity_exists(
+    description: Any, machine: str, settings: dict[str, Any]
+) -> None:
+    def outcome(name: str) -> tuple[str, str]:
+        one = world(settings=settings)
+        one.artifacts.artifacts["others/demo/exists:v0"] = JobArtifact("others/demo/exists:v0", description)
+        spec = run_spec(pool() | {"machine_spec": {"machine_type": machine}}, docker={}, job=name)
+        item = one.queue.push("cpu", spec)
+        one.run()
+        return one.queue.state(item), one.queue.contents[item].message.replace(name, "NAME")
+
+    assert outcome("others/demo/exists:v0") == outcome("others/demo/missing:v0")
+    assert outcome("others/demo/missing:v0")[0] == "FAILED"
+
+
+def test_a_job_of_another_entity_still_runs() -> None:
+    one = world()
+    for name, description in (("image", PICTURE), ("code", CODE)):
+        one.artifacts.artifacts[f"others/demo/{name}:v0"] = JobArtifact(f"others/demo/{name}:v0", description)
+        item = one.queue.push("cpu", job_spec(f"others/demo/{name}:v0"))
+        assert [done["item"] for done in one.run().submitted] == [item]
+
+
+@pytest.mark.parametrize("state", ["", None, "RUNNING", "FINISHED"])
+def test_an_item_that_can_never_start_learns_nothing_about_a_sweep_of_another_entity(state: str | None) -> None:
+    one = world(settings={"policy": {"machine_types": ["none"]}})
+    one.queue.sweep_states["s1"] = state
+    item = one.queue.push("cpu", image_spec(entity="others", sweep_id="s1"))
+    one.run()
+    assert Code.POLICY_MACHINE_TYPE in one.queue.contents[item].message
 
 
 @pytest.mark.parametrize("resource", ["local-process", "local-container"])

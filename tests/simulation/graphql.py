@@ -45,7 +45,7 @@ NAMES = {
 TOKEN = re.compile(r"\$?\w+|[{}():]")
 
 
-SCHEDULER = json.dumps({"queue": "cpu", "run_spec": json.dumps({"run_id": "WANDB_SWEEP_ID"})})
+SCHEDULER = json.dumps({"run_spec": json.dumps({"run_id": "WANDB_SWEEP_ID"})})
 """What a sweep says about its scheduler."""
 
 

@@ -171,9 +171,9 @@ class Wandb(memory.Wandb[Entry]):
         self._world.invariants.on_pop(self._scheduler.program, self.agents[agent])
         return super().pop(entity, queues, agent, status)
 
-    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str) -> bool:
+    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str, queue: str = "") -> bool | None:
         self._world.invariants.on_sweep(sweep)
-        return super().cancel_sweep(entity, project, sweep, scheduler)
+        return super().cancel_sweep(entity, project, sweep, scheduler, queue)
 
     # What is heard when a call goes wrong
 

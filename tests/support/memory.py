@@ -42,6 +42,7 @@ from vertex_launch.model import (
     Queued,
     RunId,
     RunView,
+    SchedulerView,
     WandbState,
 )
 from vertex_launch.settings.config import Region, Settings
@@ -161,8 +162,8 @@ class Wandb(Service, Generic[Q]):
         self.unknown_runs: set[RunId] = set()
         self.cancelled_sweeps: list[str] = []
         self.sweep_states: dict[str, str | None] = {}
-        self.schedulers: dict[str, str] = {}
-        """The run ids of the schedulers of sweeps, by default that of the sweep."""
+        self.launched: dict[str, SchedulerView] = {}
+        """The schedulers of sweeps, by default runs with the sweep's id that are no W&B jobs."""
         self.statuses: list[str] = []
 
     # What people, other agents and tests do
@@ -273,9 +274,9 @@ class Wandb(Service, Generic[Q]):
         in_time = self.in_time(within)
         return [in_time and self.warn_item(item, text, phase) for item, text in warnings]
 
-    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str) -> bool:
-        if scheduler != self.schedulers.get(sweep, sweep):
-            return False
+    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str, queue: str = "") -> bool | None:
+        if not self.launched.get(sweep, SchedulerView(sweep, "", "")).fits(scheduler, queue):
+            return None
         name = f"{entity}/{project}/{sweep}"
         self.cancelled_sweeps.append(name)
         return self.cancelled_sweeps.count(name) == 1
@@ -283,6 +284,10 @@ class Wandb(Service, Generic[Q]):
     def sweeps(self, wanted: Sequence[RunId]) -> Mapping[RunId, str]:
         known = {sweep: self.sweep_states.get(sweep.id, "RUNNING") for sweep in wanted}
         return {sweep: state for sweep, state in known.items() if state is not None}
+
+    def schedulers(self, wanted: Sequence[RunId]) -> Mapping[RunId, SchedulerView | None]:
+        known = {sweep: self.launched.get(sweep.id) for sweep in wanted}
+        return {sweep: view for sweep, view in known.items() if self.sweep_states.get(sweep.id, "") is not None}
 
     def set_status(self, agent: str, status: str) -> None:
         self.statuses.append(status)

@@ -46,7 +46,8 @@ def test_a_job_shows_which_item_it_serves() -> None:
 
 @given(dollars.filter(bool), dollars.filter(bool))
 def test_identity_survives_escaping(id: str, queue: str) -> None:  # noqa: A002
-    one = item(run_spec(uri=SCHEDULER_URI), id=id, queue=queue)
+    command = {"entry_point": ["wandb", "scheduler", "s1"]}
+    one = item(run_spec(uri=SCHEDULER_URI, overrides=command), id=id, queue=queue)
     request = built(one)
     job = read(request.custom_job)
     assert (job.item, job.queue, job.run, job.kind) == (id, queue, request.run, Kind.SCHEDULER)

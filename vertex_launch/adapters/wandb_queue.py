@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vertex_launch import __version__, log
-from vertex_launch.adapters.wandb_reads import WandbReads, json_object
+from vertex_launch.adapters.wandb_reads import WandbReads, scheduler_of
 from vertex_launch.adapters.wandb_server import (
     REGISTRY,
     SERVICE,
@@ -126,10 +126,11 @@ class WandbQueue(WandbReads):
                 log.warning(Message(Code.WANDB_ITEM_UPDATE, refused), item=item)
         return [_succeeded(answer) for answer in answers]
 
-    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str) -> bool:
-        """Cancel a sweep whose scheduler is the run of this id.
+    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str, queue: str) -> bool | None:
+        """Cancel a sweep whose scheduler is the run of this id from this queue.
 
-        Return False if it has ended, does not exist, or has another scheduler. Raises Unavailable if W&B cannot answer.
+        Return False if it has ended or does not exist, None if it does not name this scheduler. Raises Unavailable if W&B
+        cannot answer.
         """
         selection = "sweep(sweepName: $id:String!) { id state scheduler }"
         answer = self._ask(project_field(RunId(entity, project, sweep), selection))
@@ -138,8 +139,9 @@ class WandbQueue(WandbReads):
             raise answer.refusal(f"cannot look up sweep {entity}/{project}/{sweep}")
         if not found or text_of(found.get("state")).upper() not in LIVE_SWEEP:
             return False
-        if not scheduler or _scheduler_of(found, sweep) != scheduler:
-            return False
+        launched = scheduler_of(found, sweep)
+        if launched is None or not launched.fits(scheduler, queue):
+            return None
         text = (
             "upsertSweep(input: { id: $id:ID, state: $state:String, entityName: $entity:String, projectName: $project:String })"
             " { sweep { name } }"
@@ -149,16 +151,6 @@ class WandbQueue(WandbReads):
         if not answer.value:
             raise answer.refusal(f"cannot cancel sweep {entity}/{project}/{sweep}", "the answer has no sweep")
         return True
-
-
-def _scheduler_of(found: Mapping[str, Any], sweep: str) -> str:
-    """Return the run id of a sweep's scheduler, the empty text if it has none.
-
-    The sweep has the run spec of its scheduler, in which the run id is a placeholder for the sweep's own (``wandb
-    launch-sweep`` in wandb/cli/cli.py).
-    """
-    run_spec = json_object(json_object(found.get("scheduler")).get("run_spec"))
-    return text_of(run_spec.get("run_id")).replace("WANDB_SWEEP_ID", sweep)
 
 
 def _popped(queue: str, answer: Result, *, singly: bool) -> Popped:

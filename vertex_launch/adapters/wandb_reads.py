@@ -31,7 +31,7 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.job.queue_config import QueueConfig
 from vertex_launch.log import LOGGER
-from vertex_launch.model import AgentView, ItemView, Question, Queued, RunId, RunView, WandbState
+from vertex_launch.model import AgentView, ItemView, Question, Queued, RunId, RunView, SchedulerView, WandbState
 
 QUEUES = "runQueues { id name }"
 AGENT_FIELDS = "id hostname stopPolling runQueues"
@@ -161,6 +161,17 @@ class WandbReads(WandbServer):
             elif answer.lacks("sweep"):
                 states[sweep] = ""
         return states
+
+    def schedulers(self, wanted: Sequence[RunId]) -> dict[RunId, SchedulerView | None]:
+        """Return how the schedulers of sweeps were launched, None if they were not. Unknown ones are missing."""
+        fields = [project_field(one, "sweep(sweepName: $id:String!) { scheduler }") for one in wanted]
+        views: dict[RunId, SchedulerView | None] = {}
+        for sweep, answer in zip(wanted, self._batch(fields, self._batches.lookups, kind="query"), strict=True):
+            if (found := mapping_of(answer.get("sweep"))) and not answer.error:
+                views[sweep] = scheduler_of(found, sweep.id)
+            elif answer.lacks("sweep"):
+                views[sweep] = None
+        return views
 
     def queue_names(self, entity: str) -> list[str]:
         """Return the names of all queues of the entity."""
@@ -318,6 +329,18 @@ def _queue_config(config: Mapping[str, Any]) -> QueueConfig:
         text_of(one.get("name")): json_object(one.get("schema")) for one in dicts(config.get("templateVariables"))
     }
     return QueueConfig(text_of(config.get("resource")), arguments, variables)
+
+
+def scheduler_of(found: Mapping[str, Any], sweep: str) -> SchedulerView | None:
+    """Return how a sweep's scheduler was launched, None if it was not.
+
+    The sweep has the run spec of its scheduler, in which the run id is a placeholder for the sweep's own (``wandb
+    launch-sweep`` in wandb/cli/cli.py).
+    """
+    launched = json_object(found.get("scheduler"))
+    spec = json_object(launched.get("run_spec"))
+    run = text_of(spec.get("run_id")).replace("WANDB_SWEEP_ID", sweep)
+    return SchedulerView(run, text_of(launched.get("queue")), text_of(spec.get("job"))) if run else None
 
 
 def json_object(found: Any) -> Mapping[str, Any]:

@@ -362,16 +362,18 @@ def _cancel_sweep(pass_: Pass, settle: Settle) -> bool:
     """Cancel the sweep of a scheduler that failed; return whether the item may be settled now."""
     entry, sweep = settle.entry, settle.sweep
     try:
-        ended = pass_.services.queue.cancel_sweep(entry.entity, entry.project, sweep, entry.run)
+        ended = pass_.services.queue.cancel_sweep(entry.entity, entry.project, sweep, entry.run, entry.queue)
     except Unavailable as error:
         log.warning(Message(Code.SWEEP_NOT_CANCELLED, f"Cannot cancel sweep {sweep}: {error}"), item=entry.item)
         return settle.late
-    LOGGER.info(
-        "Sweep %s %s",
-        sweep,
-        "is cancelled" if ended else "has ended already, or this is not its scheduler",
-        extra={"item": entry.item},
-    )
+    if ended is None:
+        text = (
+            f"Sweep {sweep} goes on, because W&B does not show that run {entry.run} of queue {entry.queue} is its scheduler. "
+            "Stop it in W&B if nothing else schedules its runs."
+        )
+        pass_.outbox.append(Warn(entry.item, Message(Code.SWEEP_NOT_CANCELLED, text), Phase.RUN))
+    else:
+        LOGGER.info("Sweep %s %s", sweep, "is cancelled" if ended else "had ended already", extra={"item": entry.item})
     return True
 
 

@@ -26,6 +26,7 @@ from vertex_launch.model import (
     Question,
     RunId,
     RunView,
+    SchedulerView,
     WandbState,
 )
 from vertex_launch.state.record import Record
@@ -71,14 +72,20 @@ class Queue(Protocol):
     def warn(self, warnings: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
         """Put warnings (second) on items (first) within so many seconds; return for each whether W&B took it."""
 
-    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str) -> bool:
-        """End a sweep whose scheduler, the run of this id, failed. Return False if it has ended or has another scheduler."""
+    def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str, queue: str) -> bool | None:
+        """End a sweep whose scheduler failed, the run of this id from this queue.
+
+        Return False if it has ended or does not exist, None if W&B does not show that this is its scheduler.
+        """
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status."""
 
     def sweeps(self, wanted: Sequence[RunId]) -> Mapping[RunId, str]:
         """Return the state of sweeps, empty for one that does not exist; those that W&B cannot answer now are missing."""
+
+    def schedulers(self, wanted: Sequence[RunId]) -> Mapping[RunId, SchedulerView | None]:
+        """Return how sweeps' schedulers were launched, None for none; those that W&B cannot answer now are missing."""
 
 
 class Artifacts(Protocol):

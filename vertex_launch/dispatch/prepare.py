@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -22,11 +22,12 @@ from vertex_launch.dispatch.ports import Services
 from vertex_launch.errors import ItemDeferred, ItemFault, ItemRejected, LaunchError, Message, Unavailable
 from vertex_launch.job import environment, job_source, run_spec
 from vertex_launch.job.build import build
-from vertex_launch.job.job_source import JobSource
+from vertex_launch.job.job_source import JobSource, SourceType
+from vertex_launch.job.queue_config import IMAGE as ANY_IMAGE
 from vertex_launch.job.request import JobRequest
 from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.log import Event, Redactor
-from vertex_launch.model import Item, Kind, RunId
+from vertex_launch.model import Item, Kind, RunId, SchedulerView
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 
@@ -43,13 +44,15 @@ class Prepared:
     """What is known about a round of items from the queues of ``entity``.
 
     ``specs`` are by item id, ``sources`` by the job artifact's full name. ``sweeps`` are states, the empty text if a sweep does
-    not exist; a sweep that W&B does not show is missing.
+    not exist; a sweep that W&B does not show is missing. ``schedulers`` are those of the sweeps for which items say that their
+    W&B job is the scheduler.
     """
 
     entity: str
     specs: Mapping[str, RunSpec | ItemRejected | ItemDeferred]
     sources: Mapping[str, JobSource | ItemRejected | ItemDeferred]
     sweeps: Mapping[RunId, str]
+    schedulers: Mapping[RunId, SchedulerView | None]
 
 
 def prepare(
@@ -68,12 +71,19 @@ def prepare(
     names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
     found = services.run_parallel([partial(_find, services, name, entity, until) for name in names], AT_ONCE)
     sweeps = sorted({_sweep(spec, entity) for spec in specs if _is_of_sweep(spec)}, key=str)
-    states: Mapping[RunId, str] = {}
+    swept = sorted({spec.run for spec in specs if _is_job_that_schedules(spec, entity)}, key=str)
+    states = _ask(services.queue.sweeps, sweeps)
+    schedulers = _ask(services.queue.schedulers, swept)
+    return Prepared(entity, parsed, dict(zip(names, found, strict=True)), states, schedulers)
+
+
+def _ask(question: Callable[[Sequence[RunId]], Mapping[RunId, T]], wanted: Sequence[RunId]) -> Mapping[RunId, T]:
+    """Return W&B's answers, none if it cannot answer now."""
     try:
-        states = services.queue.sweeps(sweeps) if sweeps else {}
+        return question(wanted) if wanted else {}
     except Unavailable as error:
         log.warning(error.message)
-    return Prepared(entity, parsed, dict(zip(names, found, strict=True)), states)
+        return {}
 
 
 def checked(check: Callable[[], T], what: str, **fields: str) -> T:
@@ -105,14 +115,15 @@ def build_request(
     spec = prepared.specs[item.id]
     if not isinstance(spec, RunSpec):
         raise spec
+    spec, entity = _with_kind(item, spec, prepared), prepared.entity
+    make = partial(build, item, spec, entity=entity, api_key=api_key, now=now)
+    if _needs_source(spec):
+        request = _with_source(make, _job(spec, entity), prepared, settings, redact)
+    else:
+        request = make(settings=settings)
+    spec = replace(spec, kind=request.kind)
     if _is_of_sweep(spec):
-        _check_sweep(_sweep(spec, prepared.entity), prepared.sweeps, prepared.entity)
-    source = prepared.sources[_job(spec, prepared.entity)] if _needs_source(spec) else None
-    if isinstance(source, ItemRejected | ItemDeferred):
-        raise source
-    for secret in source.credentials if source else ():
-        redact.add(secret)
-    request = build(item, spec, settings, entity=prepared.entity, api_key=api_key, now=now, source=source)
+        _check_sweep(_sweep(spec, entity), prepared.sweeps, entity)
     if settings.api_key_delivery == "secret" and _shows_key(item, request, redact):
         raise ItemRejected(
             "The run spec or the queue configuration contains a W&B API key, but this deployment keeps keys out of job specs "
@@ -147,19 +158,63 @@ def _job(spec: RunSpec, entity: str) -> str:
     return name if ":" in parts[-1] else f"{name}:latest"
 
 
+def _with_source(
+    make: Callable[..., JobRequest], name: str, prepared: Prepared, settings: Settings, redact: Redactor
+) -> JobRequest:
+    """Build the request for an item whose job artifact describes what runs.
+
+    If the artifact belongs to another entity, what is wrong with the item itself comes first, whether or not the artifact
+    exists. Whatever is wrong with the artifact has one sentence.
+    """
+    source, is_own = prepared.sources[name], _is_own(name, prepared.entity)
+    if not is_own:
+        _check_item(make, settings)
+    if isinstance(source, ItemRejected | ItemDeferred):
+        raise source
+    for secret in source.credentials:
+        redact.add(secret)
+    try:
+        return make(settings=settings, source=source)
+    except ItemRejected as error:
+        raise error if is_own else _hidden(name) from error
+
+
+def _check_item(make: Callable[..., JobRequest], settings: Settings) -> None:
+    """Raise ItemRejected if an item could run no job artifact at all, whatever its image and its entry point."""
+    errors, policy = list[ItemRejected](), settings.policy
+    if policy.images is not None:
+        policy = policy.model_copy(update={"images": (*policy.images, ANY_IMAGE)})
+    for entry_point in ((), ("python",)):
+        source = JobSource("job", SourceType.IMAGE, entry_point, image=ANY_IMAGE)
+        try:
+            make(settings=settings.model_copy(update={"policy": policy}), source=source)
+        except ItemRejected as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]
+
+
+def _is_own(name: str, entity: str) -> bool:
+    return name.partition("/")[0].lower() == entity.lower()
+
+
+def _hidden(name: str) -> ItemRejected:
+    """Return the one error for a job artifact of another entity, whatever is wrong with it."""
+    found = (
+        f"job: {shown(name)} is not a job that this deployment can run. Check its name, and whether the API key of this "
+        "deployment may see it."
+    )
+    return ItemRejected(found, code=Code.ARTIFACT_NOT_FOUND)
+
+
 def _find(services: Services, name: str, entity: str, until: float) -> JobSource | ItemRejected | ItemDeferred:
-    """Look up a job artifact. What is wrong with one of another entity is not said: it would show whether that exists."""
+    """Look up a job artifact."""
     try:
         check_time(services.clock(), until)
         return checked(lambda: job_source.read(services.jobs.find(name)), f"job {name}")
     except ItemRejected as error:
-        if error.message.code is Code.ARTIFACT_NAME or name.partition("/")[0].lower() == entity.lower():
-            return error
-        found = (
-            f"job: {shown(name)} is not a job that this deployment can run. Check its name, and whether the API key of this "
-            "deployment may see it."
-        )
-        return ItemRejected(found, code=Code.ARTIFACT_NOT_FOUND)
+        return error if error.message.code is Code.ARTIFACT_NAME or _is_own(name, entity) else _hidden(name)
     except ItemDeferred as error:
         return error
     except Unavailable as error:
@@ -169,6 +224,24 @@ def _find(services: Services, name: str, entity: str, until: float) -> JobSource
 
 
 # Sweeps
+
+
+def _is_job_that_schedules(spec: RunSpec, entity: str) -> bool:
+    """Return whether an item says that its W&B job is a sweep's scheduler, about which W&B can be asked."""
+    return spec.kind is Kind.SCHEDULER and not spec.entry_point and spec.run.entity == entity
+
+
+def _with_kind(item: Item, spec: RunSpec, prepared: Prepared) -> RunSpec:
+    """Return the run spec of an item, as that of an ordinary job unless it is or W&B shows that it is a scheduler."""
+    if spec.kind is Kind.JOB or spec.entry_point:
+        return spec
+    is_known = _is_job_that_schedules(spec, prepared.entity)
+    if is_known and spec.run not in prepared.schedulers:
+        found = f"W&B cannot show sweep {spec.run} at the moment. The next pass asks again."
+        raise ItemDeferred(found, code=Code.SWEEP_UNAVAILABLE)
+    view = prepared.schedulers.get(spec.run) if is_known else None
+    fits = view is not None and view.job == spec.job and view.fits(spec.run.id, item.queue)
+    return spec if fits else replace(spec, kind=Kind.JOB)
 
 
 def _is_of_sweep(spec: RunSpec) -> bool:

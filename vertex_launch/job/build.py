@@ -27,7 +27,7 @@ from vertex_launch.job.request import JobRequest
 from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.limits import LONGEST_JOB
 from vertex_launch.log import Redactor
-from vertex_launch.model import SCHEDULER_COMMAND, Item
+from vertex_launch.model import SCHEDULER_COMMAND, Item, Kind
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 
@@ -71,6 +71,7 @@ def build(
     job = _message(arguments, pools, output)
     job.display_name = (arguments["display_name"] or spec.name or f"{run.project} {run.id}")[:MOST_NAME]
     _check_size(CustomJob.pb(job).ByteSize())
+    spec = replace(spec, kind=_kind(spec))
     job.labels = {**(arguments["labels"] or {}), **job_labels(item, spec, settings, entity)}
     _check_names(spec, api_key, findings)
     policy.check(job, asked, settings, findings)
@@ -84,6 +85,16 @@ def build(
     secure_mode.check(asked, spec, settings, findings)
     findings.check()
     return JobRequest(region, job, arguments["create_request_timeout"], run, tuple(findings.warnings))
+
+
+def _kind(spec: RunSpec) -> Kind:
+    """Return what the job is for. Only a scheduler that runs alone, in one replica, is a scheduler."""
+    pools = [pool for pool in spec.arguments["worker_pool_specs"] or () if pool]
+    if spec.kind is Kind.JOB or len(pools) != 1 or pools[0].get("replica_count", 1) > 1:
+        return Kind.JOB
+    task = pools[0].get(TASKS[0], {})
+    is_own = task.get(IMAGE_FIELDS[TASKS[0]]) == spec.image and (spec.entry_point or not task.get("command"))
+    return Kind.SCHEDULER if is_own else Kind.JOB
 
 
 def _check_names(spec: RunSpec, api_key: str, findings: Findings) -> None:

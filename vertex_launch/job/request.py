@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vertex_launch.errors import Message
-from vertex_launch.model import RunId
+from vertex_launch.job import labels
+from vertex_launch.model import Kind, RunId
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1.types import CustomJob
@@ -25,6 +26,11 @@ class JobRequest:
     create_timeout: float | None
     run: RunId
     warnings: tuple[Message, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """What the job is for, as its label says."""
+        return Kind(self.custom_job.labels[labels.KIND])
 
     @property
     def size(self) -> int:

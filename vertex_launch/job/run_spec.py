@@ -120,7 +120,7 @@ def _schedules(overrides: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
     command, config = overrides.get("entry_point") or (), overrides.get("run_config")
     if isinstance(command, list) and command:
         return tuple(command[:2]) == SCHEDULER_COMMAND
-    return bool(spec.get("job")) and isinstance(config, dict) and "sweep_args" in config
+    return bool(spec.get("job")) and isinstance(config, dict) and "sweep_args" in config  # which W&B has to confirm
 
 
 def _check(parsed: RunSpec, own_run: str, findings: Findings) -> None:
@@ -132,6 +132,10 @@ def _check(parsed: RunSpec, own_run: str, findings: Findings) -> None:
     if not parsed.project and not findings.about("project"):
         remedy = "Name the W&B project that the run belongs to"
         findings.wrong("project", "it is missing", remedy, Code.SPEC_MISSING)
+    for place, name in (("entity", parsed.entity), ("project", parsed.project)):
+        if name != name.strip():
+            found = f"{shown(name)} has spaces at its ends, so it could pass for another name"
+            findings.wrong(place, found, "Remove them", Code.SPEC_VALUE)
     if _NOT_IN_RUN_IDS & set(run_id) or run_id != run_id.strip():
         found = f"{shown(run_id)} is not a run id that W&B's client accepts"
         remedy = "Remove spaces at its ends and the characters : ; , # ? / '"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from functools import partial
 
 import pytest
 
@@ -28,7 +29,7 @@ from tests.support.wandb import (
 from vertex_launch import __version__
 from vertex_launch.adapters.wandb_queue import LONGEST_MESSAGE, WandbQueue
 from vertex_launch.codes import Code
-from vertex_launch.model import Ack, ItemView, Phase
+from vertex_launch.model import Ack, ItemView, Phase, RunId, SchedulerView
 
 
 def test_an_agent_is_made_with_its_host_and_queues(server: WandbServer, queue: WandbQueue) -> None:
@@ -197,10 +198,10 @@ def test_a_sweep_is_cancelled_unless_it_has_ended(server: WandbServer, queue: Wa
     server.store.set_sweep(ENTITY, "other", "sw1", "RUNNING")
     live = state in ("RUNNING", "PAUSED", "PENDING")
     server.store.operations.clear()
-    assert queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1") is live
+    assert queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1", "cpu") is live
     assert [sweep.state for sweep in server.store.sweeps.values()] == ["CANCELED" if live else state, "RUNNING"]
     assert graphql_requests(server) == ([("project",), ("upsertSweep",)] if live else [("project",)])
-    assert not queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1")
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -214,20 +215,40 @@ def test_a_sweep_is_cancelled_unless_it_has_ended(server: WandbServer, queue: Wa
         '{"run_spec": 7}',
         '{"run_spec": "{}"}',
         json.dumps({"run_spec": json.dumps({"run_id": "other"})}),
+        json.dumps({"queue": "gpu", "run_spec": json.dumps({"run_id": "WANDB_SWEEP_ID"})}),
     ],
 )
 def test_a_sweep_that_names_another_scheduler_or_none_is_not_cancelled(
     answering: Answering, scheduler: str | None
 ) -> None:
     found = data(f0={"sweep": {"id": "S1", "state": "RUNNING", "scheduler": scheduler}})
-    assert not client(answering(found)).cancel_sweep(ENTITY, "demo", "sw1", "sw1")
-    assert not client(answering(found)).cancel_sweep(ENTITY, "demo", "sw1", "")
+    assert not client(answering(found)).cancel_sweep(ENTITY, "demo", "sw1", "sw1", "cpu")
+    assert not client(answering(found)).cancel_sweep(ENTITY, "demo", "sw1", "", "cpu")
+
+
+def test_how_schedulers_were_launched(answering: Answering) -> None:
+    launched = {"queue": "cpu", "run_spec": json.dumps({"run_id": "WANDB_SWEEP_ID", "job": "acme/demo/optuna:v1"})}
+    asked = [RunId(ENTITY, "demo", f"sw{number}") for number in range(5)]
+    errors = [{"message": "no access", "path": ["f2", "sweep"]}]
+    found = {
+        "f0": {"sweep": {"scheduler": json.dumps(launched)}},
+        "f1": {"sweep": {"scheduler": None}},
+        "f2": {"sweep": None},
+        "f3": {"sweep": None},
+        "f4": {"sweep": 7},
+    }
+    views = client(answering(Answer(body={"data": found, "errors": errors}))).schedulers(asked)
+    assert views == {
+        asked[0]: SchedulerView("sw0", "cpu", "acme/demo/optuna:v1"),
+        asked[1]: None,
+        asked[3]: None,
+    }, "and unknown ones are missing"
 
 
 def test_a_sweep_that_does_not_exist_is_not_cancelled(server: WandbServer, queue: WandbQueue) -> None:
     server.store.project(ENTITY, "demo")
-    assert not queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1")
-    assert not queue.cancel_sweep(ENTITY, "nowhere", "sw1", "sw1")
+    assert not queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1", "cpu")
+    assert not queue.cancel_sweep(ENTITY, "nowhere", "sw1", "sw1", "cpu")
 
 
 @pytest.mark.parametrize("operation", ["project", "upsertSweep"])
@@ -235,7 +256,7 @@ def test_a_sweep_about_which_w_and_b_cannot_answer(server: WandbServer, operatio
     server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
     queue = client(server.url)
     server.faults.fail(operation, 503, times=None)
-    reason = refusal(lambda: queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1"), Code.WANDB_UNAVAILABLE)
+    reason = refusal(lambda: queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1", "cpu"), Code.WANDB_UNAVAILABLE)
     assert "HTTP 503" in reason
     assert [sweep.state for sweep in server.store.sweeps.values()] == ["RUNNING"]
 
@@ -246,6 +267,6 @@ def test_a_sweep_that_w_and_b_does_not_show_or_change(answering: Answering) -> N
     refused, hidden = (Answer(body={"data": {"f0": value}, "errors": errors}) for value in (None, {"sweep": None}))
     for answers in ([refused], [hidden], [found, refused], [found, data(f0=None)]):
         queue = client(answering(*answers))
-        reason = refusal(lambda queue=queue: queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1"), Code.WANDB_REFUSED)  # type: ignore[misc]
+        reason = refusal(partial(queue.cancel_sweep, ENTITY, "demo", "sw1", "sw1", "cpu"), Code.WANDB_REFUSED)
         assert "acme/demo/sw1: " in reason
         assert ("no access" in reason) == (answers[-1] in (refused, hidden))

@@ -62,7 +62,7 @@ def test_mutations_are_those_of_the_official_client(official: Mapping[str, Opera
     queue.ack([("I1", "r1")])
     queue.fail([("I1", "why")], Phase.AGENT)
     queue.warn([("I1", "why")], Phase.AGENT)
-    queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1")
+    queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1", "cpu")
     ours = {one.name: one for text in sent for one in operations(text) if one.kind == "mutation"}
     assert set(ours) == {name for name, one in official.items() if one.kind == "mutation"}
     for name, one in ours.items():

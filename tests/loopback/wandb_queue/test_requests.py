@@ -55,7 +55,7 @@ def test_what_may_be_repeated_is_repeated(server: WandbServer, queue: WandbQueue
     assert queue.fail([(item, "f")], Phase.RUN) == [True]
     server.store.set_sweep(ENTITY, "demo", "sw1", "RUNNING")
     burst("project")
-    assert queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1")
+    assert queue.cancel_sweep(ENTITY, "demo", "sw1", "sw1", "cpu")
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
