@@ -293,6 +293,7 @@ class Invariants:
             return
         again = last.error in AGAIN and last.attempt < self._settings(entry.owner).max_attempts
         over = self._world.wandb.run(last.run).stopped or last.cancelled or entry.id in self._world.vertex.rejected
+        over = over or self._settings(entry.owner).policy.images is not None  # each attempt is held to today's policy
         if again and not over:
             raise Broken(f"I4: {entry.id} was not submitted again")
         if warnings:
