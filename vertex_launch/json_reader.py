@@ -86,7 +86,7 @@ def parts(raw: bytes, depth: int) -> dict[tuple[str, ...], bytes]:
     This also works if one of the values cannot be read; the last ones are incomplete if the text is cut off.
     """
     found: dict[tuple[str, ...], bytes] = {}
-    keys, starts, level, end = list[str](), list[int](), 0, len(raw)
+    keys, starts, level, end, whole = list[str](), list[int](), 0, len(raw), len(raw.rstrip())
 
     def close(at: int) -> None:
         """End the values at this level and below it."""
@@ -101,8 +101,9 @@ def parts(raw: bytes, depth: int) -> dict[tuple[str, ...], bytes]:
         elif text in b"]}":
             close(token.start())
             level -= 1
-        elif text == b'"':
-            end = token.start() if raw[: token.start()].endswith((b",", b", ")) else end  # of a key that is cut off
+        elif text == b'"' or (token.end() == whole and text.startswith(b'"') and not token[1]):
+            at = token.start()
+            end = at if raw[max(0, at - 2) : at].endswith((b",", b", ")) else end  # of a key that is cut off
             break
         elif token[1] and level <= depth and len(keys) >= level - 1:
             close(token.start())

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.numbers import examples
@@ -98,6 +98,7 @@ def test_the_parts_of_an_object(value: dict[str, dict[str, Any]]) -> None:
 
 @settings(max_examples=examples(1000), deadline=None)
 @given(JSON, st.integers(0, 10_000))
+@example(None, len('{"data": {"f0": {"id": "mine", "spec"'))
 def test_parts_of_a_text_that_is_cut_off_come_from_its_structure_alone(spec: Any, at: int) -> None:
     """A text inside of the value that looks like JSON never becomes a part."""
     forged = json.dumps({"f9": {"id": "forged"}})
