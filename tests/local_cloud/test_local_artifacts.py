@@ -23,7 +23,9 @@ from local.standins.wandb.run_spec import ResourceConfig, resolve
 from local.standins.wandb.sweep_search import check, expected, suggestions
 from tests.local_cloud.conftest import ALICE, BOB, Serve
 from tests.local_cloud.test_local_wandb import Asked, Client, ask
+from tests.support import wandb as product
 from tests.support.bootstrap_world import repository
+from vertex_launch.model import RunId, SchedulerView
 
 
 @pytest.fixture
@@ -712,6 +714,16 @@ def test_a_sweep_is_launched_again_or_with_a_job_for_its_scheduler(queue: Client
     ], "a local process is the client's default"
     assert ["resource_args" in spec for spec in specs] == [False, True, False]
     assert specs[1]["overrides"]["run_config"]["sweep_args"]["sweep_id"] == "sweep002"
+    sweeps = [RunId("acme", "demo", name) for name in ("sweep001", "sweep002", "none")]
+    asking = product.client(server.url, product.Keys([ALICE]))
+    assert asking.schedulers(sweeps) == {
+        sweeps[0]: SchedulerView("sweep001", "vertex", ""),
+        sweeps[1]: SchedulerView("sweep002", "vertex", job),
+        sweeps[2]: None,
+    }, "what the product believes about schedulers is what the client launches"
+    for sweep in sweeps[:2]:
+        assert asking.cancel_sweep("acme", "demo", sweep.id, sweep.id, "other") is None
+        assert asking.cancel_sweep("acme", "demo", sweep.id, sweep.id, "vertex") is True
     assert queue.unexpected() == []
 
 
