@@ -99,7 +99,7 @@ CASES = {
         Counter(
             {
                 "storage.download": 1,
-                "storage.insert": 3,
+                "storage.insert": 5,
                 "AccessSecretVersion": 1,
                 "ListCustomJobs": 2,
                 "viewer": 1,
@@ -121,7 +121,7 @@ CASES = {
         Counter(
             {
                 "storage.download": 1,
-                "storage.insert": 3,
+                "storage.insert": 5,
                 "AccessSecretVersion": 1,
                 "ListCustomJobs": 2,
                 "project": 4,
