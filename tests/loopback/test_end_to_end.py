@@ -89,6 +89,7 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
                     not job.ended
                     and until.setdefault(job.name, world.clock() + 60 * chance.uniform(0, 7)) <= world.clock()
                 ):
+                    world.vertex.advance(job.name, JobState.JOB_STATE_RUNNING)
                     world.begin_run(job)
                     state = chance.choice(ENDS)
                     world.vertex.advance(job.name, state, job_errors.exited(1) if state is FAILED else None)
@@ -131,6 +132,7 @@ def test_history_costs_nothing(tmp_path: Path) -> None:
             for _ in range(history):
                 name = world.vertex.store.add(job.name.rsplit("/customJobs/", 1)[0], CustomJob.pb(job)).name
                 world.vertex.store.move(name, {JobState.JOB_STATE_QUEUED}, JobState.JOB_STATE_SUCCEEDED)
+            world.vertex.advance(job.name, JobState.JOB_STATE_RUNNING)
             world.begin_run(world.jobs_of(item)[0])
             world.vertex.advance(job.name, FAILED, job_errors.exited(1))
             world.requests.at(None)
