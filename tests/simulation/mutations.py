@@ -41,6 +41,10 @@ class Mutation:
 MUTATIONS: list[Mutation] = []
 
 
+RAISES = "pass"
+"""What breaks if a pass raises an error that it does not expect."""
+
+
 def _breaks(*breaks: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     def add(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
         MUTATIONS.append(Mutation(apply, breaks))
@@ -253,7 +257,7 @@ def creates_are_sent_however_late(patch: Patch) -> None:
     _wrap(patch, perform, "_create", create)
 
 
-@_breaks("I4")
+@_breaks("I4", RAISES)
 def a_new_policy_fails_what_trains(patch: Patch) -> None:
     """An item that comes back is checked before its job is adopted."""
 
@@ -312,7 +316,7 @@ def unknown_states_have_ended(patch: Patch) -> None:
     _wrap(patch, outcome, "is_ended", lambda real, state: real(state) or state == 42)
 
 
-@_breaks("I4")
+@_breaks("I4", RAISES)
 def a_stopped_agent_goes_on(patch: Patch) -> None:
     """A stop in W&B's app is not obeyed."""
     _wrap(patch, perform, "register", lambda real, *args: (real(*args)[0], False))
@@ -434,7 +438,7 @@ def a_job_is_settled_instead_of_its_item(patch: Patch) -> None:
     _wrap(patch, perform, "_cancel", cancel)
 
 
-@_breaks("I2", "I3", "I4")
+@_breaks("I2", "I3", "I4", RAISES)
 def an_event_makes_its_job_the_items(patch: Patch) -> None:
     """The job that an event names is settled, whether or not it is its item's."""
 
