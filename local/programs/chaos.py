@@ -25,10 +25,10 @@ from local.machine.cloud import API_KEY, ENTITY, Cloud, Options
 from local.machine.functions import CONFIG, Function
 from local.machine.images import REGISTRY
 from local.programs.attacks import ITEM_KEY, Attack, attacks
+from local.programs.chaos_faults import OPERATIONS, fault, times
 from local.programs.chaos_items import KINDS, WEIGHTS, Account, Kind
 from local.programs.demo_items import disturb, pool
 from local.programs.items import STARTING, Items, clock
-from local.standins.faults import Fault
 from local.standins.objects import HttpRefused
 from local.standins.pubsub_emulator import PubSubEmulator
 from local.standins.wandb.launch import Item as QueueItem
@@ -70,20 +70,6 @@ _ATTACKS = [attack for attack in attacks() if not attack.secure]
 _MEMORY = 400_000_000
 """Bytes that a function may have resident."""
 
-_OPERATIONS = {
-    "vertex": ("CreateCustomJob", "GetCustomJob", "ListCustomJobs", "CancelCustomJob"),
-    "wandb": (
-        "popFromRunQueue",
-        "ackRunQueueItem",
-        "failRunQueueItem",
-        "updateRunQueueItemWarning",
-        "entity",
-        "project",
-    ),
-    "secrets": ("AccessSecretVersion",),
-    "storage": ("storage.insert", "storage.download"),
-    "pubsub": ("Push",),
-}
 _PUSH = """mutation($queue: String!, $spec: JSONString!) { pushToRunQueueByName(input: {entityName: "acme", projectName:
     "model-registry", queueName: $queue, runSpec: $spec}) { runQueueItemId } }"""
 _FIND = """query($project: String!, $run: String!) { project(name: $project, entityName: "acme") { run(name: $run) { id } } }"""
@@ -244,17 +230,17 @@ class Chaos:
         """Make one service after another fail, refuse and lose answers for some seconds."""
         began, turns = time.monotonic(), list[str]()
         while not self._over.is_set():
-            turns = turns or chance.sample(list(_OPERATIONS), len(_OPERATIONS))
+            turns = turns or chance.sample(list(OPERATIONS), len(OPERATIONS))
             service = self._disturbed = turns.pop()
             early = not self._fixed and time.monotonic() - began < self._seconds / 3
-            chosen = chance.sample(_OPERATIONS[service], min(len(_OPERATIONS[service]), 4))
-            faults = [_fault(chance, service, operation, early=early) for operation in chosen]
-            for fault in faults:
-                self._cloud.faults[service].add(fault)
+            chosen = chance.sample(OPERATIONS[service], min(len(OPERATIONS[service]), 4))
+            faults = [fault(chance, service, operation, early=early) for operation in chosen]
+            for one in faults:
+                self._cloud.faults[service].add(one)
             self._over.wait(_BURST)
             left = self._cloud.faults[service].state()["faults"]
             self._cloud.faults[service].clear()
-            self._count[f"disturbed calls of {service}"] += sum(fault.times or 0 for fault in faults) - _times(left)
+            self._count[f"disturbed calls of {service}"] += sum(one.times or 0 for one in faults) - times(left)
             self._over.wait(chance.uniform(0, 1))
 
     def _post(self, chance: random.Random) -> None:
@@ -427,18 +413,3 @@ def _signature(accounts: Iterable[Account], hostile: Iterable[tuple[str, str, bo
 
 def _texts(item: QueueItem) -> list[str]:
     return [one.message for one in (item.error, *item.warnings) if one]
-
-
-def _fault(chance: random.Random, service: str, operation: str, *, early: bool) -> Fault:
-    """Create a fault: an error or, for an operation that changes something, perhaps a lost answer."""
-    lost = operation not in ("entity", "project") and chance.random() < 0.3
-    status: int | str = chance.choice((503, 429))
-    if service in ("vertex", "secrets"):
-        # After a refused create the dispatcher waits for 90 s, then longer. The last of them must end before the patience does.
-        full = operation != "CreateCustomJob" or early
-        status = chance.choice(("UNAVAILABLE", "RESOURCE_EXHAUSTED")) if full else "UNAVAILABLE"
-    return Fault(operation=operation, kind="lose" if lost else "fail", status=status, times=chance.randint(1, 5))
-
-
-def _times(faults: Iterable[dict[str, Any]]) -> int:
-    return sum(fault["times"] for fault in faults)
