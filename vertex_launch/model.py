@@ -38,7 +38,7 @@ class Kind(StrEnum):
 class Item:
     """A W&B run queue item as popped: its id, its queue, and its run spec as it came (JSON, unchecked).
 
-    ``unreadable`` says why there is no run spec, if W&B's answer did not show it.
+    ``unreadable`` is why W&B's answer did not show the run spec.
     """
 
     id: str

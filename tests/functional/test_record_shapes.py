@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.memory import FAILED, RUNNING, SUCCEEDED, Crash, World, image_spec, never, no_quota
 from tests.support.numbers import examples
+from tests.support.shapes import nodes, put
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy
 from vertex_launch.state.ledger import Stage
@@ -68,21 +68,6 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from(
         [None],
     ]
 )
-
-
-def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inner:
-        yield from nodes(one, (*path, key))
-
-
-def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = put(copy[path[0]], path[1:], new)
-    return copy
 
 
 PLACES = list(nodes(GOOD))

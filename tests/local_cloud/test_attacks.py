@@ -162,7 +162,7 @@ def test_an_attack_stops_nobody(judge: Judge, attack: Attack) -> None:
 
 @pytest.mark.parametrize("operation", ["popFromRunQueue", "ackRunQueueItem", "failRunQueueItem", "project"])
 def test_answers_of_other_shapes_lose_nothing(judge: Judge, operation: str) -> None:
-    """An answer that nobody can read is the service's fault. The items behind it start when it answers again."""
+    """An unreadable answer is the service's fault. The items behind it start when it answers again."""
     store, faults = judge.cloud.wandb.store, judge.cloud.faults["wandb"]
     good, bad, sent = [], [], 0
     for number, (kind, text) in enumerate([*ANSWERS.items(), *BODIES.items()]):

@@ -295,7 +295,7 @@ class _Wire(BaseAdapter):
         return self._build(request, raw)
 
     def close(self) -> None:
-        """Do nothing: there is no connection."""
+        """Do nothing, because no connection is open."""
 
 
 @lru_cache(2000)

@@ -132,7 +132,7 @@ class Result:
         return self.value.get(name) if self.value else None
 
     def lacks(self, name: str) -> bool:
-        """Return whether W&B says that there is no such entry, which is not the same as no answer."""
+        """Return whether W&B says that the entry does not exist. A missing answer does not say that."""
         return not (self.error or self.lost) and (self.value is None or self.value.get(name, "") is None)
 
     def refusal(self, what: str, lacking: str = "the answer is empty") -> Unavailable:

@@ -270,7 +270,7 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
 
 
 def note(pass_: Pass, items: Sequence[Item]) -> None:
-    """Record which items are checked from now on, for the next pass if this one dies. Raises PassLost, Unavailable."""
+    """Record which items are checked from now on. The next pass reads that if this one dies. Raises PassLost, Unavailable."""
     pass_.held.note([item.id for item in items], pass_.now)
 
 

@@ -99,7 +99,7 @@ def checked(check: Callable[[], T], what: str, **fields: str) -> T:
 
 
 def check_time(now: float, until: float) -> None:
-    """Raise ItemDeferred if there is no time left to check another item."""
+    """Raise ItemDeferred if the time of the checks is over."""
     if now > until:
         text = "The items before this one took the time of this pass. The next pass checks it."
         raise ItemDeferred(text, code=Code.LATE_PASS, warn=False)

@@ -125,7 +125,7 @@ def suspects(pass_: Pass, items: Sequence[Item]) -> tuple[list[Reject], list[Ite
 
 
 def put_off(items: Sequence[Item]) -> Iterator[Defer]:
-    """Leave suspects for which there is no slot or no time to later passes."""
+    """Leave suspects to later passes, because a slot or time is missing."""
     text = "A pass died while it checked this item, so it is tried alone and after all others."
     for item in items:
         yield Defer(item, Message(Code.ITEM_SUSPECT, text), warn=False)

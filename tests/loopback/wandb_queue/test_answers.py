@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from local.machine.functions import ROOT
 from local.standins.wandb import WandbServer
 from tests.support.memory import ENTITY, KEY, World, image_spec
 from tests.support.numbers import examples
+from tests.support.shapes import nodes, put
 from tests.support.wandb import Keys, Serve
 from vertex_launch import functions, limits, log
 from vertex_launch.adapters.wandb_queue import WandbQueue
@@ -163,21 +164,6 @@ def test_an_answer_that_cannot_be_read_fails_its_item_and_no_other(
 VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [None, 0, -1, 1e308, 10**200, False, "", "x", "y" * 600, [], {}, [1], [None], [[]], {"a": 1}, {"id": []}]
 )
-
-
-def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inner:
-        yield from nodes(one, (*path, key))
-
-
-def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    if not path:
-        return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = put(copy[path[0]], path[1:], new)
-    return copy
 
 
 @settings(
