@@ -350,6 +350,18 @@ def test_a_run_that_differs_only_by_case_is_the_same_run(changes: dict[str, str]
     assert Code.RUN_IN_USE in world.queue.contents[second].warnings[0]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_run_of_another_entity_is_compared_without_its_case_as_well(together: bool) -> None:
+    world = World()
+    first = world.queue.push("cpu", image_spec(entity="Others", run_id="same"))
+    if not together:
+        world.run()
+    second = world.queue.push("gpu", image_spec(entity="OTHERS", run_id="same"))
+    world.run()
+    assert [world.queue.state(first), world.queue.state(second)] == ["CLAIMED", "LEASED"]
+    assert Code.RUN_IN_USE in world.queue.contents[second].warnings[0]
+
+
 @pytest.mark.parametrize("other", ["vl0123456789ab", "VL0123456789ab", "of another item"])
 def test_an_item_cannot_name_a_run_that_is_made_for_another(other: str) -> None:
     world = World()
