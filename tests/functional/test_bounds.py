@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.memory import QUEUES, Crash, Secret, Service, World, image_spec
+from tests.support.memory import QUEUES, Crash, Secret, Service, World, die_once, image_spec
 from vertex_launch import limits
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassLost, Unavailable
@@ -296,15 +296,43 @@ def killed_by_anything() -> None:
     raise Crash
 
 
-def test_a_lost_ledger_keeps_the_suspicion(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lost_after", [1, 2, 3])
+def test_a_lost_ledger_keeps_the_suspicion(lost_after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     killer, good = (world.queue.push("cpu", image_spec()) for _ in range(2))
     trap(monkeypatch, killed_by(killer))
-    for _ in range(4):
-        live(world, 1)
-        world.bucket.lose_ledger()
+    live(world, lost_after)
+    world.bucket.lose_ledger()
+    live(world, 5 - lost_after)
     assert world.queue.state(killer) == "FAILED"
     assert world.queue.state(good) == "CLAIMED"
+
+
+def test_a_lost_ledger_does_not_count_a_pass_that_got_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    with monkeypatch.context() as patched:
+        trap(patched, killed_by(item))
+        assert live(world, 1) == [True]
+    die_once(world.vertex, "create", 1, after=False)
+    assert live(world, 1) == [True], "after the check"
+    world.bucket.lose_ledger()
+    assert live(world, 2) == [False, False]
+    assert world.queue.state(item) == "CLAIMED"
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_pass_that_outlived_its_lock_did_not_die_of_what_it_checked(times: int) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    for _ in range(times):
+        world.bucket.trouble["write ledger.json"] = world.bucket.lose_ledger
+        with pytest.raises(PassLost):
+            world.run()
+        world.bucket.trouble.clear()
+        world.clock.sleep(200)
+    world.run()
+    assert world.queue.state(item) == "CLAIMED"
 
 
 # A round of large items

@@ -324,6 +324,28 @@ def test_a_lease_is_counted_from_before_the_pop() -> None:
     assert world.vertex.jobs == {}
 
 
+@pytest.mark.parametrize("lag", [0.0, 100.0])
+def test_a_job_that_lost_its_item_in_this_pass_holds_its_slot_until_it_has_ended(lag: float) -> None:
+    world = World(max_jobs=1)
+    world.vertex.lag = lag
+    items = [world.queue.push("cpu", image_spec()) for _ in range(2)]
+
+    def take(request: JobRequest, create: Callable[[], str]) -> str:
+        world.vertex.on_create = lambda request, create: create()
+        world.queue.claim(items[0], "anothers")
+        return create()
+
+    world.vertex.on_create = take
+    assert len(world.run().cancelled) == 1
+    world.clock.sleep(61)
+    world.run()
+    assert len(world.vertex.living()) == 1
+    world.vertex.set(next(iter(world.vertex.jobs)), JobState.JOB_STATE_CANCELLED)
+    world.clock.sleep(61)
+    assert [one["item"] for one in world.run().submitted] == [items[1]]
+    assert world.ledger.dying == {}
+
+
 def test_two_items_with_one_run_id_never_run_at_once() -> None:
     world = World()
     first, second = (world.queue.push("cpu", image_spec(run_id="same")) for _ in range(2))

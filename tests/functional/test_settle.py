@@ -345,6 +345,24 @@ def test_a_job_deleted_before_any_pass_saw_it_is_reported(spec: dict[str, str]) 
     assert world.ledger.open == {}
 
 
+def test_a_create_that_lapses_while_its_item_is_not_shown_is_not_forgotten() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    die_once(world.queue, "ack", 1, after=True)
+    world.crash()
+    world.vertex.jobs.clear()
+    real = world.queue.can_show
+    world.queue.can_show = lambda one: False  # type: ignore[method-assign]
+    world.clock.sleep(130)
+    world.run()
+    world.queue.can_show = real  # type: ignore[method-assign]
+    for _ in range(4):
+        world.clock.sleep(76)
+        world.run()
+    assert world.queue.state(item) == "FAILED"
+    assert Code.JOB_DELETED in world.queue.contents[item].message
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_an_item_with_its_own_run_is_not_left_claimed_when_its_pass_dies_and_its_job_is_deleted(after: bool) -> None:
     world = World()

@@ -13,26 +13,13 @@ from tests.simulation.seeds import find, likely
 from tests.simulation.world import simulate
 from tests.support.numbers import SEEDS
 
-OPEN = {
-    1490: "two kills at random, long after an item was tried alone, make it look like the reason of both",
-    1638: "one job more than max_jobs is active",
-}
-"""Seeds whose worlds show a fault that is not fixed yet, and the fault."""
-
 CHUNK = max(25, SEEDS // 500)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_no_seed_breaks_an_invariant(first: int) -> None:
     for seed in range(first, min(first + CHUNK, SEEDS)):
-        if seed not in OPEN:
-            simulate(seed)
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a fault that is known and not fixed yet")
-@pytest.mark.parametrize("seed", OPEN)
-def test_an_open_fault(seed: int) -> None:
-    simulate(seed)
+        simulate(seed)
 
 
 def test_a_seed_is_always_the_same_world() -> None:

@@ -27,7 +27,9 @@ attempts = st.builds(Attempt, number=st.integers(1, 9), region=regions, planned=
 def item_of(tries: list[Attempt], claimed: bool, retry: Retry | None, **given: Any) -> OpenItem:
     last = tries[-1]
     claimed = claimed and bool(last.job or last.ended or len(tries) > 1)
-    return OpenItem(attempts=tuple(tries), claimed=claimed, retry=retry if claimed and last.ended else None, **given)
+    return OpenItem(
+        attempts=tuple(tries), claimed=claimed, retry=retry if claimed and last.ended and last.job else None, **given
+    )
 
 
 items = st.builds(

@@ -146,6 +146,7 @@ def _row(message: Message, **values: str) -> dict[str, str]:
 def learn(pass_: Pass, seen: Seen) -> None:
     """Keep what was learned for good, the key's entity and what queues run on, and report what cannot be served."""
     pass_.ledger.learn(seen.entity, seen.resources, changed=seen.entity_changed)
+    pass_.ledger.listed(seen.jobs, pass_.started - pass_.settings.timeouts.intent_grace)
     apply(pass_, map(Notice, seen.notices))
     if lost := pass_.held.lost:
         text = (
@@ -238,7 +239,7 @@ def _cancel(pass_: Pass, cancels: Sequence[Cancel]) -> None:
         LOGGER.info("Cancelled job %s because %s", job, why, extra={"code": why.code, "item": item, "job": job})
         pass_.report.cancelled.append(_row(why, item=item, job=job))
         if cancel.after is After.DROP:
-            pass_.ledger.drop(item)
+            pass_.ledger.lose(item, pass_.now)
         elif cancel.after is After.NOTE:
             pass_.ledger.keep(pass_.ledger.open[item].cancelled(str(why)))
 

@@ -112,8 +112,10 @@ def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: K
 def _lapsed(entry: OpenItem, jobs: Sequence[ManagedJob], known: Known) -> bool:
     """Return whether a create was planned so long ago, without a job to be seen, that it did not take effect."""
     shown = any(job.attempt >= entry.current.number for job in jobs)
-    overdue = known.now - entry.current.planned > known.settings.timeouts.intent_grace
-    return entry.stage is Stage.PLANNED and not shown and overdue
+    waited = known.now - entry.current.planned
+    # An item that W&B does not show now may be claimed: its job was created, acknowledged, and deleted.
+    clear = entry.claimed or entry.item in known.seen.wandb.items or waited > known.settings.give_up_after
+    return entry.stage is Stage.PLANNED and not shown and waited > known.settings.timeouts.intent_grace and clear
 
 
 def _without_create(entry: OpenItem, known: Known) -> OpenItem | None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Self, TypeAlias
 
@@ -124,6 +124,13 @@ class Retry(_Value):
     blocked: str = ""
 
 
+class Dying(_Value):
+    """A job that a pass cancelled, and when."""
+
+    kind: Kind = Kind.JOB
+    since: Time
+
+
 class Stage(StrEnum):
     """How far an open item has come."""
 
@@ -166,6 +173,8 @@ class OpenItem(_Value):
             raise ValueError("its attempts do not follow one another")
         if self.job and self.retry and not self.current.ended:
             raise ValueError("its next attempt is planned, and its job has not ended")
+        if self.retry and self.current.ended and not self.job:
+            raise ValueError("its next attempt follows a job that it does not have")
         if self.retry and not self.claimed:
             raise ValueError("its next attempt is planned, and it is not claimed")
         if self.claimed and not (self.job or self.current.ended or len(self.attempts) > 1):
@@ -379,6 +388,8 @@ class Ledger(BaseModel):
     """By item id: what was checked when a pass died and was not tried since."""
     settled: dict[str, Time] = Field(default_factory=dict)
     """Settled jobs and when: a list that lags may show them as active for a while."""
+    dying: dict[str, Dying] = Field(default_factory=dict)
+    """By job: cancelled, of an item that is someone else's, and not in a list yet."""
 
     _dropped: list[str] = PrivateAttr(default_factory=list)
 
@@ -457,6 +468,15 @@ class Ledger(BaseModel):
         """Forget the item: nothing of it is open."""
         self.open.pop(item, None)
 
+    def lose(self, item: str, now: float) -> None:
+        """Forget the item, which is someone else's. Its job is cancelled, and holds its slot until a list shows it."""
+        if entry := self.open.pop(item, None):
+            self.dying[entry.job] = Dying(kind=entry.kind, since=now)
+
+    def listed(self, jobs: Container[str], before: float) -> None:
+        """Forget dying jobs that the lists show from now on, and those cancelled ``before``, which must have ended."""
+        self.dying = {job: one for job, one in self.dying.items() if job not in jobs and one.since >= before}
+
     def settle(self, item: str, now: float) -> None:
         """Forget the item after its job has ended and its author was informed."""
         self.settled[self.open.pop(item).job] = now
@@ -514,12 +534,13 @@ class Ledger(BaseModel):
 
     # Items of passes that died
 
-    def suspect(self, items: Collection[str], before: Mapping[str, int], now: float) -> None:
+    def suspect(self, items: Collection[str], before: Mapping[str, int], now: float, *, died: bool = True) -> None:
         """Suspect items that were checked when a pass died, and those that it suspected ``before`` (id to kills).
 
-        Only one that was checked alone is surely the reason. One that is open had passed its check.
+        Only one that was checked alone is surely the reason. One that is open had passed its check. Without ``died`` the
+        pass may live or have died later.
         """
-        kills = {item: before.get(item, 0) + (len(items) == 1) for item in items}
+        kills = {item: before.get(item, 0) + (died and len(items) == 1) for item in items}
         for item, count in {**before, **kills}.items():
             if item not in self.open:
                 self.suspects[item] = Suspect(kills=count, since=now)
@@ -533,6 +554,7 @@ class Ledger(BaseModel):
     def slots_used(self, active: Iterable[ManagedJob]) -> Counter[Kind]:
         """Count the slots in use by kind: active jobs, open jobs not known to have ended, creates of unknown outcome."""
         held = {job.name: job.kind for job in active}
+        held |= {job: one.kind for job, one in self.dying.items()}
         for entry in self.open.values():
             if not entry.current.ended:
                 held.setdefault(entry.job or f"create of {entry.item}", entry.kind)

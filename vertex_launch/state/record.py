@@ -69,6 +69,8 @@ class Held:
         self.lock = lock
         self.lost = stored.lost
         self.ledger = stored.ledger or Ledger(rebuild=True)
+        self._rebuilt = stored.ledger is None
+        self._noted = False
         self.ledger.free_lock = 0
         self._record = record
         self._generation = stored.generation
@@ -80,14 +82,33 @@ class Held:
             raise PassLost(_LOST, code=Code.PASS_LOST)
         kills = {item: one.kills for item, one in self.ledger.suspects.items()}
         self.ledger.noted = self._record.note(self.lock.pass_id, items, kills, self.ledger.noted)
+        self._noted = True
 
     def suspect(self, now: float) -> None:
-        """Suspect the items that a pass was checking which died since the ledger was written. Raises Unavailable."""
+        """Suspect the items that a pass was checking which died since the ledger was written.
+
+        If the ledger is lost, the pass may have got further. So nothing is counted, and the ledger is written at once,
+        because a pass that dies from now on does count. Raises PassLost, Unavailable.
+        """
         items, kills, generation = self._record.read_note()
-        if generation != self.ledger.noted:
-            self.ledger.suspect(items, kills, now)
-            self.ledger.noted = generation
+        if generation == self.ledger.noted:
+            return
+        self.ledger.suspect(items, kills, now, died=not self._rebuilt)
+        self.ledger.noted = generation
+        if self._rebuilt:
+            self.save()
+        else:
             self.keep()
+
+    def withdraw_note(self) -> None:
+        """Record that the pass did not die of what it checked, unless another pass has replaced its note since."""
+        if not self._noted:
+            return
+        kills = {item: one.kills for item, one in self.ledger.suspects.items()}
+        try:
+            self._record.withdraw_note(self.lock.pass_id, kills, self.ledger.noted)
+        except Unavailable as error:
+            log.LOGGER.info("The note of pass %s stays: %s", self.lock.pass_id, error)
 
     def save(self) -> None:
         """Write the ledger. Raises PassLost, Unavailable."""
@@ -134,6 +155,7 @@ class Record:
         try:
             yield held
         except PassLost:
+            held.withdraw_note()
             raise
         except Exception:
             held.abandon()
@@ -170,7 +192,7 @@ class Record:
 
         Raises PassLost, Unavailable.
         """
-        content = json.dumps({"pass_id": pass_id, "items": items, "suspects": kills}).encode()
+        content = _note(pass_id, items, kills)
         for _ in range(3):
             written = self._objects.write(NOTE, content, generation)
             if written is not None:
@@ -179,6 +201,10 @@ class Record:
             if found == content:
                 return generation  # the answer to this very write was lost
         raise PassLost(_LOST, code=Code.PASS_LOST)
+
+    def withdraw_note(self, pass_id: str, kills: Mapping[str, int], generation: int) -> None:
+        """Replace the note of that generation by one without items, if it is still the last one. Raises Unavailable."""
+        self._objects.write(NOTE, _note(pass_id, [], kills), generation)
 
     def read_note(self) -> tuple[list[str], dict[str, int], int]:
         """Read which items a pass was checking, which it suspected, and the note's generation. Raises Unavailable."""
@@ -218,6 +244,10 @@ class Record:
 
 
 _LOST = "Another pass has taken over because this one outlived its lock. It changes nothing more."
+
+
+def _note(pass_id: str, items: Sequence[str], kills: Mapping[str, int]) -> bytes:
+    return json.dumps({"pass_id": pass_id, "items": items, "suspects": kills}).encode()
 
 
 class _Lock(BaseModel):
