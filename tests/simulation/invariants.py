@@ -232,7 +232,8 @@ class Invariants:
         if entry.state == "CLAIMED" and entry.owner != program.owner:
             raise Broken(f"I4: {entry.id} is warned about, and it is {entry.owner}'s")
         again = any(one.text == text and self._remembered(one, program) for one in entry.warned)
-        if again and not any(map(self._excused, jobs)) and not any(map(self._hidden, jobs)):
+        over = "/training/" not in text and any(job.deleted for job in jobs)  # the item came back, and started anew
+        if again and not over and not any(map(self._excused, jobs)) and not any(map(self._hidden, jobs)):
             raise Broken(f"I4: {entry.id} is warned about twice: {text}")
 
     def _remembered(self, warned: Warned, program: Program) -> bool:

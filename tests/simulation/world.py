@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -105,11 +105,6 @@ class Deployment:
 
     settings: Settings
     folder: Folder
-    first: Settings = field(init=False)
-    """As it was deployed first."""
-
-    def __post_init__(self) -> None:
-        self.first = self.settings
 
 
 class World:
@@ -138,7 +133,7 @@ class World:
             self.deployments["other"] = self._deployment("other")
         self._deletes = random.choice((0.02, 0.02, 0.3))
         self._programs = 0
-        self._restores = self._ledger_lost = False
+        self._restores = self._ledger_lost = self._regions_changed = False
         self._plan_what_happens()
 
     @property
@@ -423,7 +418,7 @@ class World:
     def _lose_ledger(self) -> None:
         """Damage the ledger, preferably just after a job was created."""
         young = any(job.created > self.scheduler.now - 20 for job in self.vertex.jobs.values())
-        if any(one.settings.regions != one.first.regions for one in self.deployments.values()):
+        if self._regions_changed:
             return
         if young or not self.troubled:
             self._ledger_lost = True
@@ -456,6 +451,7 @@ class World:
         if not self._ledger_lost:  # what a region holds that is not configured any more, only the ledger knows
             changes.append({"regions": regions})
         change = random.choice(changes)
+        self._regions_changed |= "regions" in change
         self._deploy(owner, deployment.settings.model_copy(update=change))
         if not self._restores:
             self._restores = True
