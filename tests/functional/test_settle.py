@@ -126,6 +126,24 @@ def test_a_job_that_never_started_has_not_begun_a_run_that_was_there_before(stat
     assert "before it started" in world.it.message
 
 
+@pytest.mark.parametrize("beats", [True, False])
+def test_an_item_that_ran_in_an_attempt_that_is_gone_does_not_fail_after_the_ledger_is_lost(beats: bool) -> None:
+    world = One(regions=TWO_REGIONS)
+    world.end(STATE.JOB_STATE_FAILED, STOCKOUT, ran=False)
+    world.after(60)
+    world.after(60)
+    assert len(world.jobs) == 2
+    world.end(STATE.JOB_STATE_CANCELLED)
+    view = world.queue.run_views[world.job.run]
+    world.queue.run_views[world.job.run] = replace(view, state="finished", heartbeat=view.heartbeat if beats else None)
+    del world.vertex.jobs[world.job.name]
+    world.bucket.lose_ledger()
+    for _ in range(4):
+        world.clock.sleep(2000)
+        world.run()
+    assert (world.it.state, world.ledger.open) == ("CLAIMED", {})
+
+
 def test_a_run_that_shows_up_late_is_not_failed() -> None:
     world = One()
     world.end(STATE.JOB_STATE_SUCCEEDED, began=False)

@@ -196,9 +196,9 @@ def _began(entry: OpenItem, run: RunView | Unknown | None, job: ManagedJob, end:
         return False
     if entry.current.number > 1 and entry.current.found_ended:
         return True  # perhaps in an earlier attempt that a lost ledger does not list
-    if not job.started and end is not End.GOOD:
-        return False  # what W&B shows is the run of an earlier item
-    return run.heartbeat is None or run.heartbeat >= (job.started or job.created) - CLOCKS
+    if run.heartbeat is None:  # without a start of the job, what W&B shows is the run of an earlier item
+        return bool(job.started) or end is End.GOOD or entry.current.found_ended
+    return run.heartbeat >= (job.started or job.created) - CLOCKS
 
 
 # Sentences
