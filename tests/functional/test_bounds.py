@@ -15,7 +15,7 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import PassLost, Unavailable
 from vertex_launch.job import build, environment, retry, run_spec
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import Item, Popped
+from vertex_launch.model import Item, PassRequest, Popped
 from vertex_launch.state.record import NOTE
 
 WORDS = ("sys.", "codec", "RecursionError", "MemoryError", "Traceback")
@@ -273,6 +273,29 @@ def test_a_pass_that_failed_but_did_not_die_makes_nothing_suspect(monkeypatch: p
     world.queue.trouble.clear()
     world.run()
     assert json.loads(world.bucket.objects[NOTE][0])["items"] == [item], "a suspect leaves an empty note"
+    assert world.queue.state(item) == "CLAIMED"
+
+
+def test_a_pass_that_does_not_know_of_its_own_note_makes_nothing_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    write = world.bucket.write
+
+    def lose_the_answer(name: str, content: bytes, generation: int) -> int | None:
+        written = write(name, content, generation)
+        return world.bucket.refuse("write") if name == NOTE else written
+
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(world.bucket, "write", lose_the_answer)
+            with pytest.raises(Unavailable):
+                world.run()
+        world.queue.trouble["ask"] = killed_by_anything
+        assert live(world, 1) == [True]
+        world.queue.trouble.clear()
+        world.run(PassRequest(limit=0))
+        world.clock.sleep(world.settings.lease)
+    world.run()
     assert world.queue.state(item) == "CLAIMED"
 
 

@@ -318,6 +318,24 @@ def test_a_twin_ends_without_a_word() -> None:
     assert len(world.vertex.living()) == 1
 
 
+@pytest.mark.parametrize("ended", [STATE.JOB_STATE_SUCCEEDED, STATE.JOB_STATE_FAILED])
+def test_a_twin_whose_create_was_late_ends_after_the_item_was_settled(ended: JobState) -> None:
+    world = One()
+    request = world.vertex.request_of(world.job.name)
+    assert request
+    world.end(ended, EXITED if ended == STATE.JOB_STATE_FAILED else "")
+    assert len(world.run().settled) == 1
+    said = list(world.it.warnings)
+    twin = world.vertex.add(request)
+    report = world.after(60)
+    assert [one["job"] for one in report.cancelled] == [twin]
+    assert report.slots["active"] == 1, "it holds a slot until it has ended"
+    world.vertex.set(twin, STATE.JOB_STATE_CANCELLED)
+    for _ in range(3):
+        assert world.after(60).settled == []
+    assert (world.it.state, world.it.warnings) == ("CLAIMED", said)
+
+
 # Deleted jobs
 
 
@@ -862,6 +880,23 @@ def test_a_list_that_lags_does_not_bring_a_settled_job_back() -> None:
     for _ in range(11):
         world.after(60)
     assert world.ledger.settled == {}
+
+
+def test_a_list_that_lags_does_not_bring_an_earlier_attempt_of_a_settled_item_back() -> None:
+    world = One(max_attempts=2)
+    first = world.job.name
+    world.vertex.set(first, STATE.JOB_STATE_RUNNING)
+    old = world.vertex.active("us-central1")
+    world.end(STATE.JOB_STATE_FAILED, "STOCKOUT")
+    world.after(1)
+    world.after(100)
+    assert [job.attempt for job in world.jobs] == [1, 2]
+    world.vertex.set(world.jobs[1].name, STATE.JOB_STATE_FAILED, EXITED)
+    assert len(world.after(30).settled) == 1
+    world.vertex.active = lambda region: old  # type: ignore[method-assign]
+    report = world.after(30)
+    assert (report.cancelled, report.submitted, world.ledger.open) == ([], [], {})
+    assert len(world.jobs) == 2
 
 
 # Stop

@@ -10,6 +10,7 @@ from tests.simulation.queues import Entry, Warned
 from tests.simulation.scheduler import START, Broken, Program
 from tests.support.memory import CANCELLED, PENDING, QUEUED, RUNNING, SUCCEEDED
 from vertex_launch.codes import Code
+from vertex_launch.dispatch.settle import CLOCKS
 from vertex_launch.log import Redactor
 from vertex_launch.model import AgentView, Kind, Phase
 from vertex_launch.settings.config import Settings
@@ -39,6 +40,11 @@ class Invariants:
         lost = self._world.deployments[job.owner].folder.lost
         return bool(job.intended) and (late or job.intended <= lost < job.visible)
 
+    def _forgotten(self, job: Job) -> bool:
+        """Return whether the job was deleted before a lost ledger was rebuilt, so that nothing shows that it existed."""
+        folder = self._world.deployments[job.owner].folder
+        return bool(job.deleted) and job.created <= folder.lost and job.deleted <= folder.rebuilt
+
     def _hidden(self, job: Job) -> bool:
         """Return whether a list may have shown the ended job as active when a lost ledger was rebuilt from it."""
         lag = min(self._world.vertex.lag, self._world.vertex.stale)
@@ -52,6 +58,11 @@ class Invariants:
         noted = self._world.deployments[jobs[0].owner].folder.noted
         known = [job for job in jobs if job.attempt == 1 or not job.deleted or job.name in noted]
         return min(known or jobs, key=lambda job: job.order)
+
+    def _reused(self, job: Job) -> bool:
+        """Return whether a job of another item used the run so shortly before that it looks begun: clocks may differ."""
+        others = [one for one in self._world.vertex.jobs.values() if one.run == job.run and one.item != job.item]
+        return bool(others) and self._world.wandb.started(job.run, job.created - CLOCKS)
 
     def _started(self, job: Job) -> bool:
         return bool(job.started) and self._world.wandb.started(job.run, job.created)
@@ -81,8 +92,8 @@ class Invariants:
             self._check_attempt(program, job, made)
 
     def _check_slots(self, job: Job) -> None:
-        settings = job.by.settings  # as they were when its pass began
-        limit = settings.job_limit if job.kind is Kind.JOB else settings.scheduler_limit
+        both = [job.by.settings, self._settings(job.owner)]  # as they were when its pass began, and as they are by now
+        limit = max(one.job_limit if job.kind is Kind.JOB else one.scheduler_limit for one in both)
         jobs = [job, *(one for one in self._world.vertex.jobs.values() if one.owner == job.owner and one.lives)]
         active = [one for one in jobs if one.kind is job.kind and not self._excused(one)]
         if len(active) > limit and job in active:
@@ -106,9 +117,10 @@ class Invariants:
         if 0 < self._surely_stopped(job) < program.asked:
             raise Broken(f"I4: {what} although its run was stopped")
         if not any(map(self._excused, [job, *made])):
-            if not any(one.attempt == job.attempt - 1 for one in made):
+            known = [one for one in made if not self._forgotten(one)]
+            if not any(one.attempt == job.attempt - 1 for one in known):
                 raise Broken(f"I4: {what} leaves one out")
-            before = max((one for one in made if one.error in AGAIN), key=lambda one: one.attempt, default=None)
+            before = max((one for one in known if one.error in AGAIN), key=lambda one: one.attempt, default=None)
             if before is None or before.attempt != job.attempt - 1:
                 raise Broken(f"I4: {what} although the one before is not to be repeated")
             if job.created < before.ended + self._settings(job.owner).resubmit_after * 2 ** (before.attempt - 1):
@@ -282,7 +294,7 @@ class Invariants:
         unknown = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
         warnings = [one for one in entry.warned if one.final and one.when > last.ended]
         began = self._world.wandb.run(last.run).lives if last.deleted else any(map(self._started, chain))
-        if not began and not (last.deleted and unknown):
+        if not (began or self._reused(last)) and not (last.deleted and unknown):
             raise Broken(f"I4: the run of {entry.id} never started, and the item has not failed")
         if last.deleted:
             return

@@ -23,7 +23,7 @@ class Folder(Objects):
         """When the ledger was lost, and when one was written that makes up for it."""
         self._alone: defaultdict[str, list[tuple[Program, float]]] = defaultdict(list)
         self.noted: set[str] = set()
-        """Jobs of open items that a ledger has named."""
+        """Jobs that a ledger has named."""
 
     @property
     def ledger(self) -> Ledger:
@@ -31,8 +31,9 @@ class Folder(Objects):
         return Ledger.parse(found[0] if found else b"") or Ledger()
 
     def deaths(self, item: str) -> int:
-        """Return how many passes noted that they check this item alone, and never wrote that they got further."""
-        return sum(1 for program, noted in self._alone[item] if program.wrote <= noted)
+        """Return how many passes noted that they check this item alone, and did not write that they got further in time."""
+        alone = self._alone[item]
+        return sum(1 for program, noted in alone if not any(noted < at <= program.held for at in program.writes))
 
     def lose_ledger(self, left: bytes = b"damaged") -> None:
         super().lose_ledger(left)
@@ -41,7 +42,8 @@ class Folder(Objects):
         self._scheduler.happens("a person damages the ledger")
 
     def read(self, name: str) -> tuple[bytes, int] | None:
-        self._scheduler.program.read = self._scheduler.now
+        if name == LEDGER:
+            self._scheduler.program.read = self._scheduler.now
         return super().read(name)
 
     def write(self, name: str, content: bytes, generation: int) -> int | None:
@@ -60,7 +62,9 @@ class Folder(Objects):
             program.writes.append(now)
             ledger = Ledger.model_validate_json(content)
             self._given_back.add(ledger.free_lock)
-            self.noted |= {attempt.job for entry in ledger.open.values() for attempt in entry.attempts}
+            self.noted |= {attempt.job for entry in ledger.open.values() for attempt in entry.attempts} | set(
+                ledger.settled
+            )
             self.rebuilt = self.rebuilt if ledger.rebuild else min(self.rebuilt, now)
         elif name == NOTE and len(items := json.loads(content)["items"]) == 1:
             self._alone[items[0]].append((program, now))

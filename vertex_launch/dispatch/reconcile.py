@@ -7,7 +7,7 @@ Each item is decided by itself, from what is known to a list of actions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vertex_launch.codes import Code
@@ -41,6 +41,8 @@ class Known:
     seen: Seen
     rebuild: bool
     now: float
+    settled: Collection[str] = ()
+    """Items that were settled a short time ago."""
 
     def derived(self, entry: OpenItem) -> str:
         """Return the run id that is made for the item if it names none."""
@@ -54,7 +56,7 @@ class Known:
 
 def reconcile(ledger: Ledger, seen: Seen, settings: Settings, now: float) -> list[Action]:
     """Decide what follows from what was seen for every open item and every listed job that is not settled."""
-    known = Known(settings, seen, ledger.rebuild, now)
+    known = Known(settings, seen, ledger.rebuild, now, ledger.settled_items)
     jobs: defaultdict[str, list[ManagedJob]] = defaultdict(list)
     for job in seen.jobs.values():
         if job.name not in ledger.settled:
@@ -134,15 +136,21 @@ def _choose(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: Known) ->
     newest = [job for job in jobs if job.attempt >= least]
     if entry is None and not known.rebuild and all(job.cancelling for job in jobs):
         return None, []  # cancelled because it must not live: it holds its slot until it ends, and has no item
+    if entry is None and jobs and jobs[0].item in known.settled:
+        return None, [_cancel_twin(job, "its item was settled with another job") for job in jobs if not _ends(job)]
     ours = min(newest, key=lambda job: (-job.attempt, _is_dying(job), job.created, job.name), default=None)
     if ours:
         entry = entry.observe(ours, known.seen.at) if entry else _discovered(ours, known)
-    twins: list[Action] = []
-    for twin in [job for job in jobs if job is not ours and not job.ended and not job.cancelling]:
-        other = f"job {ours.name} runs for the same item" if ours else "its item has a later attempt"
-        why = Message(Code.DUPLICATE_JOB, other)
-        twins.append(Cancel(twin.item, twin.name, why))
-    return entry, twins
+    other = f"job {ours.name} runs for the same item" if ours else "its item has a later attempt"
+    return entry, [_cancel_twin(job, other) for job in jobs if job is not ours and not _ends(job)]
+
+
+def _ends(job: ManagedJob) -> bool:
+    return job.ended or job.cancelling
+
+
+def _cancel_twin(job: ManagedJob, why: str) -> Action:
+    return Cancel(job.item, job.name, Message(Code.DUPLICATE_JOB, why))
 
 
 def _is_dying(job: ManagedJob) -> bool:

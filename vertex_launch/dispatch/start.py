@@ -117,8 +117,8 @@ def suspects(pass_: Pass, items: Sequence[Item]) -> tuple[list[Reject], list[Ite
     known = pass_.ledger.suspects
     mine = [item for item in items if item.id in known and item.id not in pass_.ledger.open]
     text = (
-        f"{MOST_KILLS} passes died while they checked this item alone, so it is not tried again. Make its run spec smaller, or "
-        "pass large data as an artifact."
+        f"{MOST_KILLS} passes died or stood still while they checked this item alone, so it is not tried again. Make its run "
+        "spec smaller, or pass large data as an artifact."
     )
     failed = [Reject(item, Message(Code.ITEM_KILLS, text)) for item in mine if known[item.id].kills >= MOST_KILLS]
     return failed, [item for item in mine if known[item.id].kills < MOST_KILLS]

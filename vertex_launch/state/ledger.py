@@ -388,6 +388,8 @@ class Ledger(BaseModel):
     """By item id: what was checked when a pass died and was not tried since."""
     settled: dict[str, Time] = Field(default_factory=dict)
     """Settled jobs and when: a list that lags may show them as active for a while."""
+    settled_items: dict[str, Time] = Field(default_factory=dict)
+    """Settled items and when: a create that was late may give one of them another job."""
     dying: dict[str, Dying] = Field(default_factory=dict)
     """By job: cancelled, of an item that is someone else's, and not in a list yet."""
 
@@ -478,8 +480,9 @@ class Ledger(BaseModel):
         self.dying = {job: one for job, one in self.dying.items() if job not in jobs and one.since >= before}
 
     def settle(self, item: str, now: float) -> None:
-        """Forget the item after its job has ended and its author was informed."""
-        self.settled[self.open.pop(item).job] = now
+        """Forget the item after its job has ended and its author was informed. A list may still show any of its jobs."""
+        self.settled |= dict.fromkeys([attempt.job for attempt in self.open.pop(item).attempts if attempt.job], now)
+        self.settled_items[item] = now
 
     def at(self, *stages: Stage) -> Iterator[OpenItem]:
         """Return the open items at these stages."""
@@ -580,3 +583,4 @@ class Ledger(BaseModel):
             if now - one.since < forget_waiting_after and item not in self.open
         }
         self.settled = {job: at for job, at in self.settled.items() if now - at < LISTS_LAG}
+        self.settled_items = {item: at for item, at in self.settled_items.items() if now - at < LISTS_LAG}

@@ -70,6 +70,7 @@ class Held:
         self.lost = stored.lost
         self.ledger = stored.ledger or Ledger(rebuild=True)
         self._rebuilt = stored.ledger is None
+        self._gave_back = self.ledger.writer if self.ledger.free_lock else ""
         self._noted = False
         self.ledger.free_lock = 0
         self._record = record
@@ -87,13 +88,16 @@ class Held:
     def suspect(self, now: float) -> None:
         """Suspect the items that a pass was checking which died since the ledger was written.
 
+        A pass that gave its lock back did not die, even if it does not know of its note because the answer was lost.
+
         If the ledger is lost, the pass may have got further. So nothing is counted, and the ledger is written at once,
         because a pass that dies from now on does count. Raises PassLost, Unavailable.
         """
-        items, kills, generation = self._record.read_note()
+        items, kills, writer, generation = self._record.read_note()
         if generation == self.ledger.noted:
             return
-        self.ledger.suspect(items, kills, now, died=not self._rebuilt)
+        died = not self._rebuilt and (not writer or writer != self._gave_back)
+        self.ledger.suspect(items, kills, now, died=died)
         self.ledger.noted = generation
         if self._rebuilt:
             self.save()
@@ -206,14 +210,14 @@ class Record:
         """Replace the note of that generation by one without items, if it is still the last one. Raises Unavailable."""
         self._objects.write(NOTE, _note(pass_id, [], kills), generation)
 
-    def read_note(self) -> tuple[list[str], dict[str, int], int]:
-        """Read which items a pass was checking, which it suspected, and the note's generation. Raises Unavailable."""
+    def read_note(self) -> tuple[list[str], dict[str, int], str, int]:
+        """Read which items a pass was checking, which it suspected, its id, and the note's generation. Raises Unavailable."""
         content, generation = self._objects.read(NOTE) or (b"", ABSENT)
         try:
             note = _Note.model_validate(json_reader.read(content))
         except ValueError:
-            return [], {}, generation  # there is none, or it is damaged
-        return note.items, note.suspects, generation
+            return [], {}, "", generation  # there is none, or it is damaged
+        return note.items, note.suspects, note.pass_id, generation
 
     def read(self, now: float | None = None) -> Stored:
         """Read the ledger, with what a pass may have written before ``now``. Raises Unavailable."""
@@ -260,6 +264,7 @@ class _Lock(BaseModel):
 class _Note(BaseModel):
     model_config = ConfigDict(strict=True)
 
+    pass_id: str = ""
     items: list[str]
     suspects: dict[str, int]
 
