@@ -95,7 +95,8 @@ class Invariants:
         both = [job.by.settings, self._settings(job.owner)]  # as they were when its pass began, and as they are by now
         limit = max(one.job_limit if job.kind is Kind.JOB else one.scheduler_limit for one in both)
         jobs = [job, *(one for one in self._world.vertex.jobs.values() if one.owner == job.owner and one.lives)]
-        active = [one for one in jobs if one.kind is job.kind and not self._excused(one)]
+        # Of two jobs for one attempt, of which one could not be known, the other one may be counted.
+        active = [one for one in jobs if one.kind is job.kind and not any(map(self._excused, [one, *self._chain(one)]))]
         if len(active) > limit and job in active:
             raise Broken(f"I3: {len(active)} active jobs of kind {job.kind}, {limit:g} are allowed")
 
@@ -148,6 +149,7 @@ class Invariants:
         since = min(program.looked, now) - min(self._world.vertex.lag, self._world.vertex.stale)
         yield bool(self._lost(job))
         for twin in self._chain(job):
+            yield self._excused(job) and 0 < twin.ended < now  # the item was settled before the job showed up
             lived = any(state not in STOPPING and then > since for state, _, then in twin.spans())
             if twin.order < job.order:
                 yield twin.survives or lived
