@@ -60,6 +60,7 @@ class Scheduler:
         """The one that runs now, or on whose behalf something happens."""
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
+        self._programs: list[Program] = []
         self._history: list[tuple[float, str, str, tuple[Any, ...]]] = []
         self.events: Counter[str] = Counter()
         self.pairs: Counter[tuple[str, str]] = Counter()
@@ -81,6 +82,16 @@ class Scheduler:
             self.now = max(self.now, when)
             act()
         self.now = max(self.now, until)
+
+    def begin(self, program: Program) -> None:
+        """Let a program run from now on."""
+        self._programs.append(program)
+        self.after(0, program.resume)
+
+    def end(self) -> None:
+        """End the programs that still wait, without effect: they would keep the whole world in memory."""
+        for program in self._programs:
+            program.end()
 
     def happens(self, event: str) -> None:
         """Count something that is worth reaching, and that it followed what happened before."""
@@ -119,7 +130,8 @@ class Program:
         self._dead = False
         self._main = main
         self._greenlet = greenlet.greenlet(self._run, scheduler.hub)
-        scheduler.after(0, self._greenlet.switch)
+        self.resume = self._greenlet.switch
+        scheduler.begin(self)
 
     def __repr__(self) -> str:
         return self.name
@@ -132,7 +144,7 @@ class Program:
             return
 
     def sleep(self, seconds: float) -> None:
-        self.scheduler.after(seconds, self._greenlet.switch)
+        self.scheduler.after(seconds, self.resume)
         self.scheduler.hub.switch()
         self.scheduler.program = self
 
@@ -140,6 +152,12 @@ class Program:
         """End here; what the program still tries on its way out has no effect."""
         self._dead = True
         raise Killed
+
+    def end(self) -> None:
+        """End a program that waits; what it still tries has no effect."""
+        if self._greenlet:
+            self._dead = True
+            self._greenlet.throw(Killed)
 
     def call(self, service: Service, operation: str, *args: Any, **named: Any) -> Any:
         if self._dead:

@@ -76,6 +76,7 @@ def simulate(seed: int) -> World:
         history = "\n".join(world.scheduler.history())
         raise AssertionError(f"seed {seed}: {error}\n{history}\nseed {seed}: {error}") from error
     finally:
+        world.scheduler.end()
         LOGGER.handlers[:], LOGGER.propagate = before[:2]
         LOGGER.setLevel(before[2])
     return world
