@@ -43,6 +43,8 @@ from vertex_launch.state.record import Record
 MINUTE = 60.0
 LONGEST_DRAIN = 120
 """Minutes without a fault after which everything must have ended."""
+NOTICED = 30.0
+"""Seconds in which job_state looks at a job that has ended."""
 REGIONS = tuple(Region(name=one, staging_bucket=f"gs://staging-{one}") for one in ("us-central1", "us-east4"))
 TRIES = 6
 """Deliveries of one message."""
@@ -491,7 +493,7 @@ class World:
     def _over(self) -> bool:
         return (
             all(self.wandb.state(entry.id) in ("CLAIMED", "FAILED") for entry in self.wandb.contents.values())
-            and not any(job.lives for job in self.vertex.jobs.values())
+            and not any(job.lives or job.ended > self.scheduler.now - NOTICED for job in self.vertex.jobs.values())
             and not any(
                 one.folder.ledger.open or one.folder.rebuilt > self.scheduler.now for one in self.deployments.values()
             )
