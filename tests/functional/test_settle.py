@@ -899,6 +899,22 @@ def test_a_list_that_lags_does_not_bring_an_earlier_attempt_of_a_settled_item_ba
     assert len(world.jobs) == 2
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_reason_that_the_list_does_not_show_yet_is_asked_for(known: bool) -> None:
+    world = One(max_attempts=2)
+    job = world.job.name
+    world.vertex.set(job, STATE.JOB_STATE_FAILED)
+    old = world.vertex.recent("us-central1", 0)
+    world.vertex.jobs[job].message.error.message = "STOCKOUT"
+    world.vertex.recent = lambda region, since: old  # type: ignore[method-assign]
+    if not known:
+        world.bucket.lose_ledger()
+        world.clock.sleep(world.settings.lock_seconds)
+    world.after(300)
+    world.after(300)
+    assert [one.attempt for one in world.jobs] == [1, 2]
+
+
 # Stop
 
 

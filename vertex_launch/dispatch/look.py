@@ -12,6 +12,7 @@ from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Services, all_of
 from vertex_launch.errors import Message, Unavailable
+from vertex_launch.job import outcome
 from vertex_launch.model import (
     VERTEX_RESOURCES,
     AgentView,
@@ -136,13 +137,16 @@ def _list(services: Services, ledger: Ledger, region: str, now: float) -> list[M
 def _get_unlisted(services: Services, ledger: Ledger, jobs: dict[str, ManagedJob], ended: str) -> frozenset[str]:
     """Get open jobs that the lists lack into ``jobs``: they have ended, are gone, or the list lags. Return missing ones.
 
-    A job that has ended according to a log entry is asked for first, because a list may still show it as active.
+    A job that has ended according to a log entry is asked for first, because a list may still show it as active. So is a
+    listed job that failed without a reason. A list may show the reason long after Vertex AI has it.
     """
     hinted = {entry.job for entry in ledger.open.values() if entry.job and _same(entry.job, ended)}
     open_jobs = [entry for entry in ledger.at(Stage.UNCLAIMED, Stage.CLAIMED) if entry.job]
     wanted = [entry for entry in open_jobs if entry.job not in jobs or entry.job in hinted]
     wanted.sort(key=lambda entry: (entry.job not in hinted, bool(entry.current.ended)))
-    names = [entry.job for entry in wanted[:MOST_GETS]]
+    listed = [job.name for job in jobs.values() if job.state == outcome.FAILED and not job.error]
+    unexplained = [name for name in listed if name not in ledger.settled and name not in hinted]
+    names = [*(entry.job for entry in wanted), *unexplained][:MOST_GETS]
     got = services.run_parallel([partial(services.vertex.get, name) for name in names], AT_ONCE)
     missing = set()
     for name, job in zip(names, got, strict=True):
