@@ -17,6 +17,7 @@ from vertex_launch import limits
 _SUSPECTS = re.compile(rb"(?<![0-9])[0-9]{%d}|[eE]\+?[0-9]{3}" % limits.MOST_DIGITS)
 """What may be a number that is too long or infinite, and may also be part of a text."""
 
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _POSITION = re.compile(r" at (line \d+) column \d+$")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"(\s*:)?|"|[\[{]|[\]}]', re.DOTALL)
 """A text, which is a key if a colon follows; one that does not end; an opening or a closing bracket."""
@@ -58,7 +59,7 @@ def read(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> Any:
     if len(raw) > most:
         raise Unreadable(TOO_LARGE)
     values = limits.MOST_ANSWER_VALUES * most // limits.LARGEST_ANSWER
-    if len(raw) > values and _values(raw) > values:
+    if len(raw) > values and _values(raw) > values and _values(_TEXT.sub(b'""', raw)) > values:
         raise Unreadable(f"has more than {values} values (MOST_ANSWER_VALUES)")
     try:
         value = from_json(raw, allow_inf_nan=False)

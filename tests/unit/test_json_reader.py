@@ -68,6 +68,11 @@ def test_a_refusal_says_what_is_wrong_and_quotes_nothing(text: bytes, found: str
     assert b"xxx" not in error.value.found.encode()
 
 
+@pytest.mark.parametrize("text", ["{{" * 200_000, "[," * 300_000, '\\"{' * 200_000, ",\n" * 400_000])
+def test_brackets_and_commas_in_a_text_are_no_values(text: str) -> None:
+    assert read(json.dumps({"a": text})) == {"a": text}
+
+
 @pytest.mark.parametrize("text", ["\ud800", '"\udc00"'])
 def test_half_a_surrogate_pair_in_a_text(text: str) -> None:
     with pytest.raises(Unreadable, match="surrogate"):

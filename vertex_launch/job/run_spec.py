@@ -24,7 +24,9 @@ from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_COMMAND, SCHEDULER_UR
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 
-_NOT_IN_RUN_IDS = frozenset(":;,#?/'")  # wandb.Settings refuses them, so that the job could never report
+# What wandb.Settings refuses, so that the job could never report. W&B's entities have letters, digits, - and _ only.
+NOT_IN_NAMES = {"run_id": frozenset(":;,#?/'"), "project": frozenset("/\\#?%:"), "entity": frozenset("/\\#?%:")}
+LONGEST_PROJECT = 128
 
 
 @dataclass(frozen=True)
@@ -132,14 +134,8 @@ def _check(parsed: RunSpec, own_run: str, findings: Findings) -> None:
     if not parsed.project and not findings.about("project"):
         remedy = "Name the W&B project that the run belongs to"
         findings.wrong("project", "it is missing", remedy, Code.SPEC_MISSING)
-    for place, name in (("entity", parsed.entity), ("project", parsed.project)):
-        if name != name.strip():
-            found = f"{shown(name)} has spaces at its ends, so it could pass for another name"
-            findings.wrong(place, found, "Remove them", Code.SPEC_VALUE)
-    if _NOT_IN_RUN_IDS & set(run_id) or run_id != run_id.strip():
-        found = f"{shown(run_id)} is not a run id that W&B's client accepts"
-        remedy = "Remove spaces at its ends and the characters : ; , # ? / '"
-        findings.wrong("run_id", found, remedy, Code.SPEC_VALUE)
+    for place, name in (("entity", parsed.entity), ("project", parsed.project), ("run_id", run_id)):
+        _check_name(place, name, findings)
     if parsed.image or parsed.job or findings.about("docker", "docker.docker_image", "image_uri", "job"):
         return
     if parsed.kind is Kind.SCHEDULER:
@@ -148,6 +144,21 @@ def _check(parsed: RunSpec, own_run: str, findings: Findings) -> None:
     else:
         found, remedy = "the item names neither an image nor a job", "Launch it with wandb launch -d IMAGE or -j JOB"
     findings.wrong("docker.docker_image", found, remedy, Code.SPEC_MISSING)
+
+
+def _check_name(place: str, name: str, findings: Findings) -> None:
+    """Report a name that W&B's client in the job would refuse, or that looks like another one in an address or a log."""
+    refused = NOT_IN_NAMES[place]
+    if name != name.strip() or not name.isprintable():
+        found = f"{shown(name)} has spaces at its ends or invisible characters, so it could pass for another name"
+        findings.wrong(place, found, "Remove them", Code.SPEC_VALUE)
+    elif name in (".", "..") or refused & set(name):
+        found = f"{shown(name)} is not accepted by W&B's client"
+        remedy = f"Use another name than . and .., without the characters {' '.join(sorted(refused))}"
+        findings.wrong(place, found, remedy, Code.SPEC_VALUE)
+    elif place == "project" and len(name) > LONGEST_PROJECT:
+        found = f"it has {len(name)} characters, and W&B's client accepts {LONGEST_PROJECT}"
+        findings.wrong(place, found, "Shorten it", Code.SPEC_VALUE)
 
 
 def own_key(item: Item) -> str:
