@@ -324,6 +324,23 @@ def test_a_lease_is_counted_from_before_the_pop() -> None:
     assert world.vertex.jobs == {}
 
 
+def test_nothing_is_said_on_an_item_that_turns_out_to_be_someone_elses() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.queue.trouble["ack"] = lambda: (_ for _ in ()).throw(Crash())
+    with pytest.raises(Crash):
+        world.run()
+    world.queue.trouble.clear()
+    world.clock.sleep(world.settings.lock_seconds)
+    (job,) = world.vertex.jobs
+    world.vertex.set(job, JobState.JOB_STATE_QUEUED)
+    world.run(PassRequest(queues=("gpu",)))
+    world.clock.sleep(400)
+    world.queue.claim(item, "anothers")
+    assert len(world.run().cancelled) == 1
+    assert world.queue.contents[item].warnings == []
+
+
 @pytest.mark.parametrize("lag", [0.0, 100.0])
 def test_a_job_that_lost_its_item_in_this_pass_holds_its_slot_until_it_has_ended(lag: float) -> None:
     world = World(max_jobs=1)

@@ -336,6 +336,23 @@ def test_a_twin_whose_create_was_late_ends_after_the_item_was_settled(ended: Job
     assert (world.it.state, world.it.warnings) == ("CLAIMED", said)
 
 
+def test_a_job_that_shows_up_after_it_counted_as_deleted_goes_on() -> None:
+    world = One()
+    jobs = dict(world.vertex.jobs)
+    world.queue.run_views[world.job.run] = RunView("running", stopped=False)
+    world.vertex.jobs.clear()
+    ledger = world.ledger
+    planned = ledger.open[world.item].current.model_copy(update={"job": ""})  # as after a pass that died after its ack
+    ledger.open[world.item] = ledger.open[world.item].model_copy(update={"attempts": (planned,), "claimed": False})
+    world.bucket.put("ledger.json", ledger.dump())
+    world.clock.sleep(world.settings.timeouts.intent_grace)
+    assert len(world.after(world.settings.timeouts.settle_grace).settled) == 1
+    world.vertex.jobs.update(jobs)
+    for _ in range(3):
+        assert world.after(60).cancelled == []
+    assert list(world.ledger.open) == [world.item]
+
+
 # Deleted jobs
 
 
@@ -1058,7 +1075,8 @@ def test_an_item_cannot_have_a_sweep_cancelled_that_does_not_name_it(spec: dict[
     world.after(100)
     assert world.queue.cancelled_sweeps == []
     told = [warning for warning in world.it.warnings if Code.SWEEP_NOT_CANCELLED in warning]
-    assert len(told) == (spec["entity"] == ENTITY), "nothing is asked or said about other entities' sweeps"
+    assert len(told) == (spec["entity"] == ENTITY), "W&B is not asked about other entities' sweeps"
+    assert ("another entity" in str(world.it.warnings)) == (spec["entity"] != ENTITY)
 
 
 def test_a_sweep_whose_scheduler_was_launched_on_another_queue_goes_on() -> None:

@@ -41,9 +41,10 @@ class Invariants:
         return bool(job.intended) and (late or job.intended <= lost < job.visible)
 
     def _forgotten(self, job: Job) -> bool:
-        """Return whether the job was deleted before a lost ledger was rebuilt, so that nothing shows that it existed."""
+        """Return whether the job was deleted before a pass could write it down, or before a lost ledger was rebuilt."""
         folder = self._world.deployments[job.owner].folder
-        return bool(job.deleted) and job.created <= folder.lost and job.deleted <= folder.rebuilt
+        unwritten = job.attempt > 1 and job.name not in folder.noted
+        return bool(job.deleted) and (unwritten or (job.created <= folder.lost and job.deleted <= folder.rebuilt))
 
     def _hidden(self, job: Job) -> bool:
         """Return whether a list may have shown the ended job as active when a lost ledger was rebuilt from it."""

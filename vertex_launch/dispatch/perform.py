@@ -82,7 +82,13 @@ def _keep(pass_: Pass, action: Keep) -> None:
 
 def _drop(pass_: Pass, action: Drop) -> None:
     pass_.ledger.drop(action.item)
+    _take_back_warnings(pass_, action.item)
     LOGGER.info("%s", action.note, extra={"item": action.item})
+
+
+def _take_back_warnings(pass_: Pass, item: str) -> None:
+    """Let nothing be said on an item that has turned out to be someone else's."""
+    pass_.outbox[:] = [warn for warn in pass_.outbox if warn.item != item]
 
 
 def _notice(pass_: Pass, action: Notice) -> None:
@@ -240,6 +246,7 @@ def _cancel(pass_: Pass, cancels: Sequence[Cancel]) -> None:
         pass_.report.cancelled.append(_row(why, item=item, job=job))
         if cancel.after is After.DROP:
             pass_.ledger.lose(item, pass_.now)
+            _take_back_warnings(pass_, item)
         elif cancel.after is After.NOTE:
             pass_.ledger.keep(pass_.ledger.open[item].cancelled(str(why)))
 

@@ -145,11 +145,17 @@ def _told(ended: Ended, end: _End, settings: Settings, now: float, *, young: boo
 def _settle(ended: Ended, verdict: Verdict, message: Message, failed: bool, settings: Settings, now: float) -> Settle:
     """Settle an item; a sweep whose scheduler ``failed`` is cancelled because nothing else would continue it.
 
-    It has to be a sweep of the queue's own entity: an item can name any other.
+    It has to be a sweep of the queue's own entity: an item can name any other. W&B is not asked about a sweep of another
+    entity, because the answer would show whether it exists.
     """
-    entry, job = ended.entry, ended.job
-    is_own = ended.run is not Unknown.EVER
-    sweep = ((job and job.sweep) or entry.run) if failed and is_own and entry.kind is Kind.SCHEDULER else ""
+    entry, job, sweep = ended.entry, ended.job, ""
+    if failed and entry.kind is Kind.SCHEDULER and ended.run is Unknown.EVER:
+        text = (
+            f"{message.text} If this was the scheduler of a sweep, stop the sweep in W&B: it belongs to another entity."
+        )
+        message = Message(message.code, text)
+    elif failed and entry.kind is Kind.SCHEDULER:
+        sweep = (job and job.sweep) or entry.run
     return Settle(entry, job, verdict, message, sweep, late=is_late(entry, settings, now))
 
 

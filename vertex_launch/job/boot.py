@@ -96,15 +96,17 @@ class Boot:
         return json.dumps(wanted)
 
 
-def wrap(task: dict[str, Any], place: str, findings: Findings) -> None:
+def wrap(task: dict[str, Any], place: str, settings: Settings, findings: Findings) -> None:
     """Put the bootstrap before the command of a container; the command becomes its arguments."""
     if not task.get("command"):
-        findings.wrong(
-            place,
-            "the container has no explicit command, so the bootstrap that reads the W&B key cannot be prepended",
-            "Set command in container_spec, or launch the item's own image with an entry point (wandb launch --entry-point)",
-            Code.SPEC_COMMAND,
+        found = "the container has no explicit command, so the bootstrap that reads the W&B key cannot be prepended"
+        remedy = (
+            "Launch a W&B job that has an entry point of its own (wandb launch --job), because secure_mode accepts no other "
+            f"command, or have {settings.where('api_key_delivery')} changed to env"
+            if settings.secure_mode
+            else "Set command in container_spec, or launch the item's own image with --entry-point"
         )
+        findings.wrong(place, found, remedy, Code.SPEC_COMMAND)
         return
     task["args"] = [*task["command"], *task.get("args", ())]
     task["command"] = ["python3", "-c", escape(text())]

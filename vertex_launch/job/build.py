@@ -197,7 +197,7 @@ def _pools(
                 _add_command(task, spec.entry_point, spec.args)
                 reached = True
             if plan:
-                boot.wrap(task, where, findings)
+                boot.wrap(task, where, bootstrap.settings, findings)
             elif is_package and bootstrap.is_needed:
                 found = "a Python package pool cannot read the W&B key or the job's code"
                 findings.wrong(where, found, "Use container_spec with a command", Code.SPEC_COMMAND)

@@ -389,7 +389,7 @@ class Ledger(BaseModel):
     settled: dict[str, Time] = Field(default_factory=dict)
     """Settled jobs and when: a list that lags may show them as active for a while."""
     settled_items: dict[str, Time] = Field(default_factory=dict)
-    """Settled items and when: a create that was late may give one of them another job."""
+    """Items that were settled with a job, and when: a create that was late may give one of them another job."""
     dying: dict[str, Dying] = Field(default_factory=dict)
     """By job: cancelled, of an item that is someone else's, and not in a list yet."""
 
@@ -481,8 +481,10 @@ class Ledger(BaseModel):
 
     def settle(self, item: str, now: float) -> None:
         """Forget the item after its job has ended and its author was informed. A list may still show any of its jobs."""
-        self.settled |= dict.fromkeys([attempt.job for attempt in self.open.pop(item).attempts if attempt.job], now)
-        self.settled_items[item] = now
+        entry = self.open.pop(item)
+        self.settled |= dict.fromkeys([attempt.job for attempt in entry.attempts if attempt.job], now)
+        if entry.job:
+            self.settled_items[item] = now
 
     def at(self, *stages: Stage) -> Iterator[OpenItem]:
         """Return the open items at these stages."""
