@@ -128,6 +128,8 @@ class GraphQL(Service):
         """Answer one request with a status and a body."""
         if self.valid and key not in self.valid:
             return 401, {"errors": [{"message": "user is not logged in"}]}
+        if self._world.troubled and self._world.random.random() < 0.01:
+            return self._world.random.choice((400, 403, 409)), {"errors": [{"message": "not now"}]}
         kind, fields = parse(body["query"])
         if len(fields) > 1 and not self._batched:
             return 400, {"errors": [{"message": "one operation in a request"}]}

@@ -57,6 +57,7 @@ class Folder(Objects):
             self._scheduler.happens("deadline: a lock")
         if name == LOCK:
             program.held = json.loads(content)["expires"]
+            program.deadlines.append(program.held)
         elif name == LEDGER:
             program.wrote = now
             program.writes.append(now)

@@ -108,6 +108,10 @@ class Wandb(memory.Wandb[Entry]):
         if popped.item:
             entry = self.contents[popped.item.id]
             entry.leases[program] = entry.leased_until
+            program.deadlines.append(min(entry.leased_until, self._scheduler.now + 60))
+            if program.owner in self._world.deployments and self._world.random.random() < self._world.snatches:
+                # Just after the lease, another agent asks for what the program may still be about to start.
+                self._scheduler.after(entry.leased_until - self._scheduler.now + 0.1, self._world.official, queue)
             self._scheduler.note(program.name, "  leases %s until %.0f", entry.id, entry.leased_until)
         return popped
 

@@ -126,6 +126,8 @@ class Program:
         self.writes: list[float] = []
         self.held = float("inf")
         """Until when it has the lock."""
+        self.deadlines: list[float] = []
+        """When its leases and its lock end."""
         self.creates = 0
         self._dead = False
         self._main = main
@@ -159,6 +161,14 @@ class Program:
             self._dead = True
             self._greenlet.throw(Killed)
 
+    def _pause(self) -> float:
+        """Return for how long it is frozen: often until just before or after one of its deadlines."""
+        random, now = self.scheduler.random, self.scheduler.now
+        ahead = [deadline - now for deadline in self.deadlines if deadline > now + 1]
+        if ahead and random.random() < 0.4:
+            return random.choice(ahead) + random.uniform(-1, 1)
+        return random.uniform(*random.choice(PAUSES))
+
     def call(self, service: Service, operation: str, *args: Any, **named: Any) -> Any:
         if self._dead:
             raise Killed
@@ -168,7 +178,7 @@ class Program:
         if fault:
             scheduler.happens(f"{operation}: {fault.value}")
         if fault is Fault.PAUSED_BEFORE:
-            self.sleep(random.uniform(*random.choice(PAUSES)))
+            self.sleep(self._pause())
         self.sleep(random.random() * scheduler.slow)
         if fault is Fault.KILLED_BEFORE:
             self._die()
@@ -180,7 +190,7 @@ class Program:
             self._die()
         self.sleep(random.random() * scheduler.slow)
         if fault is Fault.PAUSED_AFTER:
-            self.sleep(random.uniform(*random.choice(PAUSES)))
+            self.sleep(self._pause())
         if fault is Fault.LOST:
             self.sleep(random.random() * 15)
             return service.lose(operation, *args)

@@ -125,6 +125,8 @@ class World:
         self.scheduler = Scheduler(random, self._fault, random.choices((0.05, 0.3, 2, 6), (3, 3, 3, 1))[0])
         self.short_leases = random.random() < 0.03
         """Whether W&B's leases may be shorter than configured, which excuses messages after a lease."""
+        self.snatches = random.choice((0.0, 0.0, 0.3))
+        """How often another agent asks for an item just after a lease of it has ended."""
         self.secret = Secret("today" * 8)
         self.all_keys = self.secret.versions[:]
         self.wandb = Wandb(self, silent=random.random() < 0.1, eager=random.random() < 0.5)
@@ -159,7 +161,7 @@ class World:
 
     def _graphql(self) -> GraphQL | None:
         """Return the server that the product's own client talks to; None if passes call W&B directly, which is faster."""
-        if self.random.random() > 0.3:
+        if self.random.random() > 0.4:
             return None
         extended = self.random.random() < 0.8
         self.wandb.silent |= not extended
@@ -255,7 +257,7 @@ class World:
         doings: list[tuple[float, Callable[[], None], int]] = [
             (1.0, self._dispatch_now, 4),
             (0.3, self._reconfigure, 4),
-            (0.3, self._official, 15),
+            (0.3, self.official, 15),
             (0.4, self._stop_run, 3),
             (0.2, self._stop_between, 2),
             (0.1, self.wandb.stop_agents, 1),
@@ -378,11 +380,11 @@ class World:
         )
         self._start_pass(self.random.choice(list(self.deployments)), wanted, 1)
 
-    def _official(self) -> None:
+    def official(self, queue: str = "") -> None:
         """Pop and claim at once, as the official agent does; its job has none of our labels."""
 
         def main(program: Program) -> None:
-            popped = self.wandb.lease(self.random.choice(QUEUES))
+            popped = self.wandb.lease(queue or self.random.choice(QUEUES))
             program.sleep(self.random.uniform(0, 10))
             if popped.item:
                 self.wandb.claim(popped.item.id, f"official{popped.item.id}")
