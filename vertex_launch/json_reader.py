@@ -17,7 +17,9 @@ from vertex_launch import limits
 _SUSPECTS = re.compile(rb"(?<![0-9])[0-9]{%d}|[eE]\+?[0-9]{3}" % limits.MOST_DIGITS)
 """What may be a number that is too long or infinite, and may also be part of a text."""
 
-_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+"""A text. One that does not end counts as well: otherwise each quote in it would be tried, up to the end."""
+
 _POSITION = re.compile(r" at (line \d+) column \d+$")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"(\s*:)?|"|[\[{]|[\]}]', re.DOTALL)
 """A text, which is a key if a colon follows; one that does not end; an opening or a closing bracket."""
@@ -59,7 +61,7 @@ def read(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> Any:
     if len(raw) > most:
         raise Unreadable(TOO_LARGE)
     values = limits.MOST_ANSWER_VALUES * most // limits.LARGEST_ANSWER
-    if len(raw) > values and _values(raw) > values and _values(_TEXT.sub(b'""', raw)) > values:
+    if len(raw) > values and 1 + _separators(raw) > values and _has_more(raw, values):
         raise Unreadable(f"has more than {values} values (MOST_ANSWER_VALUES)")
     try:
         value = from_json(raw, allow_inf_nan=False)
@@ -115,10 +117,20 @@ def parts(raw: bytes, depth: int) -> dict[tuple[str, ...], bytes]:
     return found
 
 
-def _values(raw: bytes) -> int:
-    """Count the values, before they take memory. Each but the first follows a comma or a bracket that opens."""
-    before = sum(map(raw.count, (b",", b"[", b"{")))
-    return before + 1 - raw.count(b"{}") - raw.count(b"[]")
+def _has_more(raw: bytes, most: int) -> bool:
+    """Return whether there are more values than that, before they take memory. What stands in texts does not count."""
+    values, done = 1, 0
+    for texts, text in enumerate(_TEXT.finditer(raw)):
+        values += _separators(raw[done : text.start()])
+        done = text.end()
+        if values > most or texts > 2 * most:  # a value has two texts at most, its key and itself
+            return True
+    return values + _separators(raw[done:]) > most
+
+
+def _separators(raw: bytes) -> int:
+    """Count what stands before values: a comma, or a bracket that opens and does not close at once."""
+    return sum(map(raw.count, (b",", b"[", b"{"))) - raw.count(b"{}") - raw.count(b"[]")
 
 
 def _found(raw: bytes, words: str) -> str:

@@ -73,6 +73,26 @@ def test_brackets_and_commas_in_a_text_are_no_values(text: str) -> None:
     assert read(json.dumps({"a": text})) == {"a": text}
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'{"a": "' + b'\\"' * 100_000 + b"," * 500_000, "is cut off"),
+        (b'{"a": "' + b'\\"' * 100_000 + b"," * 500_000 + b"\\", "is cut off"),
+        (b'["' + b'"a",' * 2_000_000, "(MOST_ANSWER_VALUES)"),
+        (b"[" + b'"a",' * 2_000_000 + b"1]", "(MOST_ANSWER_VALUES)"),
+        (b"[" + b'"{,",' * 500_000 + b"1]", "(MOST_ANSWER_VALUES)"),
+        (b'{"x": "{{{{", "a": [' + b"{}," * 400_000 + b"1]}", "(MOST_ANSWER_VALUES)"),
+    ],
+    ids=range(6),
+)
+def test_values_are_counted_in_linear_time(text: bytes, found: str) -> None:
+    began = time.process_time()
+    with pytest.raises(Unreadable) as error:
+        read(text)
+    assert found in error.value.found
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.parametrize("text", ["\ud800", '"\udc00"'])
 def test_half_a_surrogate_pair_in_a_text(text: str) -> None:
     with pytest.raises(Unreadable, match="surrogate"):
