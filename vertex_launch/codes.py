@@ -162,6 +162,8 @@ class Code(StrEnum):
 
     WANDB_UNAVAILABLE = auto()
     WANDB_KEY_REFUSED = auto()
+    WANDB_RATE_LIMIT = auto()
+    WANDB_CLIENT = auto()
     WANDB_ADDRESS = auto()
     WANDB_ANSWER = auto()
     WANDB_REFUSED = auto()

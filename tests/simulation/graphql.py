@@ -253,8 +253,9 @@ class GraphQL(Service):
 
     def refuse(self, operation: str = "", *args: Any) -> Any:
         """Answer that the server is busy, or do not answer."""
-        if self._world.random.random() < 0.5:
-            return 503, {"errors": [{"message": "try again later"}]}
+        chance = self._world.random.random()
+        if chance < 0.5:
+            return 429 if chance < 0.2 else 503, {"errors": [{"message": "try again later"}]}
         raise requests.ConnectTimeout("no connection")
 
     def lose(self, operation: str, *args: Any) -> Any:
@@ -360,7 +361,8 @@ class _Key:
 def client(program: Program, server: GraphQL, settings: Settings, secret: Secret) -> tuple[WandbQueue, _Key]:
     """Return the product's client, connected to the server, and the key that it uses."""
     key = _Key(program, secret)
-    queue = WandbQueue(settings, key, backoff=cast(Retry, _Backoff(program)), clock=program.scheduler.clock)
+    backoff, clock = cast(Retry, _Backoff(program)), program.scheduler.clock
+    queue = WandbQueue(settings, key, backoff=backoff, clock=clock, sleep=program.sleep)
     queue._session.trust_env = False
     queue._session.mount("https://", _Wire(program, server))
     return queue, key

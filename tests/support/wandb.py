@@ -55,7 +55,9 @@ class Keys:
 def client(url: str, keys: Keys | None = None, *, read: float = 10.0, **batches: int) -> WandbQueue:
     timeouts = Timeouts(connect=1, read=read)
     settings = with_settings(base_url=url, timeouts=timeouts, batches=Batches(**batches))
-    return WandbQueue(settings, keys or Keys(), backoff=OFTEN, clock=retry_base.time.monotonic)
+    return WandbQueue(
+        settings, keys or Keys(), backoff=OFTEN, clock=retry_base.time.monotonic, sleep=retry_base.time.sleep
+    )
 
 
 def refusal(act: Callable[[], Any], code: Code, kind: type[Unavailable] = Unavailable) -> str:

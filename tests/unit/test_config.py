@@ -315,6 +315,7 @@ IN_VERTEX: dict[Code, dict[str, list[str]]] = {
         ],
         "key_secret": ["wandb-key", "projects/p/secrets/s"],
         "key_ttl": ["-1"],
+        "user_agent": ["''", "' a'", '"a\\nb"', "é", "a b " * 60 + "c"],
         "state_bucket": ["state", "gs://State"],
         "tick_topic": ["ticks"],
         "timeouts": ["5"],

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import requests
@@ -55,6 +56,15 @@ class Retryable(Exception):
 
 class RequestRefused(Unavailable):
     """W&B refused the whole request before it did any part of it."""
+
+
+class RateLimited(Unavailable):
+    """W&B takes no request of this key's user for so many ``seconds``."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        self.seconds = seconds
+        text = f"{reason}. W&B takes no more requests of this key's user for {seconds:.0f} s"
+        super().__init__(SERVICE, text, code=Code.WANDB_RATE_LIMIT)
 
 
 class UnreadableAnswer(Unavailable):
@@ -103,6 +113,9 @@ NO_ANSWER = "is not a GraphQL answer"
 
 LONGEST_QUOTE = 300
 """Characters of W&B's own words in a message."""
+
+RESET = 5.0
+"""Seconds to wait after an answer 429 that does not say when W&B takes requests again."""
 
 _VARIABLE = re.compile(r"\$(\w+):([\w!\[\]]+)")
 
@@ -165,6 +178,7 @@ class WandbServer:
         *,
         backoff: Retry = BACKOFF,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._settings = settings
         self._url = f"{settings.base_url.rstrip('/')}/graphql"
@@ -172,9 +186,12 @@ class WandbServer:
         self._batches = settings.batches
         self._key = key
         self._session = requests.Session()
-        self._session.headers.update({"User-Agent": f"vertex-launch/{__version__}", "Accept-Encoding": "gzip"})
+        self._session.headers.update({"User-Agent": settings.user_agent or user_agent(), "Accept-Encoding": "gzip"})
         self._backoff = backoff
         self._clock = clock
+        self._sleep = sleep
+        self._quiet_until = 0.0
+        """Until when W&B takes no request."""
         self._modes: tuple[QueryMode, ...] = MODES
         self._run_modes: tuple[QueryMode, ...] = MODES
 
@@ -249,16 +266,33 @@ class WandbServer:
         except KeyRefused:
             return self._repeat(body, self._key.renew(key), repeatable, until)
 
-    def _repeat(self, body: Mapping[str, Any], key: str, repeatable: bool, until: float) -> dict[str, Any]:
+    def _repeat(
+        self, body: Mapping[str, Any], key: str, repeatable: bool, until: float, *, waited: bool = False
+    ) -> dict[str, Any]:
+        until = min(until, self._clock() + self._timeout[1])
+        self._wait_for_limit(until)
         left = until - self._clock()
         if left <= 0:  # reading the key took it
             raise Unavailable(SERVICE, "no time was left to send the request", code=Code.WANDB_UNAVAILABLE)
         try:
-            retry = self._backoff.with_timeout(min(self._timeout[1], left))
-            return retry(self._post)(body, key, repeatable)  # type: ignore[no-any-return]
+            return self._backoff.with_timeout(left)(self._post)(body, key, repeatable)  # type: ignore[no-any-return]
+        except RateLimited as error:
+            limited, self._quiet_until = error, self._clock() + error.seconds
         except RetryError as error:
             trouble = f"the request and its retries failed: {error.cause}"
             raise Unavailable(SERVICE, trouble, code=Code.WANDB_UNAVAILABLE) from error
+        if waited or not repeatable or self._quiet_until >= until:
+            raise limited
+        return self._repeat(body, key, repeatable, until, waited=True)
+
+    def _wait_for_limit(self, until: float) -> None:
+        """Wait until W&B takes requests again. Raises RateLimited if that is not before ``until``, or if it is over now."""
+        wait = self._quiet_until - self._clock()
+        if wait <= 0:
+            return
+        if self._quiet_until >= until:
+            raise RateLimited("the limit of an earlier answer lasts", wait)
+        self._sleep(wait)
 
     def _post(self, body: Mapping[str, Any], key: str, repeatable: bool) -> dict[str, Any]:
         how: dict[str, Any] = {"auth": ("api", key), "timeout": self._timeout, "allow_redirects": False}
@@ -273,6 +307,11 @@ class WandbServer:
                 raise Retryable(trouble) from error
             raise Unavailable(SERVICE, trouble, code=Code.WANDB_UNAVAILABLE) from error
         return _parsed(response, content, repeatable)
+
+
+def user_agent() -> str:
+    """Return what the product calls itself: W&B's servers accept some questions only from clients that they know."""
+    return f"vertex-launch/{__version__} W&B Public Client {version('wandb')}"
 
 
 def in_best_mode(modes: Sequence[QueryMode], ask: Callable[[QueryMode], T]) -> tuple[T, tuple[QueryMode, ...]]:
@@ -312,17 +351,20 @@ def _parsed(response: requests.Response, content: bytes | Unreadable, repeatable
     if 200 <= status < 300 and not answered:
         raise UnreadableAnswer(response.url, status, content, why)
     quoted = f"HTTP {status} from {response.url}: {_words(content, body)}"
-    if status == 401:
-        text = f"the API key is refused, {quoted}. Add a valid key of this server to the secret, as a new version"
-        raise KeyRefused(SERVICE, text, code=Code.WANDB_KEY_REFUSED)
-    if status in (429, 503):
-        raise Retryable(quoted)
-    if response.is_redirect:
-        text = f"{response.url} redirects to {response.headers['Location']}. Correct WANDB_BASE_URL or base_url"
-        raise Unavailable(SERVICE, text, code=Code.WANDB_ADDRESS)
     data = body.get("data")
     # One failed field may give the whole answer a bad status.
     has_value = isinstance(data, dict) and any(value is not None for value in data.values())
+    if status == 401 and not has_value and "relogin required" in quoted:
+        text = f"W&B accepts no request of a client with this name, {quoted}. Set user_agent to a name that it accepts"
+        raise Unavailable(SERVICE, text, code=Code.WANDB_CLIENT)
+    if status == 401 and not has_value:
+        text = f"the API key is refused, {quoted}. Add a valid key of this server to the secret, as a new version"
+        raise KeyRefused(SERVICE, text, code=Code.WANDB_KEY_REFUSED)
+    if status == 429:
+        raise RateLimited(quoted, _reset(response))
+    if response.is_redirect:
+        text = f"{response.url} redirects to {response.headers['Location']}. Correct WANDB_BASE_URL or base_url"
+        raise Unavailable(SERVICE, text, code=Code.WANDB_ADDRESS)
     if status >= 500 and not has_value:
         if repeatable:
             raise Retryable(quoted)
@@ -335,6 +377,16 @@ def _parsed(response: requests.Response, content: bytes | Unreadable, repeatable
         remedy = f". {REMEDIES[status]}" if status in REMEDIES else ""
         raise RequestRefused(SERVICE, f"the request is refused, {quoted}{remedy}", code=Code.WANDB_REFUSED)
     return body
+
+
+def _reset(response: requests.Response) -> float:
+    """Return the seconds after which W&B takes requests again, at most an hour."""
+    for name in ("RateLimit-Reset", "Retry-After"):
+        with suppress(ValueError):
+            seconds = float(response.headers.get(name, ""))
+            if math.isfinite(seconds):
+                return min(max(seconds, 0.1), 3600)
+    return RESET
 
 
 def _words(content: bytes | Unreadable, body: Mapping[str, Any]) -> str:

@@ -235,6 +235,8 @@ class DeploymentSettings(Section):
     """Pub/Sub topic whose messages start passes. `job_state` publishes there and needs it."""
     base_url: types.BaseUrl = "https://api.wandb.ai"
     """URL of the W&B server"""
+    user_agent: types.HeaderText | None = Field(None, examples=["my-launcher/1.0"])
+    """what requests to W&B call their client. Default: `vertex-launch/VERSION W&B Public Client VERSION`."""
     start_timeout: types.Seconds = Field(1800, ge=0)
     """seconds that a job may be PENDING before it is cancelled and its item fails. Waiting for quota does not count. 0
     means no limit."""

@@ -146,6 +146,7 @@ Count = Annotated[int, BeforeValidator(_no_bool)]
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Flag = Annotated[bool, BeforeValidator(_no_text)]
 Text = Annotated[str, AfterValidator(_own)]
+HeaderText = Annotated[Text, Field(max_length=200, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 Name = Annotated[Text, AfterValidator(_name)]
 Names = Annotated[tuple[Name, ...], AfterValidator(distinct)]
 Bucket = Annotated[

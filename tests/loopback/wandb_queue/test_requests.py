@@ -11,6 +11,7 @@ import requests
 from local.standins.wandb import WandbServer
 from local.standins.web import Handler, WebServer
 from tests.support.memory import Clock
+from tests.support.specs import with_settings
 from tests.support.wandb import (
     BASIC,
     ENTITY,
@@ -38,7 +39,7 @@ from vertex_launch.log import Redactor
 from vertex_launch.model import Ack, Phase, Queued, RunId, RunView
 
 
-@pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, "lose"])
+@pytest.mark.parametrize("fault", [500, 502, 503, 504, "lose"])
 def test_what_may_be_repeated_is_repeated(server: WandbServer, queue: WandbQueue, fault: int | str) -> None:
     (item,) = push(server)
 
@@ -188,7 +189,7 @@ REFUSED, ADDRESS, DOWN = Code.WANDB_REFUSED, Code.WANDB_ADDRESS, Code.WANDB_UNAV
         (Answer(405, {"errors": [{"message": "no"}], "data": None}), "HTTP 405 from {url}: no", REFUSED),
         (Answer(502, PAGE), "HTTP 502 from {url}: 502 Bad Gateway nginx", DOWN),
         (Answer(500, {"errors": [{"message": "panic: oh no"}]}), "HTTP 500 from {url}: panic: oh no", DOWN),
-        (Answer(429, {"errors": [{"message": "slow down"}]}), "HTTP 429 from {url}: slow down", DOWN),
+        (Answer(429, {"errors": [{"message": "slow down"}]}), "HTTP 429 from {url}: slow down", Code.WANDB_RATE_LIMIT),
         (None, "no answer from {url}: ", DOWN),
     ],
 )
@@ -204,6 +205,77 @@ def test_what_a_server_says_instead_of_an_answer_is_quoted_with_its_address_unle
         reason = error.reason
     assert quoted in reason
     assert "W&B: " not in reason
+
+
+LIMITED = {"error": "rate limit exceeded"}
+
+
+@pytest.mark.parametrize("header", ["RateLimit-Reset", "Retry-After"])
+def test_a_short_limit_of_the_rate_is_waited_for(answering: Answering, retry_clock: Clock, header: str) -> None:
+    sent: list[float] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        sent.append(retry_clock())
+        return Answer(429, LIMITED, {header: "7"}) if len(sent) == 1 else data(f0=PROJECT)
+
+    assert ask(client(answering(say=say)), peek=0).queues == {"cpu": "Q1"}
+    assert len(sent) == 2
+    assert 7 <= sent[1] - sent[0] < 8
+
+
+@pytest.mark.parametrize("reset", ["60", "nan", "-5", "soon", "", "1e99"])
+def test_a_limit_of_the_rate_costs_few_requests(answering: Answering, retry_clock: Clock, reset: str) -> None:
+    sent: list[object] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        sent.append(body)
+        return Answer(429, LIMITED, {"RateLimit-Reset": reset})
+
+    queue = client(answering(say=say))
+    began = retry_clock()
+    while retry_clock() < began + 20:
+        refusal(lambda: ask(queue), Code.WANDB_RATE_LIMIT)
+        retry_clock.sleep(1)
+    assert len(sent) <= (1 if reset in ("60", "1e99") else 9 if reset != "-5" else 40)
+
+
+def test_a_limit_of_the_rate_ends_with_its_time(answering: Answering, retry_clock: Clock) -> None:
+    queue = client(answering(Answer(429, LIMITED, {"RateLimit-Reset": "60"}), data(f0=PROJECT)))
+    refusal(lambda: ask(queue), Code.WANDB_RATE_LIMIT)
+    assert queue.ack([("one", "run")]) == [Ack.UNKNOWN], "nothing is sent"
+    retry_clock.sleep(60)
+    assert ask(queue, peek=0).queues == {"cpu": "Q1"}
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 409, 500])
+def test_an_answer_with_a_value_counts_whatever_its_status(answering: Answering, status: int) -> None:
+    body = {"data": {"f0": PROJECT, "f1": None}, "errors": [{"message": "permission denied", "path": ["f1", "entity"]}]}
+    keys = Keys()
+    found = ask(client(answering(Answer(status, body)), keys), peek=0, viewer=True)
+    assert (found.queues, found.viewer_entity, keys.renewed) == ({"cpu": "Q1"}, "", 0)
+
+
+def test_relogin_required_is_no_refused_key(answering: Answering) -> None:
+    keys = Keys()
+    queue = client(answering(Answer(401, {"errors": [{"message": "relogin required"}]})), keys)
+    assert "user_agent" in refusal(lambda: ask(queue), Code.WANDB_CLIENT)
+    assert keys.renewed == 0
+
+
+def test_requests_name_the_product_and_the_client_library_unless_an_operator_names_another() -> None:
+    names: list[str] = []
+
+    class Names(Handler):
+        def serve(self) -> None:
+            names.append(self.headers["User-Agent"])
+            self.answer(200, b'{"data": {"f0": {"runQueues": []}}}')
+
+    with WebServer(Names) as server:
+        for given in (None, "own/1 (x)"):
+            settings = with_settings(base_url=server.url, user_agent=given)
+            ask(WandbQueue(settings, Keys()), peek=0)
+    assert re.fullmatch(r"vertex-launch/[\d.]+\S* W&B Public Client [\d.]+", names[0])
+    assert names[1:] == ["own/1 (x)"]
 
 
 def test_an_address_without_a_server() -> None:
