@@ -290,6 +290,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "an argument": {"args": [f"--key={KEY}"]},
     "a variable": {"env": [{"name": "MINE", "value": KEY}]},
     "in base64": {"env": [{"name": "MINE", "value": base64.b64encode(KEY.encode()).decode()}]},
+    "a name in the config": {"config": {"a": {KEY: 1}}},
     "a config that is split in the middle of it": {"config": {"a": "x" * (LONGEST - 27) + KEY}},
 }
 

@@ -370,3 +370,25 @@ def test_a_key_in_what_everyone_sees_is_refused(spec: dict[str, Any], place: str
         built(run_spec(**asked))
     assert error.value.message.code is Code.SPEC_KEY
     assert str(error.value).startswith(f"{place}: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        ({"run_config": {"KEY": 1}}, "run_config"),
+        ({"run_config": {"a": [{"of-KEY": {}}]}}, "run_config"),
+        ({"run_config": {"a": "KEY"}}, "run_config"),
+        ({"files": {"a.json": {"KEY": "b"}}}, "files"),
+        ({"artifacts": {"KEY": {}}}, "artifacts"),
+        ({"args": ["--key=KEY"]}, "args"),
+        ({"entry_point": ["python", "KEY"]}, "entry_point"),
+    ],
+)
+@pytest.mark.parametrize("own", ["", "local-" + "0a" * 20, "wandb_v1_" + 'a/b"\\é' * 9])
+def test_a_key_in_what_wandb_shows_of_a_run_is_warned_about(overrides: dict[str, Any], place: str, own: str) -> None:
+    asked = json.loads(json.dumps(overrides).replace("KEY", json.dumps(own or KEY)[1:-1]))
+    [warning] = built(run_spec(overrides=asked, **({"_wandb_api_key": own} if own else {}))).warnings
+    assert warning.code is Code.SPEC_KEY
+    assert warning.text.startswith(f"overrides.{place}: ")
+    assert (own or KEY) not in warning.text
+    assert built(run_spec(overrides={"run_config": {"lr": 1}, "args": ["--a"]})).warnings == ()

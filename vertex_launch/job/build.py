@@ -73,7 +73,7 @@ def build(
     _check_size(CustomJob.pb(job).ByteSize())
     spec = replace(spec, kind=_kind(spec))
     job.labels = {**(arguments["labels"] or {}), **job_labels(item, spec, settings, entity)}
-    _check_names(spec, api_key, findings)
+    _check_keys(asked, spec, api_key, findings)
     policy.check(job, asked, settings, findings)
     if job.job_spec.persistent_resource_id and settings.policy.persistent_resources is None:
         findings.warn(
@@ -97,17 +97,30 @@ def _kind(spec: RunSpec) -> Kind:
     return Kind.SCHEDULER if is_own else Kind.JOB
 
 
-def _check_names(spec: RunSpec, api_key: str, findings: Findings) -> None:
-    """Report a key in what everyone who lists jobs and runs can read, and what later passes know the job by."""
-    places = {"run_id": spec.run.id, "name": spec.name, "project": spec.project, "entity": spec.entity}
-    places |= {
-        f"{spec.arguments.place(name)}": json.dumps(spec.arguments[name], ensure_ascii=False)
-        for name in ("display_name", "labels")
-        if spec.arguments[name]
-    }
-    for place, text in places.items():
-        if any(len(key) >= Redactor.SHORTEST and key.lower() in text.lower() for key in (spec.api_key, api_key)):
+def _check_keys(asked: RunSpec, spec: RunSpec, api_key: str, findings: Findings) -> None:
+    """Report a key in what everyone who lists jobs and runs can read, and what later passes know the job by.
+
+    Warn about one in what W&B shows of the run, in names as well as in values. ``asked`` is the run spec as it was pushed.
+    """
+    keys = [_json(key)[1:-1] for key in (spec.api_key, api_key) if len(key) >= Redactor.SHORTEST]
+    places: dict[str, Any] = {"run_id": spec.run.id, "name": spec.name, "project": spec.project, "entity": spec.entity}
+    places |= {spec.arguments.place(name): spec.arguments[name] or "" for name in ("display_name", "labels")}
+    for place, value in places.items():
+        if _holds(value, keys):
             findings.wrong(place, "it contains a W&B API key, which everyone would see", "Remove it", Code.SPEC_KEY)
+    for name in ("run_config", "files", "artifacts", "entry_point", "args"):
+        if _holds(getattr(asked, name), keys):
+            found = "it contains a W&B API key, which everyone who may see the run or its job can read"
+            findings.warn(f"overrides.{name}: {found}. Remove it.", Code.SPEC_KEY)
+
+
+def _holds(value: Any, keys: Sequence[str]) -> bool:
+    text = _json(value) if keys else ""
+    return any(key in text for key in keys)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).lower()
 
 
 def job_labels(item: Item, spec: RunSpec, settings: Settings, entity: str) -> Mapping[str, str]:
