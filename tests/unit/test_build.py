@@ -387,7 +387,8 @@ def test_a_key_in_what_everyone_sees_is_refused(spec: dict[str, Any], place: str
 @pytest.mark.parametrize("own", ["", "local-" + "0a" * 20, "wandb_v1_" + 'a/b"\\é' * 9])
 def test_a_key_in_what_wandb_shows_of_a_run_is_warned_about(overrides: dict[str, Any], place: str, own: str) -> None:
     asked = json.loads(json.dumps(overrides).replace("KEY", json.dumps(own or KEY)[1:-1]))
-    [warning] = built(run_spec(overrides=asked, **({"_wandb_api_key": own} if own else {}))).warnings
+    brought: dict[str, Any] = {"_wandb_api_key": own} if own else {}
+    [warning] = built(run_spec(overrides=asked, **brought)).warnings
     assert warning.code is Code.SPEC_KEY
     assert warning.text.startswith(f"overrides.{place}: ")
     assert (own or KEY) not in warning.text

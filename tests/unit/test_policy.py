@@ -142,6 +142,9 @@ POWERS: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
     ("nfs_mounts", {**pool(), "nfs_mounts": [{"server": "10.0.0.2", "path": "/all", "mount_point": "x"}]}, {}, ["10.0.0.2:/*"]),
     ("max_run_time", pool(), {"timeout": 3600}, 3600),
     ("max_run_time", pool(), {}, 604_800),
+    ("max_wait_time", pool(), {"scheduling_strategy": "FLEX_START", "max_wait_duration": 3600}, 3600),
+    ("max_wait_time", pool(), {"scheduling_strategy": "FLEX_START"}, 86_400),
+    ("max_wait_time", pool(), {"scheduling_strategy": "FLEX_START", "max_wait_duration": 0}, 315_576_000_000),
     ("web_access", pool(), {"enable_web_access": True, "service_account": "a@b"}, True),
     ("dashboard_access", pool(), {"enable_dashboard_access": True}, True),
     ("buckets", pool(), {"base_output_dir": "gs://theirs/x"}, ["gs://theirs/*"]),
@@ -155,7 +158,7 @@ POWERS: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
     ("projects", pool(), {}, ["acme/demo"]),
 ]  # fmt: skip
 """Each power: the key of the policy, a pool and a spec that ask for it, and what allows it."""
-NOTHING: dict[str, Any] = {"max_replicas": 1, "max_boot_disk_gb": 1, "max_run_time": 1, "accelerators": {}, "web_access": False, "dashboard_access": False}  # fmt: skip
+NOTHING: dict[str, Any] = {"max_replicas": 1, "max_boot_disk_gb": 1, "max_run_time": 1, "max_wait_time": 1, "accelerators": {}, "web_access": False, "dashboard_access": False}  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "one", "spec", "allowed"), POWERS)
@@ -227,6 +230,14 @@ def test_ways_around_a_line_are_closed(one: dict[str, Any], spec: dict[str, Any]
     asked = run_spec(one, spec=spec)
     assert refused(asked) == ""
     assert f"policy.{next(iter(policy))} in vertex-launch.yaml" in refused(asked, **policy)
+
+
+def test_only_a_job_that_waits_for_machines_is_held_to_the_longest_wait() -> None:
+    endless = {"scheduling_strategy": "FLEX_START", "max_wait_duration": 0}
+    assert "315576000000" in refused(run_spec(spec=endless), max_wait_time=1_000_000)
+    assert "86400" in refused(run_spec(spec={"scheduling_strategy": 6}), max_wait_time=86_399)
+    for strategy in ("SPOT", "STANDARD", "ON_DEMAND", None):
+        assert refused(run_spec(spec=endless | {"scheduling_strategy": strategy}), max_wait_time=1) == ""
 
 
 def test_a_whole_slice_is_allowed_by_its_chips() -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-from google.cloud.aiplatform_v1.types import CustomJob
+from google.cloud.aiplatform_v1.types import CustomJob, Scheduling
 
 from vertex_launch.job.arguments import IMAGE_FIELDS, TASKS, Arguments
 from vertex_launch.model import RunId
@@ -18,6 +18,12 @@ from vertex_launch.settings.config import Policy, Settings
 
 DEFAULT_TIMEOUT = 604_800
 """Seconds that Vertex AI lets a job run that sets no timeout: seven days (Scheduling.timeout)."""
+
+DEFAULT_WAIT = 86_400
+"""Seconds that a job with FLEX_START waits for its machines if it sets no max_wait_duration."""
+
+LONGEST_WAIT = 315_576_000_000
+"""Seconds that stand for a wait without an end: what a protocol buffer Duration can hold."""
 
 LONGEST_TYPE = 100
 """Characters of a machine type; Google's have up to 30."""
@@ -35,10 +41,8 @@ WITHOUT_POWER = frozenset(
         "display_name",
         "labels",
         "job_spec.scheduling.disable_retries",
-        "job_spec.scheduling.max_wait_duration",
         "job_spec.scheduling.restart_job_on_worker_restart",
-        "job_spec.scheduling.strategy",
-        f"{_POOL}.disk_spec.boot_disk_type",
+        f"{_POOL}.disk_spec.boot_disk_type",  # changes speed and price; the size has a line
         f"{_POOL}.lustre_mounts.mount_point",
         f"{_POOL}.machine_spec.gpu_partition_size",
         f"{_POOL}.nfs_mounts.mount_point",
@@ -47,7 +51,10 @@ WITHOUT_POWER = frozenset(
         *(f"{_POOL}.python_package_spec.{name}" for name in ("args", "env.name", "env.value", "python_module")),
     }
 )
-"""Fields that give a job no more than its image has. The other ones that are known are read by ``asked``."""
+"""Fields that give a job no more than its image has, or that only change its speed, price or names.
+
+The other ones that are known are read by ``asked``. A test compares both with the fields of the message.
+"""
 
 READ = frozenset(
     {
@@ -66,6 +73,8 @@ READ = frozenset(
         "job_spec.psc_interface_config.dns_peering_configs.target_project",
         "job_spec.psc_interface_config.network_attachment",
         "job_spec.reserved_ip_ranges",
+        "job_spec.scheduling.max_wait_duration",
+        "job_spec.scheduling.strategy",
         "job_spec.scheduling.timeout",
         "job_spec.service_account",
         "job_spec.tensorboard",
@@ -129,12 +138,20 @@ def asked(job: CustomJob, spec: Asker, settings: Settings) -> Iterator[Ask]:
         yield from _pool(pool, f"{place('worker_pool_specs')}[{index}]")
     replicas = sum(max(1, pool.replica_count) for pool in wanted.worker_pool_specs if pool)  # an unset count is 1
     yield Ask("max_replicas", place("worker_pool_specs"), "number of replicas", replicas)
-    seconds = CustomJob.pb(job).job_spec.scheduling.timeout.seconds or DEFAULT_TIMEOUT
-    yield Ask("max_run_time", place("timeout"), "run time in seconds", seconds)
+    yield from _times(CustomJob.pb(job).job_spec.scheduling, place)
     for name, key in (("enable_web_access", "web_access"), ("enable_dashboard_access", "dashboard_access")):
         if getattr(wanted, name):
             yield Ask(key, place(name), "access", True)
     yield Ask("projects", "project", "W&B project", f"{spec.run.entity}/{spec.run.project}".lower())
+
+
+def _times(scheduling: Any, place: Any) -> Iterator[Ask]:
+    """Return how long a job may hold a slot: while it runs, and while it waits for machines that only FLEX_START waits for."""
+    yield Ask("max_run_time", place("timeout"), "run time in seconds", scheduling.timeout.seconds or DEFAULT_TIMEOUT)
+    if scheduling.strategy == Scheduling.Strategy.FLEX_START:
+        is_set = scheduling.HasField("max_wait_duration")
+        seconds = (scheduling.max_wait_duration.seconds or LONGEST_WAIT) if is_set else DEFAULT_WAIT
+        yield Ask("max_wait_time", place("max_wait_duration"), "wait in seconds", seconds)
 
 
 def _data(job: CustomJob, spec: Asker, settings: Settings) -> Iterator[Ask]:

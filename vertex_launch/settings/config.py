@@ -127,6 +127,9 @@ class Policy(Section):
     """networks and network attachments that jobs may join or resolve names in. `*` and `?` are wildcards."""
     max_run_time: types.Seconds | None = Field(None, gt=0, examples=["86400"])
     """longest `timeout` of a job in seconds. A job without one may run for seven days, and is refused by less."""
+    max_wait_time: types.Seconds | None = Field(None, gt=0, examples=["86400"])
+    """longest `max_wait_duration` in seconds of a job with FLEX_START, which holds its slot meanwhile. A job without one
+    waits for a day, one with 0 without an end. Each is refused by less."""
     max_boot_disk_gb: types.Count | None = Field(None, ge=1, examples=["500"])
     """largest boot disk of a replica in GB"""
     buckets: tuple[types.Name, ...] | None = Field(None, examples=["[gs://team-output/*]"])
