@@ -16,6 +16,7 @@ from google.auth.exceptions import GoogleAuthError
 from vertex_launch.adapters import google_api
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Problem, Unavailable
+from vertex_launch.model import Pace
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -44,6 +45,7 @@ class Clients:
         self._settings = settings
         self._redact = redact
         self._credentials = credentials
+        self._pace = Pace()
 
     @cached_property
     def key(self) -> SecretKey:
@@ -58,7 +60,7 @@ class Clients:
         """W&B's queues, runs and agents."""
         from vertex_launch.adapters.wandb_queue import WandbQueue
 
-        return WandbQueue(self._settings, self.key)
+        return WandbQueue(self._settings, self.key, pace=self._pace)
 
     @cached_property
     def vertex(self) -> VertexJobs:
@@ -120,7 +122,7 @@ class Clients:
         record = Record(RecordStorage(settings, self.storage), redact)
         jobs = JobArtifacts(settings.base_url, self.key, timeout=settings.timeouts.read)
         logs = JobLogs(settings) if settings.log_lines else None
-        return Services(self.queue, self.vertex, record, self.key, redact, jobs, logs)
+        return Services(self.queue, self.vertex, record, self.key, redact, jobs, logs, pace=self._pace)
 
     @contextmanager
     def pass_services(self) -> Iterator[Services]:

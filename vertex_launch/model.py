@@ -27,6 +27,26 @@ SCHEDULER_COMMAND = ("wandb", "scheduler")
 """Entry point of a sweep's scheduler that is not a job (wandb/sdk/launch/sweeps/scheduler.py)."""
 
 
+MOST_OPERATIONS = 1000
+"""Operations in one request to W&B, before anything is known about the server."""
+
+
+@dataclass
+class Pace:
+    """How many operations one request to W&B takes at the moment. It adapts to the server, and the ledger keeps it."""
+
+    operations: int = MOST_OPERATIONS
+
+    def slower(self, sent: int) -> None:
+        """Halve it after a request with so many operations was not answered, or late."""
+        self.operations = max(1, sent // 2)
+
+    def faster(self, sent: int) -> None:
+        """Let it grow by an eighth after a request as large as it may be was answered in time."""
+        if sent >= self.operations:
+            self.operations = min(MOST_OPERATIONS, self.operations + max(1, self.operations // 8))
+
+
 class Kind(StrEnum):
     """What a job is for; each kind has a limit of its own (``max_jobs``, ``max_schedulers``)."""
 

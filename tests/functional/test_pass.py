@@ -14,10 +14,10 @@ from tests.support.memory import KEY, Crash, World, die_once, image_spec, lost, 
 from vertex_launch.codes import Code
 from vertex_launch.dispatch import perform
 from vertex_launch.dispatch.context import derived_run
-from vertex_launch.dispatch.run import Skipped
+from vertex_launch.dispatch.run import Skipped, run_pass
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import Ack, AgentView, PassReport, PassRequest
+from vertex_launch.model import Ack, AgentView, PassReport, PassRequest, Popped
 from vertex_launch.state.ledger import Stage
 from vertex_launch.state.record import Record
 
@@ -322,6 +322,41 @@ def test_a_lease_is_counted_from_before_the_pop() -> None:
     world.queue.trouble["pop"] = lambda: world.clock.sleep(35)
     assert [one["item"] for one in world.run().deferred] == [item]
     assert world.vertex.jobs == {}
+
+
+def test_slow_pops_leave_time_to_start_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(max_jobs=30)
+    items = [world.queue.push("cpu", image_spec()) for _ in range(30)]
+    pop = world.queue.pop
+
+    def five(entity: str, queues: Sequence[str], *args: Any, **named: Any) -> list[Popped]:
+        world.clock.sleep(12)
+        return pop(entity, queues[:5], *args, **named)
+
+    monkeypatch.setattr(world.queue, "pop", five)
+    for _ in range(3):
+        world.run()
+        world.clock.sleep(60)
+    assert all(world.queue.state(item) == "CLAIMED" for item in items)
+
+
+def test_the_pace_of_the_server_is_kept_also_if_the_pass_fails() -> None:
+    world = World()
+    world.queue.push("cpu", image_spec())
+    services = world.services()
+
+    def lost() -> None:
+        services.pace.slower(64)
+        world.queue.refuse("pop")
+
+    world.queue.trouble["pop"] = lost
+    with pytest.raises(Unavailable):
+        run_pass(world.settings, services, PassRequest())
+    assert world.ledger.operations == 32
+    world.queue.trouble.clear()
+    services.pace.operations = 1000  # of another instance
+    run_pass(world.settings, services, PassRequest())
+    assert services.pace.operations == world.ledger.operations == 32
 
 
 def test_nothing_is_said_on_an_item_that_turns_out_to_be_someone_elses() -> None:

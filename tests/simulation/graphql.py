@@ -25,9 +25,10 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 
 from tests.simulation.scheduler import Program
 from tests.support.memory import ENTITY, Secret, Service
+from vertex_launch.adapters.wandb_answer import Retryable
 from vertex_launch.adapters.wandb_queue import WandbQueue
-from vertex_launch.adapters.wandb_server import REGISTRY, Retryable
-from vertex_launch.model import Ack, AgentView, Phase, RunId
+from vertex_launch.adapters.wandb_server import REGISTRY
+from vertex_launch.model import Ack, AgentView, Pace, Phase, RunId
 from vertex_launch.settings.config import Settings
 
 if TYPE_CHECKING:
@@ -358,11 +359,13 @@ class _Key:
         return self.key
 
 
-def client(program: Program, server: GraphQL, settings: Settings, secret: Secret) -> tuple[WandbQueue, _Key]:
+def client(
+    program: Program, server: GraphQL, settings: Settings, secret: Secret, pace: Pace
+) -> tuple[WandbQueue, _Key]:
     """Return the product's client, connected to the server, and the key that it uses."""
     key = _Key(program, secret)
     backoff, clock = cast(Retry, _Backoff(program)), program.scheduler.clock
-    queue = WandbQueue(settings, key, backoff=backoff, clock=clock, sleep=program.sleep)
+    queue = WandbQueue(settings, key, backoff=backoff, clock=clock, sleep=program.sleep, pace=pace)
     queue._session.trust_env = False
     queue._session.mount("https://", _Wire(program, server))
     return queue, key

@@ -36,7 +36,7 @@ from vertex_launch.dispatch.run import run_pass
 from vertex_launch.dispatch.watch import follow
 from vertex_launch.errors import JobNotEnded, PassBusy, PassLost, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import SCHEDULER_URI, JobHint, PassReport, PassRequest, RunId
+from vertex_launch.model import SCHEDULER_URI, JobHint, Pace, PassReport, PassRequest, RunId
 from vertex_launch.settings.config import Batches, Policy, Region, Settings
 from vertex_launch.state.record import Record
 
@@ -326,8 +326,9 @@ class World:
         program.settings = settings = deployment.settings
         queue: Queue = through(program.call, self.wandb)
         key: Key = _Key(program, self.secret)
+        pace = Pace()
         if self.graphql:
-            queue, key = graphql.client(program, self.graphql, settings, self.secret)
+            queue, key = graphql.client(program, self.graphql, settings, self.secret, pace)
         services = Services(
             queue=queue,
             vertex=through(program.call, self.vertex),
@@ -338,6 +339,7 @@ class World:
             run_parallel=program.run_parallel,
             clock=self.scheduler.clock,
             new_pass_id=lambda: program.name,
+            pace=pace,
         )
         try:
             report = run_pass(settings, services, request)

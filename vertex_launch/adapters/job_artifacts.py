@@ -26,7 +26,7 @@ import requests
 
 from vertex_launch import json_reader
 from vertex_launch.adapters.http_body import body_of
-from vertex_launch.adapters.wandb_server import SERVICE
+from vertex_launch.adapters.wandb_answer import SERVICE
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable

@@ -8,17 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vertex_launch import __version__, log
+from vertex_launch.adapters.wandb_answer import SERVICE, Result, id_of, mapping_of, text_of
 from vertex_launch.adapters.wandb_reads import WandbReads, scheduler_of
-from vertex_launch.adapters.wandb_server import (
-    REGISTRY,
-    SERVICE,
-    Field,
-    Result,
-    id_of,
-    mapping_of,
-    project_field,
-    text_of,
-)
+from vertex_launch.adapters.wandb_server import REGISTRY, Field, project_field
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.model import Ack, Item, Phase, Popped, RunId

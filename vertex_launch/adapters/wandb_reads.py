@@ -11,21 +11,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vertex_launch import json_reader, log
+from vertex_launch.adapters.wandb_answer import SERVICE, RequestRefused, Result, dicts, id_of, mapping_of, text_of
 from vertex_launch.adapters.wandb_server import (
     REGISTRY,
-    SERVICE,
     Field,
     QueryMode,
-    RequestRefused,
-    Result,
     WandbServer,
     chunks,
-    dicts,
-    id_of,
     in_best_mode,
-    mapping_of,
     project_field,
-    text_of,
 )
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable

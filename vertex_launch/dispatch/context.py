@@ -38,6 +38,10 @@ class Pass:
         """The time."""
         return self.services.clock()
 
+    def keep_pace(self) -> None:
+        """Let the next pass begin with as many operations in a request to W&B as this one found out."""
+        self.ledger.operations = self.services.pace.operations
+
     @property
     def in_time(self) -> bool:
         """Whether the pass may begin something new."""

@@ -16,6 +16,9 @@ from vertex_launch.model import Item
 MOST_SINGLY = 8
 """Items that are popped one by one before the first of them is started."""
 
+LEASE_SHARE = 4
+"""Which part of a lease may pass before no further request for items is sent."""
+
 MOST_UNREADABLE = 4
 """Requests to one queue whose answer cannot be read, after which it is left out of a pass."""
 
@@ -37,7 +40,10 @@ class Queues:
         The first request refreshes the agent's status. Raises Unavailable if that request fails.
         """
         leased: list[Item] = []
+        began = pass_.now
         while self.names and pass_.in_time and want > len(leased):
+            if leased and pass_.now - began > pass_.settings.lease / LEASE_SHARE:
+                break  # these need the rest of their lease
             leased += self._pop(pass_, seen, want - len(leased), status)
             if leased and _singly(pass_):
                 break  # these must not wait for the requests of others

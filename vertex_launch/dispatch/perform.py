@@ -285,7 +285,10 @@ def note(pass_: Pass, items: Sequence[Item]) -> None:
 def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:
     """Lease one item for each entry of ``queues``, refreshing the agent's status. Raises Unavailable."""
     singly = pass_.now < pass_.ledger.singly_until
-    answers = pass_.services.queue.pop(seen.entity, queues, pass_.ledger.agent, status, singly=singly)
+    try:
+        answers = pass_.services.queue.pop(seen.entity, queues, pass_.ledger.agent, status, singly=singly)
+    finally:
+        pass_.keep_pace()
     if any(answer.unreadable for answer in answers):
         pass_.ledger.singly_until = pass_.now + POP_SINGLY
     if leased := [answer for answer in answers if answer.item]:
@@ -439,6 +442,7 @@ def finish(pass_: Pass, active: Sequence[ManagedJob]) -> None:
     if pass_.request.full and pass_.in_time:
         pass_.ledger.full_pass_began = pass_.started
     pass_.ledger.prune(pass_.now, settings.give_up_after)
+    pass_.keep_pace()
     try:
         held.give_back()
     except Unavailable as error:

@@ -21,6 +21,7 @@ from vertex_launch.model import (
     ItemView,
     JobArtifact,
     ManagedJob,
+    Pace,
     Phase,
     Popped,
     Question,
@@ -184,3 +185,5 @@ class Services:
     run_parallel: Callable[[Calls[Any], int], list[Any]] = run_parallel
     clock: Callable[[], float] = time.time
     new_pass_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex[:12])
+    pace: Pace = field(default_factory=Pace)
+    """What ``queue`` adapts to the server."""

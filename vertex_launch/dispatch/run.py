@@ -68,6 +68,7 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
         return Skipped.COVERED
     with services.record.locked(stored, pass_id, started, started + settings.lock_seconds) as held:
         pass_ = Pass(settings, services, request, started, held, PassReport(pass_id))
+        services.pace.operations = pass_.ledger.operations
         seen = look(settings, services, pass_.ledger, request.queues or settings.queues, started, request.ended)
         perform.learn(pass_, seen)
         perform.apply(pass_, reconcile.reconcile(pass_.ledger, seen, settings, started))

@@ -38,7 +38,7 @@ from pydantic import (
 
 from vertex_launch import json_reader
 from vertex_launch.limits import LARGEST_LEDGER, MOST_WARNINGS
-from vertex_launch.model import Item, JobName, Kind, ManagedJob, RunId
+from vertex_launch.model import MOST_OPERATIONS, Item, JobName, Kind, ManagedJob, RunId
 from vertex_launch.state import ledger_v1
 
 VERSION = 2
@@ -372,6 +372,8 @@ class Ledger(BaseModel):
     """Queue id to the resource its items run on, such as ``gcp-vertex``; empty if W&B does not say."""
     turn: str = ""
     """The queue that the next pass asks first."""
+    operations: int = Field(MOST_OPERATIONS, ge=1, le=MOST_OPERATIONS)
+    """How many operations one request to W&B takes at the moment."""
     singly_until: Time = 0
     """Until when items are popped one by one, because an answer with several could not be read."""
     full_pass_began: Time = 0

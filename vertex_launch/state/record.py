@@ -132,6 +132,7 @@ class Held:
         """Release the lock with the ledger as it was kept last: what this pass learned since, the next one learns again."""
         kept = Ledger.model_validate_json(self._kept)
         kept.free_lock, kept.noted = self.lock.generation, self.ledger.noted
+        kept.operations = self.ledger.operations
         try:
             self._record.write(kept, self.lock.pass_id, self._generation)
         except (Unavailable, PassLost) as error:

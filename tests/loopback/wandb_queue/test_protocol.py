@@ -102,9 +102,9 @@ def test_names_go_as_variables_never_as_text(
         raise Unavailable("W&B", "only listening", code=Code.WANDB_UNAVAILABLE)
 
     monkeypatch.setattr(WandbServer, "_send", listen)
-    queue = client("http://127.0.0.1:1")
     plain = [f"n{number}" for number in range(len(names))]
     for these, whose in ((names, entity), (plain, "acme")):
+        queue = client("http://127.0.0.1:1")
         with pytest.raises(Unavailable, match="only listening"):
             queue.ask(
                 Question(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -156,13 +158,6 @@ def test_batches_are_as_large_as_configured(server: WandbServer) -> None:
     assert [len(operations) for operations in graphql_requests(server)] == [3, 2, 2, 2, 1]
 
 
-def test_data_null_with_a_path_blames_that_field_and_leaves_the_others_open(answering: Answering) -> None:
-    """A field that may not be null takes all others with it; their outcome is unknown."""
-    answer = {"data": None, "errors": [{"message": "already claimed", "path": ["f1", "success"]}]}
-    queue = client(answering(Answer(body=answer)))
-    assert queue.ack([("a", "r"), ("b", "r")]) == [Ack.UNKNOWN, Ack.REFUSED]
-
-
 NULLS = {"errors": [{"message": "permission denied"}], "data": {"f0": None}}
 PAGE = b"<html><head><title>502 Bad Gateway</title></head><body><h1>nginx</h1></body></html>"
 MOVED = {"Location": "https://login.example"}
@@ -205,6 +200,75 @@ def test_what_a_server_says_instead_of_an_answer_is_quoted_with_its_address_unle
         reason = error.reason
     assert quoted in reason
     assert "W&B: " not in reason
+
+
+def slow(seconds: float, retry_clock: Clock, taken: list[int]) -> Callable[[dict[str, Any]], Answer | None]:
+    """Say what a server says that runs mutations one after another and gives up after ten seconds."""
+
+    def say(body: dict[str, Any]) -> Answer | None:
+        count = body["query"].count("input:")
+        taken.append(count)
+        retry_clock.sleep(min(10, count * seconds))
+        if count * seconds > 10:
+            return None
+        value = {"success": True, "runQueueItemId": None}
+        return data(**{f"f{i}": value for i in range(count)})
+
+    return say
+
+
+def test_a_slow_server_gets_fewer_operations_at_once_and_later_more_again(
+    answering: Answering, retry_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    taken: list[int] = []
+    queue = client(answering(say=slow(0.3, retry_clock, taken)))
+    refusal(lambda: queue.pop(ENTITY, ["cpu"] * 64, "A1"), Code.WANDB_UNAVAILABLE)
+    assert taken == [64]
+    assert len(queue.pop(ENTITY, ["cpu"] * 30, "A1")) == 30
+    for _ in range(20):
+        queue.pop(ENTITY, ["cpu"] * 20, "A1")
+    assert taken[1] == 30, "half of 64 would be 32"
+    assert max(taken[4:]) * 0.3 <= 5.5, "an answer takes no more than about half of the time"
+    assert min(taken[4:]) >= 1
+    assert "0.30 s for each of" in caplog.text
+    before = queue._pace.operations
+    taken.clear()
+    fast = client(answering(say=slow(0.001, retry_clock, taken)))
+    fast._pace.operations = before
+    for _ in range(40):
+        fast.pop(ENTITY, ["cpu"] * 64, "A1")
+    assert max(taken) == 64
+
+
+@pytest.mark.parametrize("act", ["warn", "fail", "ack"])
+def test_what_a_null_answer_leaves_out_is_sent_one_by_one(answering: Answering, act: str) -> None:
+    sizes: list[int] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        sizes.append(body["query"].count("input:"))
+        if sizes[-1] == 1:
+            return data(f0={"success": True})
+        return Answer(409, {"data": None, "errors": [{"message": "already claimed", "path": ["f1", "success"]}]})
+
+    queue, pairs = client(answering(say=say)), [("a", "r"), ("b", "r"), ("c", "r")]
+    if act == "ack":
+        assert queue.ack(pairs) == [Ack.ACCEPTED, Ack.REFUSED, Ack.ACCEPTED]
+    else:
+        assert getattr(queue, act)(pairs, Phase.RUN) == [True, False, True]
+    assert sizes == [3, 1, 1]
+
+
+def test_pops_that_a_null_answer_leaves_out_are_not_sent_again(answering: Answering) -> None:
+    sent: list[object] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        sent.append(body)
+        return Answer(409, {"data": None, "errors": [{"message": "no", "path": ["f1"]}]})
+
+    queue = client(answering(say=say))
+    assert [one.error != "" for one in queue.pop(ENTITY, ["cpu"] * 3, "A1")] == [True] * 3
+    assert len(sent) == 1
 
 
 LIMITED = {"error": "rate limit exceeded"}
