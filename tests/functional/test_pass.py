@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -17,7 +19,7 @@ from vertex_launch.dispatch.context import derived_run
 from vertex_launch.dispatch.run import Skipped, run_pass
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import Ack, AgentView, PassReport, PassRequest, Popped
+from vertex_launch.model import Ack, AgentView, PassReport, PassRequest, Popped, Question, WandbState
 from vertex_launch.state.ledger import Stage
 from vertex_launch.state.record import Record
 
@@ -750,10 +752,65 @@ def test_changed_queues_and_a_deleted_agent_make_a_new_agent() -> None:
     world = World()
     world.run()
     world.run(queues=("cpu",))
+    assert len(world.queue.agents) == 1, "at most one an hour"
+    world.clock.sleep(3600)
+    world.run(queues=("cpu",))
     assert [agent.queues for agent in world.queue.agents.values()] == [("id-cpu", "id-gpu"), ("id-cpu",)]
     world.queue.agents.clear()
     world.run()
+    assert len(world.queue.agents) == 0
+    world.clock.sleep(3600)
+    world.run()
     assert len(world.queue.agents) == 1
+
+
+@pytest.mark.parametrize("shown", ["another form", "not at all", "as deleted"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_at_most_one_agent_an_hour_is_made_whatever_wandb_shows(
+    monkeypatch: pytest.MonkeyPatch, shown: str, fails: bool
+) -> None:
+    world = World()
+    ask, made = world.queue.ask, list[str]()
+    create = world.queue.create_agent
+
+    def answer(question: Question) -> WandbState:
+        state = ask(question)
+        agent = state.agent and replace(state.agent, queues=tuple(f"other-{one}" for one in state.agent.queues))
+        agents = [replace(one, queues=("x",)) for one in state.agents]
+        shows = shown == "another form"
+        return replace(state, agent=agent if shows else None, agents=tuple(agents) if shows else ())
+
+    def note(*args: Any) -> str:
+        made.append(create(*args))
+        return made[-1]
+
+    monkeypatch.setattr(world.queue, "ask", answer)
+    monkeypatch.setattr(world.queue, "create_agent", note)
+    if fails:
+        world.queue.trouble["pop"] = lambda: world.queue.refuse("pop")
+    for _ in range(100):
+        with suppress(Unavailable):
+            world.run()
+        world.clock.sleep(60)
+    assert len(made) == (1 if shown == "another form" else 2)
+    if shown == "another form":
+        world.queue.trouble.clear()
+        world.queue.stop(made[0])
+        item = world.queue.push("cpu", image_spec())
+        assert "stopped in W&B" in world.run().notices[0]
+        assert world.queue.state(item) == "PENDING"
+        world.run(PassRequest(resume=True))
+        assert world.queue.state(item) == "CLAIMED"
+
+
+def test_a_stop_is_obeyed_after_the_queues_changed() -> None:
+    world = World()
+    world.run()
+    world.queue.stop("agent1")
+    world.queue.push("cpu", image_spec())
+    for _ in range(3):
+        world.clock.sleep(3600)
+        assert world.run(queues=("cpu",)).submitted == []
 
 
 def test_stop_polling_is_obeyed_with_a_notice_until_a_person_resumes() -> None:

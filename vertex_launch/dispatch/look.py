@@ -25,7 +25,7 @@ from vertex_launch.model import (
     WandbState,
 )
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, Stage
+from vertex_launch.state.ledger import Ledger, MadeAgent, Stage
 
 PEEK = 20
 """Items of each queue that W&B is asked to show, as a hint of how many to pop and for a dry run."""
@@ -34,6 +34,8 @@ REBUILD_WINDOW = 86400.0
 CLOCK_SKEW = 300.0
 """Seconds by which Vertex AI's clock may differ from ours."""
 AT_ONCE = 16
+AGENT_LASTS = 3600.0
+"""Seconds for which no other agent is made, whatever W&B shows."""
 MOST_GETS = 200
 """Open jobs that one pass gets one by one; the others hold their slots until a later one."""
 
@@ -64,11 +66,22 @@ class Seen:
         """Return what the items of a queue run on, the empty text if W&B does not say."""
         return self.resources.get(self.wandb.queues.get(queue, ""), "")
 
-    def agent(self, hostname: str, queue_ids: Sequence[str]) -> AgentView | None:
-        """Return the agent of that host name that serves these queues, preferably one that is not stopped."""
+    def agent(self, hostname: str, queues: Sequence[str], made: MadeAgent | None, now: float) -> AgentView | None:
+        """Return the agent of that host name, None if a new one has to be made.
+
+        One that serves these queues and is not stopped comes first. Else the one ``made`` last for them, whatever queues W&B
+        shows for it. No other one is made within an hour, or if that one was stopped.
+        """
         candidates = [self.wandb.agent] if self.wandb.agent else self.wandb.agents
-        mine = [one for one in candidates if one.hostname == hostname and sorted(one.queues) == list(queue_ids)]
-        return min(mine, key=lambda one: one.stop_polling, default=None)
+        mine = [one for one in candidates if one.hostname == hostname]
+        serving = [one for one in mine if sorted(one.queues) == self.queue_ids(queues)]
+        found = [one for one in serving if not one.stop_polling]
+        if made:
+            young, fits = now < made.at + AGENT_LASTS, made.queues == tuple(queues)
+            found += [one for one in mine if one.id == made.id and (young or fits or one.stop_polling)]
+            hidden = AgentView(made.id, hostname, stop_polling=False, queues=())
+            serving += [hidden] * (young and made.id not in [one.id for one in mine])
+        return next(iter([*found, *serving]), None)
 
 
 def look(

@@ -38,6 +38,7 @@ from vertex_launch.errors import CodedError, ItemDeferred, LaunchError, Message,
 from vertex_launch.log import LOGGER, Event
 from vertex_launch.model import Ack, Item, Kind, ManagedJob, Phase, Popped
 from vertex_launch.problems import shown
+from vertex_launch.state.ledger import MadeAgent
 
 POP_SINGLY = 900.0
 """Seconds for which items are popped one by one after an answer that could not be read: many leases and passes."""
@@ -261,10 +262,12 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
     """
     settings, hostname = pass_.settings, f"vertex-launch/{pass_.settings.deployment}"
     ids = seen.queue_ids(settings.queues)
-    agent = seen.agent(hostname, ids)
+    agent = seen.agent(hostname, settings.queues, pass_.ledger.made, pass_.now)
     if ids and (agent is None or (agent.stop_polling and pass_.request.resume)):
         config = {"queues": list(settings.queues), "max_jobs": settings.max_jobs}
         known, stopped = pass_.services.queue.create_agent(seen.entity, ids, hostname, config), False
+        pass_.ledger.agent, pass_.ledger.made = known, MadeAgent(id=known, queues=settings.queues, at=pass_.now)
+        pass_.held.keep()  # a pass that fails from now on makes no other one
     else:
         known, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
     pass_.ledger.agent = "" if stopped else known

@@ -23,7 +23,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -348,6 +348,14 @@ class Waiting(BaseModel):
     warned: list[str] = Field(default_factory=list)
 
 
+class MadeAgent(BaseModel):
+    """The agent that this deployment made last, for which queues, and when. W&B may write the ids of queues in another form."""
+
+    id: str
+    queues: tuple[str, ...]
+    at: Time
+
+
 class Suspect(BaseModel):
     """An item that was checked when a pass died: in how many it was checked alone, and when the last one was found."""
 
@@ -368,6 +376,7 @@ class Ledger(BaseModel):
     entity: str = ""
     agent: str = ""
     """Id of the agent that W&B shows for this deployment."""
+    made: MadeAgent | None = None
     resources: dict[str, str] = Field(default_factory=dict)
     """Queue id to the resource its items run on, such as ``gcp-vertex``; empty if W&B does not say."""
     turn: str = ""
@@ -425,11 +434,11 @@ class Ledger(BaseModel):
         except ValidationError as error:
             for place in {detail["loc"][:2] for detail in error.errors(include_url=False, include_input=False)}:
                 dropped.append(".".join(map(str, place)))
-                section = value.get(str(place[0]))
-                if len(place) > 1 and isinstance(section, dict):
-                    section.pop(place[1], None)
+                name = str(place[0])
+                if len(place) > 1 and get_origin(cls.model_fields[name].annotation) is dict:
+                    value[name].pop(place[1], None)
                 else:
-                    value.pop(str(place[0]), None)
+                    value.pop(name, None)
             ledger = cls.model_validate(value, context=now)
         strangers = [item for item, entry in ledger.open.items() if entry.item != item]
         for item in strangers:
@@ -510,6 +519,7 @@ class Ledger(BaseModel):
         """Record the entity and what its queues run on; an agent of another entity is forgotten."""
         self.entity, self.resources = entity, dict(resources)
         self.agent = "" if changed else self.agent
+        self.made = None if changed else self.made
 
     def only_planned(self) -> None:
         """Forget all items but those whose job is not known: the lists show the others."""
