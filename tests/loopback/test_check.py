@@ -510,6 +510,14 @@ WARNING: Mapping[str, Case] = {
         setting(jobs_account=AGENT),
         says("account of jobs", Code.CHECK_ACCOUNT, "jobs_account"),
     ),
+    "Google's agent in the policy": (
+        setting(policy={"service_accounts": [JOBS, AGENT]}, jobs_account=None),
+        says("account of jobs", Code.CHECK_ACCOUNT, "policy.service_accounts"),
+    ),
+    "Google's agent beside an account of one's own": (
+        setting(policy={"service_accounts": ["*", AGENT]}),
+        says("account of jobs", Code.CHECK_ACCOUNT, "policy.service_accounts"),
+    ),
     "no jobs allowed": (launch(max_jobs=0), says("configuration", None, "max_jobs")),
 }
 

@@ -358,6 +358,28 @@ def test_googles_agent_runs_jobs_only_if_the_settings_name_it(spec: dict[str, An
     assert built(run_spec(spec=spec), settings).custom_job.job_spec.service_account == ""
 
 
+@pytest.mark.parametrize("spec", [{}, {"service_account": None}, {"service_account": " "}, {"service_account": AGENT}])
+@pytest.mark.parametrize("listed", [(AGENT,), ("jobs@x", AGENT), ("*", AGENT)])
+def test_a_policy_that_names_googles_agent_allows_it(spec: dict[str, Any], listed: tuple[str, ...]) -> None:
+    policy = Policy(unlisted="allow", service_accounts=listed)
+    settings = SETTINGS.model_copy(update={"jobs_account": None, "policy": policy})
+    request = built(run_spec(spec=spec), settings)
+    assert request.custom_job.job_spec.service_account == ""
+    again = retry.next_attempt(request, attempt=2, region=request.region, settings=settings, api_key="k" * 40)
+    assert again.custom_job.job_spec.service_account == ""
+    own = settings.model_copy(update={"jobs_account": "jobs@x"})
+    assert built(run_spec(spec={}), own).custom_job.job_spec.service_account == "jobs@x"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["*", f"*{AGENT[7:]}", AGENT.replace("1", "?"), "service-1@gcp-sa-aiplatform.iam.gserviceaccount.com", "root@x"],
+)
+def test_no_pattern_and_no_other_account_allows_googles_agent(pattern: str) -> None:
+    text = refused(run_spec(spec={}), jobs_account=None, service_accounts=[pattern])
+    assert f"[{Code.SPEC_NO_ACCOUNT}]" in text
+
+
 @pytest.mark.parametrize(
     "account",
     [AGENT, AGENT.replace("123", "999"), AGENT.upper(), "service-1@gcp-sa-aiplatform.iam.gserviceaccount.com"],

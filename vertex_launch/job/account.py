@@ -21,7 +21,7 @@ def choose(named: str, place: str, settings: Settings, findings: Findings) -> st
 
     An empty text lets Vertex AI run the job as Google's custom code agent, if the settings name that agent.
     """
-    default, named = settings.jobs_account or "", named.strip()
+    default, named = settings.jobs_account or settings.custom_code_agent, named.strip()
     chosen = named or default
     if not chosen:
         found = "the run spec names no service account, and this deployment has none for its jobs"

@@ -196,21 +196,23 @@ class Preflight:
             *(request.custom_job.job_spec.service_account for request in built),
         ]
         allowed = [one for one in self._settings.policy.service_accounts or () if not re.search(r"[*?]", one)]
-        return [account for account in dict.fromkeys([*named, *allowed]) if account]
+        agent = self._settings.is_custom_code_agent  # nobody acts as it: a job gets it by naming no account
+        return [account for account in dict.fromkeys([*named, *allowed]) if account and not agent(account)]
 
     def _powers(self) -> list[Line]:
         """Return which account jobs without one get, and what the policy leaves open."""
         settings, what = self._settings, "account of jobs"
         where, policy = settings.where("jobs_account"), settings.policy
         lines = [ok(what, f"{settings.jobs_account}, for run specs that name none")]
-        if not settings.jobs_account:
+        if settings.custom_code_agent:
+            found = "jobs may run as Google's custom code agent, which reaches the record and the W&B key"
+            remedy = f"Set {where} to an account of your own"
+            if settings.custom_code_agent != settings.jobs_account:
+                remedy += f", and remove the agent from {settings.where('policy', 'service_accounts')}"
+            lines = [warn(Code.CHECK_ACCOUNT, what, found, remedy)]
+        elif not settings.jobs_account:
             remedy = f"Set {where}, unless every queue configuration names an account"
             lines = [warn(Code.SPEC_NO_ACCOUNT, what, "none is set, so items whose run spec names none fail", remedy)]
-        elif not settings.default_account:
-            found = (
-                "jobs without an account run as Google's custom code agent, which reaches the record and the W&B key"
-            )
-            lines = [warn(Code.CHECK_ACCOUNT, what, found, f"Set {where} to an account of your own")]
         open_powers = [key for key in powers.KEYS if getattr(policy, key) is None]
         found = f"run specs may ask for anything in {', '.join(open_powers)} (unlisted: allow)"
         if policy.unlisted == "refuse" or not open_powers:

@@ -229,7 +229,7 @@ class DeploymentSettings(Section):
     jobs_account: types.Account | None = Field(None, examples=["jobs@my-project.iam.gserviceaccount.com"])
     """service account of jobs whose run spec names none. Without it such an item fails. Google's custom code agent,
     service-PROJECT_NUMBER@gcp-sa-aiplatform-cc.iam.gserviceaccount.com, lets Vertex AI run them as that agent, which can
-    reach everything in the project."""
+    reach everything in the project. So does that email in `policy.service_accounts` if this is not set."""
     key_ttl: types.Seconds = Field(300, ge=0)
     """seconds for which the key is kept in memory. It is also read again after W&B refuses it."""
     state_bucket: types.Bucket = Field(examples=["gs://my-bucket/vertex-launch"])
@@ -344,9 +344,16 @@ class Settings(AgentSettings, DeploymentSettings):
         account = self.jobs_account or ""
         return "" if self.is_custom_code_agent(account) else account
 
+    @property
+    def custom_code_agent(self) -> str:
+        """The custom code agent of Google's that jobs may run as, because the settings have its name; empty if they do not."""
+        named = [self.jobs_account or "", *(self.policy.service_accounts or ())]
+        return next((name for name in named if self.is_custom_code_agent(name)), "")
+
     def is_custom_code_agent(self, account: str) -> bool:
-        """Return whether this is the agent of Google's that runs custom code if a job names no account."""
-        return account.lower().endswith("@gcp-sa-aiplatform-cc.iam.gserviceaccount.com")
+        """Return whether this is the agent of Google's that runs custom code if a job names no account; a pattern is not."""
+        agent = account.lower().endswith("@gcp-sa-aiplatform-cc.iam.gserviceaccount.com")
+        return agent and not any(wildcard in account for wildcard in "*?")
 
     def region(self, name: str) -> Region | None:
         """Return the configured region of that name, or None."""
