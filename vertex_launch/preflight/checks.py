@@ -196,7 +196,7 @@ class Preflight:
             *(request.custom_job.job_spec.service_account for request in built),
         ]
         allowed = [one for one in self._settings.policy.service_accounts or () if not re.search(r"[*?]", one)]
-        agent = self._settings.is_custom_code_agent  # nobody acts as it: a job gets it by naming no account
+        agent = self._settings.is_custom_code_agent  # no right is needed: a job gets it by naming no account
         return [account for account in dict.fromkeys([*named, *allowed]) if account and not agent(account)]
 
     def _powers(self) -> list[Line]:
