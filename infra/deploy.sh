@@ -90,7 +90,12 @@ fi
 [ "$vpc_connector" != none ] || vpc_connector=''
 memory=${memory:-1Gi}
 set_names
-[ -n "$jobs_account$functions_only" ] || jobs_account=$(account jobs)
+if [ -z "$jobs_account" ] && [ -z "$functions_only" ]; then
+  jobs_account=$(account jobs)
+elif [ -z "$jobs_account$dry_run" ] && ! setting jobs_account | grep -q @; then
+  fail "$name-dispatch knows no account for jobs whose run spec names none, so such items would fail. Run this once without --functions-only, \
+name the account with --job-account, or set jobs_account in vertex-launch.yaml."
+fi
 [ -z "$kept" ] || echo "Kept from the deployed functions, because these options were not given:$kept"
 
 work=$(mktemp -d)

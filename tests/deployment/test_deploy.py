@@ -826,7 +826,7 @@ DEPLOYED = {
     "memory": "4Gi",
     "connector": CONNECTOR,
     "timeout": "120",
-    "jobs": "",
+    "jobs": f"trainer@{PROJECT}.iam.gserviceaccount.com",
 }
 
 
@@ -854,7 +854,12 @@ def again(
             {"--memory=2Gi"},
             "--staging-buckets --secret --vpc-connector",
         ),
-        (dict.fromkeys(DEPLOYED, "") | {"name": f"{NAME}-dispatch", "state": "FAILED"}, (), {"--memory=1Gi"}, ""),
+        (
+            dict.fromkeys(DEPLOYED, "") | {"name": f"{NAME}-dispatch", "state": "FAILED"},
+            ("--job-account=a@p.iam.gserviceaccount.com",),
+            {"--memory=1Gi"},
+            "",
+        ),
     ],
 )
 def test_the_functions_keep_what_they_were_deployed_with(
@@ -880,22 +885,43 @@ def test_the_functions_keep_what_they_were_deployed_with(
         ("theirs@p.iam.gserviceaccount.com", (), "theirs@p.iam.gserviceaccount.com"),
         ("theirs@p.iam.gserviceaccount.com", ("--job-account=a@p.iam.gserviceaccount.com",), "a@p.iam.gserviceaccount.com"),
         ("", ("--job-account=a@p.iam.gserviceaccount.com", "--job-account=b@p.iam.gserviceaccount.com"), "a@p.iam.gserviceaccount.com"),
-        ("", (), None),
     ],
 )  # fmt: skip
 def test_the_account_of_jobs_without_one_is_kept(
     deployed: str,
     options: tuple[str, ...],
-    account_of_jobs: str | None,
+    account_of_jobs: str,
     default: Path,
     without_gcloud: str,
     tmp_path: Path,
 ) -> None:
-    """Without a known one the setting in vertex-launch.yaml stays in effect."""
     run = again(tmp_path, without_gcloud, default, {"jobs": deployed}, "--functions-only", *options)
     assert run.returncode == 0, run.stderr
-    found = re.findall('^JOBS_ACCOUNT: "(.*)"$', run.stderr, re.MULTILINE)
-    assert found == ([account_of_jobs] * 3 if account_of_jobs else [])
+    assert re.findall('^JOBS_ACCOUNT: "(.*)"$', run.stderr, re.MULTILINE) == [account_of_jobs] * 3
+
+
+def test_the_setting_of_the_account_of_jobs_is_enough(tmp_path: Path, without_gcloud: str) -> None:
+    setting = "jobs_account: mine@p.iam.gserviceaccount.com\n"
+    place = checkout(tmp_path / "checkout", settings=setting)
+    run = again(tmp_path, without_gcloud, place, {"jobs": ""}, "--functions-only")
+    assert run.returncode == 0, run.stderr
+    assert "JOBS_ACCOUNT" not in run.stderr
+    assert f"+ gcloud functions deploy {NAME}-job-state " in run.stdout
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["", "# jobs_account: a@p.iam.gserviceaccount.com\n", "jobs_account:\n", "max_runs: 1 # jobs_account: a@b\n"],
+)
+@pytest.mark.parametrize("deployed", [{"jobs": ""}, dict.fromkeys(DEPLOYED, "")])
+def test_functions_without_an_account_of_jobs_are_not_deployed(
+    settings: str, deployed: dict[str, str], tmp_path: Path, without_gcloud: str
+) -> None:
+    place = checkout(tmp_path / "checkout", settings=settings)
+    run = again(tmp_path, without_gcloud, place, deployed, "--functions-only")
+    assert run.returncode == 2
+    assert all(name in run.stderr for name in ("--job-account", "jobs_account", f"{NAME}-dispatch"))
+    assert "functions deploy" not in run.stdout
 
 
 def test_a_new_deployment_sets_the_account_of_jobs(default: Path, without_gcloud: str) -> None:
