@@ -96,6 +96,12 @@ def accelerated(count: int, replicas: int = 1) -> Any:
     return asked
 
 
+def sized(gigabytes: int) -> Any:
+    asked = job()
+    asked["job_spec"]["worker_pool_specs"][0]["disk_spec"] = {"boot_disk_size_gb": gigabytes}
+    return asked
+
+
 def test_a_created_job_is_queued_and_has_only_what_a_caller_may_set(vertex: Vertex, clock: Clock) -> None:
     server, client = vertex
     made = client.create_custom_job(parent=PARENT, custom_job=job(name="mine", state=SUCCEEDED, error={"code": 5}))
@@ -136,6 +142,9 @@ def test_a_created_job_is_queued_and_has_only_what_a_caller_may_set(vertex: Vert
         ),
         (accelerated(0), "job_spec.worker_pool_specs[0].machine_spec.accelerator_type", "or none"),
         (accelerated(1, replicas=2), "job_spec.worker_pool_specs[0].replica_count", "must be 1"),
+        (accelerated(1, replicas=-1), "job_spec.worker_pool_specs[0].replica_count", "negative"),
+        (accelerated(-1), "job_spec.worker_pool_specs[0].machine_spec.accelerator_count", "negative"),
+        (sized(-1), "job_spec.worker_pool_specs[0].disk_spec.boot_disk_size_gb", "negative"),
         (job(display_name=""), "display_name", "required"),
         (job(display_name="x" * 129), "display_name", "128"),
         (job(labels={"Team": "vision"}), "labels", "Label keys and values"),

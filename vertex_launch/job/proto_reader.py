@@ -108,7 +108,7 @@ class Reader:
             return self.flag(value, place)
         if shape.type in (shape.TYPE_INT32, shape.TYPE_INT64):
             bits = 31 if shape.type == shape.TYPE_INT32 else 63
-            return self.whole(value, place, -(2**bits), 2**bits - 1)
+            return self.whole(value, place, 0, 2**bits - 1)  # each is a count or a size
         return self.text(value, place)
 
     def _message(self, value: Any, shape: Descriptor, place: str) -> dict[str, Any]:

@@ -104,8 +104,13 @@ def _pool(path: str, pool: Any, *, first: bool, own_machines: bool) -> Iterator[
         yield from _env(f"{path}.container_spec.env", pool.container_spec.env)
     else:
         yield from _package(f"{path}.python_package_spec", pool.python_package_spec)
-    if pool.replica_count < 0:
-        yield f"{path}.replica_count", "The replica count must not be negative."
+    for name, count in (
+        ("replica_count", pool.replica_count),
+        ("machine_spec.accelerator_count", pool.machine_spec.accelerator_count),
+        ("disk_spec.boot_disk_size_gb", pool.disk_spec.boot_disk_size_gb),
+    ):
+        if count < 0:
+            yield f"{path}.{name}", "The value must not be negative."
     if first and pool.replica_count > 1:
         yield f"{path}.replica_count", "The replica count of the first worker pool must be 1."
     machine = pool.machine_spec
