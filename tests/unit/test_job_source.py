@@ -426,6 +426,25 @@ def test_a_key_that_cannot_be_kept_out_is_refused(spec: dict[str, Any], code: Co
     assert refused(None, KEPT_OUT, **spec).message.code is code
 
 
+@pytest.mark.parametrize(
+    ("description", "spec", "advice"),
+    [
+        (None, {}, ("Set command", "--entry-point")),
+        (None, {"spec": {"worker_pool_specs": [PACKAGE]}}, ("with a command",)),
+        (PICTURE, {}, ("Set command", "--entry-point")),
+        (REPO, {}, ("wandb launch --entry-point",)),
+    ],
+)
+def test_no_remedy_advises_what_secure_mode_refuses(
+    description: dict[str, Any] | None, spec: dict[str, Any], advice: tuple[str, ...]
+) -> None:
+    found = source(description, entrypoint=[]) if description else None
+    text = str(refused(found, KEPT_OUT, run=ACCOUNT, **spec))
+    assert all(one in text for one in advice)
+    text = str(refused(found, KEPT_OUT.model_copy(update={"secure_mode": True}), run=ACCOUNT, **spec))
+    assert not any(one in text for one in advice)
+
+
 def test_a_further_attempt_brings_no_key_to_a_job_that_has_none() -> None:
     request = request_of(None, KEPT_OUT, run=ACCOUNT, overrides={"entry_point": ["a"]})
     again = retry.next_attempt(request, attempt=2, region=request.region, settings=KEPT_OUT, api_key=KEY)

@@ -141,11 +141,11 @@ def _with_source(spec: RunSpec, source: JobSource, settings: Settings) -> RunSpe
     """Return the run spec with what its job artifact describes; the item's own entry point wins. Raises ItemRejected."""
     image, entry_point = job_source.image_of(source, spec, settings), spec.entry_point or source.entry_point
     if not entry_point and source.type is not SourceType.IMAGE:
-        raise ItemRejected(
-            f"job: {source.name} has no entry point. Create it again with one (wandb job create --entry-point), or launch it "
-            "with wandb launch --entry-point.",
-            code=Code.ARTIFACT_INVALID,
+        other = "" if settings.secure_mode else ", or launch it with wandb launch --entry-point"
+        found = (
+            f"job: {source.name} has no entry point. Create it again with one (wandb job create --entry-point){other}."
         )
+        raise ItemRejected(found, code=Code.ARTIFACT_INVALID)
     return replace(spec, image=image, entry_point=entry_point, arguments=spec.arguments.with_image(image))
 
 
@@ -213,7 +213,8 @@ def _pools(
                 boot.wrap(task, where, bootstrap.settings, findings)
             elif is_package and bootstrap.is_needed:
                 found = "a Python package pool cannot read the W&B key or the job's code"
-                findings.wrong(where, found, "Use container_spec with a command", Code.SPEC_COMMAND)
+                command = "" if bootstrap.settings.secure_mode else " with a command"
+                findings.wrong(where, found, f"Use container_spec{command}", Code.SPEC_COMMAND)
             # Every pool gets its own copy of the item's arguments and variables.
             size += sum(len(text) + 8 for name in ("command", "args") for text in task.get(name, ()))
             size += sum(len(one["name"]) + len(one["value"]) for one in task["env"])
