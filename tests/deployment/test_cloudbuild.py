@@ -89,15 +89,16 @@ def test_it_deploys_the_functions_and_changes_no_role(apis: GoogleApis, tmp_path
     place = checkout(tmp_path / "checkout")
     functions = {f"{FUNCTIONS}/{NAME}-{name}" for name in ("dispatch", "dispatch-now", "job-state")}
 
-    def build(**changes: str) -> Run:
+    def build(*more: str, **changes: str) -> Run:
         script, *options = arguments(**changes)
-        done = run([str(place / script), *options], place, apis, tmp_path / "gcloud")
+        done = run([str(place / script), *options, *more], place, apis, tmp_path / "gcloud")
         assert done.status == 0, done.output
         assert not [call for call in done.after.calls if "IamPolicy" in call.path]
         assert apis.unknown == []
         return done
 
-    first = build()
+    trainer = f"trainer@{PROJECT}.iam.gserviceaccount.com"
+    first = build(f"--job-account={trainer}")  # as infra/deploy.sh or Terraform does before
     assert {name for name in first.after.resources if name.startswith(f"{FUNCTIONS}/")} == functions
     assert f"POST {FUNCTIONS}" in first.changes()
     assert build().changes() == []
@@ -110,6 +111,7 @@ def test_it_deploys_the_functions_and_changes_no_role(apis: GoogleApis, tmp_path
     for name in functions:
         variables = changed.after.resources[name]["serviceConfig"]["environmentVariables"]
         assert variables["GOOGLE_CLOUD_REGION"] == "us-central1,us-east4"
+        assert variables["JOBS_ACCOUNT"] == trainer
         assert variables["WANDB_BASE_URL"] == "https://wandb.example.com"
         memory = changed.after.resources[name]["serviceConfig"]["availableMemory"]
         assert memory == ("512Mi" if name.endswith("job-state") else "2Gi")
