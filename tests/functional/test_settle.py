@@ -372,13 +372,33 @@ def test_a_deleted_job(run: RunView | None, state: str, warned: int) -> None:
         world.queue.run_views[world.job.run] = run
     world.vertex.jobs.clear()
     assert world.after(60).slots["active"] == 1, "a young job may only not be shown yet"
-    world.after(60)
-    world.after(100)
+    for seconds in (60, 100, 60, 100):
+        world.after(seconds)
     assert (world.it.state, len(world.it.warnings)) == (state, warned)
     said = world.it.message or "".join(world.it.warnings)
     assert not said or Code.JOB_DELETED in said
     report = world.run()
     assert (report.slots["active"], world.ledger.open) == (0, {})
+
+
+@pytest.mark.parametrize("answers", [1, 2])
+def test_a_job_that_is_missing_for_a_moment_keeps_its_slot(answers: int) -> None:
+    world = One()
+    world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)
+    world.after(300)
+    jobs, active = dict(world.vertex.jobs), world.vertex.active
+    world.vertex.active = lambda region: []  # type: ignore[method-assign]
+    for _ in range(answers):
+        world.vertex.jobs.clear()
+        assert world.after(40).slots["active"] == 1
+    world.vertex.jobs.update(jobs)
+    world.after(40)
+    world.vertex.active = active  # type: ignore[method-assign]
+    world.vertex.jobs.clear()
+    assert world.after(95).slots["active"] == 1, "it counts anew"
+    world.vertex.jobs.update(jobs)
+    assert world.after(95).slots["active"] == 1
+    assert (world.it.state, world.it.warnings) == ("CLAIMED", [])
 
 
 @pytest.mark.parametrize("spec", [{}, {"run_id": "mine"}])
@@ -390,7 +410,7 @@ def test_a_job_deleted_before_any_pass_saw_it_is_reported(spec: dict[str, str]) 
     assert "Cloud Storage" in world.run().notices[0]
     assert world.queue.state(item) == "CLAIMED"
     world.vertex.jobs.clear()
-    for _ in range(5):
+    for _ in range(8):
         world.clock.sleep(76)
         world.run()
     assert world.queue.state(item) == "FAILED"
@@ -423,7 +443,7 @@ def test_an_item_with_its_own_run_is_not_left_claimed_when_its_pass_dies_and_its
     die_once(world.queue, "ack", 1, after=after)
     world.crash()
     world.vertex.jobs.clear()
-    for _ in range(5):
+    for _ in range(8):
         world.clock.sleep(76)
         world.run()
     assert world.queue.state(item) == "FAILED"
@@ -438,7 +458,7 @@ def test_another_agents_item_with_the_same_run_is_left_alone_after_a_create_that
     world.run()
     world.clock.sleep(61)
     assert world.queue.claim(item, "mine") is Ack.ACCEPTED
-    for _ in range(5):
+    for _ in range(8):
         world.clock.sleep(76)
         world.run()
     assert (world.queue.state(item), world.ledger.open) == ("CLAIMED", {})

@@ -92,8 +92,10 @@ def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: K
         if entry is None:
             yield Drop(item, note)
     elif entry and entry.job in known.seen.missing and known.now - entry.current.planned > known.grace:
-        note = f"Job {entry.job} of item {entry.item} was deleted"
-        entry = entry.gone(known.seen.at)
+        entry = entry.miss(known.seen.at)
+        if known.now - entry.current.missing > known.grace and not entry.current.ended:
+            note = f"Job {entry.job} of item {entry.item} was deleted"
+            entry = entry.gone(known.seen.at)
     entry, twins = _choose(entry, jobs, known)
     if entry:
         job = None if entry.stage is Stage.RETRYING else known.seen.jobs.get(entry.job)

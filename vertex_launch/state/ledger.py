@@ -104,6 +104,8 @@ class Attempt(_Value):
     """The job's state as a pass saw it last, and when one first did."""
     ended: Time = 0
     """When a pass first saw that the job has ended or is gone."""
+    missing: Time = 0
+    """Since when Vertex AI says that the job does not exist. Saying it once may be a mistake."""
     began: bool = False
     """Whether its run began."""
     reason: str = ""
@@ -247,7 +249,15 @@ class OpenItem(_Value):
 
     def _fresh(self, job: str, **changes: Any) -> OpenItem:
         """Put a job into the current attempt, which no pass has seen yet."""
-        unseen = {"state": "", "state_since": 0, "ended": 0, "stop_seen": 0, "cancelled": "", "found_ended": False}
+        unseen = {
+            "state": "",
+            "state_since": 0,
+            "ended": 0,
+            "stop_seen": 0,
+            "cancelled": "",
+            "found_ended": False,
+            "missing": 0,
+        }
         return self._noted(job=job, **unseen | changes)
 
     def observe(self, job: ManagedJob, now: float) -> OpenItem:
@@ -259,9 +269,15 @@ class OpenItem(_Value):
             seen = seen._fresh(job.name, number=job.attempt, region=job.region)._but(retry=None, no_retry="")
         if job.state != seen.current.state:
             seen = seen._noted(state=job.state, state_since=now)
+        if seen.current.missing:
+            seen = seen._noted(missing=0)
         if job.ended != bool(seen.current.ended):
             seen = seen._noted(ended=now if job.ended else 0)
         return seen
+
+    def miss(self, now: float) -> OpenItem:
+        """Return it with its job not found."""
+        return self._noted(missing=self.current.missing or now)
 
     def gone(self, now: float) -> OpenItem:
         """Return it with its job deleted."""
