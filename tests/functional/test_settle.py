@@ -299,6 +299,17 @@ def test_an_old_run_that_the_job_never_continued_counts_as_not_begun(
     assert (world.it.state, len(world.it.warnings)) == (state, warned)
 
 
+@pytest.mark.parametrize("ahead", [-200, 180, 290])
+@pytest.mark.parametrize("state", [STATE.JOB_STATE_SUCCEEDED, STATE.JOB_STATE_FAILED])
+def test_clocks_that_differ_by_minutes_do_not_fail_an_item_whose_run_lived(ahead: float, state: JobState) -> None:
+    """Vertex AI's clock is ahead of W&B's by so many seconds."""
+    world = One()
+    world.end(state, EXITED if state == STATE.JOB_STATE_FAILED else "")
+    world.queue.run_views[world.job.run] = RunView("finished", stopped=False, heartbeat=world.clock() - ahead)
+    world.after(100)
+    assert world.it.state == "CLAIMED"
+
+
 # Twins: an item is settled, not a job
 
 

@@ -20,7 +20,7 @@ from vertex_launch.model import ItemView, JobName, Kind, ManagedJob, RunId, RunV
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import Ledger, OpenItem, Stage, pause
 
-CLOCKS = 5.0
+CLOCKS = 300.0
 """Seconds by which the clocks of Vertex AI and W&B may differ."""
 WAITING = ("PENDING", "LEASED")
 """States of an item that no run has claimed; a claimed one may leave CLAIMED once its run has ended."""
