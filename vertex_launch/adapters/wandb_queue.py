@@ -19,6 +19,9 @@ from vertex_launch.problems import kind
 LONGEST_MESSAGE = 5_000
 """Characters of a failure or a warning; the middle of a longer one is left out."""
 
+SHORT_MESSAGE = 128
+"""Characters of a message that is sent once more after W&B refused it: some servers may take no longer ones."""
+
 LIVE_SWEEP = ("RUNNING", "PAUSED", "PENDING")
 """States of a sweep that can still be cancelled (``_set_sweep_state`` in wandb/apis/public/sweeps.py)."""
 
@@ -110,12 +113,25 @@ class WandbQueue(WandbReads):
             f"{mutation}(input: {{ runQueueItemId: $item:ID!, message: $message:String!, stage: $stage:String! }}) "
             "{ success }"
         )
-        fields = [Field(text, item=item, message=_without_middle(words), stage=phase.value) for item, words in messages]
-        answers = self._batch(fields, self._batches.updates, within=within)
+        until = self._clock() + within
+
+        def send(some: Sequence[tuple[str, str]], longest: int) -> list[Result]:
+            cut = [(item, _without_middle(words, longest)) for item, words in some]
+            fields = [Field(text, item=item, message=words, stage=phase.value) for item, words in cut]
+            return self._batch(fields, self._batches.updates, within=until - self._clock())
+
+        answers = send(messages, LONGEST_MESSAGE)
+        refused = [
+            index
+            for index, (answer, (_, words)) in enumerate(zip(answers, messages, strict=True))
+            if not answer.lost and not _succeeded(answer) and len(words) > SHORT_MESSAGE
+        ]
+        for index, answer in zip(refused, send([messages[index] for index in refused], SHORT_MESSAGE), strict=True):
+            answers[index] = answer if _succeeded(answer) else answers[index]
         for (item, _), answer in zip(messages, answers, strict=True):
             if not _succeeded(answer):
-                refused = f"W&B did not accept {mutation} of item {item}: {answer.error or 'refused'}"
-                log.warning(Message(Code.WANDB_ITEM_UPDATE, refused), item=item)
+                trouble = f"W&B did not accept {mutation} of item {item}: {answer.error or 'refused'}"
+                log.warning(Message(Code.WANDB_ITEM_UPDATE, trouble), item=item)
         return [_succeeded(answer) for answer in answers]
 
     def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str, queue: str) -> bool | None:
@@ -172,10 +188,12 @@ def _status(agent: str, status: str) -> Field:
     return Field(text, agent=agent, status=status)
 
 
-def _without_middle(text: str) -> str:
+def _without_middle(text: str, longest: int) -> str:
     """Return a message that is not too long: its start and its end, and between them how much is left out."""
-    if len(text) <= LONGEST_MESSAGE:
+    if len(text) <= longest:
         return text
+    if longest == SHORT_MESSAGE:
+        return f"{text[: longest - 1]}…"
     mark = "\n[… {} characters are left out here …]\n"
-    kept = (LONGEST_MESSAGE - len(mark.format(len(text)))) // 2
+    kept = (longest - len(mark.format(len(text)))) // 2
     return text[:kept] + mark.format(len(text) - 2 * kept) + text[-kept:]

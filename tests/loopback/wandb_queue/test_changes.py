@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -156,6 +157,33 @@ def test_failures_and_warnings(
     assert (error.message, error.stage) == (warning.message, warning.stage) == (text, phase.value)
     assert 'item Unknown: run queue item "Unknown" not found [VL-WANDB-ITEM-UPDATE]' in caplog.text
     assert (queue.fail([], phase), queue.warn([], phase), queue.ack([])) == ([], [], [])
+
+
+@pytest.mark.parametrize("act", ["fail", "warn"])
+def test_a_refused_message_is_sent_once_more_in_128_characters(answering: Answering, act: str) -> None:
+    sent: list[list[str]] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        sent.append([text for name, text in body["variables"].items() if name.startswith("message")])
+        return data(**{f"f{i}": {"success": len(text) <= 128} for i, text in enumerate(sent[-1])})
+
+    queue = client(answering(say=say))
+    items = [("a", "short"), ("b", "The reason. " + "x" * 400), ("c", "y" * 128)]
+    assert getattr(queue, act)(items, Phase.RUN) == [True] * 3
+    assert [len(one) for one in sent] == [3, 1]
+    assert len(sent[1][0]) == 128
+    assert sent[1][0].startswith("The reason. xxx")
+
+
+def test_a_message_that_stays_refused_is_not_sent_again(answering: Answering) -> None:
+    sent: list[object] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        sent.append(body)
+        return data(f0={"success": False})
+
+    assert client(answering(say=say)).fail([("a", "x" * 500)], Phase.RUN) == [False]
+    assert len(sent) == 2
 
 
 @pytest.mark.parametrize("longer", [0, 1, 7_000])
