@@ -39,6 +39,18 @@ SCHEDULER_JOB = 0.10
 """Cloud Scheduler, a month (https://cloud.google.com/scheduler/pricing)."""
 PUBSUB_BYTE, LEAST_BYTES = 40 / 2**40, 1000
 """Pub/Sub, published and delivered, of at least 1,000 bytes (https://cloud.google.com/pubsub/pricing)."""
+IDLE_METRICS: Mapping[str, str] = {
+    "passes": "INT64",
+    "pass_duration": "DISTRIBUTION",
+    "active_jobs": "DISTRIBUTION",
+    "max_jobs": "DISTRIBUTION",
+}
+"""The log-based metrics that get a value in each pass; the others have none while nothing happens."""
+SAMPLE_BYTES: Mapping[str, int] = {"INT64": 8, "DISTRIBUTION": 80}
+METRIC_MIB = 0.258
+"""Cloud Monitoring, metrics by bytes (https://cloud.google.com/products/observability/pricing)."""
+CONDITIONS, CONDITION, POINT, EVALUATION = 8, 0.10, 0.35e-6, 30
+"""Alerts: their conditions, the price of one a month and of a value that it looks at, and every how many seconds it looks."""
 E2_SMALL, E2_MEDIUM = 0.016751, 0.033503
 """An hour of the machines that an agent which always runs would need (https://cloud.google.com/compute/vm-instance-pricing)."""
 
@@ -58,6 +70,8 @@ def bill() -> list[Line]:
     seconds = passes * PASS_SECONDS
     writes, reads = REQUESTS["storage.insert"] * passes, REQUESTS["storage.download"] * passes
     keys, messages = MONTH / KEY_SECONDS, 2 * passes
+    sampled = passes * sum(SAMPLE_BYTES[kind] for kind in IDLE_METRICS.values()) / 2**20
+    looks = CONDITIONS * MONTH / EVALUATION
     compute = seconds * (VCPUS * VCPU_SECOND + GIB * GIB_SECOND) + passes * REQUEST
     return [
         Line(
@@ -67,6 +81,12 @@ def bill() -> list[Line]:
         Line("Secret Manager", f"{keys:,.0f} accesses, 1 version", keys * SECRET_ACCESS + SECRET_VERSION),
         Line("Cloud Scheduler", "1 job", SCHEDULER_JOB),
         Line("Pub/Sub", f"{messages:,.0f} messages", messages * LEAST_BYTES * PUBSUB_BYTE),
+        Line(
+            "Log-based metrics",
+            f"{len(IDLE_METRICS)} with a value in each pass, {sampled:.1f} MiB",
+            sampled * METRIC_MIB,
+        ),
+        Line("Alerts", f"{CONDITIONS} conditions, {looks:,.0f} values", CONDITIONS * CONDITION + looks * POINT),
         Line("Vertex AI, W&B", "lists and look-ups", 0.0),
     ]
 

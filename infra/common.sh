@@ -6,7 +6,8 @@ tab=$(printf '\t')
 region_form='^[a-z]+-[a-z]+[0-9]+$'
 mark_key=deploy_sh                              # a label with the deployment's name, on everything that can have labels
 made="Made by infra/deploy.sh of vertex-launch" # in the description of everything else
-pause=${DEPLOY_PAUSE:-10}                       # seconds to wait before Google knows a new resource everywhere
+pause=${DEPLOY_PAUSE:-10}                       # seconds between two tries of something that needs a new account, role or metric
+tries=18                                        # 18 x 10 s: new accounts and roles usually work after one minute, at most after some
 
 export LC_ALL=C # a to z are the 26 lower-case letters, whatever the user's language
 exec 3>&1       # commands are shown here, including those whose output is read
@@ -105,7 +106,7 @@ keep_deployed() {
     serviceConfig.environmentVariables.GOOGLE_CLOUD_REGION,serviceConfig.environmentVariables.STAGING_BUCKETS,
     serviceConfig.environmentVariables.STATE_BUCKET,serviceConfig.environmentVariables.WANDB_API_KEY_SECRET,
     serviceConfig.environmentVariables.WANDB_BASE_URL,serviceConfig.availableMemory,serviceConfig.vpcConnector,serviceConfig.timeoutSeconds,
-    serviceConfig.environmentVariables.JOBS_ACCOUNT)')
+    serviceConfig.environmentVariables.JOBS_ACCOUNT,serviceConfig.ingressSettings)')
   value=$(deployed 6)
   [ -n "$value" ] || return 0 # there is no function yet, or its first deployment failed
   [ "$value" = "gs://$state_bucket" ] || cannot_keep "$name-dispatch keeps its record in $value, and this script would start an empty one in \
@@ -156,6 +157,11 @@ act_as() { # act_as ADDRESS: the role that lets the functions start jobs as this
   esac
 }
 
+# bucket_only BUCKET: a condition for a role on the project: this bucket, whose objects can be listed, and its objects.
+bucket_only() {
+  printf 'resource.name == "projects/_/buckets/%s" || resource.name.startsWith("projects/_/buckets/%s/")' "$1" "$1"
+}
+
 # What vertex-launch.yaml lets jobs read
 
 # setting NAME: the lines of one setting in that file, without comments. Stops if only a YAML parser understands how it is written,
@@ -178,23 +184,42 @@ token_secrets() { { setting git_token_secrets | grep -Eo 'projects/[^/ ]+/secret
 # gcloud
 
 created='' # the words of all commands that created something
+note_created() { case " $* " in *" create "*) created="$created $* " ;; esac }
 
 # run WORDS: call gcloud to change something. The command is printed first; a dry run only prints it.
 run() {
-  case " $* " in *" create "*) created="$created $* " ;; esac
+  note_created "$@"
   { printf '+ gcloud' && printf ' %q' "$@" "--project=$project" && printf '\n'; } >&3
   [ -n "$dry_run" ] || gcloud "$@" "--project=$project"
 }
 
-# patiently WORDS: the same, with retries, for commands that need a new account or metric: Google takes a while to know it everywhere.
+# patiently WORDS: the same, with at most $tries tries, for commands that need a new account, role or metric: Google takes a while to
+# know it everywhere. Other errors end it at once.
 patiently() {
-  for _ in 1 2 3 4 5; do
-    if run "$@"; then return; fi
-    echo "That did not work. A new resource may not be known everywhere yet. Trying again in $pause s." >&2
+  local said left=$tries
+  note_created "$@" # here as well, because it runs in a subshell below
+  while :; do
+    if { said=$(run "$@" 2>&1 >&4); } 4>&1; then break; fi
+    printf '%s\n' "$said" >&2
+    left=$((left - 1))
+    if [ "$left" -le 0 ] || ! grep -qiE "$passing" <<<"$said"; then return 1; fi
+    echo "Something new may not be known everywhere yet. Trying again in $pause s." >&2
     sleep "$pause"
   done
-  run "$@"
+  [ -z "$said" ] || printf '%s\n' "$said" >&2
 }
+passing='not exist|not.?found|cannot find|denied|permission|precondition|not been used|conflict|concurrent|abort|unavailable|internal error|deadline'
+
+# let_spread: wait until the roles that this run has granted should work, before something that cannot simply be tried again.
+let_spread() {
+  local left
+  [ -n "$granted_at" ] || return 0
+  left=$((9 * pause - SECONDS + granted_at))
+  [ "$left" -gt 0 ] || return 0
+  echo "Waiting $left s, because new roles take a while to work."
+  [ -n "$dry_run" ] || sleep "$left"
+}
+granted_at='' # when this run granted the last role, in seconds after its start
 
 # look WORDS: call gcloud to read something. A dry run reads nothing, as if the project were empty.
 look() { [ -n "$dry_run" ] || gcloud "$@" "--project=$project"; }
@@ -213,18 +238,33 @@ field() { sed -n "/^[ {]*\"\{0,1\}$1\"\{0,1\}: */{s///;s/[\",']*\$//;s/^[\"']//;
 # this run. The kind is the gcloud group, which may have several words: on "pubsub topics" my-topic
 on() {
   kind=$1 resource=$2 where=${3:-} policy=''
-  case $created in *" $resource "*) return ;; esac
+  local short=${resource%"@$project.iam.gserviceaccount.com"} # how accounts are named when they are created
+  case $created in *" $resource "* | *" service-accounts create $short "*) return ;; esac
+  local left=$tries
   # shellcheck disable=SC2086  # the words of the group
-  policy=$(look $kind get-iam-policy "$resource" ${where:+"$where"} --flatten='bindings[].members' \
-    --format='value(bindings.members,bindings.role,bindings.condition.title)')
+  until policy=$(look $kind get-iam-policy "$resource" ${where:+"$where"} --flatten='bindings[].members' \
+    --format='value(bindings.members,bindings.role,bindings.condition.title,bindings.condition.expression)'); do
+    left=$((left - 1))
+    # One of our accounts that the run before this one has made: at first Google denies its policy.
+    case $kind/$short in "iam service-accounts/$name-"*) [ "$left" -gt 0 ] || return 1 ;; *) return 1 ;; esac
+    sleep "$pause"
+  done
 }
 
-# granted MEMBER ROLE [TITLE]: whether the resource's policy grants it, under the condition with that title or unconditionally.
-granted() { has "$policy" "$1$tab$2$tab${3:-}"; }
+# granted MEMBER ROLE [TITLE [EXPRESSION]]: whether the resource's policy grants it, under the condition with that title (and that
+# expression, if it is given) or unconditionally.
+granted() {
+  MEMBER=$1 ROLE=$2 TITLE=${3:-} EXPRESSION=${4:-} awk -F '\t' '
+    $1 == ENVIRON["MEMBER"] && $2 == ENVIRON["ROLE"] && $3 == ENVIRON["TITLE"] &&
+      (ENVIRON["EXPRESSION"] == "" || $4 == ENVIRON["EXPRESSION"]) { found = 1 }
+    END { exit !found }' <<<"$policy"
+}
 
 # grant MEMBER ROLE [TITLE EXPRESSION]: grant it on the resource, unless it is granted; under that condition if one is given.
 grant() {
-  granted "$1" "$2" "${3:-}" || change_policy patiently add "$1" "$2" "--condition=${3:+expression=$4,title=$3}"
+  if granted "$@"; then return; fi
+  change_policy patiently add "$1" "$2" "--condition=${3:+expression=$4,title=$3}"
+  granted_at=$SECONDS
 }
 
 # revoke MEMBER ROLE [TITLE]: undo `grant`.

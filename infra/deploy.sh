@@ -28,13 +28,15 @@ An option that you leave out keeps its deployed value; its default (in parenthes
   --notification-channels C,C  Cloud Monitoring channels for alerts, as projects/P/notificationChannels/N
   --vpc-connector NAME       a Serverless VPC Access connector, for a W&B server in a VPC network; none: no connector (none)
   --memory SIZE              memory of each function that runs passes: 512Mi, 1Gi, 2Gi or 4Gi (1Gi). 512Mi is enough if items bring images only
+  --ingress SETTING          where dispatch-now may be called from: all, internal-and-gclb or internal-only (all). The other functions accept
+                             internal traffic only
   --cloud-build              create accounts to test and to deploy with cloudbuild.yaml
   --functions-only           deploy only the functions; changes no roles
   --dry-run                  print the commands for an empty project and run none of them
 END
 }
 
-wandb_base_url='' schedule='' invokers='' channels='' vpc_connector='' memory='' cloud_build='' functions_only=''
+wandb_base_url='' schedule='' invokers='' channels='' vpc_connector='' memory='' ingress='' cloud_build='' functions_only=''
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -56,6 +58,7 @@ while [ $# -gt 0 ]; do
     --notification-channels) channels=$value ;;
     --vpc-connector) vpc_connector=$value ;;
     --memory) memory=$value ;;
+    --ingress) ingress=$value ;;
     *) shared_option "$option" "$value" || fail "unknown option $option. --help lists all options." ;;
   esac
 done
@@ -66,6 +69,7 @@ jobs_account=${job_accounts%% *} # of jobs that name none
 because the API key is sent there."
 [[ $schedule =~ ^([^\ ]+(\ [^\ ]+){4})?$ ]] || fail "--schedule '$schedule' does not have the five fields of cron, as in '*/5 * * * *'."
 [[ $memory =~ ^(512Mi|[124]Gi)?$ ]] || fail "--memory '$memory' cannot be used. Use 512Mi, 1Gi, 2Gi or 4Gi; one vCPU cannot have more."
+[[ $ingress =~ ^(all|internal-and-gclb|internal-only)?$ ]] || fail "--ingress '$ingress' cannot be used. Use all, internal-and-gclb or internal-only."
 for member in $invokers; do
   [[ $member =~ ^(user|group|serviceAccount|principal|principalSet):.+ ]] || fail "--invoker '$member' is not user:…, group:…, \
 serviceAccount:…, principal:… or principalSet:…. With allUsers, anyone could start jobs at your cost."
@@ -83,6 +87,10 @@ if [ -n "$functions_only" ] || has "$apis" cloudfunctions.googleapis.com; then
   keep_deployed
   keep --wandb-base-url wandb_base_url "$(deployed 8)"
   [ "$(deployed 9)" = 1Gi ] || keep --memory memory "$(deployed 9)"
+  case $(value_of "$functions" "$name-dispatch-now" | cut -f 13) in
+    ALLOW_INTERNAL_AND_GCLB) keep --ingress ingress internal-and-gclb ;;
+    ALLOW_INTERNAL_ONLY) keep --ingress ingress internal-only ;;
+  esac
   keep --vpc-connector vpc_connector "$(deployed 10)"
   [ -n "$jobs_account" ] || jobs_account=$(deployed 12)
 fi
@@ -129,8 +137,9 @@ END
 # deploy_function NAME ENTRY_POINT ACCOUNT TIMEOUT MAX_INSTANCES MEMORY: deploy it, unless the digest in its label says that it
 # has this code and these settings. Sets uri.
 deploy_function() {
-  local function=$name-$1 found digest
-  set -- --region="$region" --gen2 --runtime=python313 --entry-point="$2" --trigger-http --ingress-settings=all \
+  local function=$name-$1 found digest from=internal-only left=3 # Pub/Sub of the same project is internal
+  [ "$1" != dispatch-now ] || from=${ingress:-all}               # people call it; IAM decides who may
+  set -- --region="$region" --gen2 --runtime=python313 --entry-point="$2" --trigger-http --ingress-settings="$from" \
     --service-account="$(account "$3")" --timeout="$4s" --memory="$6" --cpu=1 --concurrency=1 --min-instances=0 --max-instances="$5" \
     --build-service-account="projects/$project/serviceAccounts/$(account build)" \
     --docker-repository="projects/$project/locations/$region/repositories/$name-functions" \
@@ -147,9 +156,15 @@ deploy_function() {
   elif [ -z "$vpc_connector" ]; then
     set -- "$@" --clear-vpc-connector
   fi
-  uri=$(run functions deploy "$function" "$@" --source=. --env-vars-file="$work/environment.yaml" \
-    --update-labels="digest=$digest$([ -n "$functions_only" ] || printf ,%s "$mark")" --format='value(serviceConfig.uri)') ||
-    fail "$function was not deployed; see gcloud's message above. New roles take up to two minutes to work: if one is missing, run this again."
+  # A build fails if the roles of its account do not work yet.
+  until uri=$(run functions deploy "$function" "$@" --source=. --env-vars-file="$work/environment.yaml" \
+    --update-labels="digest=$digest$([ -n "$functions_only" ] || printf ,%s "$mark")" --format='value(serviceConfig.uri)'); do
+    left=$((left - 1))
+    [ -n "$granted_at" ] && [ "$left" -gt 0 ] ||
+      fail "$function was not deployed; see gcloud's message above. If it names a missing role, run this again in a few minutes."
+    echo "This run has granted roles, which may not work everywhere yet. Trying again in $((6 * pause)) s." >&2
+    sleep "$((6 * pause))"
+  done
   [ -z "$dry_run" ] || uri=https://URL-OF-$function
 }
 
@@ -193,7 +208,7 @@ step "Accounts and roles"
 accounts=$(look iam service-accounts list --format='value(email)')
 
 make_account() { # make_account NAME PURPOSE
-  has "$accounts" "$(account "$1")" || run iam service-accounts create "$name-$1" --display-name="$2" --description="$made"
+  has "$accounts" "$(account "$1")" || patiently iam service-accounts create "$name-$1" --display-name="$2" --description="$made"
 }
 
 make_account dispatch "$name: runs passes for ticks"
@@ -220,8 +235,9 @@ make_role() { # make_role NAME TITLE PERMISSIONS: a role with exactly these perm
     run iam roles create "$role" --permissions="$3" --title="$name: $2" --description="$made" --stage=GA --quiet --format=none
     return
   fi
-  # A deleted role keeps its name for some weeks, and can be restored.
-  [ "$(value_of "$roles" "$role")" != True ] || run iam roles undelete "$role" --format=none
+  # A deleted role can be restored for 7 days, and its id cannot be used again for 37.
+  [ "$(value_of "$roles" "$role")" != True ] || run iam roles undelete "$role" --format=none ||
+    fail "the role $role was deleted by hand more than 7 days ago, and its id is blocked until day 37. Wait, or deploy with another --name."
   found=$(look iam roles describe "$role" --flatten=includedPermissions --format='value(includedPermissions)' | sort | paste -sd , -)
   [ "$found" = "$3" ] || run iam roles update "$role" --permissions="$3" --quiet --format=none
 }
@@ -246,13 +262,13 @@ fi
 grant "$build" roles/logging.logWriter
 # Google keeps the source of functions in a bucket with this name, which the first deployment creates.
 grant "$build" roles/storage.objectViewer "$name-sources" \
-  "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-$number-$region/\")"
+  "$(bucket_only "gcf-v2-sources-$number-$region")"
 if [ -n "$cloud_build" ]; then
   # What builds and tests run must not deploy, so each has an account of its own.
   grant "$deploy" roles/cloudfunctions.developer
   for member in "$deploy" "$test"; do
     grant "$member" roles/logging.logWriter
-    grant "$member" roles/storage.objectViewer "$name-builds" "resource.name.startsWith(\"projects/_/buckets/${project}_cloudbuild/\")"
+    grant "$member" roles/storage.objectViewer "$name-builds" "$(bucket_only "${project}_cloudbuild")"
   done
   revoke "$build" roles/cloudfunctions.developer # from earlier versions, like the next ones
   for account in dispatch now job-state build; do
@@ -266,6 +282,21 @@ for address in $job_accounts; do
   grant "$dispatch" "$(act_as "$address")"
   grant "$now" "$(act_as "$address")"
 done
+
+step "Google's own accounts"
+# Google makes them when a service is first used, or on request, and gives them their role only in the first case.
+make_agent() { # make_agent SERVICE MEMBER ROLE: with this role on the chosen resource
+  if granted "$2" "$3"; then return; fi
+  patiently beta services identity create --service="$1.googleapis.com"
+  grant "$2" "$3"
+}
+pubsub_agent=serviceAccount:service-$number@gcp-sa-pubsub.iam.gserviceaccount.com         # authenticates pushes, moves dead letters
+vertex_agent=serviceAccount:service-$number@gcp-sa-aiplatform.iam.gserviceaccount.com     # runs jobs
+custom_agent=serviceAccount:service-$number@gcp-sa-aiplatform-cc.iam.gserviceaccount.com # likewise, from the first job on
+on "iam service-accounts" "$(account push)"
+make_agent pubsub "$pubsub_agent" roles/iam.serviceAccountTokenCreator
+on projects "$project"
+make_agent aiplatform "$vertex_agent" roles/aiplatform.serviceAgent
 
 step "Secret, buckets, repositories"
 if [ -z "$wandb_secret" ]; then
@@ -314,28 +345,30 @@ for bucket in ${staging//,/ }; do
   done
 done
 
-repositories=$(look artifacts repositories list --location="$region" --format='value(name.basename())')
+repositories=$(look artifacts repositories list --location="$region" --format='value(name.basename(),cleanupPolicies.list())')
 
 make_repository() { # make_repository NAME PURPOSE
-  has "$repositories" "$name-$1" || run artifacts repositories create "$name-$1" --location="$region" --repository-format=docker \
+  grep -q "^$name-$1\($tab\|$\)" <<<"$repositories" || run artifacts repositories create "$name-$1" --location="$region" --repository-format=docker \
     --labels="$mark" --description="$2"
 }
 
 make_repository images "Images that jobs of $name run"
 make_repository functions "Images of the functions of $name"
+# Each deployment of a function leaves an image. The last ones are enough to go back to.
+cleanup='[{"name": "keep-last", "action": {"type": "Keep"}, "mostRecentVersions": {"keepCount": 5}},
+  {"name": "delete-old", "action": {"type": "Delete"}, "condition": {"olderThan": "30d"}}]'
+if [ -z "$(value_of "$repositories" "$name-functions")" ]; then
+  echo "$cleanup" >"$work/cleanup.json"
+  run artifacts repositories set-cleanup-policies "$name-functions" --location="$region" --policy="$work/cleanup.json" --no-dry-run --format=none
+fi
 on "artifacts repositories" "$name-functions" "--location=$region"
 grant "$build" roles/artifactregistry.writer
 on "artifacts repositories" "$name-images" "--location=$region"
-# Google's own accounts of Vertex AI pull images. Google creates the second one with the project's first job. By then both have a
-# role from Google that covers the project's repositories, so the second one may get its role here later.
-for agent in gcp-sa-aiplatform gcp-sa-aiplatform-cc; do
-  agent=serviceAccount:service-$number@$agent.iam.gserviceaccount.com
-  if ! granted "$agent" roles/artifactregistry.reader; then
-    [ "${agent#*-cc}" != "$agent" ] || run beta services identity create --service=aiplatform.googleapis.com
-    change_policy run add "$agent" roles/artifactregistry.reader --condition= 2>/dev/null ||
-      echo "Google has not created ${agent#*:} yet. No action is needed."
-  fi
-done
+grant "$vertex_agent" roles/artifactregistry.reader
+# Google makes this one with the project's first job. By then it has a role from Google that covers the project's repositories.
+granted "$custom_agent" roles/artifactregistry.reader ||
+  change_policy run add "$custom_agent" roles/artifactregistry.reader --condition= 2>/dev/null ||
+  echo "Google has not created ${custom_agent#*:} yet. No action is needed."
 
 step "Topics"
 topics=$(look pubsub topics list --format='value(name.basename())')
@@ -348,6 +381,40 @@ done
 on "pubsub topics" "$name-ticks"
 grant "$job_state" roles/pubsub.publisher
 
+step "Metrics"
+# Before the functions, because an alert on a new metric is refused for up to ten minutes.
+# metrics/*.yaml, alerts/*.yaml and dashboard.json are in the form of Google's APIs, except for the placeholder ${name}. A label of
+# the record's bucket holds the digest of what was deployed last: if it is the same, nothing is updated.
+fill_in() { # fill_in FOLDER FILES: copy the files into that folder, with the name filled in
+  local file folder=$work/$1
+  mkdir "$folder" && shift
+  for file in "$@"; do
+    sed "s/\${name}/$name/g" "$file" >"$folder/$(basename "$file")"
+  done
+}
+# shellcheck disable=SC2046  # one word for each
+fill_in metrics $(find infra/monitoring/metrics -name '*.yaml')
+# shellcheck disable=SC2046
+fill_in alerts $(find infra/monitoring/alerts -name '*.yaml')
+fill_in dashboards infra/monitoring/dashboard.json
+files() { find "$work/$1" -type f | sort; } # files FOLDER
+digest=$({ find "$work/metrics" "$work/alerts" "$work/dashboards" -type f | sort | xargs cat && echo "$channels"; } | sha)
+changed=yes
+[ "$(value_of "$buckets" "$state_bucket")" != "$digest" ] || changed=''
+undone='' # what of the monitoring could not be done. Passes do not need it, so the rest is deployed.
+not_done() { undone="$undone  $1"$'\n'; }
+
+metrics=$(look logging metrics list --format='value(name)') || metrics=''
+for file in $(files metrics); do
+  metric=$(field name <"$file")
+  if ! has "$metrics" "$metric"; then
+    patiently logging metrics create "$metric" --config-from-file="$file" || not_done "the metric $metric"
+  elif [ -n "$changed" ]; then
+    run logging metrics update "$metric" --config-from-file="$file" || not_done "the metric $metric"
+  fi
+done
+
+let_spread
 deploy_functions
 
 step "Who may call"
@@ -379,7 +446,7 @@ subscribe() {
   found=$(value_of "$subscriptions" "$topic")
   [ "$found" != "$wanted" ] || return 0
   case $found in
-    '') run pubsub subscriptions create "$topic" --topic="$topic" --expiration-period=never --labels="$mark" "$@" ;;
+    '') patiently pubsub subscriptions create "$topic" --topic="$topic" --expiration-period=never --labels="$mark" "$@" ;;
     "$topic$tab"*) run pubsub subscriptions update "$topic" --expiration-period=never "$@" ;;
     *) fail "the subscription $topic belongs to another topic than $topic. Delete it ('gcloud pubsub subscriptions delete $topic \
 --project=$project') and run this again." ;;
@@ -393,10 +460,6 @@ columns() { (IFS=$tab && printf '%s' "$*"); } # columns WORDS: with tabs between
 subscribe_function() {
   subscribe "$1-dead" "$(columns '' '' '' 60 604800s '' '' '' '' '')" --ack-deadline=60 --message-retention-duration=7d
   on "pubsub topics" "$name-$1-dead"
-  if [ -z "$agent_is_there" ] && ! granted "$pubsub_agent" roles/pubsub.publisher; then
-    run beta services identity create --service=pubsub.googleapis.com
-  fi
-  agent_is_there=yes
   grant "$pubsub_agent" roles/pubsub.publisher
   subscribe "$1" "$(columns "$2" "$(account push)" "$2" "$3" 86400s '' 10s 60s "$name-$1-dead" 20)" \
     --push-endpoint="$2" --push-auth-service-account="$(account push)" --push-auth-token-audience="$2" --ack-deadline="$3" \
@@ -406,8 +469,6 @@ subscribe_function() {
   grant "$pubsub_agent" roles/pubsub.subscriber
 }
 
-pubsub_agent=serviceAccount:service-$number@gcp-sa-pubsub.iam.gserviceaccount.com # moves dead letters
-agent_is_there=''
 subscribe_function ticks "$dispatch_uri" 130
 subscribe_function job-logs "$job_state_uri" 70
 
@@ -442,64 +503,38 @@ fi
 on "pubsub topics" "$name-job-logs"
 grant "${writer:-WRITER_OF_THE_SINK}" roles/pubsub.publisher
 
-step "Monitoring"
-# metrics/*.yaml, alerts/*.yaml and dashboard.json are in the form of Google's APIs, except for the placeholder ${name}. A label of
-# the record's bucket holds the digest of what was deployed last: if it is the same, nothing is updated.
-fill_in() { # fill_in FOLDER FILES: copy the files into that folder, with the name filled in
-  local file folder=$work/$1
-  mkdir "$folder" && shift
-  for file in "$@"; do
-    sed "s/\${name}/$name/g" "$file" >"$folder/$(basename "$file")"
-  done
-}
-# shellcheck disable=SC2046  # one word for each
-fill_in metrics $(find infra/monitoring/metrics -name '*.yaml')
-# shellcheck disable=SC2046
-fill_in alerts $(find infra/monitoring/alerts -name '*.yaml')
-fill_in dashboards infra/monitoring/dashboard.json
-files() { find "$work/$1" -type f | sort; } # files FOLDER
-digest=$({ find "$work/metrics" "$work/alerts" "$work/dashboards" -type f | sort | xargs cat && echo "$channels"; } | sha)
-changed=yes
-[ "$(value_of "$buckets" "$state_bucket")" != "$digest" ] || changed=''
-
-metrics=$(look logging metrics list --format='value(name)')
-for file in $(files metrics); do
-  metric=$(field name <"$file")
-  if ! has "$metrics" "$metric"; then
-    run logging metrics create "$metric" --config-from-file="$file"
-  elif [ -n "$changed" ]; then
-    run logging metrics update "$metric" --config-from-file="$file"
-  fi
-done
-
-alerts=$(look alpha monitoring policies list --format='value(displayName,name,notificationChannels.list())')
-for file in $(files alerts); do
-  found=$(value_of "$alerts" "$(field displayName <"$file")")
-  if [ -z "$found" ]; then
-    patiently alpha monitoring policies create --policy-from-file="$file" --user-labels="deployment=$name,$mark" \
-      ${channels:+--notification-channels="$channels"}
-  elif [ -n "$changed" ]; then
-    # Keep channels that were added by hand.
-    kept=${channels:-${found#*"$tab"}}
-    run alpha monitoring policies update "${found%%"$tab"*}" --policy-from-file="$file" --update-user-labels="$mark" \
-      ${kept:+--set-notification-channels="$kept"}
-  fi
-done
-
-dashboards=$(look monitoring dashboards list --format='value(displayName,name,etag)')
+step "Dashboard and alerts"
+dashboards=$(look monitoring dashboards list --format='value(displayName,name,etag)') || dashboards=''
 for file in $(files dashboards); do
   found=$(value_of "$dashboards" "$(field displayName <"$file")")
   added="\"labels\": {\"$mark_key\": \"$name\"}"
   if [ -z "$found" ]; then
     sed "1s/{/{$added,/" "$file" >"$work/dashboard.json"
-    run monitoring dashboards create --config-from-file="$work/dashboard.json"
+    run monitoring dashboards create --config-from-file="$work/dashboard.json" || not_done "the dashboard"
   elif [ -n "$changed" ]; then
     # An update must name the version of the dashboard that it replaces.
     sed "1s/{/{$added, \"etag\": \"${found#*"$tab"}\",/" "$file" >"$work/dashboard.json"
-    run monitoring dashboards update "${found%%"$tab"*}" --config-from-file="$work/dashboard.json"
+    run monitoring dashboards update "${found%%"$tab"*}" --config-from-file="$work/dashboard.json" || not_done "the dashboard"
   fi
 done
-[ -z "$changed" ] || run storage buckets update "gs://$state_bucket" --update-labels="monitoring=$digest"
+
+tries=61 # ten minutes for all alerts together
+alerts=$(look alpha monitoring policies list --format='value(displayName,name,notificationChannels.list())') || alerts=''
+for file in $(files alerts); do
+  alert=$(field displayName <"$file")
+  found=$(value_of "$alerts" "$alert")
+  if [ -z "$found" ]; then
+    patiently alpha monitoring policies create --policy-from-file="$file" --user-labels="deployment=$name,$mark" \
+      ${channels:+--notification-channels="$channels"} || { not_done "the alert $alert" && tries=1; }
+  elif [ -n "$changed" ]; then
+    # Keep channels that were added by hand.
+    kept=${channels:-${found#*"$tab"}}
+    run alpha monitoring policies update "${found%%"$tab"*}" --policy-from-file="$file" --update-user-labels="$mark" \
+      ${kept:+--set-notification-channels="$kept"} || not_done "the alert $alert"
+  fi
+done
+[ -z "$changed$undone" ] || [ -n "$undone" ] || run storage buckets update "gs://$state_bucket" --update-labels="monitoring=$digest" ||
+  not_done "the label of the record's bucket"
 
 step "Done"
 if ! grep -qix enabled <<<"$versions"; then
@@ -515,7 +550,10 @@ $(sed -n "s/^\([A-Z_]*\): \"\(.*\)\"\$/  export \1='\2'/p" "$work/environment.ya
   pip install '.[preflight]'
   python -m vertex_launch check --as $(account dispatch)
 3. Preview a pass, which changes nothing (for members named with --invoker):
-  curl -X POST $dispatch_now_uri -H "Authorization: Bearer \$(gcloud auth print-identity-token)" -d '{"dry_run": true}'
+  curl -X POST $dispatch_now_uri -H "Authorization: Bearer \$(gcloud auth print-identity-token)" -H 'Content-Type: application/json' -d '{"dry_run": true}'
 4. Jobs run as $jobs_account, unless their queue's config names another account.
    Push images for jobs to: $region-docker.pkg.dev/$project/$name-images
 END
+if [ -n "$undone" ]; then
+  fail "passes run, but this of the monitoring is missing; see gcloud's messages above, then run this again:"$'\n'"$undone"
+fi

@@ -11,6 +11,7 @@ locals {
       timeout       = var.dispatch_timeout
       memory        = var.dispatch_memory
       max_instances = 1
+      ingress       = "ALLOW_INTERNAL_ONLY" # Pub/Sub of the same project is internal
     }
     dispatch-now = {
       entry_point   = "dispatch_now"
@@ -19,6 +20,7 @@ locals {
       timeout       = var.dispatch_timeout
       memory        = var.dispatch_memory
       max_instances = 1
+      ingress       = var.dispatch_now_ingress # people call it; IAM decides who may
     }
     job-state = {
       entry_point   = "job_state"
@@ -27,6 +29,7 @@ locals {
       timeout       = var.job_state_timeout
       memory        = "512Mi"
       max_instances = 3
+      ingress       = "ALLOW_INTERNAL_ONLY"
     }
   }
 
@@ -139,7 +142,7 @@ resource "google_cloudfunctions2_function" "this" {
     max_instance_count               = each.value.max_instances
     max_instance_request_concurrency = 1
     all_traffic_on_latest_revision   = true
-    ingress_settings                 = "ALLOW_ALL" # Pub/Sub and people call from outside; IAM decides who may
+    ingress_settings                 = each.value.ingress
     vpc_connector                    = var.vpc_connector
     vpc_connector_egress_settings    = var.vpc_connector == null ? null : var.vpc_egress
   }
@@ -153,7 +156,22 @@ resource "google_cloudfunctions2_function" "this" {
     }
   }
 
-  # A build or a pass without its roles fails. Roles take up to two minutes to work, so they are granted first.
+  # A build or a pass without its roles fails, so they are granted first, and get time to work.
+  depends_on = [terraform_data.roles_work, google_logging_metric.this]
+}
+
+# New roles usually work after a minute. Terraform's provider of a resource that waits is one more to install, so a command does it.
+resource "terraform_data" "roles_work" {
+  count = var.wait_for_roles > 0 ? 1 : 0
+
+  # A new account, in the first apply, needs roles of its own.
+  triggers_replace = [google_service_account.this["build"].unique_id]
+  input            = "sleep ${var.wait_for_roles}"
+
+  provisioner "local-exec" {
+    command = self.input
+  }
+
   depends_on = [
     google_project_service.this,
     google_project_iam_member.jobs,

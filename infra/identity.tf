@@ -57,10 +57,19 @@ locals {
 
   read_job_logs = coalesce(var.read_job_logs, try(tonumber(local.settings.log_lines), 0) > 0)
 
-  vertex_agents = coalesce(var.vertex_agents, [
+  # Google gives Vertex AI's own accounts a role that covers the repositories of their project, so only others need a binding.
+  vertex_agents = var.vertex_agents != null ? var.vertex_agents : local.images_repository_parts[1] == var.project ? [] : [
     "service-${data.google_project.this.number}@gcp-sa-aiplatform.iam.gserviceaccount.com",
     "service-${data.google_project.this.number}@gcp-sa-aiplatform-cc.iam.gserviceaccount.com",
-  ])
+  ]
+
+  # In conditions: these buckets themselves, or their objects cannot be listed, and what is in them.
+  bucket_only = {
+    for key, bucket in {
+      sources = "gcf-v2-sources-${data.google_project.this.number}-${var.region}"
+      builds  = "${var.project}_cloudbuild"
+    } : key => "resource.name == \"projects/_/buckets/${bucket}\" || resource.name.startsWith(\"projects/_/buckets/${bucket}/\")"
+  }
 }
 
 resource "google_service_account" "this" {
@@ -110,7 +119,7 @@ resource "google_project_iam_custom_role" "this" {
   for_each = local.roles
 
   project     = var.project
-  role_id     = "${replace(var.name, "-", "_")}_${each.key}"
+  role_id     = "${replace(var.name, "-", "_")}_${each.key}${var.role_suffix}"
   title       = "${var.name}: ${each.value.title}"
   permissions = each.value.permissions
 
@@ -233,6 +242,30 @@ resource "google_artifact_registry_repository_iam_member" "vertex_reads_images" 
   member     = "serviceAccount:${each.key}"
 }
 
+# Pub/Sub's own account authenticates pushes with tokens of the push account, and moves dead letters. In a new project it does not exist
+# before it is asked for, which only the provider google-beta can do. Whoever applies this has gcloud; if not, README.md says what to do.
+resource "terraform_data" "pubsub_agent" {
+  count = var.create_pubsub_agent ? 1 : 0
+
+  input = "gcloud beta services identity create --service=pubsub.googleapis.com --project=${var.project}"
+
+  provisioner "local-exec" {
+    command     = self.input
+    on_failure  = continue # it may exist; if it does not, the first role for it is refused with its name
+    environment = { CLOUDSDK_CORE_DISABLE_PROMPTS = "1" }
+  }
+
+  depends_on = [google_project_service.this]
+}
+
+resource "google_service_account_iam_member" "pubsub_makes_tokens" {
+  service_account_id = "projects/${var.project}/serviceAccounts/${local.emails["push"]}"
+  role               = "roles/iam.serviceAccountTokenCreator"
+  member             = local.pubsub_agent
+
+  depends_on = [terraform_data.pubsub_agent]
+}
+
 # Builds of the functions
 
 resource "google_project_iam_member" "build_writes_logs" {
@@ -264,7 +297,7 @@ resource "google_project_iam_member" "build_reads_platform_sources" {
 
   condition {
     title      = "${var.name}-sources"
-    expression = "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-${data.google_project.this.number}-${var.region}/\")"
+    expression = local.bucket_only["sources"]
   }
 }
 
@@ -298,7 +331,7 @@ resource "google_project_iam_member" "cloud_build_reads_checkout" {
 
   condition {
     title      = "${var.name}-builds"
-    expression = "resource.name.startsWith(\"projects/_/buckets/${var.project}_cloudbuild/\")"
+    expression = local.bucket_only["builds"]
   }
 }
 

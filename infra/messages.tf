@@ -73,6 +73,7 @@ resource "google_pubsub_subscription" "push" {
   depends_on = [
     google_pubsub_subscription.dead_letters,
     google_pubsub_topic_iam_member.agent_publishes_dead_letters,
+    google_service_account_iam_member.pubsub_makes_tokens,
     google_cloud_run_v2_service_iam_member.push,
   ]
 }
@@ -102,6 +103,8 @@ resource "google_pubsub_topic_iam_member" "agent_publishes_dead_letters" {
   topic   = each.value.name
   role    = "roles/pubsub.publisher"
   member  = local.pubsub_agent
+
+  depends_on = [terraform_data.pubsub_agent]
 }
 
 resource "google_pubsub_subscription_iam_member" "agent_takes_dead_letters" {
@@ -111,6 +114,8 @@ resource "google_pubsub_subscription_iam_member" "agent_takes_dead_letters" {
   subscription = each.value.name
   role         = "roles/pubsub.subscriber"
   member       = local.pubsub_agent
+
+  depends_on = [terraform_data.pubsub_agent]
 }
 
 resource "google_cloud_scheduler_job" "tick" {

@@ -107,6 +107,23 @@ resource "google_artifact_registry_repository" "functions" {
   format        = "DOCKER"
   labels        = var.labels
 
+  # Each deployment of a function leaves an image. The last ones are enough to go back to.
+  cleanup_policy_dry_run = false
+  cleanup_policies {
+    id     = "keep-last"
+    action = "KEEP"
+    most_recent_versions {
+      keep_count = 5
+    }
+  }
+  cleanup_policies {
+    id     = "delete-old"
+    action = "DELETE"
+    condition {
+      older_than = "2592000s"
+    }
+  }
+
   depends_on = [google_project_service.this]
 }
 

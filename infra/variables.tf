@@ -274,7 +274,7 @@ variable "create_job_service_account" {
 }
 
 variable "vertex_agents" {
-  description = "Google's own service accounts that pull images for jobs. null: the project's two agents of Vertex AI, which Google creates when Vertex AI is first used. [] grants nothing; Google's own role still lets them read the project's repositories."
+  description = "Google's own service accounts that may pull images for jobs from images_repository. null: none if it is in the same project, where Google's own role covers it; else the project's two agents of Vertex AI, which exist after its first job."
   type        = set(string)
   default     = null
 
@@ -330,6 +330,49 @@ variable "deploy_with_cloud_build" {
   type        = bool
   default     = false
   nullable    = false
+}
+
+variable "create_pubsub_agent" {
+  description = "Whether to run gcloud to create Pub/Sub's own service account, if it does not exist. false if gcloud is not installed where Terraform runs; README.md says what to run elsewhere."
+  type        = bool
+  default     = true
+  nullable    = false
+}
+
+variable "wait_for_roles" {
+  description = "Seconds to wait in the first apply between granting roles and building the functions, because new roles take a while to work. 0: do not wait."
+  type        = number
+  default     = 90
+  nullable    = false
+
+  validation {
+    condition     = var.wait_for_roles >= 0 && var.wait_for_roles <= 600 && floor(var.wait_for_roles) == var.wait_for_roles
+    error_message = "wait_for_roles must be 0 to 600 whole seconds."
+  }
+}
+
+variable "role_suffix" {
+  description = "End of the ids of the custom roles, such as _2, for an apply 8 to 37 days after a destroy: Google then neither restores the deleted roles nor frees their ids."
+  type        = string
+  default     = ""
+  nullable    = false
+
+  validation {
+    condition     = can(regex("^[a-z0-9_]{0,20}$", var.role_suffix))
+    error_message = "role_suffix must have at most 20 lower-case letters, digits and underscores."
+  }
+}
+
+variable "dispatch_now_ingress" {
+  description = "Where dispatch-now may be called from: ALLOW_ALL, ALLOW_INTERNAL_AND_GCLB or ALLOW_INTERNAL_ONLY, for an organization that forbids ALLOW_ALL. The other functions accept internal traffic only."
+  type        = string
+  default     = "ALLOW_ALL"
+  nullable    = false
+
+  validation {
+    condition     = contains(["ALLOW_ALL", "ALLOW_INTERNAL_AND_GCLB", "ALLOW_INTERNAL_ONLY"], var.dispatch_now_ingress)
+    error_message = "dispatch_now_ingress must be ALLOW_ALL, ALLOW_INTERNAL_AND_GCLB or ALLOW_INTERNAL_ONLY."
+  }
 }
 
 variable "enable_apis" {

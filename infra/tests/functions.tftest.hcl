@@ -37,6 +37,10 @@ run "by_default" {
     error_message = "The functions have the memory that was measured to hold."
   }
   assert {
+    condition     = { for key, function in google_cloudfunctions2_function.this : key => function.service_config[0].ingress_settings } == { dispatch = "ALLOW_INTERNAL_ONLY", dispatch-now = "ALLOW_ALL", job-state = "ALLOW_INTERNAL_ONLY" }
+    error_message = "Only dispatch-now can be called from outside."
+  }
+  assert {
     condition = alltrue([
       for function in google_cloudfunctions2_function.this :
       function.build_config[0].service_account == "projects/my-project/serviceAccounts/vertex-launch-build@my-project.iam.gserviceaccount.com" &&
@@ -101,6 +105,17 @@ run "only_images" {
   assert {
     condition     = alltrue([for function in google_cloudfunctions2_function.this : function.service_config[0].available_memory == "512Mi"])
     error_message = "The functions that run passes have the memory that was asked for."
+  }
+}
+
+run "no_public_ingress" {
+  command = plan
+  variables {
+    dispatch_now_ingress = "ALLOW_INTERNAL_AND_GCLB"
+  }
+  assert {
+    condition     = google_cloudfunctions2_function.this["dispatch-now"].service_config[0].ingress_settings == "ALLOW_INTERNAL_AND_GCLB"
+    error_message = "An organization may forbid public ingress."
   }
 }
 

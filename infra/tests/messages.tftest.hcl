@@ -11,6 +11,10 @@ variables {
   launch_config = "examples/one-queue/launch-config.yaml"
   project       = "my-project"
   region        = "us-central1"
+
+  # No commands in an apply to the mock.
+  create_pubsub_agent = false
+  wait_for_roles      = 0
 }
 
 # Applied to the mock, for the functions' addresses are not known before.

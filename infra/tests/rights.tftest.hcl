@@ -53,8 +53,16 @@ run "by_default" {
     error_message = "Reading logs and deploying are granted only on request."
   }
   assert {
-    condition     = google_project_iam_member.build_reads_platform_sources.condition[0].expression == "resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-123456789012-us-central1/\")"
-    error_message = "The build account reads one bucket of Cloud Functions, not the project's."
+    condition     = google_project_iam_member.build_reads_platform_sources.condition[0].expression == "resource.name == \"projects/_/buckets/gcf-v2-sources-123456789012-us-central1\" || resource.name.startsWith(\"projects/_/buckets/gcf-v2-sources-123456789012-us-central1/\")"
+    error_message = "The build account reads and lists one bucket of Cloud Functions, not the project's."
+  }
+  assert {
+    condition     = "${google_service_account_iam_member.pubsub_makes_tokens.role} ${google_service_account_iam_member.pubsub_makes_tokens.service_account_id} ${google_service_account_iam_member.pubsub_makes_tokens.member}" == "roles/iam.serviceAccountTokenCreator projects/my-project/serviceAccounts/vertex-launch-push@my-project.iam.gserviceaccount.com serviceAccount:service-123456789012@gcp-sa-pubsub.iam.gserviceaccount.com"
+    error_message = "Pub/Sub's own account makes tokens of the push account, and of no other."
+  }
+  assert {
+    condition     = terraform_data.pubsub_agent[0].input == "gcloud beta services identity create --service=pubsub.googleapis.com --project=my-project" && terraform_data.roles_work[0].input == "sleep 90"
+    error_message = "Pub/Sub's own account is created, and new roles get time to work."
   }
 }
 
@@ -185,13 +193,36 @@ run "deploying_with_cloud_build" {
   }
 }
 
-run "agents_that_do_not_exist_yet" {
+run "without_gcloud_and_without_waiting" {
   command = plan
   variables {
-    vertex_agents = []
+    create_pubsub_agent = false
+    wait_for_roles      = 0
   }
   assert {
-    condition     = length(google_artifact_registry_repository_iam_member.vertex_reads_images) == 0
-    error_message = "With vertex_agents = [], no role is granted on the images."
+    condition     = length(terraform_data.pubsub_agent) + length(terraform_data.roles_work) == 0
+    error_message = "Terraform runs no command."
+  }
+}
+
+run "after_a_destroy" {
+  command = plan
+  variables {
+    role_suffix = "_2"
+  }
+  assert {
+    condition     = alltrue([for role in google_project_iam_custom_role.this : endswith(role.role_id, "_2")]) && alltrue([for binding in google_project_iam_member.jobs : endswith(binding.role, "_2")])
+    error_message = "Roles with ids that are not blocked are created and granted."
+  }
+}
+
+run "agents_that_are_named" {
+  command = plan
+  variables {
+    vertex_agents = ["service-123456789012@gcp-sa-aiplatform.iam.gserviceaccount.com"]
+  }
+  assert {
+    condition     = [for binding in google_artifact_registry_repository_iam_member.vertex_reads_images : "${binding.repository} ${binding.role} ${binding.member}"] == ["vertex-launch-images roles/artifactregistry.reader serviceAccount:service-123456789012@gcp-sa-aiplatform.iam.gserviceaccount.com"]
+    error_message = "The named agent may pull the images of jobs."
   }
 }

@@ -42,8 +42,12 @@ run "by_default" {
     error_message = "Only the secret is created; there is no resource for a version."
   }
   assert {
-    condition     = [for key, binding in google_artifact_registry_repository_iam_member.vertex_reads_images : "${binding.repository} ${binding.role} ${binding.member}"] == [for agent in ["aiplatform-cc", "aiplatform"] : "vertex-launch-images roles/artifactregistry.reader serviceAccount:service-123456789012@gcp-sa-${agent}.iam.gserviceaccount.com"]
-    error_message = "Vertex AI's agents may pull the images of jobs."
+    condition     = length(google_artifact_registry_repository_iam_member.vertex_reads_images) == 0
+    error_message = "Vertex AI's agents may not exist yet, and have a role from Google that covers the repositories of their project."
+  }
+  assert {
+    condition     = google_artifact_registry_repository.functions.cleanup_policy_dry_run == false && { for policy in google_artifact_registry_repository.functions.cleanup_policies : policy.id => policy.action } == { keep-last = "KEEP", delete-old = "DELETE" }
+    error_message = "Old images of the functions are deleted, but for the last ones."
   }
   assert {
     condition     = startswith(google_storage_bucket_object.source[0].name, "source-")
@@ -84,7 +88,7 @@ run "everything_exists" {
     error_message = "Jobs write to the named bucket."
   }
   assert {
-    condition     = alltrue([for binding in google_artifact_registry_repository_iam_member.vertex_reads_images : binding.project == "images-project" && binding.location == "us" && binding.repository == "ml"])
+    condition     = length(google_artifact_registry_repository_iam_member.vertex_reads_images) == 2 && alltrue([for binding in google_artifact_registry_repository_iam_member.vertex_reads_images : binding.project == "images-project" && binding.location == "us" && binding.repository == "ml"])
     error_message = "Vertex AI's agents may pull from the named repository."
   }
   assert {

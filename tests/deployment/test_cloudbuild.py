@@ -36,6 +36,10 @@ def apis() -> Iterator[GoogleApis]:
         apis.resources[f"iam/projects/{PROJECT}/serviceAccounts/{email}"] = {"email": email}
     repository = f"projects/{PROJECT}/locations/{REGION}/repositories/{NAME}-functions"
     apis.resources[f"artifactregistry/{repository}"] = {"name": repository}
+    build = {"members": [f"serviceAccount:{NAME}-build@{PROJECT}.iam.gserviceaccount.com"]}
+    project = [build | {"role": role} for role in ("roles/logging.logWriter", "roles/storage.objectViewer")]
+    apis.bindings[f"cloudresourcemanager/projects/{PROJECT}"] = project
+    apis.bindings[f"artifactregistry/{repository}"] = [build | {"role": "roles/artifactregistry.writer"}]
     apis.start()
     yield apis
     apis.stop()

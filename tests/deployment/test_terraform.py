@@ -47,8 +47,16 @@ def role(name: str) -> str:
 JOBS_ACCOUNT = (
     "service_account projects/my-project/serviceAccounts/vertex-launch-jobs@my-project.iam.gserviceaccount.com"
 )
-CHECKOUT = 'project my-project if resource.name.startsWith("projects/_/buckets/my-project_cloudbuild/")'
-SOURCES = f'project my-project if resource.name.startsWith("projects/_/buckets/gcf-v2-sources-{NUMBER}-us-central1/")'
+
+
+def only(bucket: str) -> str:
+    """Return the project under the condition that a role holds for one bucket, whose objects can be listed, and its objects."""
+    name = f"projects/_/buckets/{bucket}"
+    return f'project my-project if resource.name == "{name}" || resource.name.startsWith("{name}/")'
+
+
+CHECKOUT, SOURCES = only("my-project_cloudbuild"), only(f"gcf-v2-sources-{NUMBER}-us-central1")
+PUSH_ACCOUNT = JOBS_ACCOUNT.replace("-jobs@", "-push@")
 RIGHTS = {
     # Passes: jobs, the accounts that jobs run as, the key, the record.
     *(("project my-project", role("dispatch"), account(who)) for who in ("dispatch", "now")),
@@ -61,18 +69,17 @@ RIGHTS = {
     # A job's end.
     ("project my-project", role("job_state"), account("job-state")),
     ("pubsub_topic vertex-launch-ticks", "roles/pubsub.publisher", account("job-state")),
-    # Messages: who pushes, who moves dead letters, who writes log entries.
+    # Messages: who pushes, who makes the tokens for it, who moves dead letters, who writes log entries.
     ("cloud_run_v2_service vertex-launch-dispatch", "roles/run.invoker", account("push")),
     ("cloud_run_v2_service vertex-launch-job-state", "roles/run.invoker", account("push")),
+    (PUSH_ACCOUNT, "roles/iam.serviceAccountTokenCreator", agent("pubsub")),
     ("pubsub_topic vertex-launch-ticks-dead", "roles/pubsub.publisher", agent("pubsub")),
     ("pubsub_topic vertex-launch-job-logs-dead", "roles/pubsub.publisher", agent("pubsub")),
     ("pubsub_subscription vertex-launch-ticks", "roles/pubsub.subscriber", agent("pubsub")),
     ("pubsub_subscription vertex-launch-job-logs", "roles/pubsub.subscriber", agent("pubsub")),
     ("pubsub_topic vertex-launch-job-logs", "roles/pubsub.publisher", "SINK"),
-    # Jobs: their output, and their image.
+    # Jobs: their output. Google's own role lets Vertex AI read images in the same project.
     ("storage_bucket my-project-vertex-launch-staging-us-central1", "roles/storage.objectUser", account("jobs")),
-    ("artifact_registry_repository vertex-launch-images", "roles/artifactregistry.reader", agent("aiplatform")),
-    ("artifact_registry_repository vertex-launch-images", "roles/artifactregistry.reader", agent("aiplatform-cc")),
     # Builds.
     ("project my-project", "roles/logging.logWriter", account("build")),
     (SOURCES, "roles/storage.objectViewer", account("build")),
@@ -107,6 +114,27 @@ def test_the_tests_of_terraform_pass(tmp_path: Path) -> None:
 
 def test_the_rights_are_exactly_these() -> None:
     assert bindings(plan()) == RIGHTS
+
+
+def test_what_needs_an_agent_waits_for_it_and_builds_wait_for_roles() -> None:
+    """In a new project Pub/Sub's agent does not exist, and new roles do not work at once."""
+    planned = plan()
+    written = planned["configuration"]["root_module"]["resources"]
+    waits = {one["address"]: set(one.get("depends_on", ())) for one in written}
+    agents = {
+        one["address"] for one in written if "local.pubsub_agent" in str(one.get("expressions", {}).get("member"))
+    }
+    assert len(agents) == 3
+    for address in agents:
+        assert "terraform_data.pubsub_agent" in waits[address], address
+    assert "google_project_service.this" in waits["terraform_data.pubsub_agent"]
+    builds = {kind for kind in waits["terraform_data.roles_work"] if ".build_" in kind}
+    assert builds == {
+        one["address"] for one in written if one["type"].endswith("_iam_member") and ".build_" in one["address"]
+    }
+    assert waits["google_cloudfunctions2_function.this"] >= {"terraform_data.roles_work", "google_logging_metric.this"}
+    assert waits["google_pubsub_subscription.push"] >= {"google_service_account_iam_member.pubsub_makes_tokens"}
+    assert "google_logging_metric.this" in waits["google_monitoring_alert_policy.this"]
 
 
 def test_each_option_grants_exactly_what_it_needs() -> None:

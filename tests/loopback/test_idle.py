@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench import idle_cost, memory
 from tests.support.deployment import Deployment
@@ -28,6 +29,18 @@ def test_the_guide_shows_the_costs_as_computed() -> None:
     for price in idle_cost.agent():
         assert f"{price:.2f} USD" in guide
     assert f"us-central1 in {idle_cost.PRICES_OF}" in guide
+
+
+def test_the_metrics_and_alerts_that_are_paid_for_are_those_that_are_deployed() -> None:
+    monitoring = ROOT / "infra/monitoring"
+    alerts = [yaml.safe_load(file.read_text()) for file in (monitoring / "alerts").glob("*.yaml")]
+    assert sum(len(alert["conditions"]) for alert in alerts) == idle_cost.CONDITIONS
+    for name, kind in idle_cost.IDLE_METRICS.items():
+        metric = yaml.safe_load((monitoring / f"metrics/{name}.yaml").read_text())
+        assert metric["metricDescriptor"]["valueType"] == kind, name
+    total = f"{sum(line.usd for line in idle_cost.bill()):.2f} USD a month"
+    for page in ("README.md", "infra/README.md"):
+        assert total in (ROOT / page).read_text()
 
 
 def test_the_memory_that_is_paid_for_is_the_one_that_is_deployed() -> None:

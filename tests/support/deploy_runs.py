@@ -1,7 +1,8 @@
 """infra/deploy.sh and infra/destroy.sh with the real gcloud against a stand-in for Google's APIs.
 
 A run calls gcloud a hundred times. So there is one story, run once in a test session by the process that needs it first, and the
-tests read its record: a deployment, the same again, one that finds changes and gets no options, the end.
+tests read its record: a deployment in a new project, the same again, one that finds changes and gets no options, the end, another
+one ten days later, and its end. When a script sleeps, only the clock of the stand-in moves.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.support import gcloud_server
-from tests.support.google_apis import PROJECT, GoogleApis, Snapshot
+from tests.support.google_apis import DAY, PROJECT, GoogleApis, Snapshot
 from tests.support.processes import ROOT
 
 needs_gcloud = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
@@ -84,6 +85,7 @@ class Story:
     repeat: Run
     change: Run
     destroy: Run
+    later: Run
     destroy_data: Run
     unknown: list[str]
     uploads: Path
@@ -91,7 +93,7 @@ class Story:
 
     def runs(self) -> tuple[Run, ...]:
         """Return all of them."""
-        return (self.deploy, self.repeat, self.change, self.destroy, self.destroy_data)
+        return (self.deploy, self.repeat, self.change, self.destroy, self.later, self.destroy_data)
 
 
 def checkout(folder: Path, settings: str = SETTINGS) -> Path:
@@ -113,7 +115,8 @@ def checkout(folder: Path, settings: str = SETTINGS) -> Path:
 
 def run(script: Sequence[str], folder: Path, apis: GoogleApis, settings: Path) -> Run:
     """Run a script of the checkout in ``folder``; gcloud's own settings lie in ``settings``."""
-    environment = {"PATH": gcloud_server.path(), "HOME": str(settings), "DEPLOY_PAUSE": "0", **apis.variables(settings)}
+    path = f"{_sleeps(settings, apis)}{os.pathsep}{gcloud_server.path()}"
+    environment = {"PATH": path, "HOME": str(settings), **apis.variables(settings)}
     apis.snapshot()
     began = time.monotonic()
     done = subprocess.run(
@@ -128,6 +131,22 @@ def run(script: Sequence[str], folder: Path, apis: GoogleApis, settings: Path) -
         check=False,
     )
     return Run(done.returncode, done.stdout, time.monotonic() - began, apis.snapshot())
+
+
+def _sleeps(folder: Path, apis: GoogleApis) -> Path:
+    """Return a folder for the search path with a ``sleep`` that returns at once and moves the clock of the stand-in."""
+    tools, slept = folder / "tools", folder / "slept"
+    tools.mkdir(parents=True, exist_ok=True)
+    (tools / "sleep").write_text(f'#!/bin/sh\necho "$1" >>{slept}\n')
+    (tools / "sleep").chmod(0o755)
+    apis.clock = lambda: time.monotonic() + sum(map(float, slept.read_text().split() if slept.exists() else ()))
+    return tools
+
+
+def wait(folder: Path, seconds: float) -> None:
+    """Move the clock of the stand-in."""
+    with (folder / "slept").open("a") as slept:
+        slept.write(f"{seconds}\n")
 
 
 def story(factory: pytest.TempPathFactory) -> Story:
@@ -159,14 +178,18 @@ def _tell(folder: Path) -> dict[str, Any]:
         ("repeat", lambda: None, deploy),
         ("change", lambda: disturb(apis, place), [deploy[0], *ALONE]),
         ("destroy", lambda: forget(apis), destroy),
+        ("later", lambda: wait(folder / "gcloud", 10 * DAY), [deploy[0], *ALONE]),
         ("destroy_data", lambda: None, [*destroy, "--with-data"]),
     )
-    runs = {}
+    runs: dict[str, Any] = {}
     try:
         for name, before, script in chapters:
             before()
             done = run(script, place, apis, folder / "gcloud")
             runs[name] = {**vars(done), "after": done.after.dump()}
+            if done.status:
+                runs = {chapter: runs.get(chapter, runs[name]) for chapter, _, _ in chapters}
+                break
     finally:
         apis.stop()
     (folder / "uploads").mkdir()
@@ -223,10 +246,10 @@ THEIR_RIGHTS: list[dict[str, Any]] = [
 
 
 def strangers(apis: GoogleApis) -> None:
-    """Put things of others there; one of our accounts will be slow to be known everywhere."""
+    """Put things of others there; what is new takes as long to work as it does at Google when it is slow."""
     apis.resources.update(json.loads(json.dumps(STRANGERS)))
     apis.bindings[f"cloudresourcemanager/projects/{PROJECT}"] = json.loads(json.dumps(THEIR_RIGHTS))
-    apis.late.add(f"{NAME}-push@{PROJECT}.iam.gserviceaccount.com")
+    apis.spread, apis.metric_delay = 60.0, 300.0
 
 
 # What happens to a deployment as time goes by

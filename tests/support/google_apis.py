@@ -1,8 +1,9 @@
 """A local stand-in for the Google APIs that gcloud uses when it deploys: one HTTP server with one table of methods.
 
 It stores resources, so a second deployment finds the first one. It is as strict as Google about mistakes of a deployment: APIs
-that are not enabled, missing accounts, roles and topics, names that are taken. Anything else is answered 501 and listed in
-``unknown``.
+that are not enabled, missing accounts, roles and topics, names that are taken. Google's own accounts ("agents") do not exist until
+they are asked for, and have no role until one is granted. New accounts, roles and metrics may take time to work, on a clock that a
+test can turn. Anything else is answered 501 and listed in ``unknown``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,6 +26,10 @@ from local.standins.web import Handler, WebServer
 
 Json = dict[str, Any]
 ((PROJECT, NUMBER),) = PROJECTS.items()
+
+PUBSUB_AGENT = f"service-{NUMBER}@gcp-sa-pubsub.iam.gserviceaccount.com"
+"""Google's account that makes the tokens of pushes, and moves dead letters."""
+DAY = 86400.0
 
 SERVICES = (
     "artifactregistry",
@@ -70,6 +76,7 @@ class Snapshot:
     resources: dict[str, Json]
     bindings: dict[str, list[Json]]
     enabled: list[str]
+    agents: list[str]
 
     def dump(self) -> Json:
         """Return it in JSON types."""
@@ -89,6 +96,32 @@ class Snapshot:
                 role = f"{binding['role']} if {condition}" if condition else binding["role"]
                 found.setdefault(resource, {}).setdefault(role, set()).update(binding["members"])
         return found
+
+    def refused_pushes(self) -> dict[str, str]:
+        """Return the push subscriptions whose pushes a function does not get, and why."""
+        found = {}
+        for name, made in self.resources.items():
+            push = made.get("pushConfig", {}) if name.startswith(f"pubsub/projects/{PROJECT}/subscriptions/") else {}
+            if reason := self._refused(push) if push.get("pushEndpoint") else "":
+                found[name] = reason
+        return found
+
+    def _refused(self, push: Json) -> str:
+        policies, caller = self.policies(), push["oidcToken"]["serviceAccountEmail"]
+        account = f"iam/projects/{PROJECT}/serviceAccounts/{caller}"
+        makers = {
+            *policies.get(account, {}).get("roles/iam.serviceAccountTokenCreator", ()),
+            *policies.get(f"cloudresourcemanager/projects/{PROJECT}", {}).get("roles/pubsub.serviceAgent", ()),
+        }
+        if account not in self.resources or PUBSUB_AGENT not in self.agents:
+            return f"{caller} or {PUBSUB_AGENT} does not exist"
+        if f"serviceAccount:{PUBSUB_AGENT}" not in makers:
+            return f"{PUBSUB_AGENT} may not make tokens of {caller}"
+        for name, made in self.resources.items():
+            if made.get("serviceConfig", {}).get("uri") == push["oidcToken"]["audience"] == push["pushEndpoint"]:
+                invokers = policies.get(_run_service(name), {}).get("roles/run.invoker", ())
+                return "" if f"serviceAccount:{caller}" in invokers else f"{caller} may not call {name}"
+        return f"no function has the address {push['pushEndpoint']}"
 
     def permissions(self, role: str) -> set[str]:
         """Return the permissions of a custom role, by its full name."""
@@ -181,6 +214,11 @@ class GoogleApis(WebServer):
         """Google's own accounts that were asked for; there are no others at first."""
         self.late: set[str] = set()
         """Accounts that are not known yet when a right is given to them for the first time."""
+        self.spread = self.metric_delay = 0.0
+        """Seconds until a new account or role works, and until an alert may watch a new metric."""
+        self.clock: Callable[[], float] = time.monotonic
+        self._since: dict[tuple[str, ...], float] = {}
+        """When a resource was made, or a role granted to a member, on this clock."""
         self.uploads: dict[str, bytes] = {}
         self.operations: dict[str, Json] = {}
         self._lock = threading.Lock()
@@ -206,7 +244,7 @@ class GoogleApis(WebServer):
         """Return the current state and the calls since the last snapshot."""
         with self._lock:
             calls, self.calls = self.calls, []
-            values = Snapshot(calls, self.resources, self.bindings, sorted(self.enabled)).dump()
+            values = Snapshot(calls, self.resources, self.bindings, sorted(self.enabled), sorted(self.agents)).dump()
         return Snapshot.parse(json.loads(json.dumps(values)))
 
     def serve(self, method: str, target: str, content: bytes) -> tuple[int, Json]:
@@ -319,6 +357,7 @@ class GoogleApis(WebServer):
         if finish:
             finish(resource, path)
         self.resources[path] = resource
+        self._since[(path,)] = self.clock()
         return self._done(path, resource) if kind.slow else resource
 
     def _update(self, kind: Kind, request: Request) -> Json:
@@ -355,12 +394,11 @@ class GoogleApis(WebServer):
     def _done(self, path: str, response: Json) -> Json:
         service, _, name = path.partition("/")
         parent = name.rpartition("/")[0].rpartition("/")[0]
-        operation = {
-            "name": f"{parent}/operations/{next(self._numbers)}",
-            "done": True,
-            "metadata": {},
-            "response": response,
-        }
+        operation = {"name": f"{parent}/operations/{next(self._numbers)}", "done": True, "metadata": {}}
+        if response.get("state") == "FAILED":
+            operation["error"] = {"code": 3, "message": response["stateMessages"][0]["message"]}
+        else:
+            operation["response"] = response
         self.operations[f"{service}/{operation['name']}"] = operation
         return operation
 
@@ -374,11 +412,24 @@ class GoogleApis(WebServer):
     def _account_exists(self, email: str) -> None:
         if email.endswith(f"@{PROJECT}.iam.gserviceaccount.com"):
             self._exists(f"iam/projects/{PROJECT}/serviceAccounts/{email}", "Service account")
-        if email in self.late:
-            self.late.remove(email)
+        young = self._young(f"iam/projects/{PROJECT}/serviceAccounts/{email}")
+        if email in self.late or young:
+            self.late.discard(email)
             raise Refused(400, "INVALID_ARGUMENT", f"Service account {email} does not exist.")
         if re.fullmatch(rf"service-{NUMBER}@.+", email) and email not in self.agents:
             raise Refused(400, "INVALID_ARGUMENT", f"Service account {email} does not exist.")
+
+    def _young(self, *what: str) -> bool:
+        """Return whether a resource or a role (resource, role, member) is too new to work everywhere."""
+        return what in self._since and self.clock() < self._since[what] + self.spread
+
+    def _lacks(self, member: str, role: str, path: str, condition: str = "") -> bool:
+        """Return whether a member does not have a role that works; ``condition`` must be in its expression."""
+        for binding in self.bindings.get(path, []):
+            where = binding.get("condition", {}).get("expression", "")
+            if (binding["role"], member in binding["members"]) == (role, True) and (condition in where or not where):
+                return self._young(path, role, member)
+        return True
 
     # What Google adds to, and demands of, new ones
 
@@ -411,9 +462,35 @@ class GoogleApis(WebServer):
         if build["source"]["storageSource"]["object"] not in self.uploads:
             raise Refused(400, "INVALID_ARGUMENT", "the source was never uploaded")
         name, run = path.rpartition("/")[2], _run_service(path)
+        if lacking := self._build_lacks(build, region=path.split("/")[4]):
+            text = f"Build failed: {build['serviceAccount'].rpartition('/')[2]} lacks {', '.join(lacking)}"
+            function |= {"state": "FAILED", "environment": "GEN_2", "stateMessages": [{"message": text}]}
+            return
+        function.pop("stateMessages", None)
         self.resources[run] = {"name": run.partition("/")[2]}
         service |= {"uri": f"https://{name}-abcdef-uc.a.run.app", "service": run.partition("/")[2]}
         function |= {"state": "ACTIVE", "environment": "GEN_2"}
+
+    def _build_lacks(self, build: Json, region: str) -> list[str]:
+        """Return the roles that a function's build account needs and that do not work."""
+        project, member = (
+            f"cloudresourcemanager/projects/{PROJECT}",
+            f"serviceAccount:{build['serviceAccount'].rpartition('/')[2]}",
+        )
+        bucket = f"projects/_/buckets/gcf-v2-sources-{NUMBER}-{region}"
+        needed = (
+            ("roles/logging.logWriter", project, ""),
+            ("roles/storage.objectViewer", project, f'resource.name == "{bucket}"'),
+            ("roles/storage.objectViewer", project, f'resource.name.startsWith("{bucket}/")'),
+            ("roles/artifactregistry.writer", f"artifactregistry/{build['dockerRepository']}", ""),
+        )
+        return [role for role, path, where in needed if self._lacks(member, role, path, where)]
+
+    def _make_alertPolicies(self, alert: Json, path: str) -> None:  # noqa: N802 - the collection's name
+        for metric in re.findall(r"logging\.googleapis\.com/user/([^\"\\]+)", json.dumps(alert)):
+            made = f"logging/projects/{PROJECT}/metrics/{_segment(metric)}"
+            if made not in self.resources or self.clock() < self._since.get((made,), -1e9) + self.metric_delay:
+                raise Refused(404, "NOT_FOUND", f"Cannot find metric(s) that match type = {metric!r}.")
 
     def _make_items(self, resource: Json, path: str) -> None:
         """Finish a bucket or an object."""
@@ -441,7 +518,10 @@ class GoogleApis(WebServer):
         return {"name": "operations/agent", "done": True, "response": {"email": email, "uniqueId": "1"}}
 
     def _get_policy(self, request: Request) -> Json:
-        policy: Json = {"version": 3, "bindings": self.bindings.get(self._named(request.match[1]), [])}
+        path = self._named(request.match[1])
+        if "/serviceAccounts/" in path and self._young(path):
+            raise Refused(403, "PERMISSION_DENIED", f"Permission 'iam.serviceAccounts.getIamPolicy' denied on {path}")
+        policy: Json = {"version": 3, "bindings": self.bindings.get(path, [])}
         return {**policy, "etag": _etag(policy)}
 
     def _set_policy(self, request: Request) -> Json:
@@ -451,17 +531,24 @@ class GoogleApis(WebServer):
             raise Refused(409, "ABORTED", f"the policy of {path} has changed meanwhile")
         for binding in policy.get("bindings", []):
             role = self.resources.get(f"iam/{binding['role']}", {})
-            if binding["role"].startswith("projects/") and (not role or role.get("deleted")):
+            gone = not role or role.get("deleted")
+            if binding["role"].startswith("projects/") and (gone or self._young(f"iam/{binding['role']}")):
                 raise Refused(400, "INVALID_ARGUMENT", f"Role {binding['role']} does not exist")
             for member in binding["members"]:
                 kind, _, email = member.partition(":")
                 if kind == "serviceAccount":
                     self._account_exists(email)
+                self._since.setdefault((path, binding["role"], member), self.clock())
         self.bindings[path] = policy.get("bindings", [])
         return self._get_policy(request)
 
     def _undelete_role(self, request: Request) -> Json:
-        role = self.resources[self._named(request.path.removesuffix(":undelete"))]
+        path = self._named(request.path.removesuffix(":undelete"))
+        role = self.resources[path]
+        if self.clock() > self._since.get((path, "deleted"), self.clock()) + 7 * DAY:
+            raise Refused(
+                400, "FAILED_PRECONDITION", f"{path} was deleted more than 7 days ago and cannot be undeleted."
+            )
         role["deleted"] = False
         return role
 
@@ -469,6 +556,7 @@ class GoogleApis(WebServer):
         """Keep it as deleted, as Google does for weeks."""
         role = self.resources[self._named(request.path)]
         role["deleted"] = True
+        self._since[request.path, "deleted"] = self.clock()
         return role
 
     # Functions, builds, storage
