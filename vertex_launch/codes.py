@@ -207,6 +207,7 @@ class Code(StrEnum):
     CHECK_LOGS = auto()
     CHECK_MISSING = auto()
     CHECK_PERMISSION = auto()
+    CHECK_PUSH = auto()
     CHECK_QUEUE = auto()
     CHECK_REGION = auto()
     CHECK_TOPIC = auto()

@@ -1,6 +1,6 @@
 """Identities and permissions on loopback: the methods of Google's that only the preflight calls.
 
-Over gRPC: ``TestIamPermissions`` of projects (Resource Manager) and of service accounts (IAM). Over HTTP:
+Over gRPC: ``TestIamPermissions`` and ``GetIamPolicy`` of projects (Resource Manager) and of service accounts (IAM). Over HTTP:
 ``generateAccessToken`` (IAM Credentials), the token endpoint that a key file names, and ``userinfo`` (OpenID Connect).
 Both are plaintext or use TLS. A caller is identified by the bearer token.
 """
@@ -22,11 +22,13 @@ from urllib.parse import parse_qs, unquote
 
 import grpc
 from google.iam.v1.iam_policy_pb2 import (  # type: ignore[import-untyped]
+    GetIamPolicyRequest,
     TestIamPermissionsRequest,
     TestIamPermissionsResponse,
 )
+from google.iam.v1.policy_pb2 import Binding, Policy  # type: ignore[import-untyped]
 
-from local.standins.rpc import Refused, RpcServer, bearer, http_status
+from local.standins.rpc import Refused, RpcServer, bearer, http_status, quota_project
 from local.standins.web import Handler, WebServer
 
 TOKEN_PATH = "/token"
@@ -40,25 +42,35 @@ _CODE = grpc.StatusCode
 class IamServer(WebServer):
     """A local IAM. gRPC clients use ``endpoint``, HTTP clients ``url``.
 
-    ``accounts`` are the service accounts that exist. ``denied`` holds pairs of a caller, empty for one without a token, and
-    a permission that the caller lacks; every other permission is granted. ``disabled`` holds methods that answer like an API
-    that is not enabled. ``calls`` counts requests by method and caller. ``certificate`` is a PEM file with a key, for TLS.
+    ``accounts`` are the service accounts that exist, ``bindings`` the roles of members by project or account: Google's own
+    accounts have none before one is granted. Reading them takes the permission ``getIamPolicy``. ``denied`` holds pairs of a
+    caller, empty for one without a token, and a permission that the caller lacks; every other permission is granted.
+    ``disabled`` holds methods that answer like an API that is not enabled. ``calls`` counts requests by method and caller.
+    ``certificate`` is a PEM file with a key, for TLS.
     """
 
     def __init__(
         self, *, projects: Collection[str], accounts: Collection[str], port: int = 0, certificate: Path | None = None
     ) -> None:
         self.accounts = set(accounts)
+        self.bindings: dict[str, list[tuple[str, str]]] = {}
+        self.quota_projects: set[str] = set()
+        """Those that calls over gRPC have named; empty text for none."""
         self.denied: set[tuple[str, str]] = set()
         self.disabled: set[str] = set()
         self.calls: Counter[tuple[str, str]] = Counter()
         self._projects = frozenset(projects)
         self._lock = threading.Lock()
         pem = certificate.read_bytes() if certificate else b""
+        services = (("project", "cloud.resourcemanager.v3.Projects"), ("account", "iam.admin.v1.IAM"))
         self._rpc = RpcServer(
             {
-                f"/google.{service}/TestIamPermissions": (TestIamPermissionsRequest, partial(self._test, kind))
-                for kind, service in (("project", "cloud.resourcemanager.v3.Projects"), ("account", "iam.admin.v1.IAM"))
+                f"/google.{service}/{method}": (request, partial(answer, kind))
+                for kind, service in services
+                for method, request, answer in (
+                    ("TestIamPermissions", TestIamPermissionsRequest, self._test),
+                    ("GetIamPolicy", GetIamPolicyRequest, self._policy),
+                )
             },
             port=port,
             certificate=(pem, pem) if pem else None,
@@ -104,14 +116,27 @@ class IamServer(WebServer):
             message = "The API has not been used in this project before or it is disabled."
             raise Refused(_CODE.PERMISSION_DENIED, message)
 
-    def _test(self, kind: str, request: Any) -> Any:
+    def _find(self, kind: str, request: Any) -> str:
+        """Return the caller, if what it asks about exists."""
         caller, known = _caller(bearer.get()), self.accounts if kind == "account" else self._projects
         self._count(kind, caller)
+        self.quota_projects.add(quota_project.get())
         if request.resource.rpartition("/")[2] not in known:
             if kind == "account":
                 raise Refused(_CODE.NOT_FOUND, "Unknown service account.")
             message = "The caller does not have permission, or the project does not exist."
             raise Refused(_CODE.PERMISSION_DENIED, message)
+        return caller
+
+    def _policy(self, kind: str, request: Any) -> Any:
+        caller = self._find(kind, request)
+        if (caller, "getIamPolicy") in self.denied:
+            raise Refused(_CODE.PERMISSION_DENIED, "Permission 'getIamPolicy' denied on resource.")
+        given = self.bindings.get(request.resource.rpartition("/")[2], [])
+        return Policy(bindings=[Binding(role=role, members=[member]) for role, member in given])
+
+    def _test(self, kind: str, request: Any) -> Any:
+        caller = self._find(kind, request)
         granted = [one for one in request.permissions if (caller, one) not in self.denied]
         return TestIamPermissionsResponse(permissions=granted)
 

@@ -24,6 +24,8 @@ Method = tuple[type[Any], Callable[[Any], Any]]
 
 bearer: ContextVar[str] = ContextVar("bearer", default="")
 """The access token of the call being answered; empty without one, as in plaintext."""
+quota_project: ContextVar[str] = ContextVar("quota_project", default="")
+"""The project whose quota the call uses; empty if it names none."""
 
 
 class Refused(Exception):
@@ -96,7 +98,9 @@ class RpcServer:
     def _handler(self, operation: str, request_type: type[Any], function: Callable[[Any], Any]) -> Any:
         def answer(request: Any, context: Any) -> Any:
             self.count(operation)
-            bearer.set(dict(context.invocation_metadata()).get("authorization", "").removeprefix("Bearer "))
+            metadata = dict(context.invocation_metadata())
+            bearer.set(metadata.get("authorization", "").removeprefix("Bearer "))
+            quota_project.set(metadata.get("x-goog-user-project", ""))
             try:
                 self.faults.before(operation)
                 response = function(request)

@@ -732,6 +732,45 @@ def who(output: str) -> dict[str, str]:
 PROJECT_JOBS = f"CustomJobs in project {PROJECT}"
 
 
+PUSHES, PUSH = "pushes of Pub/Sub", f"lab-push@{PROJECT}.iam.gserviceaccount.com"
+PUBSUB = "serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com"
+TOKENS = "roles/iam.serviceAccountTokenCreator"
+
+
+@pytest.mark.parametrize(
+    ("bindings", "verdict"),
+    [
+        ({}, "FAIL"),
+        ({PUSH: [(TOKENS, PUBSUB)]}, "ok"),
+        ({PUSH: [("roles/iam.serviceAccountUser", PUBSUB), (TOKENS, "user:ada@example.com")]}, "FAIL"),
+        ({PUSH: [(TOKENS, f"deleted:{PUBSUB}?uid=1")]}, "FAIL"),
+        ({PROJECT: [("roles/pubsub.serviceAgent", PUBSUB)]}, "ok"),
+        ({PROJECT: [("roles/pubsub.serviceAgent", PUBSUB.replace("-1@", "-1@evil."))]}, "FAIL"),
+    ],
+)
+def test_pubsub_can_authenticate_its_pushes(
+    bindings: dict[str, list[tuple[str, str]]], verdict: str, world: World, run: Run
+) -> None:
+    """For the topic and the account that a deployment makes."""
+    topic = f"projects/{PROJECT}/topics/lab-ticks"
+    world.settings |= {"deployment": "lab", "tick_topic": topic}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PUBSUB_EMULATOR_HOST", world.pubsub.address)
+        publisher = PublisherClient()
+        publisher.create_topic(name=topic)
+        publisher.transport.close()
+    assert [line.verdict for line in parsed(run()[1]) if line.what == PUSHES] == ["skip"], "there is no such account"
+    world.iam.accounts.add(PUSH)
+    world.iam.bindings = bindings
+    status, output = run()
+    [line] = [line for line in parsed(output) if line.what == PUSHES]
+    assert (status, line.verdict, line.code) == ((0, "ok", "") if verdict == "ok" else (1, "FAIL", Code.CHECK_PUSH))
+    assert PUSH in line.text
+    assert (TOKENS in line.text) is (verdict == "FAIL")
+    world.iam.denied.add(("", "getIamPolicy"))
+    assert [line.verdict for line in parsed(run()[1]) if line.what == PUSHES] == ["skip"], "unknown is not wrong"
+
+
 def test_ones_own_permissions(iam: IamServer, secured: dict[str, str], run: Run) -> None:
     iam.denied = {(DEPLOYER, check.ACT_AS)}
     status, output = run(**secured)
@@ -761,6 +800,29 @@ def test_a_persons_permissions(iam: IamServer, secured: dict[str, str], world: W
     iam.disabled.add("userinfo")
     status, output = run(**secured)
     assert (status, "ada@example.com" in output) == (0, False)
+
+
+@pytest.mark.parametrize("named", ["", "finance"])
+def test_a_person_needs_a_quota_project(
+    named: str, iam: IamServer, secured: dict[str, str], world: World, run: Run
+) -> None:
+    """Google refuses the credentials of a person that name none, and Vertex AI is the first to do so."""
+    person = {
+        "type": "authorized_user",
+        "refresh_token": "ada@example.com",
+        "client_id": "id",
+        "client_secret": "secret",
+    }
+    if named:
+        person["quota_project_id"] = named
+    (world.folder / "person.json").write_text(json.dumps(person))
+    secured["GOOGLE_APPLICATION_CREDENTIALS"] = str(world.folder / "person.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("google.oauth2.credentials._GOOGLE_OAUTH2_TOKEN_ENDPOINT", f"{iam.url}{TOKEN_PATH}")
+        status, output = run(**secured)
+    assert status == 0, output
+    assert iam.quota_projects == {named or PROJECT}
+    assert (f"set-quota-project {PROJECT}" in who(output)["Google credentials"]) is (not named)
 
 
 def test_as_the_account_of_dispatch(iam: IamServer, secured: dict[str, str], run: Run) -> None:

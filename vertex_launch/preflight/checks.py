@@ -35,6 +35,8 @@ OBJECTS = tuple(f"storage.objects.{verb}" for verb in ("create", "get", "delete"
 """What the record needs. Overwriting includes deleting, and without list Cloud Storage answers 403 for a missing object."""
 ACT_AS = "iam.serviceAccounts.actAs"
 PUBLISH = "pubsub.topics.publish"
+MAKE_TOKENS = "roles/iam.serviceAccountTokenCreator"
+PUBSUB_AGENT = re.compile(r"serviceAccount:service-\d+@gcp-sa-pubsub\.iam\.gserviceaccount\.com")
 
 ASKED_AS = "the function's service account"
 """The name that adapters use for the caller. In the preflight it may be another one."""
@@ -86,6 +88,7 @@ class Preflight:
         self._outside = outside
         self._passes = function is not Function.JOB_STATE
         self._publishes = function in (None, Function.JOB_STATE)
+        self._pushes = function is None  # the functions' accounts may not read the policies that say it
 
     def lines(self) -> Iterator[Line]:
         """Run the checks, independent ones in parallel, and yield their lines: each cause once, before what it affects."""
@@ -115,6 +118,8 @@ class Preflight:
             what = f"service accounts of jobs from {', '.join(queues.unknown)}"
             yield skip(what, "need a queue configuration from which a job can be built")
         yield from topic
+        if self._pushes:
+            yield from self._push()
 
     def _key(self) -> list[Line]:
         what, asked = "API key", self._outside.key
@@ -240,6 +245,37 @@ class Preflight:
         remedy = f"Run gcloud pubsub topics create {topic}, or correct {self._settings.where('tick_topic')}"
         granted = _granted(what, asked, topic, (PUBLISH,), may, remedy)
         return [granted.line(what, (PUBLISH,), may, "on it, as roles/pubsub.publisher does")]
+
+    def _push(self) -> Iterator[Line]:
+        """Check that Pub/Sub's own account may make the tokens of pushes, if the names are those that a deployment gives."""
+        settings, accounts, projects = self._settings, self._outside.accounts, self._outside.projects
+        project, name = settings.project, settings.deployment
+        if settings.tick_topic != f"projects/{project}/topics/{name}-ticks":
+            return
+        account, what = f"{name}-push@{project}.iam.gserviceaccount.com", "pushes of Pub/Sub"
+        if accounts is None or projects is None:
+            yield _no_credentials(what)
+            return
+        try:
+            makers = accounts.service.members(account, [MAKE_TOKENS])
+            if not any(map(PUBSUB_AGENT.fullmatch, makers)):
+                makers = projects.service.members(project, [MAKE_TOKENS, "roles/pubsub.serviceAgent"])
+        except NotThere:
+            yield skip(what, f"there is no account {account}, which Pub/Sub would push as")
+        except Refuses as error:
+            yield skip(what, f"{accounts.who} may not read who may make tokens of {account} ({error.reason})")
+        except Unavailable as error:
+            yield replace(no_answer(what, error), verdict=Verdict.WARN, code=Code.CHECK_UNVERIFIED)
+        else:
+            if any(map(PUBSUB_AGENT.fullmatch, makers)):
+                yield ok(what, f"Pub/Sub's own account may make tokens of {account}")
+                return
+            found = f"Pub/Sub's own account may not make tokens of {account}, so the functions refuse its pushes"
+            remedy = (
+                f"Deploy again, or grant {MAKE_TOKENS} on {account} to "
+                "service-PROJECT_NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com"
+            )
+            yield fail(Code.CHECK_PUSH, what, found, remedy)
 
 
 def _habits(what: str, bucket: str, buckets: BucketPermissions) -> Iterator[Line]:

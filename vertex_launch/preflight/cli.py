@@ -120,7 +120,7 @@ def _check(account: str | None, function: Function | None, redact: Redactor) -> 
     except ConfigError as error:
         yield from _problems(error)
     else:
-        line, identity = _identity(account, environ, endpoints)
+        line, identity = _identity(account, environ, endpoints, settings.project if settings else "")
         yield line
     if settings is None or endpoints is None:
         yield skip("everything else", "needs a valid configuration")
@@ -136,7 +136,9 @@ def _problems(error: ConfigError) -> Iterator[Line]:
         yield fail(problem.code, CONFIGURATION, f"{problem.place}: {problem.found}", problem.remedy)
 
 
-def _identity(account: str | None, environ: Mapping[str, str], endpoints: Endpoints) -> tuple[Line, Identity | None]:
+def _identity(
+    account: str | None, environ: Mapping[str, str], endpoints: Endpoints, project: str
+) -> tuple[Line, Identity | None]:
     """Return the line about the credentials, and the credentials if they are needed and work."""
     what = "Google credentials"
     if all(_plaintext(environ, endpoints).values()):
@@ -145,13 +147,17 @@ def _identity(account: str | None, environ: Mapping[str, str], endpoints: Endpoi
             return ok(what, found), None
         return warn(Code.CHECK_IDENTITY, what, f"{found}, so {account}'s permissions are not being tested"), None
     try:
-        identity = credentials.find(account, endpoints, timeout=TIMEOUT)
+        identity = credentials.find(account, endpoints, timeout=TIMEOUT, project=project)
     except Unavailable as error:
         return fail(error.message.code, what, error.reason), None
-    if account is not None:
-        return ok(what, f"{account}, impersonated; its permissions are tested"), identity
-    whose = identity.account or UNKNOWN
-    return ok(what, f"{whose}; its permissions are tested, not the functions' (use --as ACCOUNT for those)"), identity
+    text = f"{account}, impersonated; its permissions are tested"
+    if account is None:
+        whose = identity.account or UNKNOWN
+        text = f"{whose}; its permissions are tested, not the functions' (use --as ACCOUNT for those)"
+    if lent := identity.lent_quota:
+        run = f"gcloud auth application-default set-quota-project {lent}"
+        text += f". They name no quota project, so {lent} is used; other tools need `{run}`"
+    return ok(what, text), identity
 
 
 def _plaintext(environ: Mapping[str, str], endpoints: Endpoints) -> dict[str, bool]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass, fields
 
 import google.auth
 import requests
-from google.auth import impersonated_credentials
+from google.auth import external_account_authorized_user, impersonated_credentials
 from google.auth.credentials import Credentials
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport.requests import AuthorizedSession, Request
+from google.oauth2 import credentials as of_person
 
 from vertex_launch.adapters.google_api import is_plaintext
 from vertex_launch.codes import Code
@@ -23,6 +24,8 @@ SERVICE = "Google credentials"
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform", "https://www.googleapis.com/auth/userinfo.email")
 
 LOG_IN = "Run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+
+_PERSONS = (of_person.Credentials, external_account_authorized_user.Credentials)
 
 _ADDRESS = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
 _LOOPBACK = re.compile(r"http://(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
@@ -67,22 +70,32 @@ def _wrong(name: str, address: str) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """Credentials that work, and the account that they belong to; empty text if that is unknown."""
+    """Credentials that work, and the account that they belong to; empty text if that is unknown.
+
+    ``lent_quota`` is the project whose quota a person's credentials use because they name none; else empty text.
+    """
 
     credentials: Credentials
     account: str
+    lent_quota: str = ""
 
 
-def find(impersonate: str | None, endpoints: Endpoints, *, timeout: float) -> Identity:
-    """Return the application default credentials, or use them to impersonate a service account. Raises Unavailable."""
+def find(impersonate: str | None, endpoints: Endpoints, *, timeout: float, project: str = "") -> Identity:
+    """Return the application default credentials, or use them to impersonate a service account. Raises Unavailable.
+
+    Vertex AI and other services refuse a person's credentials without a quota project: ``project`` is used if they name none.
+    """
     request = functools.partial(Request(), timeout=timeout)
     try:
         own, _ = google.auth.default(scopes=SCOPES, request=request)
         own.refresh(request)
     except GoogleAuthError as error:
         raise Unavailable(SERVICE, f"{_said(error)}. {LOG_IN}", code=Code.CHECK_CREDENTIALS) from error
+    account, lent = _account(own, endpoints, timeout) if impersonate is None else "", ""
+    if project and isinstance(own, _PERSONS) and not own.quota_project_id:
+        own, lent = own.with_quota_project(project), project
     if impersonate is None:
-        return Identity(own, _account(own, endpoints, timeout))
+        return Identity(own, account, lent)
     address = f"{endpoints.iamcredentials}/v1/projects/-/serviceAccounts/{impersonate}:generateAccessToken"
     theirs = impersonated_credentials.Credentials(
         source_credentials=own, target_principal=impersonate, target_scopes=SCOPES, iam_endpoint_override=address
@@ -97,7 +110,7 @@ def find(impersonate: str | None, endpoints: Endpoints, *, timeout: float) -> Id
             f"roles/iam.serviceAccountTokenCreator on {impersonate}",
             code=Code.CHECK_CREDENTIALS,
         ) from error
-    return Identity(theirs, impersonate)
+    return Identity(theirs, impersonate, lent)
 
 
 def _account(credentials: Credentials, endpoints: Endpoints, timeout: float) -> str:

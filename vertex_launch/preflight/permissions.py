@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from google.api_core import exceptions
 
 from vertex_launch.adapters import google_api, record_storage
 from vertex_launch.codes import Code
 from vertex_launch.errors import LaunchError, Unavailable
+
+T = TypeVar("T")
 
 _UNANSWERED = (exceptions.Forbidden, exceptions.Unauthorized, exceptions.BadRequest, exceptions.MethodNotImplemented)
 """The errors with which a service refuses the question."""
@@ -45,8 +47,20 @@ class Permissions:
 
     def granted(self, resource: str, permissions: Sequence[str]) -> frozenset[str]:
         """Return those of the permissions that the caller has. Raises NotThere, Refuses, Unavailable."""
+        granted = self._ask(resource, lambda: frozenset(self._test(resource, list(permissions))))
+        if not granted:
+            self._look_for(resource)
+        return granted
+
+    def members(self, resource: str, roles: Sequence[str]) -> frozenset[str]:
+        """Return who has one of the roles by the resource's own policy. Raises NotThere, Refuses, Unavailable."""
+        request = {"resource": self._name(resource)}
+        policy = self._ask(resource, lambda: self._client.get_iam_policy(request=request, **self._again))
+        return frozenset(member for binding in policy.bindings if binding.role in roles for member in binding.members)
+
+    def _ask(self, resource: str, ask: Callable[[], T]) -> T:
         try:
-            granted = frozenset(self._test(resource, list(permissions)))
+            return ask()
         except exceptions.NotFound as error:
             raise NotThere(_said(error)) from error
         except _UNANSWERED as error:
@@ -54,9 +68,6 @@ class Permissions:
             raise Refuses(self._service, _said(error), code=Code.CHECK_UNVERIFIED) from error
         except google_api.TROUBLE as error:
             raise self._no_answer(resource, error) from error
-        if not granted:
-            self._look_for(resource)
-        return granted
 
     def _test(self, resource: str, permissions: list[str]) -> Iterable[str]:
         request = {"resource": self._name(resource), "permissions": permissions}
