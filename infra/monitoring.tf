@@ -86,9 +86,22 @@ resource "google_monitoring_alert_policy" "this" {
     }
   }
 
-  # Cloud Monitoring refuses alerts on a metric that was created a moment ago. Building the functions takes minutes, so alerts wait
-  # for them.
-  depends_on = [google_logging_metric.this, google_cloudfunctions2_function.this]
+  depends_on = [terraform_data.metrics_appear, google_logging_metric.this, google_cloudfunctions2_function.this]
+}
+
+# Cloud Monitoring refuses alerts on a metric that was created a moment ago, for up to ten minutes. They pass while the functions are
+# built. After an update this waits only for new metrics.
+resource "terraform_data" "metrics_appear" {
+  count = var.wait_for_metrics > 0 ? 1 : 0
+
+  triggers_replace = keys(local.metrics)
+  input            = "sleep ${var.wait_for_metrics}"
+
+  provisioner "local-exec" {
+    command = self.input
+  }
+
+  depends_on = [google_logging_metric.this]
 }
 
 resource "google_monitoring_dashboard" "this" {

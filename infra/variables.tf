@@ -351,6 +351,18 @@ variable "wait_for_roles" {
   }
 }
 
+variable "wait_for_metrics" {
+  description = "Seconds to wait between creating metrics and the alerts that watch them, because an alert on a new metric is refused for up to ten minutes. 0: do not wait."
+  type        = number
+  default     = 600
+  nullable    = false
+
+  validation {
+    condition     = var.wait_for_metrics >= 0 && var.wait_for_metrics <= 1200 && floor(var.wait_for_metrics) == var.wait_for_metrics
+    error_message = "wait_for_metrics must be 0 to 1200 whole seconds."
+  }
+}
+
 variable "role_suffix" {
   description = "End of the ids of the custom roles, such as _2, for an apply 8 to 37 days after a destroy: Google then neither restores the deleted roles nor frees their ids."
   type        = string

@@ -15,6 +15,7 @@ variables {
   # No commands in an apply to the mock.
   create_pubsub_agent = false
   wait_for_roles      = 0
+  wait_for_metrics    = 0
 }
 
 # Applied to the mock, for the functions' addresses are not known before.

@@ -61,8 +61,8 @@ run "by_default" {
     error_message = "Pub/Sub's own account makes tokens of the push account, and of no other."
   }
   assert {
-    condition     = terraform_data.pubsub_agent[0].input == "gcloud beta services identity create --service=pubsub.googleapis.com --project=my-project" && terraform_data.roles_work[0].input == "sleep 90"
-    error_message = "Pub/Sub's own account is created, and new roles get time to work."
+    condition     = terraform_data.pubsub_agent[0].input == "gcloud beta services identity create --service=pubsub.googleapis.com --project=my-project" && terraform_data.roles_work[0].input == "sleep 90" && terraform_data.metrics_appear[0].input == "sleep 600"
+    error_message = "Pub/Sub's own account is created, and new roles and metrics get time to work."
   }
 }
 
@@ -198,9 +198,10 @@ run "without_gcloud_and_without_waiting" {
   variables {
     create_pubsub_agent = false
     wait_for_roles      = 0
+    wait_for_metrics    = 0
   }
   assert {
-    condition     = length(terraform_data.pubsub_agent) + length(terraform_data.roles_work) == 0
+    condition     = length(terraform_data.pubsub_agent) + length(terraform_data.roles_work) + length(terraform_data.metrics_appear) == 0
     error_message = "Terraform runs no command."
   }
 }

@@ -52,6 +52,7 @@ run "several_at_once" {
     notification_channels         = ["ada@example.com"]
     vpc_egress                    = "NONE"
     wait_for_roles                = 601
+    wait_for_metrics              = -1
     role_suffix                   = "-2"
     dispatch_now_ingress          = "all"
     launch_config                 = "no-such-file.yaml"
@@ -61,7 +62,7 @@ run "several_at_once" {
     var.project, var.region, var.job_regions, var.schedule, var.wandb_base_url, var.labels, var.dispatch_timeout, var.dispatch_memory, var.job_state_timeout,
     var.max_delivery_attempts, var.message_retention_seconds, var.dead_letter_retention_seconds, var.wandb_secret, var.record_bucket,
     var.images_repository, var.job_service_accounts, var.vertex_agents, var.notification_channels, var.vpc_egress,
-    var.wait_for_roles, var.role_suffix, var.dispatch_now_ingress,
+    var.wait_for_roles, var.wait_for_metrics, var.role_suffix, var.dispatch_now_ingress,
     var.launch_config, var.vertex_launch_config,
   ]
 }

@@ -133,6 +133,8 @@ def test_what_needs_an_agent_waits_for_it_and_builds_wait_for_roles() -> None:
         one["address"] for one in written if one["type"].endswith("_iam_member") and ".build_" in one["address"]
     }
     assert waits["google_cloudfunctions2_function.this"] >= {"terraform_data.roles_work", "google_logging_metric.this"}
+    assert "google_logging_metric.this" in waits["terraform_data.metrics_appear"]
+    assert "terraform_data.metrics_appear" in waits["google_monitoring_alert_policy.this"]
     assert waits["google_pubsub_subscription.push"] >= {"google_service_account_iam_member.pubsub_makes_tokens"}
     assert "google_logging_metric.this" in waits["google_monitoring_alert_policy.this"]
 
