@@ -415,6 +415,26 @@ def test_two_items_with_one_run_id_never_run_at_once() -> None:
     assert len(world.queue.contents[second].warnings) == 2, "by a job of this round, then by one of the first item"
 
 
+@pytest.mark.parametrize("lag", [0.0, 100.0])
+def test_the_run_of_a_job_that_lost_its_item_is_not_used_before_the_job_has_ended(lag: float) -> None:
+    world = World()
+    world.vertex.lag = lag
+    first, second = (world.queue.push(queue, image_spec(run_id="same")) for queue in ("cpu", "gpu"))
+
+    def take(request: JobRequest, create: Callable[[], str]) -> str:
+        world.vertex.on_create = lambda request, create: create()
+        world.queue.claim(first, "anothers")
+        return create()
+
+    world.vertex.on_create = take
+    assert len(world.run(PassRequest(queues=("cpu",))).cancelled) == 1
+    assert world.run(PassRequest(queues=("gpu",))).submitted == []
+    assert Code.RUN_IN_USE in world.queue.contents[second].warnings[0]
+    world.vertex.set(next(iter(world.vertex.jobs)), JobState.JOB_STATE_CANCELLED)
+    world.clock.sleep(130)
+    assert [one["item"] for one in world.run().submitted] == [second]
+
+
 @pytest.mark.parametrize("changes", [{"entity": "ACME"}, {"project": "DEMO"}, {"entity": "Acme", "project": "Demo"}])
 def test_a_run_that_differs_only_by_case_is_the_same_run(changes: dict[str, str]) -> None:
     world = World()

@@ -42,13 +42,14 @@ class Room:
     slots: dict[Kind, float]
     left: dict[str, int]
     limit: float
-    runs: set[RunId] = field(default_factory=set)
-    """Runs of the jobs that start in this round."""
+    runs: set[str] = field(default_factory=set)
+    """Runs of the jobs that have not ended, and of those that start in this round."""
 
     @classmethod
     def of(cls, pass_: Pass, active: Iterable[ManagedJob]) -> Room:
         """Return the room that is left now beside the active jobs and what the ledger knows."""
         settings, ledger, now = pass_.settings, pass_.ledger, pass_.now
+        active = list(active)
         used = ledger.slots_used(active)
         limits = {Kind.JOB: settings.job_limit, Kind.SCHEDULER: settings.scheduler_limit}
         wanted, per_minute = pass_.request.limit, settings.submissions_per_minute
@@ -58,6 +59,7 @@ class Room:
             slots={kind: max(0, limit - used[kind]) for kind, limit in limits.items()},
             left={region: ledger.submissions_left(region, per_minute, now) for region in regions},
             limit=float("inf") if wanted is None else max(0, wanted - pass_.report.creates),
+            runs={str(job.run.folded) for job in active} | {one.run for one in ledger.dying.values()},
         )
 
     @property
@@ -160,7 +162,7 @@ def start(
             yield Defer(item, error.message, error.warn, error.patient)
         else:
             size += request.size
-            room.runs.add(request.run.folded)
+            room.runs.add(str(request.run.folded))
             yield Create(item, spec.kind, request)
 
 
@@ -191,7 +193,7 @@ def _check_waiting(pass_: Pass, item: Item) -> None:
 def _check_run(pass_: Pass, item: Item, run: RunId, room: Room) -> None:
     """Raise ItemDeferred while another job reports as the same run."""
     user = pass_.ledger.user_of(run, item.id)
-    if user or run.folded in room.runs:
+    if user or str(run.folded) in room.runs:
         other = f" of item {user.item}" if user else ""
         text = f"Run {run} is used by another job{other}. This item waits until that job has ended."
         raise ItemDeferred(text, code=Code.RUN_IN_USE, patient=True)

@@ -127,9 +127,10 @@ class Retry(_Value):
 
 
 class Dying(_Value):
-    """A job that a pass cancelled, and when."""
+    """A job that a pass cancelled, the run that it reports as (in lower case where W&B ignores the case), and when."""
 
     kind: Kind = Kind.JOB
+    run: str = ""
     since: Time
 
 
@@ -500,7 +501,7 @@ class Ledger(BaseModel):
     def lose(self, item: str, now: float) -> None:
         """Forget the item, which is someone else's. Its job is cancelled, and holds its slot until a list shows it."""
         if entry := self.open.pop(item, None):
-            self.dying[entry.job] = Dying(kind=entry.kind, since=now)
+            self.dying[entry.job] = Dying(kind=entry.kind, run=str(entry.run_id.folded), since=now)
 
     def listed(self, jobs: Container[str], before: float) -> None:
         """Forget dying jobs that the lists show from now on, and those cancelled ``before``, which must have ended."""
