@@ -10,8 +10,10 @@ follows from the seed: one thread, one clock, one source of chance. The services
     jobs         Vertex AI: what becomes of CustomJobs, lists that lag behind
     objects      the bucket: who writes the lock and the ledger
     invariants   what must hold at every step and in the end
-    world        deployments, people, other agents, Pub/Sub; puts everything together
+    people       what people and other agents do, also when it hurts most
+    world        deployments, Pub/Sub; puts everything together
     graphql      the server that the product's own W&B client reaches in some worlds
     soak         many worlds, and what they covered
     mutations    defects of the product that must be found
+    edits        the same as one expression of the source that is replaced, and which worlds find it
 """

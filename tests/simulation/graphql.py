@@ -26,7 +26,7 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from tests.simulation.scheduler import Program
 from tests.support.memory import ENTITY, Secret, Service
 from vertex_launch.adapters.wandb_answer import Retryable
-from vertex_launch.adapters.wandb_queue import WandbQueue
+from vertex_launch.adapters.wandb_queue import SHORT_MESSAGE, WandbQueue
 from vertex_launch.adapters.wandb_server import REGISTRY
 from vertex_launch.model import Ack, AgentView, Pace, Phase, RunId
 from vertex_launch.settings.config import Settings
@@ -114,24 +114,36 @@ def _filled(value: Any, variables: Mapping[str, Any]) -> Any:
 
 
 class GraphQL(Service):
-    """The server. ``batched`` if it takes several operations in one request, ``extended`` if it knows the newer fields."""
+    """The server. ``batched`` if it takes several operations in one request, ``extended`` if it knows the newer fields.
+
+    ``rotating`` if its keys are replaced again and again, while passes use them; ``grumpy`` if it often refuses messages.
+    """
 
     name = "W&B's address"
 
-    def __init__(self, world: World, *, batched: bool, extended: bool) -> None:
+    def __init__(self, world: World, *, batched: bool, extended: bool, rotating: bool, grumpy: bool) -> None:
         super().__init__()
         self._world, self._wandb, self._scheduler = world, world.wandb, world.scheduler
-        self._batched, self._extended = batched, extended
+        self._batched, self._extended, self._rotating = batched, extended, rotating
+        self._grumpy = grumpy
         self.valid: set[str] = set()
         """Keys that this server takes, empty for all."""
+        self._long: dict[tuple[str, str], str] = {}
+        """Long messages by item and beginning: a refused one is sent once more, cut."""
 
     def handle(self, key: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """Answer one request with a status and a body."""
+        self._remember(body["variables"])
+        kind, fields = parse(body["query"])
+        if self._rotating and kind == "mutation" and self._world.troubled and self._world.random.random() < 0.1:
+            self.valid = {self._world.people.new_key()}
         if self.valid and key not in self.valid:
             return 401, {"errors": [{"message": "user is not logged in"}]}
-        if self._world.troubled and self._world.random.random() < 0.01:
+        busy = self._world.troubled and (
+            0.3 if self._grumpy and _operation(body["query"]) in ("fail", "warn") else 0.01
+        )
+        if busy and self._world.random.random() < busy:
             return self._world.random.choice((400, 403, 409)), {"errors": [{"message": "not now"}]}
-        kind, fields = parse(body["query"])
         if len(fields) > 1 and not self._batched:
             return 400, {"errors": [{"message": "one operation in a request"}]}
         newer = {"runQueueItems", "heartbeatAt"}
@@ -150,6 +162,15 @@ class GraphQL(Service):
                 data[one.alias] = None
                 errors.append({"message": str(error), "path": [one.alias]})
         return 200, {"data": data} | ({"errors": errors} if errors else {})
+
+    def _remember(self, variables: Mapping[str, Any]) -> None:
+        for name, text in variables.items():
+            if name.startswith("message_") and len(text) > SHORT_MESSAGE:
+                self._long[variables[name.replace("message", "item")], text[: SHORT_MESSAGE - 1]] = text
+
+    def _whole(self, item: str, text: str) -> str:
+        """Return a message as it was before the client cut it because it was refused."""
+        return self._long.get((item, text.removesuffix("…")), text) if text.endswith("…") else text
 
     def _resolve(self, one: Selected, variables: Mapping[str, Any]) -> Any:
         arguments = _filled(dict(one.arguments), variables)
@@ -237,12 +258,12 @@ class GraphQL(Service):
         return {"success": self._wandb.claim(said["runQueueItemId"], said["runName"]) is Ack.ACCEPTED}
 
     def _failRunQueueItem(self, one: Selected, arguments: Any, variables: Any) -> Any:  # noqa: N802
-        said = arguments["input"]
-        return {"success": self._wandb.fail_item(said["runQueueItemId"], said["message"], Phase(said["stage"]))}
+        said, item = arguments["input"], arguments["input"]["runQueueItemId"]
+        return {"success": self._wandb.fail_item(item, self._whole(item, said["message"]), Phase(said["stage"]))}
 
     def _updateRunQueueItemWarning(self, one: Selected, arguments: Any, variables: Any) -> Any:  # noqa: N802
-        said = arguments["input"]
-        return {"success": self._wandb.warn_item(said["runQueueItemId"], said["message"], Phase(said["stage"]))}
+        said, item = arguments["input"], arguments["input"]["runQueueItemId"]
+        return {"success": self._wandb.warn_item(item, self._whole(item, said["message"]), Phase(said["stage"]))}
 
     def _upsertSweep(self, one: Selected, arguments: Any, variables: Any) -> Any:  # noqa: N802
         said = arguments["input"]
@@ -253,10 +274,14 @@ class GraphQL(Service):
     # What is heard when a request goes wrong
 
     def refuse(self, operation: str = "", *args: Any) -> Any:
-        """Answer that the server is busy, or do not answer."""
-        chance = self._world.random.random()
-        if chance < 0.5:
-            return 429 if chance < 0.2 else 503, {"errors": [{"message": "try again later"}]}
+        """Answer that the server is busy, or do not answer, or refuse all of a change."""
+        _, body = args
+        self._remember(body["variables"])
+        kind = self._world.random.choice(("429", "503", "503", "400", "400", "nothing", "nothing"))
+        if kind in ("429", "503"):
+            return int(kind), {"errors": [{"message": "try again later"}]}
+        if kind == "400" and not self._scheduler.program.slowly and body["query"].startswith("mutation"):
+            return 400, {"errors": [{"message": "this request cannot be served"}]}
         raise requests.ConnectTimeout("no connection")
 
     def lose(self, operation: str, *args: Any) -> Any:
@@ -343,27 +368,36 @@ class _Backoff:
 
 
 @dataclass
+class Instance:
+    """A process that lives from pass to pass, until one of its programs is killed; it keeps the key."""
+
+    key: str = ""
+
+
+@dataclass
 class _Key:
-    """The API key as one instance keeps it: read once, and again when W&B refuses it."""
+    """The API key as an instance keeps it: read once, and again when W&B refuses it."""
 
     program: Program
     secret: Secret
-    key: str = ""
+    instance: Instance
 
     def get(self) -> str:
-        return self.key or self.renew("")
+        self.program.redact.pin(self.instance.key)
+        return self.instance.key or self.renew("")
 
     def renew(self, refused: str) -> str:
-        self.key = self.program.call(self.secret, "get")
-        self.program.redact.pin(self.key)
-        return self.key
+        if self.instance.key == refused:
+            self.instance.key = self.program.call(self.secret, "get")
+        self.program.redact.pin(self.instance.key)
+        return self.instance.key
 
 
 def client(
-    program: Program, server: GraphQL, settings: Settings, secret: Secret, pace: Pace
+    program: Program, server: GraphQL, settings: Settings, secret: Secret, instance: Instance, pace: Pace
 ) -> tuple[WandbQueue, _Key]:
     """Return the product's client, connected to the server, and the key that it uses."""
-    key = _Key(program, secret)
+    key = _Key(program, secret, instance)
     backoff, clock = cast(Retry, _Backoff(program)), program.scheduler.clock
     queue = WandbQueue(settings, key, backoff=backoff, clock=clock, sleep=program.sleep, pace=pace)
     queue._session.trust_env = False

@@ -14,9 +14,13 @@ from vertex_launch.dispatch.settle import CLOCKS
 from vertex_launch.log import Redactor
 from vertex_launch.model import AgentView, Kind, Phase
 from vertex_launch.settings.config import Settings
+from vertex_launch.state.ledger import FIRST_PAUSE, MINUTE
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+MOMENT = 0.01
+"""Seconds that nothing takes: between a look at the clock and the call that follows from it."""
 
 
 class Invariants:
@@ -74,6 +78,16 @@ class Invariants:
 
     # Jobs
 
+    def on_send(self, program: Program, entry: Entry, timeout: float) -> None:
+        """Check what a pass may know when it asks for a job, whatever comes of that."""
+        if program.called + timeout > program.held + MOMENT:
+            raise Broken(f"I2: {program.name} has {timeout:g} s for a create, and its lock ends before")
+        lost = self._world.deployments[program.owner].folder.lost
+        heard = [when for by, when in entry.refusals if by.owner == program.owner and by.completed and lost < when]
+        chain = self._world.vertex.of(entry.id, program.owner)
+        if not chain and any(0 < program.called - when < FIRST_PAUSE - MOMENT for when in heard):
+            raise Broken(f"I7: {entry.id} is tried again although there was no room for it just before")
+
     def on_create(self, program: Program, job: Job) -> None:
         entry = self._world.wandb.contents[job.item]
         made = self._chain(job)
@@ -85,6 +99,7 @@ class Invariants:
         if any(one.lives and not self._excused(one) for one in shared) and not self._excused(job):
             raise Broken(f"I2: two items report as run {job.run}")
         self._check_slots(job)
+        self._check_rate(job)
         self._check_request(program, entry)
         if job.key not in ([entry.key] if entry.key else self._world.secret.versions):
             raise Broken(f"I4: the job of {job.item} reports with the key of another user")
@@ -100,6 +115,14 @@ class Invariants:
         active = [one for one in jobs if one.kind is job.kind and not any(map(self._excused, [one, *self._chain(one)]))]
         if len(active) > limit and job in active:
             raise Broken(f"I3: {len(active)} active jobs of kind {job.kind}, {limit:g} are allowed")
+
+    def _check_rate(self, job: Job) -> None:
+        """Check that no more creates were decided within a minute than the region takes."""
+        most, lost = self._settings(job.owner).submissions_per_minute, self._world.deployments[job.owner].folder.lost
+        same = [one for one in self._world.vertex.jobs.values() if (one.owner, one.region) == (job.owner, job.region)]
+        minute = [one for one in same if max(job.planned - MINUTE + MOMENT, lost) < one.planned <= job.planned]
+        if len(minute) >= most:
+            raise Broken(f"I3: {len(minute) + 1} creates within a minute in {job.region}, {most} are allowed")
 
     def _check_request(self, program: Program, entry: Entry) -> None:
         """Compare a create with what the pass was asked to do."""
@@ -125,15 +148,18 @@ class Invariants:
             before = max((one for one in known if one.error in AGAIN), key=lambda one: one.attempt, default=None)
             if before is None or before.attempt != job.attempt - 1:
                 raise Broken(f"I4: {what} although the one before is not to be repeated")
+            noted = any(when < write for by, when in before.cancels for write in by.writes)
+            if noted and not before.started:  # a list that lags may have shown a cancelled job as running again
+                raise Broken(f"I4: {what} although a pass cancelled the one before")
             if job.created < before.ended + self._settings(job.owner).resubmit_after * 2 ** (before.attempt - 1):
                 raise Broken(f"I4: {what} follows too soon")
             if job.region != before.region and before.error not in ELSEWHERE:
                 raise Broken(f"I4: {what} is in another region")
 
     def _stopped(self, job: Job) -> float:
-        """Return when a person stopped the job's run; 0 for never, and for before the first job."""
+        """Return when a person stopped the job's run; 0 for never, and for before the pass began that made the first job."""
         stopped = self._world.wandb.run(job.run).stopped
-        return stopped if stopped >= min((one.created for one in self._chain(job)), default=job.created) else 0.0
+        return stopped if stopped >= min((one.by.began for one in self._chain(job)), default=job.by.began) else 0.0
 
     def _surely_stopped(self, job: Job) -> float:
         """Return the same if it cannot be older than the item: a run that the item names may have been stopped before."""
@@ -190,6 +216,10 @@ class Invariants:
     def on_pop(self, program: Program, agent: AgentView) -> None:
         if agent.stop_polling and self._world.wandb.agents_stopped < program.asked:
             raise Broken(f"I4: {program.name} pops although its agent was stopped")
+        timeouts = program.settings.timeouts
+        late = program.called - program.began - timeouts.pass_budget
+        if late > (timeouts.read if self._world.graphql else MOMENT):
+            raise Broken(f"I7: {program.name} pops {late:.0f} s after it may begin anything new")
 
     def on_ack(self, program: Program, entry: Entry, run: str) -> None:
         if program.owner not in self._world.deployments:
@@ -244,7 +274,8 @@ class Invariants:
             wrong = job.lives or not (job is self._last(jobs) or any(map(self._excused, jobs)))
             if f"/training/{job.number}?" in text and wrong:
                 raise Broken(f"I4: {entry.id} has a report on the end of job {job.number}: {text}")
-        if entry.state == "CLAIMED" and entry.owner != program.owner:
+        # A pass whose ack was not answered cannot know that its lease has ended and another agent has the item now.
+        if entry.state == "CLAIMED" and entry.owner != program.owner and program not in entry.leases:
             raise Broken(f"I4: {entry.id} is warned about, and it is {entry.owner}'s")
         again = any(one.text == text and self._remembered(one, program) for one in entry.warned)
         over = "/training/" not in text and any(job.deleted for job in jobs)  # the item came back, and started anew
@@ -272,6 +303,8 @@ class Invariants:
         for deployment in self._world.deployments.values():
             if left := deployment.folder.ledger.open:
                 raise Broken(f"I1: the ledger still has {left}")
+            if deployment.folder.rebuilt > self._world.scheduler.now:
+                raise Broken("I1: the lost ledger is still not rebuilt")
 
     def _check_end(self, entry: Entry) -> None:
         jobs = [job for job in self._world.vertex.jobs.values() if job.item == entry.id]
@@ -297,7 +330,7 @@ class Invariants:
         unknown = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
         warnings = [one for one in entry.warned if one.final and one.when > last.ended]
         began = self._world.wandb.run(last.run).lives if last.deleted else any(map(self._started, chain))
-        if not (began or self._reused(last)) and not (last.deleted and unknown):
+        if not (began or any(map(self._reused, chain))) and not (last.deleted and unknown):
             raise Broken(f"I4: the run of {entry.id} never started, and the item has not failed")
         if last.deleted:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -77,12 +77,14 @@ class Job(memory.Job):
     visible: float  # when lists begin to show it
     intended: float  # when the ledger that may mention it was written
     sent: float  # when its create was called
+    planned: float  # when its pass decided to create it
     started: float = 0.0
     ended: float = 0.0
     deleted: float = 0.0
     error: str = ""  # what Vertex AI reports about its end, sooner or later
     reported: bool = False  # whether job_state has asked for a pass because of its end
     cancelled: bool = False  # whether a pass asked for its end, perhaps too late
+    cancels: list[tuple[Program, float]] = field(default_factory=list)  # which programs asked for its end in time
     versions: list[Version] = field(default_factory=list)
     views: dict[int, ManagedJob] = field(default_factory=dict)
 
@@ -162,10 +164,17 @@ class Vertex(memory.Vertex[Job]):
         if job and job.stays:
             self._world.invariants.on_cancel(self._scheduler.program, job)
             self.turn(job, CANCELLING)
-            self._scheduler.after(job.plan.cancelling, self._end, job, job.plan.cancelled, "", True)
+            job.cancels.append((self._scheduler.program, self._scheduler.now))
+            again = AGAIN[1] if job.plan.cancelled == FAILED else ""
+            self._scheduler.after(job.plan.cancelling, self._end, job, job.plan.cancelled, again, True)
+
+    def create(self, request: JobRequest, timeout: float) -> str:
+        self._world.invariants.on_send(self._scheduler.program, self._world.wandb.contents[_item(request)], timeout)
+        return super().create(request, timeout)
 
     def _judge(self, request: JobRequest, create: Callable[[], str]) -> str:
         if error := self._objection(request):
+            self._no_room(request, error)
             raise error
         return self._create(*self._facts(request))
 
@@ -177,19 +186,28 @@ class Vertex(memory.Vertex[Job]):
         random = self._world.random
         kind = random.choice(("429", "403", "503", "soon", "late", "late"))
         if kind == "429":
-            raise _no_quota("The following quota metrics exceed quota limits: C.")
+            error = _no_quota("The following quota metrics exceed quota limits: C.")
+            self._no_room(request, error)
+            raise error
         if kind == "403":
             self.rejected.add(_item(request))
             raise _refused("403 Permission denied on resource.")
         if kind != "503" and not self._objection(request):
             delay = random.random() * (timeout if kind == "soon" else 400)
             self._scheduler.after(delay, self._create, *self._facts(request))
-        return self.lose(operation)
+        return self.lose(operation, *args)
 
     def lose(self, operation: str, *args: Any) -> Any:
         if operation == "create":
+            self._world.people.on_lost_create(self._scheduler.program.owner, args[0].region)
             raise OutcomeUnknown("Vertex AI did not say whether it took the job.", code=Code.CREATE_OUTCOME_UNKNOWN)
         return super().lose(operation)
+
+    def _no_room(self, request: JobRequest, error: Exception) -> None:
+        """Remember which program hears that there is no room for a job."""
+        if isinstance(error, ItemDeferred):
+            refusals = self._world.wandb.contents[_item(request)].refusals
+            refusals.append((self._scheduler.program, self._scheduler.now))
 
     def _objection(self, request: JobRequest) -> Exception | None:
         entry = self._world.wandb.contents[_item(request)]
@@ -200,21 +218,21 @@ class Vertex(memory.Vertex[Job]):
 
     # A job's life
 
-    def _facts(self, request: JobRequest) -> tuple[Program, JobRequest, float, float]:
+    def _facts(self, request: JobRequest) -> tuple[Program, JobRequest, Mapping[str, float]]:
         program = self._scheduler.program
-        return program, request, program.wrote, program.called
+        return program, request, {"intended": program.wrote, "sent": program.called, "planned": program.planned}
 
-    def _create(self, program: Program, request: JobRequest, intended: float, sent: float) -> str:
+    def _create(self, program: Program, request: JobRequest, facts: Mapping[str, float]) -> str:
         now, plan = self._scheduler.clock(), self._world.plan(program.owner)
         visible = now + self.lag * self._world.random.random()
-        return self.add(request, plan=plan, by=program, created=now, visible=visible, intended=intended, sent=sent)
+        return self.add(request, plan=plan, by=program, created=now, visible=visible, **facts)
 
     def begin(self, job: Job) -> None:
         self._scheduler.note(job.by.name, "  creates %s for %s, attempt %d", job.name, job.item, job.attempt)
         self.turn(job, QUEUED if job.plan.queued else PENDING)
         self._world.invariants.on_create(job.by, job)
         if job.plan.deleted:
-            self._scheduler.after(job.plan.deleted, self._delete, job)
+            self._scheduler.after(job.plan.deleted, self.delete, job)
         self._scheduler.after(job.plan.queued, self._wait, job)
 
     def _wait(self, job: Job) -> None:
@@ -274,7 +292,9 @@ class Vertex(memory.Vertex[Job]):
         job.message.error.message = job.error
         self.turn(job, job.state)
 
-    def _delete(self, job: Job) -> None:
+    def delete(self, job: Job) -> None:
+        if job.deleted:
+            return
         self._scheduler.note("a person", "deletes job %s", job.number)
         self._scheduler.happens("a person deletes a job")
         job.deleted = self._scheduler.now

@@ -8,8 +8,11 @@ from typing import Any
 
 from tests.simulation.scheduler import Broken, Program, Scheduler
 from tests.support.memory import Objects
+from vertex_launch.settings.config import Timeouts
 from vertex_launch.state.ledger import Ledger
 from vertex_launch.state.record import LEDGER, LOCK, NOTE
+
+MARGIN, CREATE = Timeouts().margin, Timeouts().create
 
 
 class Folder(Objects):
@@ -57,9 +60,9 @@ class Folder(Objects):
             self._scheduler.happens("deadline: a lock")
         if name == LOCK:
             program.held = json.loads(content)["expires"]
-            program.deadlines.append(program.held)
+            program.deadlines = {"lock": program.held, "warn": program.held - MARGIN, "create": program.held - CREATE}
         elif name == LEDGER:
-            program.wrote = now
+            program.wrote, program.planned = now, program.called
             program.writes.append(now)
             ledger = Ledger.model_validate_json(content)
             self._given_back.add(ledger.free_lock)

@@ -39,6 +39,9 @@ class Entry(memory.QueueItem):
     refused: bool = False  # whether Vertex AI refuses its job
     quota: bool = True  # whether Vertex AI ever has room for it
     key: str = ""  # the key that it brings
+    refusals: list[tuple[Program, float]] = field(
+        default_factory=list
+    )  # which programs heard of no room for it, and when
     leases: dict[Program, float] = field(default_factory=dict)  # when the last lease of each program ends
     owner: str = ""  # the owner of the program that claimed it
     warned: list[Warned] = field(default_factory=list)
@@ -108,10 +111,7 @@ class Wandb(memory.Wandb[Entry]):
         if popped.item:
             entry = self.contents[popped.item.id]
             entry.leases[program] = entry.leased_until
-            program.deadlines.append(min(entry.leased_until, self._scheduler.now + 60))
-            if program.owner in self._world.deployments and self._world.random.random() < self._world.snatches:
-                # Just after the lease, another agent asks for what the program may still be about to start.
-                self._scheduler.after(entry.leased_until - self._scheduler.now + 0.1, self._world.official, queue)
+            self._world.people.on_lease(program, entry)
             self._scheduler.note(program.name, "  leases %s until %.0f", entry.id, entry.leased_until)
         return popped
 

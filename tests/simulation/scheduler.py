@@ -45,6 +45,19 @@ class Fault(StrEnum):
 KINDS = [kind for kind in Fault if kind]
 PAUSES = ((1, 20), (20, 80), (80, 150), (150, 900))
 """Seconds for which a process is frozen: not for long, past a lease, past a lock, past the grace of intents."""
+NEAR = -5.0, 1.0
+"""Seconds around a deadline at which a process goes on that was frozen until then."""
+
+NEXT = {
+    "pop": ("create", "budget"),
+    "write": ("create", "ack"),
+    "create": ("ack",),
+    "runs": ("lock", "create"),
+    "items": ("lock",),
+    "get": ("lock",),
+    "warn": ("lock",),
+}
+"""The deadlines of what a pass may do after an operation."""
 
 
 class Scheduler:
@@ -55,6 +68,11 @@ class Scheduler:
         self.random = random
         self.draw = draw
         self.slow = slow
+        self.tense = False
+        """Whether programs often freeze until a deadline is near."""
+        self.slow_failures = 0.8
+        """How often what they call then is refused after a while."""
+        self.on_death: Callable[[Program], object] = lambda program: None
         self.hub = greenlet.getcurrent()
         self.program: Program
         """The one that runs now, or on whose behalf something happens."""
@@ -121,15 +139,16 @@ class Program:
         self.redact = Redactor()
         self.looked = self.asked = float("inf")
         """When it listed jobs first, and asked W&B last."""
-        self.called = self.read = self.wrote = 0.0
-        """When its last call began, and when it last read and wrote the ledger."""
+        self.began = self.called = self.read = self.wrote = self.planned = 0.0
+        """When it began and its last call did, when it last read and wrote the ledger, and when that write was called."""
+        self.deadlines: dict[str, float] = {}
+        """When its last lease and its lock end, and until when it may begin something."""
         self.writes: list[float] = []
         self.held = float("inf")
         """Until when it has the lock."""
-        self.deadlines: list[float] = []
-        """When its leases and its lock end."""
         self.creates = 0
-        self._dead = False
+        self.completed = False
+        self._dead = self._tense = self.slowly = False
         self._main = main
         self._greenlet = greenlet.greenlet(self._run, scheduler.hub)
         self.resume = self._greenlet.switch
@@ -139,7 +158,7 @@ class Program:
         return self.name
 
     def _run(self) -> None:
-        self.scheduler.program = self
+        self.scheduler.program, self.began = self, self.scheduler.now
         try:
             self._main(self)
         except Killed:
@@ -153,7 +172,20 @@ class Program:
     def _die(self) -> None:
         """End here; what the program still tries on its way out has no effect."""
         self._dead = True
+        self.scheduler.on_death(self)
         raise Killed
+
+    def _freeze(self, operation: str) -> None:
+        """Stand still for a while, as often as not until a deadline is near, preferably the one of what comes next."""
+        random, now = self.scheduler.random, self.scheduler.now
+        seconds = random.uniform(*random.choice(PAUSES))
+        if self.deadlines and random.random() < (0.9 if self.scheduler.tense else 0.5):
+            likely = NEXT.get(operation, ()) if self.scheduler.tense else ()
+            ahead = [self.deadlines[name] - now for name in likely or self.deadlines if name in self.deadlines]
+            ahead = [one for one in ahead if one > 0] or [seconds]
+            seconds = max(0.0, random.choice(ahead) + random.uniform(*NEAR))
+            self._tense = self.scheduler.tense
+        self.sleep(seconds)
 
     def end(self) -> None:
         """End a program that waits; what it still tries has no effect."""
@@ -161,36 +193,30 @@ class Program:
             self._dead = True
             self._greenlet.throw(Killed)
 
-    def _pause(self) -> float:
-        """Return for how long it is frozen: often until just before or after one of its deadlines."""
-        random, now = self.scheduler.random, self.scheduler.now
-        ahead = [deadline - now for deadline in self.deadlines if deadline > now + 1]
-        if ahead and random.random() < 0.4:
-            return random.choice(ahead) + random.uniform(-1, 1)
-        return random.uniform(*random.choice(PAUSES))
-
     def call(self, service: Service, operation: str, *args: Any, **named: Any) -> Any:
         if self._dead:
             raise Killed
         scheduler, random = self.scheduler, self.scheduler.random
         self.called, fault = scheduler.now, scheduler.draw(operation)
+        self.slowly, self._tense = self._tense and random.random() < scheduler.slow_failures, False
+        fault = Fault.REFUSED if self.slowly else fault
         scheduler.note(self.name, "%s %.150s%s", operation, args, f": {fault.value}" if fault else "")
         if fault:
             scheduler.happens(f"{operation}: {fault.value}")
         if fault is Fault.PAUSED_BEFORE:
-            self.sleep(self._pause())
+            self._freeze(operation)
         self.sleep(random.random() * scheduler.slow)
         if fault is Fault.KILLED_BEFORE:
             self._die()
         if fault is Fault.REFUSED:
-            self.sleep(random.random() * 15)
+            self.sleep(random.uniform(8, 20) if self.slowly else random.random() * 15)
             return service.refuse(operation, *args)
         answer = getattr(service, operation)(*args, **named)
         if fault is Fault.KILLED_AFTER:
             self._die()
         self.sleep(random.random() * scheduler.slow)
         if fault is Fault.PAUSED_AFTER:
-            self.sleep(self._pause())
+            self._freeze(operation)
         if fault is Fault.LOST:
             self.sleep(random.random() * 15)
             return service.lose(operation, *args)

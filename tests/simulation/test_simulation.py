@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from tests.simulation.edits import EDITS, FILE, Edit
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.seeds import find, likely
 from tests.simulation.world import simulate
@@ -32,3 +35,10 @@ def test_a_mutation_is_found(mutation: Mutation) -> None:
     found = find(mutation, likely(mutation))
     assert found, f"no seed finds it: {mutation.apply.__doc__}"
     assert found[1].startswith(mutation.breaks)
+
+
+@pytest.mark.parametrize(
+    "edit", [one for one in EDITS if one.name in json.loads(FILE.read_text())], ids=lambda one: one.name
+)
+def test_an_edit_that_is_a_mutation_is_found(edit: Edit) -> None:
+    assert find(edit, likely(edit, FILE)), "no seed finds it"
