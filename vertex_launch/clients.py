@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from google.auth.credentials import Credentials
     from google.cloud import storage
     from google.cloud.iam_admin_v1 import IAMClient
+    from google.cloud.logging_v2.services.metrics_service_v2 import MetricsServiceV2Client
     from google.cloud.resourcemanager_v3 import ProjectsClient
     from google.pubsub_v1 import PublisherClient
 
@@ -108,6 +109,13 @@ class Clients:
         from google.cloud.iam_admin_v1 import IAMClient
 
         return google_api.client(IAMClient, endpoint, self._credentials)
+
+    @cached_property
+    def metrics(self) -> MetricsServiceV2Client:
+        """The log-based metrics of Cloud Logging, for the preflight."""
+        from google.cloud.logging_v2.services.metrics_service_v2 import MetricsServiceV2Client
+
+        return google_api.client(MetricsServiceV2Client, self._settings.logging_endpoint, self._credentials)
 
     @cached_property
     def services(self) -> Services:

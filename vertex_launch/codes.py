@@ -205,6 +205,7 @@ class Code(StrEnum):
     CHECK_IDENTITY = auto()
     CHECK_ITEM = auto()
     CHECK_LOGS = auto()
+    CHECK_METRICS = auto()
     CHECK_MISSING = auto()
     CHECK_PERMISSION = auto()
     CHECK_PUSH = auto()

@@ -1,4 +1,4 @@
-"""The stand-in for Cloud Logging: ListLogEntries, which reads the lines of a job.
+"""The stand-in for Cloud Logging: ListLogEntries, which reads the lines of a job, and ListLogMetrics.
 
 Its query language has comparisons (``field="text"``, ``!=``, ``>=``) of a few fields, joined by AND or line breaks. Any
 other query is refused, so that a caller that needs more finds out immediately.
@@ -14,7 +14,14 @@ from datetime import datetime
 from typing import Any
 
 import grpc
-from google.cloud.logging_v2.types import ListLogEntriesRequest, ListLogEntriesResponse, LogEntry
+from google.cloud.logging_v2.types import (
+    ListLogEntriesRequest,
+    ListLogEntriesResponse,
+    ListLogMetricsRequest,
+    ListLogMetricsResponse,
+    LogEntry,
+    LogMetric,
+)
 from google.protobuf import json_format
 
 from local.standins.faults import Faults
@@ -23,7 +30,8 @@ from local.standins.vertex.job_log import Entry
 
 MAX_PAGE = 1000
 _PAGE = 50
-_METHOD = "/google.logging.v2.LoggingServiceV2/ListLogEntries"
+_ENTRIES = "/google.logging.v2.LoggingServiceV2/ListLogEntries"
+_METRICS = "/google.logging.v2.MetricsServiceV2/ListLogMetrics"
 _NAME = re.compile(r"projects/([^/]+)")
 _COMPARISON = re.compile(r'(resource\.type|resource\.labels\.\w+|timestamp)\s*(=|!=|>=)\s*"([^"\\]*)"')
 _JOINT = re.compile(r"\s+AND\s+|\s*\n\s*")
@@ -35,15 +43,20 @@ class LogServer(RpcServer):
     """A local Cloud Logging for clients of ``url``.
 
     ``projects`` maps ids to numbers. While ``searching`` is positive, each answer counts it down and has only the token for
-    the next page, as in a search that takes long.
+    the next page, as in a search that takes long. ``metrics`` are the names of the log-based metrics in each project.
     """
 
     def __init__(self, *, projects: Mapping[str, str], faults: Faults | None = None, port: int = 0) -> None:
         self.searching = 0
         self._ids = {number: project for project, number in projects.items()}
+        self.metrics: set[str] = set()
         self._lock = threading.Lock()
         self._entries: list[Any] = []
-        super().__init__({_METHOD: (ListLogEntriesRequest, self._list)}, faults=faults, port=port)
+        table = {
+            _ENTRIES: (ListLogEntriesRequest, self._list),
+            _METRICS: (ListLogMetricsRequest, self._list_metrics),
+        }
+        super().__init__(table, faults=faults, port=port)
 
     @property
     def url(self) -> str:
@@ -80,6 +93,10 @@ class LogServer(RpcServer):
             entries=[LogEntry.wrap(one) for one in found[begin:end]],
             next_page_token=str(end) if searching or end < len(found) else "",
         )
+
+    def _list_metrics(self, request: Any) -> Any:
+        self._project(request.parent)
+        return ListLogMetricsResponse(metrics=[LogMetric(name=name) for name in sorted(self.metrics)])
 
     def _project(self, name: str) -> str:
         """Return the id of a known project, which log names contain."""

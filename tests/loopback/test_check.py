@@ -26,6 +26,7 @@ from google.cloud.secretmanager_v1 import SecretVersion
 from google.pubsub_v1 import PublisherClient
 
 from local.standins.iam import TOKEN_PATH, IamServer
+from local.standins.logs import LogServer
 from local.standins.pubsub import PubSubServer
 from local.standins.secrets import SecretServer
 from local.standins.storage import StorageServer
@@ -116,6 +117,16 @@ class World:
         """Let the queue's config name no account, with these settings."""
         self.settings |= settings
         self.queue("cpu")
+
+    def deployed(self, name: str) -> None:
+        """Use the names that a deployment gives."""
+        topic = f"projects/{PROJECT}/topics/{name}-ticks"
+        self.settings |= {"deployment": name, "tick_topic": topic}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PUBSUB_EMULATOR_HOST", self.pubsub.address)
+            publisher = PublisherClient()
+            publisher.create_topic(name=topic)
+            publisher.transport.close()
 
     def without_iam(self) -> None:
         """Stop IAM, which is asked about two accounts."""
@@ -732,6 +743,34 @@ def who(output: str) -> dict[str, str]:
 PROJECT_JOBS = f"CustomJobs in project {PROJECT}"
 
 
+def test_the_metrics_of_the_alerts_exist(world: World, run: Run) -> None:
+    world.deployed("lab")
+    alerts = [yaml.safe_load(file.read_text()) for file in (ROOT / "infra/monitoring/alerts").glob("*.yaml")]
+    filters = " ".join(one["conditionThreshold"]["filter"] for alert in alerts for one in alert["conditions"])
+    wanted = {f"lab/{name}" for name in re.findall(r"/user/\$\{name\}/(\w+)", filters)}
+    assert len(wanted) >= 5
+
+    def line(**variables: str) -> Printed:
+        [line] = [line for line in parsed(run(**variables)[1]) if line.what == "metrics of alerts"]
+        return line
+
+    assert line().verdict == "skip", "without credentials"
+    logs = LogServer(projects=PROJECTS)
+    logs.metrics = {*wanted, "other/passes"}
+    logs.start()
+    try:
+        assert line(LOGGING_ENDPOINT=logs.url).verdict == "ok"
+        logs.metrics = (wanted - {"lab/passes"}) | {"other/passes"}
+        missing = line(LOGGING_ENDPOINT=logs.url)
+        assert (missing.verdict, missing.code) == ("warn", Code.CHECK_METRICS)
+        assert [name for name in wanted if name in missing.text.split(" do not")[0].split(", ")] == ["lab/passes"]
+        logs.faults.fail("ListLogMetrics", "PERMISSION_DENIED", times=1)
+        assert line(LOGGING_ENDPOINT=logs.url).verdict == "skip"
+    finally:
+        logs.stop()
+    assert line(LOGGING_ENDPOINT=logs.url).code == Code.CHECK_UNVERIFIED
+
+
 PUSHES, PUSH = "pushes of Pub/Sub", f"lab-push@{PROJECT}.iam.gserviceaccount.com"
 PUBSUB = "serviceAccount:service-1@gcp-sa-pubsub.iam.gserviceaccount.com"
 TOKENS = "roles/iam.serviceAccountTokenCreator"
@@ -752,13 +791,7 @@ def test_pubsub_can_authenticate_its_pushes(
     bindings: dict[str, list[tuple[str, str]]], verdict: str, world: World, run: Run
 ) -> None:
     """For the topic and the account that a deployment makes."""
-    topic = f"projects/{PROJECT}/topics/lab-ticks"
-    world.settings |= {"deployment": "lab", "tick_topic": topic}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PUBSUB_EMULATOR_HOST", world.pubsub.address)
-        publisher = PublisherClient()
-        publisher.create_topic(name=topic)
-        publisher.transport.close()
+    world.deployed("lab")
     assert [line.verdict for line in parsed(run()[1]) if line.what == PUSHES] == ["skip"], "there is no such account"
     world.iam.accounts.add(PUSH)
     world.iam.bindings = bindings

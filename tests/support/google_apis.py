@@ -370,6 +370,8 @@ class GoogleApis(WebServer):
         if mask:
             for field_path in mask.split(","):
                 _assign(resource, body, [_camel(word) for word in field_path.split(".")])
+            if kind.key == "functions":
+                self._make_functions(resource, path)  # it is built again
         elif request.method == "PATCH" and kind.pattern.startswith(("storage/", "iam/")):
             resource.update(body)
         else:

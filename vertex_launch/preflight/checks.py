@@ -20,9 +20,11 @@ from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import all_of, run_parallel
 from vertex_launch.errors import LaunchError, Unavailable
+from vertex_launch.functions import ROOT
 from vertex_launch.job import powers
 from vertex_launch.job.request import JobRequest
 from vertex_launch.preflight.lines import Line, Verdict, fail, no_answer, ok, once, skip, warn
+from vertex_launch.preflight.metrics import Metrics, watched
 from vertex_launch.preflight.permissions import BucketPermissions, NotThere, Permissions, Refuses
 from vertex_launch.preflight.queues import Queues
 from vertex_launch.settings.config import Settings, bucket_of
@@ -78,6 +80,7 @@ class Outside:
     accounts: Asked[Permissions] | None
     buckets: Asked[BucketPermissions] | None
     topics: Asked[Permissions] | None
+    metrics: Asked[Metrics] | None = None
 
 
 class Preflight:
@@ -88,7 +91,7 @@ class Preflight:
         self._outside = outside
         self._passes = function is not Function.JOB_STATE
         self._publishes = function in (None, Function.JOB_STATE)
-        self._pushes = function is None  # the functions' accounts may not read the policies that say it
+        self._whole = function is None  # the functions' accounts may not see what only deploying concerns
 
     def lines(self) -> Iterator[Line]:
         """Run the checks, independent ones in parallel, and yield their lines: each cause once, before what it affects."""
@@ -118,8 +121,13 @@ class Preflight:
             what = f"service accounts of jobs from {', '.join(queues.unknown)}"
             yield skip(what, "need a queue configuration from which a job can be built")
         yield from topic
-        if self._pushes:
+        # Only if the names are those that a deployment gives.
+        if self._whole and self._settings.tick_topic == self._named("topics", "ticks"):
             yield from self._push()
+            yield self._metrics()
+
+    def _named(self, kind: str, name: str) -> str:
+        return f"projects/{self._settings.project}/{kind}/{self._settings.deployment}-{name}"
 
     def _key(self) -> list[Line]:
         what, asked = "API key", self._outside.key
@@ -247,12 +255,9 @@ class Preflight:
         return [granted.line(what, (PUBLISH,), may, "on it, as roles/pubsub.publisher does")]
 
     def _push(self) -> Iterator[Line]:
-        """Check that Pub/Sub's own account may make the tokens of pushes, if the names are those that a deployment gives."""
-        settings, accounts, projects = self._settings, self._outside.accounts, self._outside.projects
-        project, name = settings.project, settings.deployment
-        if settings.tick_topic != f"projects/{project}/topics/{name}-ticks":
-            return
-        account, what = f"{name}-push@{project}.iam.gserviceaccount.com", "pushes of Pub/Sub"
+        """Check that Pub/Sub's own account may make the tokens of pushes."""
+        accounts, projects, project = self._outside.accounts, self._outside.projects, self._settings.project
+        account, what = f"{self._settings.deployment}-push@{project}.iam.gserviceaccount.com", "pushes of Pub/Sub"
         if accounts is None or projects is None:
             yield _no_credentials(what)
             return
@@ -276,6 +281,23 @@ class Preflight:
                 "service-PROJECT_NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com"
             )
             yield fail(Code.CHECK_PUSH, what, found, remedy)
+
+    def _metrics(self) -> Line:
+        """Check that the metrics of the alerts in this checkout exist; an alert on a missing one never fires."""
+        what, asked, name = "metrics of alerts", self._outside.metrics, self._settings.deployment
+        wanted = watched(ROOT / "infra/monitoring/alerts")
+        if asked is None or not wanted:
+            return _no_credentials(what) if wanted else skip(what, "this is not a checkout with infra/")
+        try:
+            there = asked.service.names(self._settings.project)
+        except Refuses as error:
+            return skip(what, f"{asked.who} may not list them ({error.reason})")
+        except Unavailable as error:
+            return replace(no_answer(what, error), verdict=Verdict.WARN, code=Code.CHECK_UNVERIFIED)
+        missing = ", ".join(f"{name}/{one}" for one in sorted(wanted) if f"{name}/{one}" not in there)
+        if not missing:
+            return ok(what, f"all {len(wanted)} exist")
+        return warn(Code.CHECK_METRICS, what, f"{missing} do not exist, so their alerts cannot fire", "Deploy again")
 
 
 def _habits(what: str, bucket: str, buckets: BucketPermissions) -> Iterator[Line]:

@@ -27,6 +27,7 @@ from vertex_launch.preflight import credentials
 from vertex_launch.preflight.checks import Asked, Function, Outside, Preflight
 from vertex_launch.preflight.credentials import Endpoints, Identity
 from vertex_launch.preflight.lines import Line, Verdict, fail, ok, skip, warn
+from vertex_launch.preflight.metrics import Metrics
 from vertex_launch.preflight.permissions import (
     AccountPermissions,
     BucketPermissions,
@@ -42,7 +43,7 @@ TIMEOUT = 10.0
 
 CONFIGURATION = "configuration"
 SECRETS, VERTEX, STORAGE, PUBSUB = "Secret Manager", "Vertex AI", "Cloud Storage", "Pub/Sub"
-PROJECTS, ACCOUNTS = "Resource Manager", "IAM"
+PROJECTS, ACCOUNTS, LOGS = "Resource Manager", "IAM", "Cloud Logging"
 
 NOBODY = "a caller without credentials"
 UNKNOWN = "the account of these credentials"
@@ -192,6 +193,7 @@ def _outside(
             return Asked(make(anonymous), NOBODY)
         return Asked(make(ours), whose) if ours else None
 
+    plaintext = {**plaintext, LOGS: is_plaintext(settings.logging_endpoint)}
     wandb = asked(SECRETS, lambda clients: clients.queue)
     return Outside(
         key=asked(SECRETS, lambda clients: clients.key),
@@ -208,6 +210,7 @@ def _outside(
         ),
         buckets=asked(STORAGE, lambda clients: BucketPermissions(STORAGE, clients.storage, timeout=timeout)),
         topics=asked(PUBSUB, lambda clients: TopicPermissions(PUBSUB, clients.publisher, timeout=timeout)),
+        metrics=asked(LOGS, lambda clients: Metrics(LOGS, clients.metrics, timeout=timeout)),
     )
 
 
