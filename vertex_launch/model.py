@@ -171,6 +171,8 @@ class ManagedJob:
     finished: float = 0
     error: str = field(default="", repr=False)
     sweep: str = ""
+    own_key: bool = False
+    """Whether its item brought the key with which it reports."""
     repeatable: bool = True
     api_key: str = field(default="", repr=False)
 

@@ -310,6 +310,16 @@ def test_clocks_that_differ_by_minutes_do_not_fail_an_item_whose_run_lived(ahead
     assert world.it.state == "CLAIMED"
 
 
+@pytest.mark.parametrize(("ran", "state"), [(True, "CLAIMED"), (False, "FAILED")])
+def test_a_run_that_an_items_own_key_reports_is_never_missing(ran: bool, state: str) -> None:
+    """Its project may be hidden from the deployment's key. But a job that never started has no run."""
+    world = One(image_spec(_wandb_api_key="1own" * 10))
+    world.end(STATE.JOB_STATE_FAILED, EXITED, ran=ran, began=False)
+    world.after(100)
+    assert world.it.state == state
+    assert EXITED[:20] in (world.it.message or "".join(world.it.warnings))
+
+
 # Twins: an item is settled, not a job
 
 

@@ -330,7 +330,8 @@ class Invariants:
         unknown = max(last.ended, last.deleted) < self._world.deployments[entry.owner].folder.rebuilt
         warnings = [one for one in entry.warned if one.final and one.when > last.ended]
         began = self._world.wandb.run(last.run).lives if last.deleted else any(map(self._started, chain))
-        if not (began or any(map(self._reused, chain))) and not (last.deleted and unknown):
+        hidden = bool(entry.key and last.started)  # an item's own key may see what the deployment's does not
+        if not (began or hidden or any(map(self._reused, chain))) and not (last.deleted and unknown):
             raise Broken(f"I4: the run of {entry.id} never started, and the item has not failed")
         if last.deleted:
             return

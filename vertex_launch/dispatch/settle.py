@@ -37,6 +37,8 @@ class Unknown(Enum):
     """It may give it later."""
     EVER = auto()
     """The run belongs to an entity that the API key cannot see."""
+    HIDDEN = auto()
+    """The job reports with a key of its item's own, perhaps in a project that is hidden from the deployment's key."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def settle(
     actions: list[Action] = []
     for entry in entries:
         run = runs.get(entry.run_id, Unknown.NOW if entry.entity == seen.entity else Unknown.EVER)
-        decision = decide(Ended(entry, seen.jobs.get(entry.job), run, items.get(entry.item)), settings, now)
+        job = seen.jobs.get(entry.job)
+        if run is None and job and job.own_key and job.started:
+            run = Unknown.HIDDEN
+        decision = decide(Ended(entry, job, run, items.get(entry.item)), settings, now)
         if isinstance(decision, Wait):
             actions.append(Keep(entry, note=f"Job {entry.job} has ended and is not settled yet: {decision.why}"))
         else:
@@ -133,7 +138,7 @@ class _End:
 def _told(ended: Ended, end: _End, settings: Settings, now: float, *, young: bool) -> Settle | Wait:
     entry = ended.entry
     failed = end.outcome.end is End.BAD and not entry.current.found_ended
-    if end.began is not False:  # that includes a run of another entity, which cannot be seen
+    if end.began is not False:  # that includes a run that cannot be seen
         if end.outcome.end is End.GOOD or entry.current.found_ended:
             return _done(ended)
         return _settle(ended, Verdict.WARNED, _sentence(entry, end, settings), failed, settings, now)

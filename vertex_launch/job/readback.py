@@ -48,6 +48,7 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         finished=_seconds(job.end_time),
         error=job.error.message or (f"code {job.error.code}" if job.error.code else ""),
         sweep=variable[environment.SWEEP],
+        own_key=labels.KEY in marks,
         repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
         api_key=variable[environment.API_KEY],
     )
