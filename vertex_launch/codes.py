@@ -145,6 +145,7 @@ class Code(StrEnum):
     SUBMISSIONS_PER_MINUTE = auto()
     REQUEST_LIMIT = auto()
     RUN_IN_USE = auto()
+    RUN_CROWDED = auto()
     WAITED_TOO_LONG = auto()
     WAITS_FOR_QUOTA = auto()
     RETRIED = auto()

@@ -24,14 +24,20 @@ LONGEST_FILLED = 1024 * 1024
 MOST_ENTRIES = 1_000
 """Entries of a list of mappings, such as the variables of a container; Vertex AI takes 100 of them."""
 
-LONGEST_JOB = 4 * 1024 * 1024
-"""Bytes of the CustomJob that an item becomes. The gRPC servers of Google's APIs take requests of 4 MiB by default."""
+LONGEST_JOB = 1024 * 1024
+"""Bytes of the CustomJob that an item becomes. Each pass reads the active jobs again."""
+
+LARGEST_PAGE = 16 * 1024 * 1024
+"""Bytes of jobs that one answer of Vertex AI should have at most. In memory they take five times as much."""
 
 LARGEST_ROUND = 32 * 1024 * 1024
 """Bytes of the CustomJobs that one round of a pass keeps in memory; further items wait for the next pass."""
 
 MOST_FAULTS = 3
 """Times that the check of an item may end in an unexpected error, before the item fails."""
+
+MOST_FOR_A_RUN = 100
+"""Items that may wait for one run that another job uses."""
 
 MOST_KILLS = 2
 """Passes that may die while an item is checked alone, before the item fails."""

@@ -14,14 +14,15 @@ from google.cloud.aiplatform_v1.types import JobState
 
 from tests.support.memory import KEY, Crash, World, die_once, image_spec, lost, never, no_quota, scheduler_spec
 from vertex_launch.codes import Code
-from vertex_launch.dispatch import perform
+from vertex_launch.dispatch import perform, start
 from vertex_launch.dispatch.context import derived_run
 from vertex_launch.dispatch.run import Skipped, run_pass
 from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import Ack, AgentView, PassReport, PassRequest, Popped, Question, WandbState
+from vertex_launch.model import Ack, AgentView, ManagedJob, PassReport, PassRequest, Popped, Question, WandbState
+from vertex_launch.settings.config import Region
 from vertex_launch.state.ledger import Stage
-from vertex_launch.state.record import Record
+from vertex_launch.state.record import LEDGER, Record
 
 
 def test_an_item_becomes_one_job_and_is_claimed_for_its_run() -> None:
@@ -326,6 +327,28 @@ def test_a_lease_is_counted_from_before_the_pop() -> None:
     assert world.vertex.jobs == {}
 
 
+def test_a_region_of_the_ledger_that_cannot_be_listed_stops_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    first = world.queue.push("cpu", image_spec())
+    world.run()
+    ledger = world.ledger
+    strange = ledger.open[first].model_copy(update={"item": "Strange", "run": "strange"})
+    attempt = strange.current.model_copy(update={"region": "zz-nowhere9", "job": ""})
+    ledger.open["Strange"] = strange.model_copy(update={"attempts": (attempt,), "claimed": False})
+    world.bucket.put(LEDGER, ledger.dump())
+    listed = world.vertex.active
+
+    def active(region: str) -> list[ManagedJob]:
+        return listed(region) if region == "us-central1" else world.vertex.refuse("active")
+
+    monkeypatch.setattr(world.vertex, "active", active)
+    good = world.queue.push("cpu", image_spec())
+    assert [one["item"] for one in world.run().submitted] == [good]
+    world.settings = world.settings.model_copy(update={"regions": (Region(name="zz-nowhere9"),)})
+    with pytest.raises(Unavailable):
+        world.run()
+
+
 def test_slow_pops_leave_time_to_start_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(max_jobs=30)
     items = [world.queue.push("cpu", image_spec()) for _ in range(30)]
@@ -433,6 +456,18 @@ def test_the_run_of_a_job_that_lost_its_item_is_not_used_before_the_job_has_ende
     world.vertex.set(next(iter(world.vertex.jobs)), JobState.JOB_STATE_CANCELLED)
     world.clock.sleep(130)
     assert [one["item"] for one in world.run().submitted] == [second]
+
+
+def test_few_items_may_wait_for_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "MOST_FOR_A_RUN", 3)
+    world = World(max_jobs=10)
+    items = [world.queue.push("cpu", image_spec(run_id="same")) for _ in range(6)]
+    good = world.queue.push("cpu", image_spec())
+    report = world.run()
+    assert {one["item"] for one in report.submitted} == {items[0], good}
+    assert [one["item"] for one in report.deferred] == items[1:4]
+    assert [world.queue.state(one) for one in items[4:]] == ["FAILED"] * 2
+    assert all(Code.RUN_CROWDED in world.queue.contents[one].message for one in items[4:])
 
 
 @pytest.mark.parametrize("changes", [{"entity": "ACME"}, {"project": "DEMO"}, {"entity": "Acme", "project": "Demo"}])
@@ -953,7 +988,7 @@ def test_a_key_leaves_through_no_warning_and_the_warning_is_sent_once() -> None:
 
 
 def test_a_dry_run_that_quotes_the_items_own_key_is_redacted_at_the_exit() -> None:
-    world, own = World(), "my-own-key-is-secret"
+    world, own = World(), "my-own-key-is-secret" * 2
     report = world.preview(run_spec=image_spec(_wandb_api_key=own, run_id=f"{own}?"))
     assert own in str(report.rejected)
     assert own not in str(world.redact.json(report.body()))

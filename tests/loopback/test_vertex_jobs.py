@@ -10,11 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+from google.api_core import exceptions
 from google.cloud.aiplatform_v1 import AcceleratorType, JobServiceClient, JobState
 
 from local.standins.vertex.server import Limits, VertexServer
 from tests.support import specs
 from tests.support.memory import ENTITY, SETTINGS, Clock, image_spec
+from vertex_launch.adapters import vertex_jobs
 from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.codes import Code
@@ -112,6 +114,30 @@ def test_lists_have_pages(server: VertexServer, jobs: VertexJobs) -> None:
     names = {jobs.create(request(f"Item{number}"), 5) for number in range(101)}
     assert {job.name for job in jobs.active(REGION)} == names
     assert server.calls["ListCustomJobs"] == 2
+
+
+def test_large_jobs_are_listed_in_small_pages(
+    server: VertexServer, jobs: VertexJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vertex_jobs, "LARGEST_PAGE", 40_000)
+    names = set()
+    for number in range(40):
+        asked = request(f"Item{number}")
+        asked.custom_job.job_spec.worker_pool_specs[0].container_spec.args = ["x" * 10_000]
+        names.add(jobs.create(asked, 5))
+    assert {job.name for job in jobs.active(REGION)} == names
+    assert server.calls["ListCustomJobs"] == 1 + 8, "16 in the first page, then three in each"
+
+
+@pytest.mark.parametrize("error", [exceptions.TooManyRequests("received trailing metadata size exceeds hard limit"), ValueError("Code in trailing metadata is not equal")])  # fmt: skip
+def test_a_refusal_that_is_too_long_to_be_read_fails_the_item(
+    jobs: VertexJobs, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*args: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(jobs._client(REGION), "create_custom_job", refuse)
+    assert "too long" in raised(lambda: jobs.create(request(), 5), ItemRejected, Code.CREATE_INVALID)
 
 
 def test_each_region_has_its_own_list(jobs: VertexJobs) -> None:

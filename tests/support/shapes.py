@@ -19,5 +19,5 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     if not path:
         return new
     copy = dict(value) if isinstance(value, dict) else list(value)
-    copy[path[0]] = put(copy[path[0]], path[1:], new)
+    copy[path[0]] = put(copy[path[0]], path[1:], new) if len(path) > 1 else new
     return copy

@@ -312,6 +312,11 @@ def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
         "ext::sh -c true",
         "/srv/repository",
         "-oProxyCommand=true:a",
+        f"{KEY}:x-oauth-basic@github.com/a/b",
+        f"x-access-token:{KEY}@github.com/a/b",
+        f"https://github.com:443:{KEY}/a/b",
+        f"https://github.com/a/b?private_token={KEY}",
+        f"https://github.com/a/b#{KEY}",
     ],
 )
 def test_an_address_that_two_programs_could_read_in_two_ways_is_refused(remote: str) -> None:

@@ -68,6 +68,9 @@ PROBLEMS: list[tuple[Any, ...]] = [
     ("name", "a\0b", Code.SPEC_VALUE, "NUL"),
     ("author", "\ud800", Code.SPEC_VALUE, "surrogate"),
     ("_wandb_api_key", 5, Code.SPEC_VALUE, "a number"),
+    ("_wandb_api_key", "unknown key", Code.SPEC_KEY, "not a W&B API key"),
+    ("_wandb_api_key", "resource_args", Code.SPEC_KEY, "not a W&B API key"),
+    ("_wandb_api_key", "Write a number of seconds greater than 0, or remove it", Code.SPEC_KEY, "not a W&B API key"),
     ("_resume_count", -1, Code.SPEC_VALUE, "-1"),
     ("run_id", "a/b", Code.SPEC_VALUE, "'a/b'"),
     ("run_id", " a", Code.SPEC_VALUE, "' a'"),
@@ -95,6 +98,8 @@ PROBLEMS: list[tuple[Any, ...]] = [
     (f"{VERTEX}.run.timeout", 1.5, Code.SPEC_VALUE, "seconds"),
     (f"{VERTEX}.run.max_wait_duration", -1, Code.SPEC_VALUE, "315576000000"),
     (f"{VERTEX}.run.create_request_timeout", 0, Code.SPEC_VALUE, "0 is not"),
+    (f"{VERTEX}.run.create_request_timeout", 0.001, Code.SPEC_VALUE, "0.001 is not"),
+    (f"{VERTEX}.run.create_request_timeout", 4.9, Code.SPEC_VALUE, "4.9 is not"),
     (f"{VERTEX}.run.disable_retries", 1, Code.SPEC_VALUE, "true or false"),
     (f"{VERTEX}.run.scheduling_strategy", "spot", Code.SPEC_VALUE, "Did you mean SPOT?"),
     (f"{VERTEX}.run.scheduling_strategy", 5, Code.SPEC_VALUE, "STANDARD"),
@@ -317,7 +322,12 @@ def test_whatever_comes_is_a_job_or_rejected(at: str, value: Any, then_at: str, 
 @given(json_values)
 def test_anything_at_all_is_a_run_spec_or_rejected(spec: Any) -> None:
     rejected(spec)
-    assert own_key(item(spec)) == (spec.get("_wandb_api_key", "") if isinstance(spec, dict) else "")
+    assert own_key(item(spec)) == ""
+
+
+@pytest.mark.parametrize("key", ["unknown key", "resource_args", "x" * 39, "x" * 5000, "a b " * 20, "x" * 40 + "\n"])
+def test_what_cannot_be_a_key_is_not_hidden_in_messages(key: str) -> None:
+    assert own_key(item(run_spec(_wandb_api_key=key))) == ""
 
 
 def test_no_key_is_shown() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.shapes import put
 from tests.support.specs import IMAGE, PACKAGE, SETTINGS, built, pool, run_spec
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
@@ -53,6 +54,7 @@ PROGRAMS: dict[str, tuple[dict[str, Any], JobSource | None, str]] = {
     "another image": (run_spec(pool(image_uri=OTHER)), None, f"{TASK}.image_uri"),
     "another image beside code": (of_job(pool(), pool(image_uri=OTHER)), CODE, f"{SPEC}.worker_pool_specs[1].container_spec.image_uri"),
     "a Python package": (run_spec(PACKAGE), None, f"{SPEC}.worker_pool_specs[0].python_package_spec"),
+    "a base image of the item": (put(of_job(), ("resource_args", "vertex", "builder"), {"base_image": OTHER}), CODE, "resource_args.vertex.builder"),
     "a web shell": (run_spec(spec={"enable_web_access": True}), None, f"{SPEC}.enable_web_access"),
     "a program in args": (run_spec(overrides={"args": ["sh", "-c", "evil"]}), None, "overrides.args"),
     "a path in args": (run_spec(overrides={"args": ["/gcs/bucket/evil"]}), None, "overrides.args"),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0
 """Seconds that a pass waits for the last lines of a job's log; its message goes out without them after that."""
 
+PAGE = 10
+"""Entries in one answer: each may have 256 KiB."""
+
 WIDTH = 300
 """Characters of a line that are returned."""
 
@@ -83,7 +86,7 @@ class JobLogs:
             "filter": f'resource.type="ml_job" AND resource.labels.job_id="{job_id}" '
             f'AND resource.labels.task_name!="service" AND timestamp>="{since}"',
             "order_by": "timestamp desc",
-            "page_size": wanted,
+            "page_size": min(wanted, PAGE),
         }
         newest_first: list[str] = []
         # During a long search Cloud Logging sends empty pages that others follow.

@@ -12,13 +12,14 @@ from google.api_core import exceptions
 from google.api_core.retry import Retry
 from google.auth.credentials import Credentials
 from google.cloud.aiplatform_v1 import JobServiceClient
-from google.cloud.aiplatform_v1.types import ListCustomJobsRequest
+from google.cloud.aiplatform_v1.types import ListCustomJobsRequest, ListCustomJobsResponse
 
 from vertex_launch.adapters.google_api import BACKOFF, TROUBLE, client, words
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, OutcomeUnknown, Unavailable
 from vertex_launch.job import labels, readback
 from vertex_launch.job.request import JobRequest
+from vertex_launch.limits import LARGEST_PAGE
 from vertex_launch.model import JobName, ManagedJob
 from vertex_launch.settings.config import Settings
 
@@ -26,7 +27,13 @@ T = TypeVar("T")
 
 SERVICE = "Vertex AI"
 PAGE = 100
+FIRST_PAGE = 16
+"""Jobs in the first answer to a list, when nothing is known about their size."""
 
+TOO_LONG = (
+    "Vertex AI does not accept this job, and its reason is too long to be read. Look for a very long value in the run spec or "
+    "the queue configuration, such as an image name."
+)
 CORRECT = "Correct it in the run spec or the queue configuration."
 
 
@@ -54,12 +61,20 @@ class VertexJobs:
         )
 
     def _list(self, region: str, wanted: str) -> list[ManagedJob]:
+        """List jobs page by page: of a page only what a pass needs is kept, and large jobs come in small pages."""
         parent = f"projects/{self._settings.project}/locations/{region}"
-        request = ListCustomJobsRequest(parent=parent, filter=wanted, page_size=PAGE)
-        with _reported("list", f"the jobs in {parent}"):
-            jobs = list(self._client(region).list_custom_jobs(request, **self._limits))
-        managed = (readback.managed(job, deployment=self._settings.deployment, region=region) for job in jobs)
-        return [job for job in managed if job is not None]
+        request = ListCustomJobsRequest(parent=parent, filter=wanted, page_size=FIRST_PAGE)
+        managed: list[ManagedJob | None] = []
+        while True:
+            with _reported("list", f"the jobs in {parent}"):
+                page = next(iter(self._client(region).list_custom_jobs(request, **self._limits).pages))
+            jobs = page.custom_jobs
+            managed += [readback.managed(job, deployment=self._settings.deployment, region=region) for job in jobs]
+            if not page.next_page_token:
+                return [job for job in managed if job is not None]
+            each = ListCustomJobsResponse.pb(page).ByteSize() // max(1, len(jobs))
+            request.page_size = max(1, min(PAGE, LARGEST_PAGE // max(1, each)))
+            request.page_token = page.next_page_token
 
     def get(self, name: str) -> ManagedJob | None:
         """Return the job with this resource name, None if it does not exist or is not ours. Raises Unavailable."""
@@ -91,6 +106,8 @@ class VertexJobs:
             )
         except TROUBLE as error:
             raise _not_created(error, request) from error
+        except ValueError as error:  # the client library cannot read a refusal whose words are cut off
+            raise ItemRejected(TOO_LONG, code=Code.CREATE_INVALID) from error
         return str(job.name)
 
     def cancel(self, name: str) -> None:
@@ -128,6 +145,8 @@ def _not_created(error: Exception, request: JobRequest) -> LaunchError:
                 "as an artifact."
             )
             return ItemRejected(text, code=Code.SPEC_SIZE)
+        case exceptions.TooManyRequests() if "metadata size" in sentence:  # gRPC's own words, about those of Vertex AI
+            return ItemRejected(TOO_LONG, code=Code.CREATE_INVALID)
         case exceptions.TooManyRequests():
             text = (
                 f"Vertex AI has no quota left for this job in {region}: {sentence} The item is retried. If that does not help, "

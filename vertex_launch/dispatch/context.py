@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -9,7 +10,7 @@ from vertex_launch.dispatch.ports import Services
 from vertex_launch.errors import Message
 from vertex_launch.job import labels
 from vertex_launch.job.request import JobRequest
-from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest, Phase
+from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest, Phase, RunId
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import Ledger, OpenItem
 from vertex_launch.state.record import Held
@@ -27,6 +28,8 @@ class Pass:
     report: PassReport
     outbox: list[Warn] = field(default_factory=list)
     """Warnings that are sent when the pass ends."""
+    waiting_for: Counter[RunId] = field(default_factory=Counter)
+    """How many items of this pass wait for each run (``RunId.folded``)."""
 
     @property
     def ledger(self) -> Ledger:

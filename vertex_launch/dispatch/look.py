@@ -94,7 +94,7 @@ def look(
     configured = [region.name for region in settings.regions]
     regions = list(dict.fromkeys([*configured, *(entry.current.region for entry in ledger.open.values())]))
     calls: list[Callable[[], Any]] = [partial(_ask_wandb, settings, services, ledger, queues)]
-    calls += [partial(_list, services, ledger, region, now) for region in regions]
+    calls += [partial(_list, services, ledger, region, now, must=region in configured) for region in regions]
     (entity, state, changed), *lists = all_of(services.run_parallel(calls, len(calls)))
     jobs = {job.name: job for listed in lists for job in listed}
     missing = _get_unlisted(services, ledger, jobs, ended)
@@ -135,8 +135,21 @@ def look_up_runs(services: Services, wanted: Sequence[RunId]) -> Mapping[RunId, 
 # Vertex AI
 
 
-def _list(services: Services, ledger: Ledger, region: str, now: float) -> list[ManagedJob]:
-    """List a region's active jobs, and the ended ones that a planned create or a lost ledger may need."""
+def _list(services: Services, ledger: Ledger, region: str, now: float, *, must: bool) -> list[ManagedJob]:
+    """List a region's active jobs, and the ended ones that a planned create or a lost ledger may need.
+
+    A region that is no longer configured (not ``must``) stops no pass if it cannot be listed: its open jobs are got one by one.
+    """
+    try:
+        return _listed(services, ledger, region, now)
+    except Unavailable as error:
+        if must:
+            raise
+        log.warning(Message(Code.LOOKUP_FAILED, f"Cannot list the jobs in {region}, which is not configured: {error}"))
+        return []
+
+
+def _listed(services: Services, ledger: Ledger, region: str, now: float) -> list[ManagedJob]:
     jobs = services.vertex.active(region)
     planned = {entry.item: entry for entry in ledger.at(Stage.PLANNED) if entry.current.region == region}
     if ledger.rebuild:

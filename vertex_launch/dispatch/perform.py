@@ -43,6 +43,9 @@ from vertex_launch.state.ledger import MadeAgent
 POP_SINGLY = 900.0
 """Seconds for which items are popped one by one after an answer that could not be read: many leases and passes."""
 
+LOGS_AT_ONCE = 4
+"""Jobs whose last lines are read at the same time; one answer may have 2.5 MiB."""
+
 MOST_CANCELS = 100
 """Jobs that one pass cancels; a later one cancels the others."""
 
@@ -395,7 +398,7 @@ def _tell(pass_: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
     """Fail items or warn about them; those whose message W&B has taken are settled."""
     if not settles:
         return
-    tails = pass_.services.run_parallel([partial(_last_lines, pass_, settle.job) for settle in settles], AT_ONCE)
+    tails = pass_.services.run_parallel([partial(_last_lines, pass_, settle.job) for settle in settles], LOGS_AT_ONCE)
     texts = [
         (settle.entry.item, pass_.services.redact(f"{settle.message}{tail}"))
         for settle, tail in zip(settles, tails, strict=True)

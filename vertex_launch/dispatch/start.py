@@ -27,7 +27,7 @@ from vertex_launch.dispatch.prepare import Prepared, build_request, check_time, 
 from vertex_launch.errors import CodedError, ItemDeferred, ItemFault, ItemRejected, LaunchError, Message, OutcomeUnknown
 from vertex_launch.job import readback, retry, run_spec
 from vertex_launch.job.request import JobRequest
-from vertex_launch.limits import LARGEST_ROUND, MOST_FAULTS, MOST_KILLS
+from vertex_launch.limits import LARGEST_ROUND, MOST_FAULTS, MOST_FOR_A_RUN, MOST_KILLS
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, ManagedJob, RunId, RunView
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
@@ -194,6 +194,10 @@ def _check_run(pass_: Pass, item: Item, run: RunId, room: Room) -> None:
     """Raise ItemDeferred while another job reports as the same run."""
     user = pass_.ledger.user_of(run, item.id)
     if user or str(run.folded) in room.runs:
+        pass_.waiting_for[run.folded] += 1
+        if pass_.waiting_for[run.folded] > MOST_FOR_A_RUN:
+            text = f"More than {MOST_FOR_A_RUN} items wait for run {run}, which is used by another job."
+            raise ItemRejected(f"{text} Launch this one again later, or without a run id.", code=Code.RUN_CROWDED)
         other = f" of item {user.item}" if user else ""
         text = f"Run {run} is used by another job{other}. This item waits until that job has ended."
         raise ItemDeferred(text, code=Code.RUN_IN_USE, patient=True)

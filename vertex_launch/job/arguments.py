@@ -30,6 +30,9 @@ IMAGE_FIELDS = {"container_spec": "image_uri", "python_package_spec": "executor_
 
 _TEXTS = ("display_name", "project", "location", "staging_bucket", "base_output_dir", "encryption_spec_key_name")
 _SECONDS = ("timeout", "max_wait_duration")
+SHORTEST_CREATE = 5.0
+"""Seconds that a run spec must at least leave for its create."""
+
 _OTHERS = ("labels", "credentials", "sync", "create_request_timeout", "scheduling_strategy")
 _MESSAGE_ONLY = {
     "scheduling": "timeout, max_wait_duration, scheduling_strategy, disable_retries and restart_job_on_worker_restart",
@@ -184,7 +187,7 @@ def _argument(name: str, value: Any, place: str, reader: Reader) -> Any:
     if name == "labels":
         return _labels(value, place, reader)
     if name == "create_request_timeout":
-        return _positive(value, place, reader.findings)
+        return _timeout(value, place, reader.findings)
     if name == "sync":
         return reader.flag(value, place)
     if name == "credentials":
@@ -195,12 +198,13 @@ def _argument(name: str, value: Any, place: str, reader: Reader) -> Any:
     return reader.text(value, place)
 
 
-def _positive(value: Any, place: str, findings: Findings) -> float:
+def _timeout(value: Any, place: str, findings: Findings) -> float:
+    """Read for how long a create may take: after a shorter time it would be unknown whether the job exists."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and 0 < value <= _LONGEST:
+    if number and SHORTEST_CREATE <= value <= _LONGEST:
         return float(value)
     found = f"{shown(value) if number else kind(value)} is not a valid timeout"
-    findings.wrong(place, found, "Write a number of seconds greater than 0", Code.SPEC_VALUE)
+    findings.wrong(place, found, f"Write a number of seconds, at least {SHORTEST_CREATE:g}", Code.SPEC_VALUE)
     return math.inf
 
 

@@ -173,10 +173,10 @@ def _remote(remote: str) -> tuple[str, bool]:
             return f"https://{host}{path}", True
         if host or scheme == "file":
             return f"{scheme}://{user}{'@' if user else ''}{host}{port}{path}", False
-    elif plain and (scp := _SCP.fullmatch(text)):
+    elif plain and (scp := _SCP.fullmatch(text)) and "@" not in scp[2]:
         return f"https://{scp[1]}/{scp[2]}", True
-    without_credentials = re.sub(r"^(\w+://)?.*@", r"\1***@", text, flags=re.DOTALL)
-    raise _Broken(f"its remote is {shown(without_credentials)}, not https://HOST/PATH or git@HOST:PATH")
+    # Not quoted: any part of it may be a token.
+    raise _Broken("its remote is not of the form https://HOST/PATH or git@HOST:PATH")
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

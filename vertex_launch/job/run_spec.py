@@ -7,6 +7,7 @@ that it adds over time are ignored; those under ``resource_args`` are checked on
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -27,6 +28,8 @@ from vertex_launch.settings.config import Settings
 # What wandb.Settings refuses, so that the job could never report. W&B's entities have letters, digits, - and _ only.
 NOT_IN_NAMES = {"run_id": frozenset(":;,#?/'"), "project": frozenset("/\\#?%:"), "entity": frozenset("/\\#?%:")}
 LONGEST_PROJECT = 128
+KEY = re.compile(rf"\S{{40,{LONGEST_NAME}}}")
+"""What may be a W&B API key. Real ones are 40 hexadecimal digits, also after ``local-``, or ``wandb_v1_`` and 77 characters."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,9 @@ def _check(parsed: RunSpec, own_run: str, findings: Findings) -> None:
     if not parsed.project and not findings.about("project"):
         remedy = "Name the W&B project that the run belongs to"
         findings.wrong("project", "it is missing", remedy, Code.SPEC_MISSING)
+    if parsed.api_key and not KEY.fullmatch(parsed.api_key):
+        remedy = "Launch it again without one, or with W&B's own client"
+        findings.wrong("_wandb_api_key", "it is not a W&B API key", remedy, Code.SPEC_KEY)
     for place, name in (("entity", parsed.entity), ("project", parsed.project), ("run_id", run_id)):
         _check_name(place, name, findings)
     if parsed.image or parsed.job or findings.about("docker", "docker.docker_image", "image_uri", "job"):
@@ -164,10 +170,10 @@ def _check_name(place: str, name: str, findings: Findings) -> None:
 def own_key(item: Item) -> str:
     """Return the API key that an item brings, however malformed the rest of it is; the empty text if it brings none.
 
-    A text that is too long for any key is not kept.
+    A text that cannot be a key is not kept, because keys are hidden in all messages.
     """
     key = peek(item).get("_wandb_api_key")
-    return key if isinstance(key, str) and len(key) <= LONGEST_NAME else ""
+    return key if isinstance(key, str) and KEY.fullmatch(key) else ""
 
 
 def peek(item: Item) -> Mapping[str, Any]:

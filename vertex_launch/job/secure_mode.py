@@ -54,6 +54,9 @@ def _programs(asked: RunSpec, spec: RunSpec) -> Iterator[Found]:
         yield "overrides.entry_point", "the item overrides the entry point", "Launch it without one"
     if asked.working_dir:
         yield "overrides.working_dir", "the item starts the entry point in another folder", "Launch it without one"
+    if spec.builder:
+        place = f"resource_args.{spec.resource}.builder"
+        yield place, "a base image of the item's own can be any program under the name of Python", "Remove it"
     if spec.arguments["enable_web_access"]:
         place = spec.arguments.place("enable_web_access")
         yield place, "an interactive shell can run any program", "Remove it"
