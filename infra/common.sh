@@ -221,8 +221,20 @@ let_spread() {
 }
 granted_at='' # when this run granted the last role, in seconds after its start
 
-# look WORDS: call gcloud to read something. A dry run reads nothing, as if the project were empty.
-look() { [ -n "$dry_run" ] || gcloud "$@" "--project=$project"; }
+# look WORDS: call gcloud to read something. A dry run reads nothing, as if the project were empty. An API that this run has enabled
+# may not be known everywhere yet.
+look() {
+  local said left=$tries
+  [ -z "$dry_run" ] || return 0
+  until { said=$(gcloud "$@" "--project=$project" 2>&1 >&4); } 4>&1; do
+    printf '%s\n' "$said" >&2
+    left=$((left - 1))
+    if [ -z "$enabled_apis" ] || [ "$left" -le 0 ] || ! grep -qi 'not been used' <<<"$said"; then return 1; fi
+    sleep "$pause"
+  done
+  [ -z "$said" ] || printf '%s\n' "$said" >&2
+}
+enabled_apis='' # those that this run has enabled
 
 has() { grep -qxF -e "$2" <<<"$1"; } # has LIST LINE
 

@@ -199,7 +199,7 @@ done
 if [ -n "$missing" ]; then
   # shellcheck disable=SC2086  # one word for each
   run services enable $missing
-  [ -n "$dry_run" ] || sleep "$pause"
+  enabled_apis=$missing
 fi
 number=$(look projects describe "$project" --format='value(projectNumber)')
 number=${number:-PROJECT_NUMBER}
@@ -232,7 +232,7 @@ roles=$(look iam roles list --show-deleted --format='value(name.basename(),delet
 make_role() { # make_role NAME TITLE PERMISSIONS: a role with exactly these permissions, a comma list in alphabetical order
   local role=${id}_$1 found
   if ! grep -q "^$role$tab" <<<"$roles"; then
-    run iam roles create "$role" --permissions="$3" --title="$name: $2" --description="$made" --stage=GA --quiet --format=none
+    patiently iam roles create "$role" --permissions="$3" --title="$name: $2" --description="$made" --stage=GA --quiet --format=none
     return
   fi
   # A deleted role can be restored for 7 days, and its id cannot be used again for 37.
@@ -301,7 +301,7 @@ make_agent aiplatform "$vertex_agent" roles/aiplatform.serviceAgent
 step "Secret, buckets, repositories"
 if [ -z "$wandb_secret" ]; then
   secrets=$(look secrets list --format='value(name.basename())')
-  has "$secrets" "$secret" || run secrets create "$secret" --replication-policy=automatic --labels="$mark"
+  has "$secrets" "$secret" || patiently secrets create "$secret" --replication-policy=automatic --labels="$mark"
 fi
 on secrets "$secret"
 grant "$dispatch" roles/secretmanager.secretAccessor
@@ -325,7 +325,7 @@ buckets=$(look storage buckets list --format='value(name,labels.monitoring)')
 
 make_bucket() { # make_bucket BUCKET REGION [FLAG]
   if ! grep -q "^$1\($tab\|$\)" <<<"$buckets"; then
-    run storage buckets create "gs://$1" --location="$2" --uniform-bucket-level-access --public-access-prevention ${3:+"$3"}
+    patiently storage buckets create "gs://$1" --location="$2" --uniform-bucket-level-access --public-access-prevention ${3:+"$3"}
     run storage buckets update "gs://$1" --update-labels="$mark"
   fi
 }
@@ -348,7 +348,7 @@ done
 repositories=$(look artifacts repositories list --location="$region" --format='value(name.basename(),cleanupPolicies.list())')
 
 make_repository() { # make_repository NAME PURPOSE
-  grep -q "^$name-$1\($tab\|$\)" <<<"$repositories" || run artifacts repositories create "$name-$1" --location="$region" --repository-format=docker \
+  grep -q "^$name-$1\($tab\|$\)" <<<"$repositories" || patiently artifacts repositories create "$name-$1" --location="$region" --repository-format=docker \
     --labels="$mark" --description="$2"
 }
 
@@ -377,7 +377,7 @@ for topic in ticks job-logs ticks-dead job-logs-dead; do
   has "$topics" "$name-$topic" || missing="$missing $name-$topic"
 done
 # shellcheck disable=SC2086  # one word for each
-[ -z "$missing" ] || run pubsub topics create $missing --labels="$mark"
+[ -z "$missing" ] || patiently pubsub topics create $missing --labels="$mark"
 on "pubsub topics" "$name-ticks"
 grant "$job_state" roles/pubsub.publisher
 
@@ -483,7 +483,7 @@ fi
 wanted=$(columns "$schedule" Etc/UTC "projects/$project/topics/$name-ticks" e30=)
 if [ "$found" != "$wanted" ]; then
   if [ -z "$found" ]; then verb=create; else verb=update; fi
-  run scheduler jobs "$verb" pubsub "$name-tick" --location="$region" --schedule="$schedule" --time-zone=Etc/UTC \
+  patiently scheduler jobs "$verb" pubsub "$name-tick" --location="$region" --schedule="$schedule" --time-zone=Etc/UTC \
     --topic="projects/$project/topics/$name-ticks" --message-body='{}' --description="$made" --format=none
 fi
 
@@ -496,7 +496,7 @@ sinks=$(look logging sinks list --format='value(name,writerIdentity,destination,
 found=$(value_of "$sinks" "$name-job-ends")
 writer=${found%%"$tab"*}
 if [ -z "$found" ]; then
-  writer=$(run logging sinks create "$name-job-ends" "$destination" --log-filter="$filter" --description="$made" --format='value(writerIdentity)')
+  writer=$(patiently logging sinks create "$name-job-ends" "$destination" --log-filter="$filter" --description="$made" --format='value(writerIdentity)')
 elif [ "$found" != "$(columns "$writer" "$destination" "$filter")" ]; then
   run logging sinks update "$name-job-ends" "$destination" --log-filter="$filter" --format=none
 fi
@@ -510,7 +510,7 @@ for file in $(files dashboards); do
   added="\"labels\": {\"$mark_key\": \"$name\"}"
   if [ -z "$found" ]; then
     sed "1s/{/{$added,/" "$file" >"$work/dashboard.json"
-    run monitoring dashboards create --config-from-file="$work/dashboard.json" || not_done "the dashboard"
+    patiently monitoring dashboards create --config-from-file="$work/dashboard.json" || not_done "the dashboard"
   elif [ -n "$changed" ]; then
     # An update must name the version of the dashboard that it replaces.
     sed "1s/{/{$added, \"etag\": \"${found#*"$tab"}\",/" "$file" >"$work/dashboard.json"

@@ -100,6 +100,16 @@ def test_every_run_succeeds_and_calls_nothing_unknown(story: Story) -> None:
 
 
 @needs_gcloud
+@pytest.mark.parametrize(
+    "words", ["has not been used", "does not exist", "Cannot find metric", "new roles take a while"]
+)
+def test_the_first_run_met_what_takes_time(story: Story, words: str) -> None:
+    """New APIs, accounts, roles and metrics; only the first run did."""
+    assert words in story.deploy.output
+    assert words not in story.repeat.output.replace("-cc.iam.gserviceaccount.com does not exist", "")
+
+
+@needs_gcloud
 @pytest.mark.parametrize("run", ["deploy", "change", "later"])
 def test_pubsub_can_call_the_functions(story: Story, run: str) -> None:
     after = getattr(story, run).after

@@ -249,7 +249,7 @@ def strangers(apis: GoogleApis) -> None:
     """Put things of others there; what is new takes as long to work as it does at Google when it is slow."""
     apis.resources.update(json.loads(json.dumps(STRANGERS)))
     apis.bindings[f"cloudresourcemanager/projects/{PROJECT}"] = json.loads(json.dumps(THEIR_RIGHTS))
-    apis.spread, apis.metric_delay = 60.0, 300.0
+    apis.spread, apis.metric_delay, apis.api_delay = 60.0, 300.0, 40.0
 
 
 # What happens to a deployment as time goes by

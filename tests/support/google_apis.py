@@ -214,8 +214,8 @@ class GoogleApis(WebServer):
         """Google's own accounts that were asked for; there are no others at first."""
         self.late: set[str] = set()
         """Accounts that are not known yet when a right is given to them for the first time."""
-        self.spread = self.metric_delay = 0.0
-        """Seconds until a new account or role works, and until an alert may watch a new metric."""
+        self.spread = self.metric_delay = self.api_delay = 0.0
+        """Seconds until a new account or role works, until an alert may watch a new metric, and until an enabled API answers."""
         self.clock: Callable[[], float] = time.monotonic
         self._since: dict[tuple[str, ...], float] = {}
         """When a resource was made, or a role granted to a member, on this clock."""
@@ -276,7 +276,7 @@ class GoogleApis(WebServer):
 
     def _check_enabled(self, path: str) -> None:
         service = f"{path.partition('/')[0]}.googleapis.com"
-        if service not in self.enabled:
+        if service not in self.enabled or self.clock() < self._since.get((service,), -1e9) + self.api_delay:
             raise Refused(
                 403, "PERMISSION_DENIED", f"{service} has not been used in project {NUMBER} before or it is disabled."
             )
@@ -510,7 +510,9 @@ class GoogleApis(WebServer):
         return {"name": request.path.partition("/")[2], "config": {"name": request.match[1]}, "state": state}
 
     def _enable(self, request: Request) -> Json:
-        self.enabled.update(request.body.get("serviceIds") or [request.match[1]])
+        for name in request.body.get("serviceIds") or [request.match[1]]:
+            self.enabled.add(name)
+            self._since[(name,)] = self.clock()
         return {"name": "operations/enable", "done": True, "response": {}}
 
     def _make_agent(self, request: Request) -> Json:
