@@ -55,6 +55,8 @@ PROGRAMS: dict[str, tuple[dict[str, Any], JobSource | None, str]] = {
     "another image beside code": (of_job(pool(), pool(image_uri=OTHER)), CODE, f"{SPEC}.worker_pool_specs[1].container_spec.image_uri"),
     "a Python package": (run_spec(PACKAGE), None, f"{SPEC}.worker_pool_specs[0].python_package_spec"),
     "a base image of the item": (put(of_job(), ("resource_args", "vertex", "builder"), {"base_image": OTHER}), CODE, "resource_args.vertex.builder"),
+    "a mount over programs": (run_spec({**pool(), "nfs_mounts": [{"server": "s", "path": "/p", "mount_point": "../../usr/bin"}]}), None, f"{SPEC}.worker_pool_specs[0].nfs_mounts"),
+    "a mount at the root": (run_spec({**pool(), "nfs_mounts": [{"server": "s", "path": "/p", "mount_point": "/usr"}]}), None, f"{SPEC}.worker_pool_specs[0].nfs_mounts"),
     "a web shell": (run_spec(spec={"enable_web_access": True}), None, f"{SPEC}.enable_web_access"),
     "a program in args": (run_spec(overrides={"args": ["sh", "-c", "evil"]}), None, "overrides.args"),
     "a path in args": (run_spec(overrides={"args": ["/gcs/bucket/evil"]}), None, "overrides.args"),

@@ -22,6 +22,9 @@ from vertex_launch.settings.config import Settings
 # Not a program, not a command for `sh -c`, and not an option of a shell's `exec "$@"`.
 _DATA = re.compile(r"(--[A-Za-z][\w.-]*|--[A-Za-z][\w.-]*=[^\s;&|<>()$`'\"\\]*|[A-Za-z_][\w.-]*=[^\s;&|<>()$`'\"\\]*)")
 
+_FOLDER = re.compile(r"(?:/mnt/(?:nfs|lustre)/)?[A-Za-z0-9_][A-Za-z0-9_./-]*")
+"""A mount point below the folder in which Vertex AI mounts (``NfsMount.mount_point``, ``LustreMount.mount_point``)."""
+
 Found = tuple[str, str, str]
 """A place, what is wrong there, and the remedy."""
 
@@ -71,6 +74,23 @@ def _programs(asked: RunSpec, spec: RunSpec) -> Iterator[Found]:
         if task.get("command"):
             yield f"{where}.command", "it replaces the entry point of the image", "Remove it"
         yield from _args(where, task, spec)
+    yield from _mounts(spec)
+
+
+def _mounts(spec: RunSpec) -> Iterator[Found]:
+    """Check where file systems are mounted: over the image's own folders they could replace its programs."""
+    place = spec.arguments.place("worker_pool_specs")
+    for index, pool in enumerate(spec.arguments["worker_pool_specs"] or ()):
+        for name in ("nfs_mounts", "lustre_mounts"):
+            for mount in pool.get(name, ()):
+                point = mount.get("mount_point", "")
+                if point and (".." in point or not _FOLDER.fullmatch(point)):
+                    found = f"the mount point {shown(point)} may lie over programs of the image"
+                    yield (
+                        f"{place}[{index}].{name}",
+                        found,
+                        "Write a name such as data, which lies in a folder of its own",
+                    )
 
 
 def _args(where: str, task: Mapping[str, Any], spec: RunSpec) -> Iterator[Found]:
