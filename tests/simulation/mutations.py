@@ -477,6 +477,7 @@ def lists_are_always_true(patch: Patch) -> None:
 
     def decide(real: Any, ledger: Ledger, *args: Any) -> Any:
         ledger.settled.clear()
+        ledger.settled_items.clear()
         return real(ledger, *args)
 
     _wrap(patch, reconcile, "reconcile", decide)
