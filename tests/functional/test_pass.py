@@ -349,6 +349,29 @@ def test_a_region_of_the_ledger_that_cannot_be_listed_stops_no_pass(monkeypatch:
         world.run()
 
 
+def test_a_create_in_a_region_that_cannot_be_listed_does_not_lapse(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = lost
+    world.run()
+    world.vertex.on_create = lambda request, create: create()
+    listed, down = world.vertex.active, {"us-central1"}
+
+    def active(region: str) -> list[ManagedJob]:
+        return world.vertex.refuse("active") if region in down else listed(region)
+
+    monkeypatch.setattr(world.vertex, "active", active)
+    world.settings = world.settings.model_copy(update={"regions": (Region(name="us-east4"),)})
+    for _ in range(4):
+        world.clock.sleep(70)
+        assert world.run().submitted == []
+    down.clear()
+    world.clock.sleep(70)
+    world.run()
+    assert [job.region for job in world.vertex.of(item)] == ["us-central1"]
+    assert world.queue.state(item) == "CLAIMED"
+
+
 def test_slow_pops_leave_time_to_start_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(max_jobs=30)
     items = [world.queue.push("cpu", image_spec()) for _ in range(30)]

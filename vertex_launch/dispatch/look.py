@@ -45,6 +45,7 @@ class Seen:
     """What there is: the deployment's jobs by name, W&B's answer, and the queues that can be served, in turn.
 
     ``missing`` has the names of open jobs that Vertex AI says do not exist. ``resources`` maps queue ids to what they run on.
+    ``unlisted`` has the regions whose jobs could not be listed: what is not seen there may exist.
     ``at`` is when the last answer came (Unix seconds): what is seen for the first time was not seen earlier than that.
     """
 
@@ -52,6 +53,7 @@ class Seen:
     entity: str
     jobs: Mapping[str, ManagedJob]
     missing: frozenset[str]
+    unlisted: frozenset[str]
     wandb: WandbState
     queues: tuple[str, ...]
     resources: Mapping[str, str]
@@ -96,7 +98,7 @@ def look(
     calls: list[Callable[[], Any]] = [partial(_ask_wandb, settings, services, ledger, queues)]
     calls += [partial(_list, services, ledger, region, now, must=region in configured) for region in regions]
     (entity, state, changed), *lists = all_of(services.run_parallel(calls, len(calls)))
-    jobs = {job.name: job for listed in lists for job in listed}
+    jobs = {job.name: job for listed in lists for job in listed or ()}
     missing = _get_unlisted(services, ledger, jobs, ended)
     resources = _resources(settings, services, ledger, entity, state, queues)
     unserved = {name: why for name in queues if (why := _unserved(settings, name, entity, state, resources))}
@@ -106,6 +108,7 @@ def look(
         entity=entity,
         jobs=jobs,
         missing=missing,
+        unlisted=frozenset(region for region, listed in zip(regions, lists, strict=True) if listed is None),
         wandb=state,
         queues=tuple(name for name in _in_turn(queues, ledger.turn) if name not in unserved),
         resources=resources,
@@ -135,7 +138,7 @@ def look_up_runs(services: Services, wanted: Sequence[RunId]) -> Mapping[RunId, 
 # Vertex AI
 
 
-def _list(services: Services, ledger: Ledger, region: str, now: float, *, must: bool) -> list[ManagedJob]:
+def _list(services: Services, ledger: Ledger, region: str, now: float, *, must: bool) -> list[ManagedJob] | None:
     """List a region's active jobs, and the ended ones that a planned create or a lost ledger may need.
 
     A region that is no longer configured (not ``must``) stops no pass if it cannot be listed: its open jobs are got one by one.
@@ -146,7 +149,7 @@ def _list(services: Services, ledger: Ledger, region: str, now: float, *, must: 
         if must:
             raise
         log.warning(Message(Code.LOOKUP_FAILED, f"Cannot list the jobs in {region}, which is not configured: {error}"))
-        return []
+        return None
 
 
 def _listed(services: Services, ledger: Ledger, region: str, now: float) -> list[ManagedJob]:

@@ -118,7 +118,8 @@ def _lapsed(entry: OpenItem, jobs: Sequence[ManagedJob], known: Known) -> bool:
     shown = any(job.attempt >= entry.current.number for job in jobs)
     waited = known.now - entry.current.planned
     # An item that W&B does not show now may be claimed: its job was created, acknowledged, and deleted.
-    clear = entry.claimed or entry.item in known.seen.wandb.items or waited > known.settings.give_up_after
+    clear = entry.claimed or entry.item in known.seen.wandb.items
+    clear = (clear and entry.current.region not in known.seen.unlisted) or waited > known.settings.give_up_after
     return entry.stage is Stage.PLANNED and not shown and waited > known.settings.timeouts.intent_grace and clear
 
 
