@@ -47,7 +47,7 @@ class Edit:
         function = getattr(real, "fget", None) or getattr(real, "__func__", None) or real
         function = inspect.unwrap(function)
         source = textwrap.dedent(inspect.getsource(function))
-        assert source.count(self.old) == 1, self.name
+        assert source.count(self.old) == 1, f"{self.name}: the source has changed, and this edit has to follow it"
         made: dict[str, Any] = {}
         code = compile(f"from __future__ import annotations\n{source.replace(self.old, self.new)}", self.name, "exec")
         exec(code, function.__globals__, made)
@@ -76,7 +76,7 @@ EDITS = [
     Edit(wandb_answer, "result_of", "value = data.get(alias)", "value = next(iter(data.values()), None)"),
     # Dispatch
     Edit(lease.Queues, "lease", "pass_.in_time and ", ""),
-    Edit(look, "_list", "- CLOCK_SKEW", "+ CLOCK_SKEW"),
+    Edit(look, "_listed", "- CLOCK_SKEW", "+ CLOCK_SKEW"),
     Edit(look, "look", "*(entry.current.region for entry in ledger.open.values())", ""),
     Edit(look, "_get_unlisted", "entry.job not in jobs or ", ""),
     Edit(perform, "claim", "pass_.held.save()", "pass"),
