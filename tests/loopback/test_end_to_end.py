@@ -81,7 +81,8 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
                 begun, ended = bool(report.submitted or report.rejected), bool(report.settled)
                 assert asked <= 3 + 3 * begun + 3 * ended, "look, pop, warn; pop, fail, ack; items, runs, warn"
             assert len(world.ledger.open) <= 8
-            assert len(world.ledger.dump()) < 600 + 500 * len(world.ledger.open) + 120 * len(world.ledger.settled)
+            settled = 120 * len(world.ledger.settled) + 60 * len(world.ledger.settled_items)
+            assert len(world.ledger.dump()) < 800 + 500 * len(world.ledger.open) + settled
             assert len(world.ledger.settled) <= 8 * 11, "of the last ten minutes"
             world.clock.sleep(60)
             for job in world.jobs():
@@ -106,7 +107,7 @@ def test_an_hour_of_ticks(tmp_path: Path) -> None:
         assert world.secrets.calls == {"AccessSecretVersion": 1}
         assert world.storage.calls["storage.download"] == ticks
         assert world.storage.calls["storage.insert"] <= 4 * ticks, "lock, note, plans and ledger"
-        assert len(world.ledger.dump()) < 500 + 120 * len(world.ledger.settled)
+        assert len(world.ledger.dump()) < 700 + 180 * len(world.ledger.settled)
 
 
 FAILED = JobState.JOB_STATE_FAILED
