@@ -204,7 +204,7 @@ class Vertex(memory.Vertex[Job]):
         return super().lose(operation)
 
     def _no_room(self, request: JobRequest, error: Exception) -> None:
-        """Remember which program hears that there is no room for a job."""
+        """Remember which program was told that there is no room for a job."""
         if isinstance(error, ItemDeferred):
             refusals = self._world.wandb.contents[_item(request)].refusals
             refusals.append((self._scheduler.program, self._scheduler.now))

@@ -79,7 +79,7 @@ class People:
                     self._scheduler.after(self._random.uniform(1, 40), self._world.vertex.delete, job)
 
     def on_lost_create(self, owner: str, region: str) -> None:
-        """Leave a region in which there may be a job that nobody has seen."""
+        """Remove a region that may hold a job which no pass has seen."""
         settings = self._world.deployments[owner].settings
         others = tuple(one for one in REGIONS if one.name != region)
         if self._moving and not self._ledger_lost:

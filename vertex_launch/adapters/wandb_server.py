@@ -166,11 +166,12 @@ class WandbServer:
         sent, count = self._clock(), len(fields)
         try:
             answers = self._request(kind, fields, repeatable=repeatable, within=within)
-        except (RequestRefused, RateLimited, NotSent, UnreadableAnswer):
+        except NotSent:
             raise
-        except Unavailable:
-            self._pace.slower(count)
-            LOGGER.info("W&B did not answer %d operations, so at most %d follow", count, self._pace.operations)
+        except Unavailable as error:
+            if error.message.code is Code.WANDB_UNAVAILABLE:  # a refusal says nothing about the time
+                self._pace.slower(count)
+                LOGGER.info("W&B did not answer %d operations, so at most %d follow", count, self._pace.operations)
             raise
         took = self._clock() - sent
         if count > 1:

@@ -141,7 +141,7 @@ def look_up_runs(services: Services, wanted: Sequence[RunId]) -> Mapping[RunId, 
 def _list(services: Services, ledger: Ledger, region: str, now: float, *, must: bool) -> list[ManagedJob] | None:
     """List a region's active jobs, and the ended ones that a planned create or a lost ledger may need.
 
-    A region that is no longer configured (not ``must``) stops no pass if it cannot be listed: its open jobs are got one by one.
+    If a region that is not configured any more (not ``must``) cannot be listed, its open jobs are got one by one.
     """
     try:
         return _listed(services, ledger, region, now)

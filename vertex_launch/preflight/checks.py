@@ -266,7 +266,7 @@ class Preflight:
             if not any(map(PUBSUB_AGENT.fullmatch, makers)):
                 makers = projects.service.members(project, [MAKE_TOKENS, "roles/pubsub.serviceAgent"])
         except NotThere:
-            yield skip(what, f"there is no account {account}, which Pub/Sub would push as")
+            yield skip(what, f"the account for Pub/Sub's pushes, {account}, does not exist")
         except Refuses as error:
             yield skip(what, f"{accounts.who} may not read who may make tokens of {account} ({error.reason})")
         except Unavailable as error:

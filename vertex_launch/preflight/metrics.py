@@ -17,7 +17,7 @@ _WATCHED = re.compile(r"logging\.googleapis\.com/user/\$\{name\}/(\w+)")
 
 
 def watched(alerts: Path) -> frozenset[str]:
-    """Return the metrics that the alerts in this folder watch, without the deployment's name; none if there is no folder."""
+    """Return the metrics that the alerts in this folder watch, without the deployment's name."""
     return frozenset(name for file in alerts.glob("*.yaml") for name in _WATCHED.findall(file.read_text()))
 
 

@@ -203,7 +203,7 @@ def test_what_a_server_says_instead_of_an_answer_is_quoted_with_its_address_unle
 
 
 def slow(seconds: float, retry_clock: Clock, taken: list[int]) -> Callable[[dict[str, Any]], Answer | None]:
-    """Say what a server says that runs mutations one after another and gives up after ten seconds."""
+    """Answer like a server that runs mutations one after another and gives up after ten seconds."""
 
     def say(body: dict[str, Any]) -> Answer | None:
         count = body["query"].count("input:")
@@ -239,6 +239,14 @@ def test_a_slow_server_gets_fewer_operations_at_once_and_later_more_again(
     for _ in range(40):
         fast.pop(ENTITY, ["cpu"] * 64, "A1")
     assert max(taken) == 64
+
+
+@pytest.mark.parametrize("status", [302, 400, 401, 403, 404, 409, 429])
+def test_a_refusal_does_not_make_requests_smaller(answering: Answering, status: int) -> None:
+    queue = client(answering(Answer(status, {"errors": [{"message": "no"}]}, MOVED)))
+    before = queue._pace.operations
+    queue.ack([(f"item{number}", "run") for number in range(8)])
+    assert queue._pace.operations == before
 
 
 @pytest.mark.parametrize("act", ["warn", "fail", "ack"])
