@@ -25,12 +25,13 @@ MOST_UNREADABLE = 4
 
 @dataclass
 class Queues:
-    """The queues that may still have items for this pass, and whether the first request was sent.
+    """The queues that may still have items for this pass, the agent that asks, and whether the first request was sent.
 
     ``unreadable`` counts the answers of a queue that could not be read.
     """
 
     names: list[str]
+    agent: str
     asked: bool = False
     unreadable: Counter[str] = field(default_factory=Counter)
 
@@ -53,7 +54,7 @@ class Queues:
         """Send one request; a queue that gives nothing is not asked again in this pass."""
         turns = self._turns(seen, want)[: MOST_SINGLY if _singly(pass_) else None]
         try:
-            answers = perform.pop(pass_, seen, turns, "" if self.asked else status)
+            answers = perform.pop(pass_, seen, self.agent, turns, "" if self.asked else status)
         except Unavailable as error:
             if not self.asked:
                 raise

@@ -68,14 +68,18 @@ class Seen:
         """Return what the items of a queue run on, the empty text if W&B does not say."""
         return self.resources.get(self.wandb.queues.get(queue, ""), "")
 
+    @property
+    def agents(self) -> Mapping[str, AgentView]:
+        """The agents that W&B shows, by their ids."""
+        return {one.id: one for one in ([self.wandb.agent] if self.wandb.agent else self.wandb.agents)}
+
     def agent(self, hostname: str, queues: Sequence[str], made: MadeAgent | None, now: float) -> AgentView | None:
         """Return the agent of that host name, None if a new one has to be made.
 
         One that serves these queues and is not stopped comes first. Else the one ``made`` last for them, whatever queues W&B
         shows for it. No other one is made within an hour, or if that one was stopped.
         """
-        candidates = [self.wandb.agent] if self.wandb.agent else self.wandb.agents
-        mine = [one for one in candidates if one.hostname == hostname]
+        mine = [one for one in self.agents.values() if one.hostname == hostname]
         serving = [one for one in mine if sorted(one.queues) == self.queue_ids(queues)]
         found = [one for one in serving if not one.stop_polling]
         if made:

@@ -261,7 +261,8 @@ def _cancel(pass_: Pass, cancels: Sequence[Cancel]) -> None:
 def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
     """Find or create the agent that W&B shows for this deployment; return its id and whether it was stopped there.
 
-    A stopped one is not remembered: a pass that resumed may have died before it could note the agent that it made.
+    The next pass asks for it by its id only if W&B shows it now and it was not stopped. Else it asks for all agents. The answer
+    to a create may have had another id, and a pass that resumed may have died before it noted its agent.
     """
     settings, hostname = pass_.settings, f"vertex-launch/{pass_.settings.deployment}"
     ids = seen.queue_ids(settings.queues)
@@ -269,11 +270,11 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
     if ids and (agent is None or (agent.stop_polling and pass_.request.resume)):
         config = {"queues": list(settings.queues), "max_jobs": settings.max_jobs}
         known, stopped = pass_.services.queue.create_agent(seen.entity, ids, hostname, config), False
-        pass_.ledger.agent, pass_.ledger.made = known, MadeAgent(id=known, queues=settings.queues, at=pass_.now)
+        pass_.ledger.made = MadeAgent(id=known, queues=settings.queues, at=pass_.now)
         pass_.held.keep()  # a pass that fails from now on makes no other one
     else:
         known, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
-    pass_.ledger.agent = "" if stopped else known
+    pass_.ledger.agent = known if not stopped and known in seen.agents else ""
     if stopped:
         text = (
             "The agent of this deployment was stopped in W&B, so no items are popped. To resume, POST "
@@ -288,11 +289,11 @@ def note(pass_: Pass, items: Sequence[Item]) -> None:
     pass_.held.note([item.id for item in items], pass_.now)
 
 
-def pop(pass_: Pass, seen: Seen, queues: Sequence[str], status: str) -> list[Popped]:
-    """Lease one item for each entry of ``queues``, refreshing the agent's status. Raises Unavailable."""
+def pop(pass_: Pass, seen: Seen, agent: str, queues: Sequence[str], status: str) -> list[Popped]:
+    """Lease one item for each entry of ``queues`` in an agent's name, refreshing its status. Raises Unavailable."""
     singly = pass_.now < pass_.ledger.singly_until
     try:
-        answers = pass_.services.queue.pop(seen.entity, queues, pass_.ledger.agent, status, singly=singly)
+        answers = pass_.services.queue.pop(seen.entity, queues, agent, status, singly=singly)
     finally:
         pass_.keep_pace()
     if any(answer.unreadable for answer in answers):

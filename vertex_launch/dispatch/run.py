@@ -128,7 +128,7 @@ def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[
         decided += start.retries(pass_, due, Room.of(pass_, active), pass_.services.key.get())
     yield Batch(pass_.held.lock.expires, decided)
     status = "RUNNING" if pass_.ledger.slots_used(active) else "POLLING"
-    queues, factor = Queues(list(seen.queues) if agent and not stopped else []), 1
+    queues, factor = Queues(list(seen.queues) if agent and not stopped else [], agent), 1
     alone: dict[str, tuple[Item, float]] = {}
     while True:
         # Rounds in which nothing could start grow: one free slot must not mean one item at a time past a long line.
