@@ -1,7 +1,7 @@
 """Small edits of the source that a maintainer could make by mistake: one expression of one function, replaced.
 
 ``python -m tests.simulation.edits`` prints which of 2,000 seeds find each of them, at most five, and writes the first one
-to ``edits.json``. It takes half an hour.
+to ``edits.json``. It takes long: each edit that no seed finds costs all of them.
 """
 
 from __future__ import annotations
