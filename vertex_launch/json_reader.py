@@ -6,7 +6,7 @@ the same key the last one counts. A refusal describes the text and never quotes 
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from typing import Any
 
@@ -19,6 +19,8 @@ _SUSPECTS = re.compile(rb"(?<![0-9])[0-9]{%d}|[eE]\+?[0-9]{3}" % limits.MOST_DIG
 
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 """A text. One that does not end counts as well: otherwise each quote in it would be tried, up to the end."""
+
+_TEXT_OR_NUMBER = re.compile(rb'"(?:[^"\\]|\\.)*+"|-?[0-9][0-9.eE+-]*', re.DOTALL)
 
 _POSITION = re.compile(r" at (line \d+) column \d+$")
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"(\s*:)?|"|[\[{]|[\]}]', re.DOTALL)
@@ -52,7 +54,7 @@ class Unreadable(ValueError):
         return self.found in (CUT_OFF, TOO_LARGE)
 
 
-def read(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> Any:
+def read(text: bytes | str, most: int = limits.LARGEST_ANSWER, most_values: int = limits.MOST_ANSWER_VALUES) -> Any:
     """Parse JSON of at most ``most`` bytes. Raises Unreadable."""
     try:
         raw = text.encode() if isinstance(text, str) else text
@@ -60,9 +62,8 @@ def read(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> Any:
         raise Unreadable("has half of a surrogate pair") from None
     if len(raw) > most:
         raise Unreadable(TOO_LARGE)
-    values = limits.MOST_ANSWER_VALUES * most // limits.LARGEST_ANSWER
-    if len(raw) > values and 1 + _separators(raw) > values and _has_more(raw, values):
-        raise Unreadable(f"has more than {values} values (MOST_ANSWER_VALUES)")
+    if _has_more(raw, most_values):
+        raise Unreadable(f"has more than {most_values} values (MOST_ANSWER_VALUES)")
     try:
         value = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
@@ -75,9 +76,16 @@ def read(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> Any:
     raise Unreadable(found)
 
 
-def read_object(text: bytes | str, most: int = limits.LARGEST_ANSWER) -> dict[str, Any]:
+def is_too_large(raw: bytes, most: int, most_values: int) -> bool:
+    """Return whether JSON has more bytes or values than ``read`` accepts."""
+    return len(raw) > most or _has_more(raw, most_values)
+
+
+def read_object(
+    text: bytes | str, most: int = limits.LARGEST_ANSWER, most_values: int = limits.MOST_ANSWER_VALUES
+) -> dict[str, Any]:
     """Parse a JSON object of at most ``most`` bytes. Raises Unreadable."""
-    value = read(text, most)
+    value = read(text, most, most_values)
     if not isinstance(value, dict):
         raise Unreadable("is not a JSON object")
     return value
@@ -119,6 +127,8 @@ def parts(raw: bytes, depth: int) -> dict[tuple[str, ...], bytes]:
 
 def _has_more(raw: bytes, most: int) -> bool:
     """Return whether there are more values than that, before they take memory. What stands in texts does not count."""
+    if len(raw) <= most or 1 + _separators(raw) <= most:
+        return False
     values, done = 1, 0
     for texts, text in enumerate(_TEXT.finditer(raw)):
         values += _separators(raw[done : text.start()])
@@ -145,16 +155,13 @@ def _found(raw: bytes, words: str) -> str:
 
 
 def _check_numbers(raw: bytes) -> None:
-    """Raise Unreadable for a number that is too long or infinite."""
-
-    def whole(digits: str) -> int:
-        if len(digits) > limits.MOST_DIGITS:
-            raise Unreadable(KINDS["number out of range"])
-        return int(digits)
-
-    def real(digits: str) -> float:
-        if float(digits) in (float("inf"), float("-inf")):
+    """Raise Unreadable for a number in JSON that is too long or infinite."""
+    for found in _TEXT_OR_NUMBER.finditer(raw):
+        number = found[0]
+        if number.startswith(b'"'):
+            continue
+        if number.lstrip(b"-").isdigit():
+            if len(number.lstrip(b"-")) > limits.MOST_DIGITS:
+                raise Unreadable(KINDS["number out of range"])
+        elif not math.isfinite(float(number)):
             raise Unreadable("has a number that is too large")
-        return float(digits)
-
-    json.loads(raw, parse_int=whole, parse_float=real)

@@ -74,5 +74,11 @@ MOST_DIGITS = 300
 LONGEST_ID = 500
 """Characters of an id or a name that W&B gives; its own have up to 128."""
 
-LARGEST_LEDGER = 64 * 1024 * 1024
-"""Bytes of the ledger: that of ten thousand jobs and a hundred thousand waiting items has about 20 MB."""
+LARGEST_LEDGER = 24 * 1024 * 1024
+"""Bytes of the ledger: that of ten thousand jobs and a hundred thousand waiting items has 22 MB."""
+
+MOST_LEDGER_VALUES = 900_000
+"""Values in the ledger: each entry that a pass writes has 28 bytes or more for one."""
+
+MOST_DAMAGED = 1_000
+"""Entries of one field of the ledger that may be left out because they are damaged; with more, the ledger counts as lost."""

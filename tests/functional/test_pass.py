@@ -332,9 +332,9 @@ def test_a_region_of_the_ledger_that_cannot_be_listed_stops_no_pass(monkeypatch:
     first = world.queue.push("cpu", image_spec())
     world.run()
     ledger = world.ledger
-    strange = ledger.open[first].model_copy(update={"item": "Strange", "run": "strange"})
-    attempt = strange.current.model_copy(update={"region": "zz-nowhere9", "job": ""})
-    ledger.open["Strange"] = strange.model_copy(update={"attempts": (attempt,), "claimed": False})
+    strange = replace(ledger.open[first], item="Strange", run="strange")
+    attempt = replace(strange.current, region="zz-nowhere9", job="")
+    ledger.open["Strange"] = replace(strange, attempts=(attempt,), claimed=False)
     world.bucket.put(LEDGER, ledger.dump())
     listed = world.vertex.active
 

@@ -363,8 +363,8 @@ def test_a_job_that_shows_up_after_it_counted_as_deleted_goes_on() -> None:
     world.queue.run_views[world.job.run] = RunView("running", stopped=False)
     world.vertex.jobs.clear()
     ledger = world.ledger
-    planned = ledger.open[world.item].current.model_copy(update={"job": ""})  # as after a pass that died after its ack
-    ledger.open[world.item] = ledger.open[world.item].model_copy(update={"attempts": (planned,), "claimed": False})
+    planned = replace(ledger.open[world.item].current, job="")  # as after a pass that died after its ack
+    ledger.open[world.item] = replace(ledger.open[world.item], attempts=(planned,), claimed=False)
     world.bucket.put("ledger.json", ledger.dump())
     world.clock.sleep(world.settings.timeouts.intent_grace)
     assert len(world.after(world.settings.timeouts.settle_grace).settled) == 1

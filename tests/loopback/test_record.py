@@ -230,7 +230,7 @@ def test_exactly_one_of_many_at_once_takes_the_lock(
 
 
 def ledger() -> Ledger:
-    return Ledger(entity="acme", waiting={"Item1": Waiting(since=1, seen=2, warned=["no quota"])})
+    return Ledger(entity="acme", waiting={"Item1": Waiting(since=1, seen=2, warned=("no quota",))})
 
 
 def test_a_ledger_comes_back_as_it_was_written(server: StorageServer, record: Record) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -55,7 +56,9 @@ ledgers = st.builds(
     full_pass_began=times,
     submissions=st.dictionaries(texts, st.lists(times, max_size=3), max_size=2),
     open=st.lists(items, max_size=3).map(lambda found: {one.item: one for one in found}),
-    waiting=st.dictionaries(texts, st.builds(Waiting, since=times, seen=times, warned=st.lists(texts, max_size=2))),
+    waiting=st.dictionaries(
+        texts, st.builds(Waiting, since=times, seen=times, warned=st.lists(texts, max_size=2).map(tuple))
+    ),
 )
 
 
@@ -66,11 +69,17 @@ def test_it_survives_its_json(ledger: Ledger) -> None:
 
 @given(
     st.binary().filter(lambda text: not text.startswith(b"{"))
-    | st.sampled_from([b"{}", b"{}[]", b"null", b"[]", b"[" * 100_000, b'{"version": 3}', b'{"version": 1, "open": 1}'])
-    | st.sampled_from([b'{"version": 1, "open": {"a": %s}}' % entry for entry in (b"{}", b'{"last": "x"}')])
+    | st.sampled_from([b"{}", b"{}[]", b"null", b"[]", b"[" * 100_000, b'{"version": 3}'])
 )
 def test_a_damaged_ledger_counts_as_lost(text: bytes) -> None:
     assert Ledger.parse(text) is None
+
+
+@pytest.mark.parametrize("entry", ["1", "{}", '{"last": "x"}', "[]", '{"region": "a", "since": "b"}'])
+def test_a_damaged_item_of_version_1_is_left_out(entry: str) -> None:
+    ledger = Ledger.parse(f'{{"version": 1, "turn": "gpu", "open": {{"a": {entry}}}}}'.encode())
+    assert ledger
+    assert (ledger.open, ledger.dropped, ledger.rebuild, ledger.turn) == ({}, ["open.a"], True, "gpu")
 
 
 def job(item: str, number: int = 1, attempt: int = 1, **changes: Any) -> ManagedJob:
@@ -214,7 +223,7 @@ def test_an_item_of_version_1_is_still_read(old: dict[str, Any], stage: Stage, e
     entry = ledger.open["I"]
     assert (ledger.version, ledger.free_lock, ledger.writer, ledger.settled) == (2, 5, "p", {FIRST: 3})
     assert (entry.stage, entry.run_id, entry.warned) == (stage, RunId("acme", "demo", "r"), ("be patient",))
-    assert entry.current.model_dump() | expected == entry.current.model_dump()
+    assert asdict(entry.current) | expected == asdict(entry.current)
     assert (entry.reason == "gone") == (old.get("reason") == "gone")
     assert entry.no_retry == old.get("final", "")
     assert bool(entry.retry and entry.retry.elsewhere) == old.get("elsewhere", False)

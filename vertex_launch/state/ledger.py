@@ -21,23 +21,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Annotated, Any, Self, TypeAlias, get_origin
+from typing import Annotated, Any, Self, TypeAlias, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
+    FailFast,
     Field,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
-    model_validator,
 )
 
 from vertex_launch import json_reader
-from vertex_launch.limits import LARGEST_LEDGER, MOST_WARNINGS
+from vertex_launch.limits import LARGEST_LEDGER, MOST_DAMAGED, MOST_LEDGER_VALUES, MOST_WARNINGS
 from vertex_launch.model import MOST_OPERATIONS, Item, JobName, Kind, ManagedJob, RunId
 from vertex_launch.state import ledger_v1
 
@@ -78,23 +79,36 @@ def _job_name(name: str) -> str:
 Time: TypeAlias = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_plausible)]
 """Unix seconds, 0 for never."""
 
+Texts: TypeAlias = Annotated[tuple[str, ...], FailFast()]
+
 Generation: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 """Of an object, 0 for none."""
 
 
-class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True)
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+
+Number: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+"""Of an attempt."""
+
+Region: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")]
+
+
+class _Value:
+    """A frozen value with slots, because a model of pydantic's takes ten times as much memory."""
+
+    __slots__ = ()
 
     def _but(self, **changes: Any) -> Self:
         """Return a copy with these fields changed."""
-        return self.model_copy(update=changes)
+        return replace(self, **changes)  # type: ignore[type-var]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt(_Value):
     """One CustomJob for an item, from the plan to create it until it has ended."""
 
-    number: int = Field(1, ge=1, lt=2**31)
-    region: str = Field(pattern=r"^[a-z0-9-]{1,40}$")
+    number: Number = 1
+    region: Region
     planned: Time
     """When its create was about to be sent."""
     job: Annotated[str, AfterValidator(_job_name)] = ""
@@ -118,6 +132,7 @@ class Attempt(_Value):
     """Whether it had ended when a lost ledger was rebuilt: what its author has seen is then unknown."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retry(_Value):
     """The next attempt: from when on, whether another region is better, and why the last try to submit it failed."""
 
@@ -126,6 +141,7 @@ class Retry(_Value):
     blocked: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dying(_Value):
     """A job that a pass cancelled, the run that it reports as (in lower case where W&B ignores the case), and when."""
 
@@ -147,6 +163,7 @@ class Stage(StrEnum):
     """The job ended through no fault of its own; the next attempt waits for its time and for a slot."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenItem(_Value):
     """An item on its way to its job and to that job's end. The last of ``attempts`` is the current one."""
 
@@ -159,30 +176,14 @@ class OpenItem(_Value):
     claimed: bool = False
     stopped_before: bool | None = None
     """Whether the run had been asked to stop before the job was submitted; such a stop does not concern the job."""
-    attempts: tuple[Attempt, ...] = Field(min_length=1)
+    attempts: Annotated[tuple[Attempt, ...], Field(min_length=1), FailFast()]
     retry: Retry | None = None
-    refused: tuple[str, ...] = ()
+    refused: Texts = ()
     """Regions that never take this job."""
     no_retry: str = ""
     """Why there is no further attempt, if that is not obvious."""
-    warned: tuple[str, ...] = ()
+    warned: Texts = ()
     """What its author was warned about while it was open."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        """Check that the parts fit, in an item that was read."""
-        numbers = [attempt.number for attempt in self.attempts]
-        if sorted(set(numbers)) != numbers:
-            raise ValueError("its attempts do not follow one another")
-        if self.job and self.retry and not self.current.ended:
-            raise ValueError("its next attempt is planned, and its job has not ended")
-        if self.retry and self.current.ended and not self.job:
-            raise ValueError("its next attempt follows a job that it does not have")
-        if self.retry and not self.claimed:
-            raise ValueError("its next attempt is planned, and it is not claimed")
-        if self.claimed and not (self.job or self.current.ended or len(self.attempts) > 1):
-            raise ValueError("it is claimed for a job that it does not have")
-        return self
 
     @property
     def current(self) -> Attempt:
@@ -331,6 +332,22 @@ class OpenItem(_Value):
         return self._but(retry=None, no_retry=why)
 
 
+def _consistent(entry: OpenItem) -> OpenItem:
+    """Check that the parts of an item that was read fit. Raises ValueError."""
+    numbers = [attempt.number for attempt in entry.attempts]
+    if sorted(set(numbers)) != numbers:
+        raise ValueError("its attempts do not follow one another")
+    if entry.job and entry.retry and not entry.current.ended:
+        raise ValueError("its next attempt is planned, and its job has not ended")
+    if entry.retry and entry.current.ended and not entry.job:
+        raise ValueError("its next attempt follows a job that it does not have")
+    if entry.retry and not entry.claimed:
+        raise ValueError("its next attempt is planned, and it is not claimed")
+    if entry.claimed and not (entry.job or entry.current.ended or len(entry.attempts) > 1):
+        raise ValueError("it is claimed for a job that it does not have")
+    return entry
+
+
 def _attempt_of(job: ManagedJob, now: float) -> Attempt:
     return Attempt(number=job.attempt, region=job.region, planned=job.created or now, job=job.name)
 
@@ -351,7 +368,8 @@ def discovered(job: ManagedJob, now: float, *, rebuild: bool) -> OpenItem:
     return entry.observe(job, now)._noted(found_ended=rebuild and job.ended)
 
 
-class Waiting(BaseModel):
+@dataclass(slots=True, kw_only=True)
+class Waiting:
     """An item that cannot start yet: since when, when it was last seen, and what was reported to its author.
 
     It could not start ``tries`` times, and is not tried again before ``until``. Its check met a bug ``faults`` times.
@@ -359,21 +377,23 @@ class Waiting(BaseModel):
 
     since: Time
     seen: Time
-    tries: int = Field(0, ge=0)
-    faults: int = Field(0, ge=0)
+    tries: Count = 0
+    faults: Count = 0
     until: Time = 0
-    warned: list[str] = Field(default_factory=list)
+    warned: Texts = ()
 
 
-class MadeAgent(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeAgent:
     """The agent that this deployment made last, for which queues, and when. W&B may write the ids of queues in another form."""
 
     id: str
-    queues: tuple[str, ...]
+    queues: Texts
     at: Time
 
 
-class Suspect(BaseModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspect:
     """An item that was checked when a pass died: in how many it was checked alone, and when the last one was found."""
 
     kills: int = 0
@@ -404,9 +424,9 @@ class Ledger(BaseModel):
     """Until when items are popped one by one, because an answer with several could not be read."""
     full_pass_began: Time = 0
     """Start time of the last completed pass over all queues."""
-    submissions: dict[str, list[Time]] = Field(default_factory=dict)
+    submissions: dict[str, Annotated[list[Time], FailFast()]] = Field(default_factory=dict)
     """Region to the times of the creates of the last minute."""
-    open: dict[str, OpenItem] = Field(default_factory=dict)
+    open: dict[str, Annotated[OpenItem, AfterValidator(_consistent)]] = Field(default_factory=dict)
     """By item id."""
     waiting: dict[str, Waiting] = Field(default_factory=dict)
     """By item id."""
@@ -433,41 +453,57 @@ class Ledger(BaseModel):
         """Parse a ledger, also one of version 1; None if it is damaged or of a later version, which counts as lost.
 
         Entries that contradict themselves, or that no pass can have written before ``now``, are left out. The jobs that they
-        were about are looked for again.
+        were about are looked for again. If there are many of them, the ledger counts as damaged.
         """
         try:
-            value = json_reader.read_object(text, LARGEST_LEDGER)
-            if value.get("version") == 1:
-                value = ledger_v1.migrate(value)
-        except (ValueError, TypeError, LookupError, AttributeError):
+            value = json_reader.read_object(text, LARGEST_LEDGER, MOST_LEDGER_VALUES)
+        except json_reader.Unreadable:
             return None
-        return cls._without_contradictions(value, now) if value.get("version") == VERSION else None
+        if value.get("version") not in (1, VERSION):
+            return None
+        migrate = value["version"] == 1
+        try:
+            return cls._of(ledger_v1.renamed(value) if migrate else value, now, ledger_v1.item if migrate else _same)
+        except _Damaged:
+            return None
 
     @classmethod
-    def _without_contradictions(cls, value: dict[str, Any], now: float | None) -> Ledger:
-        dropped: list[str] = []
+    def _of(cls, value: dict[str, Any], now: float | None, item: Callable[[Any], Any]) -> Ledger:
+        """Return the ledger of what was read, which it consumes, so that it never takes memory twice. Raises _Damaged."""
+        dropped = list[str]()
+        entries = {name: value.pop(name) for name in _ENTRIES if isinstance(value.get(name), dict)}
+        for name, found in entries.items():
+            dropped += _read_entries(found, name, now, item if name == "open" else _same)
+        value["version"] = VERSION
         try:
             ledger = cls.model_validate(value, context=now)
         except ValidationError as error:
-            for place in {detail["loc"][:2] for detail in error.errors(include_url=False, include_input=False)}:
-                dropped.append(".".join(map(str, place)))
-                name = str(place[0])
-                if len(place) > 1 and get_origin(cls.model_fields[name].annotation) is dict:
-                    value[name].pop(place[1], None)
-                else:
-                    value.pop(name, None)
+            for name in {str(detail["loc"][0]) for detail in error.errors(include_url=False, include_input=False)}:
+                dropped.append(name)
+                del value[name]
             ledger = cls.model_validate(value, context=now)
-        strangers = [item for item, entry in ledger.open.items() if entry.item != item]
-        for item in strangers:
-            ledger.drop(item)
-        ledger._dropped = [*dropped, *(f"open.{item}" for item in strangers)]
-        ledger.rebuild = ledger.rebuild or bool(ledger._dropped)
+        for name, found in entries.items():
+            setattr(ledger, name, found)
+        ledger._dropped = dropped
+        ledger.rebuild = ledger.rebuild or bool(dropped)
         return ledger
 
     def dump(self, redact: Callable[[Any], Any] = lambda value: value) -> bytes:
-        """Serialize to JSON, omitting default values; ``redact`` hides keys in the JSON value."""
-        value = {"version": self.version, **self.model_dump(mode="json", exclude_defaults=True)}
-        return json.dumps(redact(value)).encode()
+        """Serialize to JSON, omitting default values; ``redact`` hides keys in the JSON value.
+
+        What has many entries is written one by one, so that it never takes memory twice.
+        """
+        value = {"version": self.version, **self.model_dump(mode="json", exclude=_MANY, exclude_defaults=True)}
+        text = bytearray(json.dumps(redact(value)).encode()[:-1])
+        for name, adapter in _ENTRIES.items():
+            separator = f', "{name}": {{'
+            for key, entry in getattr(self, name).items():
+                written = adapter.dump_python(entry, mode="json", exclude_defaults=True)
+                text += f"{separator}{json.dumps(redact({name: {key: written}})[name])[1:-1]}".encode()
+                separator = ", "
+            text += b"}" if separator == ", " else b""
+        text += b"}"
+        return bytes(text)
 
     # Open items
 
@@ -526,7 +562,7 @@ class Ledger(BaseModel):
     def warned(self, item: str, text: str) -> None:
         """Record what was reported to the item's author, so that it is not repeated."""
         if item in self.waiting:
-            self.waiting[item].warned = [*self.waiting[item].warned, text][-MOST_WARNINGS:]
+            self.waiting[item].warned = (*self.waiting[item].warned, text)[-MOST_WARNINGS:]
         elif item in self.open:
             self.open[item] = self.open[item].warn(text)
 
@@ -561,6 +597,11 @@ class Ledger(BaseModel):
         waiting.tries += 1
         waiting.faults += fault
         waiting.until = now + pause(waiting.tries, FIRST_PAUSE)
+
+    def forget_half_of_waiting(self) -> None:
+        """Forget the items that were seen the longest ago, because it is too large."""
+        last_seen_first = sorted(self.waiting.items(), key=lambda one: one[1].seen, reverse=True)
+        self.waiting = dict(last_seen_first[: len(last_seen_first) // 2])
 
     def stop_waiting(self, item: str) -> None:
         """Forget that the item waits: it started, failed, or belongs to someone else."""
@@ -615,3 +656,44 @@ class Ledger(BaseModel):
         }
         self.settled = {job: at for job, at in self.settled.items() if now - at < LISTS_LAG}
         self.settled_items = {item: at for item, at in self.settled_items.items() if now - at < LISTS_LAG}
+
+
+# What is read and written entry by entry
+
+_ENTRIES: Mapping[str, TypeAdapter[Any]] = {
+    name: TypeAdapter(get_args(field.annotation)[1])
+    for name, field in Ledger.model_fields.items()
+    if get_origin(field.annotation) is dict
+}
+_MANY = set(_ENTRIES)
+
+
+class _Damaged(Exception):
+    """More is wrong than a pass, or several versions of it, can have written."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _read_entries(
+    found: MutableMapping[str, Any], name: str, now: float | None, convert: Callable[[Any], Any]
+) -> Iterator[str]:
+    """Check the entries of one field and put each in the place of what was read. Yield those that are left out.
+
+    Raises _Damaged.
+    """
+    adapter, left_out = _ENTRIES[name], 0
+    for key in list(found):
+        try:
+            entry = adapter.validate_python(convert(found[key]), context=now)
+            if name == "open" and entry.item != key:
+                raise ValueError("it is another item's")
+        except (ValueError, TypeError, LookupError, AttributeError):
+            del found[key]
+            left_out += 1
+            yield f"{name}.{key}"
+            if left_out > MOST_DAMAGED:
+                raise _Damaged from None
+        else:
+            found[key] = entry

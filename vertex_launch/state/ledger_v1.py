@@ -5,6 +5,7 @@ Jobs are running when someone upgrades, so such a ledger is still read. It is ne
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 _ITEM = ("item", "queue", "entity", "project", "run", "kind", "claimed", "stopped_before")
@@ -12,14 +13,13 @@ _SEEN = ("state", "state_since", "stop_seen", "cancelled")
 _RENAMED = {"free_hold": "free_lock"}
 
 
-def migrate(ledger: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of a ledger of version 1 as that of version 2. Raises errors of any kind for a damaged one."""
-    migrated = {_RENAMED.get(name, name): value for name, value in ledger.items()}
-    opened = {item: _item(entry) for item, entry in ledger.get("open", {}).items()}
-    return migrated | {"version": 2, "open": opened}
+def renamed(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON of a ledger of version 1 with the names of version 2. Its open items are migrated by ``item``."""
+    return {_RENAMED.get(name, name): value for name, value in ledger.items()}
 
 
-def _item(old: dict[str, Any]) -> dict[str, Any]:
+def item(old: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON of an open item. Raises errors of any kind for a damaged one."""
     stage, number = old.get("stage", "intended"), old.get("attempt", 1)
     last, retrying = old.get("last", ""), stage == "again"
     before = {
@@ -42,14 +42,14 @@ def _item(old: dict[str, Any]) -> dict[str, Any]:
         **{name: old[name] for name in _SEEN if name in old},
     }
     attempts = [*([before] if last else []), *([] if retrying else [current])]
-    item = {name: old[name] for name in _ITEM if name in old}
-    item |= {"attempts": attempts, "refused": old.get("refused", []), "warned": old.get("told", [])}
+    new = {name: old[name] for name in _ITEM if name in old}
+    new |= {"attempts": attempts, "refused": old.get("refused", []), "warned": old.get("told", [])}
     if retrying or (stage == "intended" and last):
-        item["retry"] = {
+        new["retry"] = {
             "at": old.get("again_at", 0),
             "elsewhere": old.get("elsewhere", False),
             "blocked": old.get("final", ""),
         }
     else:
-        item["no_retry"] = old.get("final", "")
-    return item
+        new["no_retry"] = old.get("final", "")
+    return new

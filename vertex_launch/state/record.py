@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vertex_launch import json_reader, log
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, PassBusy, PassLost, Unavailable
+from vertex_launch.limits import LARGEST_LEDGER, MOST_LEDGER_VALUES
 from vertex_launch.log import Redactor
 from vertex_launch.model import Lock
 from vertex_launch.state.ledger import NAMES, Ledger
@@ -233,7 +234,11 @@ class Record:
         Raises PassLost if someone else wrote since, and Unavailable.
         """
         ledger.writer, ledger.writes = pass_id, ledger.writes + 1
-        content = ledger.dump(partial(self._redact.json, names=NAMES))
+        redact = partial(self._redact.json, names=NAMES)
+        content = ledger.dump(redact)
+        while ledger.waiting and json_reader.is_too_large(content, LARGEST_LEDGER, MOST_LEDGER_VALUES):
+            ledger.forget_half_of_waiting()  # else the next pass could not read it
+            content = ledger.dump(redact)
         for _ in range(2):
             written = self._objects.write(LEDGER, content, generation)
             if written is not None:
