@@ -43,7 +43,9 @@ from tests.support.bootstrap_world import (
 )
 from tests.support.numbers import BOOTSTRAP_PYTHONS, FULL
 from vertex_launch.codes import Code
-from vertex_launch.job import bootstrap
+from vertex_launch.job import boot
+from vertex_launch.job.container import base, requirements, source
+from vertex_launch.job.container.patch import apply_patch
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 VERSIONS = BOOTSTRAP_PYTHONS if FULL else (THIS,)
@@ -164,6 +166,20 @@ def test_the_text_can_be_handed_over() -> None:
     assert imported <= sys.stdlib_module_names
 
 
+def test_its_modules_share_no_name_but_those_that_they_import() -> None:
+    defined: list[str] = []
+    for part in boot.PARTS:
+        for node in ast.parse((Path(boot.__file__).parent / part).read_text()).body:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            names = [getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)]
+            defined += [name for name in names if name]
+    assert len(defined) == len(set(defined))
+    assert set(boot.PARTS) == {
+        "bootstrap.py",
+        *(f"container/{path.name}" for path in Path(base.__file__).parent.glob("[a-z]*.py")),
+    }
+
+
 def test_its_codes_are_in_the_list_of_codes() -> None:
     found = set(re.findall(r"VL-[A-Z-]+", TEXT))
     assert found <= set(Code)
@@ -189,7 +205,7 @@ def test_what_it_knows_of_wandb_is_there() -> None:
         "torch>=2",
         "torch",
     ):
-        ours, theirs = bootstrap.TORCH.match(line), re.match(official.TORCH_DEP_REGEX, line)
+        ours, theirs = requirements.TORCH.match(line), re.match(official.TORCH_DEP_REGEX, line)
         assert bool(ours) == bool(theirs)
         if ours and theirs:
             assert (ours[1] or "") == (theirs[2] or "")[1:]
@@ -346,19 +362,19 @@ def test_the_wandb_that_is_installed_is_the_deployments(empty: Container) -> Non
     empty.wheels = shutil.copytree(empty.wheels, empty.folder / "wheels")
     wheel(empty.wheels, "wandb", "99.0", "raise SystemExit('an untested release')")
     ended = empty.succeed()
-    assert f"wandb=={bootstrap.WANDB}" in ended.log
+    assert f"wandb=={source.WANDB}" in ended.log
 
 
 def test_a_wandb_that_no_index_has(empty: Container) -> None:
     empty.wheels = empty.folder / "wheels"
     wheel(empty.wheels, "wandb", "0.1", FAKE_WANDB)
     ended = empty.run(empty.plan())
-    failed(ended, "wandb", Code.BOOT_WANDB, f"wandb=={bootstrap.WANDB}", "PIP_INDEX_URL")
+    failed(ended, "wandb", Code.BOOT_WANDB, f"wandb=={source.WANDB}", "PIP_INDEX_URL")
 
 
 def test_the_pinned_wandb_is_the_one_of_the_lock() -> None:
     lock = (Path(__file__).parents[2] / "requirements.txt").read_text()
-    assert re.findall(r"^wandb==(\S+)", lock, re.MULTILINE) == [bootstrap.WANDB]
+    assert re.findall(r"^wandb==(\S+)", lock, re.MULTILINE) == [source.WANDB]
 
 
 def test_an_image_without_pip(container: Container) -> None:
@@ -806,8 +822,8 @@ def test_archives_without_the_filter_of_newer_pythons(
     (tmp_path / "archive").write_bytes(tarball({"train.py": PROGRAM}, *HOSTILE[way], top="top"))
     code = tmp_path / "work" / "code"
     code.mkdir(parents=True)
-    with pytest.raises(bootstrap.Failed):
-        bootstrap.unpack(tmp_path / "archive", code)
+    with pytest.raises(base.Failed):
+        source.unpack(tmp_path / "archive", code)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "work"]
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["code"]
 
@@ -878,7 +894,7 @@ def test_a_patch_does_what_git_did(tmp_path: Path, what: str) -> None:
     for text in (patch, patch.rstrip(b"\n")):  # W&B's client may trim it
         here = tmp_path / f"here-{len(text)}"
         shutil.copytree(copy, here, dirs_exist_ok=True)
-        bootstrap.apply_patch(text, here)
+        apply_patch(text, here)
         assert tree(here) == tree(work)
 
 
@@ -894,13 +910,13 @@ def test_patches_of_random_changes(tmp_path: Path, seed: int) -> None:
             lines[where : where + chance.randrange(3)] = [f"new {chance.random()}"] * chance.randrange(3)
         after[name] = "\n".join(lines)
     copy, patch, work = changed(before, after, tmp_path, f"-U{seed % 4}")  # lines of context
-    bootstrap.apply_patch(patch, copy)
+    apply_patch(patch, copy)
     assert tree(copy) == tree(work)
 
 
 def test_what_a_patch_does_not_hold_is_left_out(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     copy, patch, _ = changed({"model.bin": b"\0\1", "a": "1\n"}, {"model.bin": b"\0\2", "a": "2\n"}, tmp_path)
-    bootstrap.apply_patch(patch, copy)
+    apply_patch(patch, copy)
     assert (copy / "a").read_text() == "2\n"
     assert (copy / "model.bin").read_bytes() == b"\0\1"
     assert re.search(rb"warning .*VL-BOOT-PATCH.*: diff --git a/model.bin", capfdbinary.readouterr().out)
@@ -922,8 +938,8 @@ def test_what_a_patch_does_not_hold_is_left_out(tmp_path: Path, capfdbinary: pyt
 )
 def test_patches_that_do_not_fit(tmp_path: Path, patch: str, word: str) -> None:
     write(tmp_path / "code", {"a": "1\n"})
-    with pytest.raises(bootstrap.Failed, match=word):
-        bootstrap.apply_patch(patch.encode(), tmp_path / "code")
+    with pytest.raises(base.Failed, match=word):
+        apply_patch(patch.encode(), tmp_path / "code")
     assert not (tmp_path / "x").exists()
 
 
@@ -945,8 +961,8 @@ def test_symbolic_links_in_a_patch(tmp_path: Path, what: str) -> None:
     copy = shutil.copytree(work, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git"))
     LINKS[what](work)
     git(work, "add", "-A")
-    with pytest.raises(bootstrap.Failed, match=r"symbolic link.* Commit and push the change") as error:
-        bootstrap.apply_patch(git(work, "diff", "HEAD", "-M"), copy)
+    with pytest.raises(base.Failed, match=r"symbolic link.* Commit and push the change") as error:
+        apply_patch(git(work, "diff", "HEAD", "-M"), copy)
     assert "does not fit" not in str(error.value)
     assert (copy / "link").is_symlink()
     assert tree(copy) == {"a": (0, b"1\n"), "b": (0, b"2\n"), "link": (0, b"1\n"), "other": (0, b"2\n")}
@@ -958,8 +974,8 @@ def test_nothing_is_patched_by_way_of_links(tmp_path: Path, name: str) -> None:
     for link, goal in (("link", "a"), ("folder", "."), ("none", "missing")):
         (tmp_path / "code" / link).symlink_to(goal)
     patch = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-1\n+2\n"
-    with pytest.raises(bootstrap.Failed, match="is a symbolic link or behind one"):
-        bootstrap.apply_patch(patch.encode(), tmp_path / "code")
+    with pytest.raises(base.Failed, match="is a symbolic link or behind one"):
+        apply_patch(patch.encode(), tmp_path / "code")
     assert (tmp_path / "code" / "a").read_text() == "1\n"
 
 

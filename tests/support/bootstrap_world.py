@@ -30,12 +30,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-import vertex_launch
 from local.standins.web import Handler, WebServer
-from vertex_launch.job import job_source
+from vertex_launch.job import boot, job_source
 from vertex_launch.model import JobArtifact
 
-TEXT = (Path(vertex_launch.__file__).parent / "job" / "bootstrap.py").read_text()
+TEXT = boot.text()
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ACCESS_TOKEN = "ya29.the-access-token"
 ACCOUNT = "trainer@acme.iam.gserviceaccount.com"

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from vertex_launch.codes import Code
+from vertex_launch.job import boot
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vertex_launch"
@@ -24,9 +25,7 @@ def entries() -> dict[str, str]:
 
 def used() -> set[str]:
     """Return the members of ``Code`` that the package names."""
-    names = {
-        code.name for code in Code if code in (PACKAGE / "job/bootstrap.py").read_text()
-    }  # it runs in containers, without Code
+    names = {code.name for code in Code if code in boot.text()}  # it runs in containers, without Code
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Code":

@@ -1,12 +1,15 @@
-"""Whether and how a container runs the bootstrap (``bootstrap.py``) before its program, and the plan that it follows.
+"""Whether and how a container runs the bootstrap before its program, its text, and the plan that it follows.
 
 The bootstrap fetches code that is not in the image, and reads the W&B key if that is not in the job's spec.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
+import io
 import json
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -112,10 +115,39 @@ def wrap(task: dict[str, Any], place: str, settings: Settings, findings: Finding
     task["command"] = ["python3", "-c", escape(text())]
 
 
+PARTS = (*(f"container/{name}.py" for name in ("base", "requirements", "source", "patch", "notebook")), "bootstrap.py")
+"""The modules of the bootstrap; each may use those before it."""
+
+
 @functools.cache
 def text() -> str:
-    """Return the text of the bootstrap, which the container runs with the Python of its image."""
-    return (Path(__file__).parent / "bootstrap.py").read_text()
+    """Return the text of the bootstrap, which the container runs with the Python of its image.
+
+    The kernel takes 128 KiB in one argument, and every pass reads the specs of active jobs, so docstrings and comments are
+    left out. Vertex AI documents no limit, but it expands dollars, so the text must have none.
+    """
+    return "from __future__ import annotations\n" + "".join(map(_part, PARTS))
+
+
+def _part(name: str) -> str:
+    """Return a module without docstrings, comments on lines of their own, and imports that make no sense in one text."""
+    source = (Path(__file__).parent / name).read_text()
+    lines = source.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(source)):
+        is_import = isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in (
+            "__future__",
+            "vertex_launch",
+        )
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.stmt) and (is_import or is_docstring):
+            for index in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[index] = ""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and not token.line[: token.start[1]].strip():
+            lines[token.start[0] - 1] = ""
+        if token.type == tokenize.NL and not token.line.strip():
+            lines[token.start[0] - 1] = ""
+    return "".join(lines)
 
 
 def _token_secret(source: JobSource, settings: Settings) -> str | None:

@@ -1,0 +1,1 @@
+"""The parts of the bootstrap, which runs in the containers of jobs."""
