@@ -214,3 +214,9 @@ class Code(StrEnum):
     CHECK_REGION = auto()
     CHECK_TOPIC = auto()
     CHECK_UNVERIFIED = auto()
+
+    # The acceptance test (verify/)
+    VERIFY_SETTING = auto()
+    VERIFY_DIFFERS = auto()
+    VERIFY_NOT_MEASURED = auto()
+    VERIFY_LEFT_BEHIND = auto()

@@ -325,6 +325,8 @@ def _process(job: Any, image: Image, folder: Path, metadata: str) -> tuple[list[
     }
     variables = environment(declared, {**base, **service_variables(job, job.name.split("/")[1])})
     argv = command_line(image.entrypoint, image.cmd, command, args, variables)
+    if image.memory is not None:
+        argv = ["sh", "-c", f'ulimit -d {image.memory}; exec "$@"', "limited", *argv]
     return argv, {**variables, _MARK: str(folder)}
 
 

@@ -19,7 +19,8 @@ class Image:
     ``about`` is for people. ``folder`` holds the files of the container's working directory. ``entrypoint`` and ``cmd`` are
     the image's ENTRYPOINT and CMD; ``python`` in them is the interpreter of this cloud. An exit status in
     ``out_of_memory`` means that the kernel killed the program for its memory. With ``own_packages`` each container gets a
-    Python environment of its own, with the packages of this one, into which it can install more.
+    Python environment of its own, with the packages of this one, into which it can install more. With ``memory`` a process
+    gets no more than so many KiB of data, where the system has that limit.
     """
 
     about: str
@@ -28,6 +29,7 @@ class Image:
     cmd: tuple[str, ...] = ()
     out_of_memory: frozenset[int] = frozenset()
     own_packages: bool = False
+    memory: int | None = None
 
 
 EXAMPLES: Mapping[str, Image] = {
@@ -42,7 +44,12 @@ EXAMPLES: Mapping[str, Image] = {
     f"{REGISTRY}/hello:1": Image("prints its arguments, without W&B", FOLDERS / "hello", cmd=("world",)),
     # The official image of this Python, in which W&B jobs made from code and from git run. W&B's client is already there.
     f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim": Image(
-        "runs W&B jobs made from code or git", None, ("python3",), own_packages=True
+        "runs W&B jobs made from code or git",
+        None,
+        ("python3",),
+        out_of_memory=frozenset({137}),
+        own_packages=True,
+        memory=2**20,
     ),
 }
 """The images of the local cloud, by the URI that a job names."""

@@ -36,6 +36,7 @@ from tests.support import specs
 from tests.support.permissions import LOG_LINES, NEEDED
 from tests.support.processes import ROOT
 from vertex_launch import __version__
+from vertex_launch.__main__ import main
 from vertex_launch.adapters.secrets import SecretKey
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.adapters.wandb_queue import WandbQueue
@@ -46,7 +47,6 @@ from vertex_launch.log import LOGGER, Redactor
 from vertex_launch.preflight import checks as check
 from vertex_launch.preflight import cli
 from vertex_launch.preflight.checks import Function
-from vertex_launch.preflight.cli import main
 from vertex_launch.preflight.credentials import Endpoints
 from vertex_launch.preflight.lines import Verdict
 from vertex_launch.preflight.permissions import project_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = ROOT / "tests/snapshots/messages.txt"
-FOLDERS = ("dispatch", "state", "job", "job/container", "settings", "adapters", "preflight")
+FOLDERS = ("dispatch", "state", "job", "job/container", "settings", "adapters", "preflight", "verify")
 """Parts of the package, in reading order; its own modules come first."""
 
 LOCAL = ("local", "local/machine", "local/programs")

@@ -9,14 +9,13 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # Set before gRPC is loaded, because its own log lines would appear between ours.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from vertex_launch import __version__
 from vertex_launch.adapters.google_api import is_plaintext
 from vertex_launch.clients import Clients
 from vertex_launch.codes import Code
@@ -64,13 +63,8 @@ exit status: 0 safe to deploy, 1 a check fails, 2 wrong usage
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(given: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    if given.command is None:
-        parser.print_help()
-        return 2
     if find_spec("google.cloud.iam_admin_v1") is None:
         text = "The preflight needs google-cloud-iam. Run pip install '.[preflight]' in the checkout."
         print(Message(Code.CHECK_EXTRA, text), file=sys.stderr)
@@ -214,10 +208,8 @@ def _outside(
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vertex_launch", description="Commands of vertex-launch.")
-    parser.add_argument("--version", action="version", version=f"vertex-launch {__version__}")
-    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+def add(commands: Any) -> None:
+    """Add the command to those of the command line."""
     check = commands.add_parser(
         "check",
         help="check the configuration and everything that the functions need",
@@ -239,14 +231,10 @@ def _parser() -> argparse.ArgumentParser:
         help="check only what this function needs; by default the function whose account is ACCOUNT (it ends with "
         "-dispatch, -now or -job-state), else everything",
     )
-    return parser
+    check.set_defaults(run=run)
 
 
 def _account(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]+@[a-z0-9.-]+\.gserviceaccount\.com", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the email address of a service account")
     return text
-
-
-if __name__ == "__main__":
-    sys.exit(main())
