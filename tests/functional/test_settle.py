@@ -14,6 +14,7 @@ from tests.support.memory import ENTITY, KEY, Job, World, die_once, image_spec, 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemDeferred, ItemRejected, Unavailable
 from vertex_launch.job.labels import ENDED_STATES
+from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import Ack, PassReport, PassRequest, Phase, RunId, RunView, SchedulerView
 from vertex_launch.settings.config import Region
@@ -355,6 +356,31 @@ def test_a_twin_whose_create_was_late_ends_after_the_item_was_settled(ended: Job
     for _ in range(3):
         assert world.after(60).settled == []
     assert (world.it.state, world.it.warnings) == ("CLAIMED", said)
+
+
+@pytest.mark.parametrize("minutes", [3, 9])
+def test_a_twin_whose_create_was_late_ends_in_a_region_that_was_left(minutes: int) -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    sent: list[JobRequest] = []
+
+    def answer_nothing(request: JobRequest, create: Any) -> str:
+        sent.append(request)
+        return never(request, create)
+
+    world.vertex.on_create = answer_nothing
+    world.run()
+    world.vertex.on_create = lambda request, create: create()
+    other = Region(name="us-east4", staging_bucket="gs://other")
+    world.settings = world.settings.model_copy(update={"regions": (other,)})
+    for _ in range(minutes):
+        world.clock.sleep(60)
+        world.run()
+    [job] = world.vertex.of(item)
+    late = world.vertex.add(sent[0])
+    world.clock.sleep(55)
+    assert [one["job"] for one in world.run().cancelled] == [late]
+    assert (job.region, world.vertex.jobs[late].region) == ("us-east4", "us-central1")
 
 
 def test_a_job_that_shows_up_after_it_counted_as_deleted_goes_on() -> None:

@@ -150,6 +150,8 @@ class World:
         """Whether most jobs end soon, through no fault of their own."""
         self._shared = random.random() < 0.1
         """Whether many items name the same run."""
+        self._late_creates = random.random() < 0.2
+        """Whether Vertex AI often takes a job after the pass has given up on its answer."""
         self._programs = 0
         self._plan_what_happens()
 
@@ -163,6 +165,8 @@ class World:
             return Fault.NONE
         if self.scheduler.tense and self.random.random() < TENSE.get(operation, 0.05):
             return Fault.PAUSED_AFTER
+        if operation == "create" and self._late_creates and self.random.random() < 0.5:
+            return Fault.REFUSED
         if operation == self._focus[0] and self.random.random() < 0.2:
             return self._focus[1]
         if self.random.random() >= self._rates.get(operation, 0.02):

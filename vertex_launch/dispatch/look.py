@@ -98,7 +98,7 @@ def look(
     ``ended`` names a job that has ended according to a log entry. Raises Unavailable.
     """
     configured = [region.name for region in settings.regions]
-    regions = list(dict.fromkeys([*configured, *(entry.current.region for entry in ledger.open.values())]))
+    regions = list(dict.fromkeys([*configured, *ledger.regions]))
     calls: list[Callable[[], Any]] = [partial(_ask_wandb, settings, services, ledger, queues)]
     calls += [partial(_list, services, ledger, region, now, must=region in configured) for region in regions]
     (entity, state, changed), *lists = all_of(services.run_parallel(calls, len(calls)))

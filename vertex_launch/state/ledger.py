@@ -425,7 +425,7 @@ class Ledger(BaseModel):
     full_pass_began: Time = 0
     """Start time of the last completed pass over all queues."""
     submissions: dict[str, Annotated[list[Time], FailFast()]] = Field(default_factory=dict)
-    """Region to the times of the creates of the last minute."""
+    """Region to the times of the creates of the last minute, or to the last one if that may still take effect."""
     open: dict[str, Annotated[OpenItem, AfterValidator(_consistent)]] = Field(default_factory=dict)
     """By item id."""
     waiting: dict[str, Waiting] = Field(default_factory=dict)
@@ -639,12 +639,17 @@ class Ledger(BaseModel):
         """Count the creates that the region's quota still allows within the minute that ends now."""
         return max(0, per_minute - sum(1 for at in self.submissions.get(region, ()) if now - MINUTE < at <= now))
 
+    @property
+    def regions(self) -> list[str]:
+        """The regions that hold open jobs, or may show the job of a create that is not long ago."""
+        return [*(entry.current.region for entry in self.open.values()), *self.submissions]
+
     def prune(self, now: float, forget_waiting_after: float) -> None:
         """Drop what no later pass can use, so that the ledger is bounded by what is open."""
         self.submissions = {
-            region: recent
+            region: [at for at in recent if now - MINUTE < at] or [max(recent)]
             for region, times in self.submissions.items()
-            if (recent := [at for at in times if now - MINUTE < at <= now])
+            if (recent := [at for at in times if now - LISTS_LAG < at <= now])
         }
         self.waiting = {
             item: waiting for item, waiting in self.waiting.items() if now - waiting.seen < forget_waiting_after
