@@ -902,6 +902,29 @@ def test_an_agent_whose_id_was_told_wrongly_is_found_by_its_name(monkeypatch: py
     assert len(world.queue.agents) == 1
 
 
+@pytest.mark.parametrize("queues", [("cpu",), ("gpu", "cpu"), ("gpu",)])
+def test_a_stopped_agent_is_not_used_again_once_another_one_serves(
+    monkeypatch: pytest.MonkeyPatch, queues: tuple[str, ...]
+) -> None:
+    world = World()
+    world.run()
+    world.queue.stop("agent1")
+    world.queue.create_agent(
+        "acme", ("id-cpu", "id-gpu"), "vertex-launch/test", {}
+    )  # by a pass that then lost its ledger
+    pops, pop = list[str](), world.queue.pop
+
+    def note(entity: str, queues: Sequence[str], agent: str, *args: Any, **named: Any) -> list[Popped]:
+        pops.append(agent)
+        return pop(entity, queues, agent, *args, **named)
+
+    monkeypatch.setattr(world.queue, "pop", note)
+    world.run()
+    world.run(queues=queues)
+    world.run(queues=queues)
+    assert pops == ["agent2"] * 3
+
+
 def test_a_stop_is_obeyed_after_the_queues_changed() -> None:
     world = World()
     world.run()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -274,6 +275,9 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
         pass_.held.keep()  # a pass that fails from now on makes no other one
     else:
         known, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
+        if known and not stopped and pass_.ledger.made and pass_.ledger.made.id != known:
+            # Made by a pass that could not note it: the one before may be stopped, and must not be used again.
+            pass_.ledger.made = replace(pass_.ledger.made, id=known, queues=settings.queues)
     pass_.ledger.agent = known if not stopped and known in seen.agents else ""
     if stopped:
         text = (
