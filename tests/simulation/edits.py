@@ -77,7 +77,8 @@ EDITS = [
     # Dispatch
     Edit(lease.Queues, "lease", "pass_.in_time and ", ""),
     Edit(look, "_listed", "- CLOCK_SKEW", "+ CLOCK_SKEW"),
-    Edit(look, "look", "*(entry.current.region for entry in ledger.open.values())", ""),
+    Edit(look, "look", ", *ledger.regions]", "]"),
+    Edit(ledger.Ledger, "regions", ", *self.submissions]", "]"),
     Edit(look, "_get_unlisted", "entry.job not in jobs or ", ""),
     Edit(perform, "claim", "pass_.held.save()", "pass"),
     Edit(perform, "claim", "until - pass_.now)", "pass_.settings.timeouts.read)"),
@@ -85,7 +86,7 @@ EDITS = [
     Edit(perform, "_tell", "if known or settle.late", "if True"),
     Edit(perform, "_cancel", "pass_.ledger.lose(item, pass_.now)", "pass_.ledger.drop(item)"),
     Edit(perform, "_create", "min(until, pass_.held.lock.expires)", "until"),
-    Edit(perform, "register", '"" if stopped else known', "known"),
+    Edit(perform, "register", 'known if not stopped and known in seen.agents else ""', "known"),
     Edit(perform, "send_warnings", "if known:", "if False:"),
     Edit(reconcile, "_lapsed", " and clear", ""),
     Edit(reconcile, "_lapsed", "job.attempt >= entry.current.number", "True"),

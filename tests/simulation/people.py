@@ -28,7 +28,7 @@ class People:
         self._random = random = world.random
         self._snatches = 1.0 if world.short_leases else random.choice((0.0, 0.0, 0.3, 1.0))
         """How often another agent asks for an item just after a lease of it has ended."""
-        self._tidy = random.random() < 0.15
+        self.tidy = random.random() < 0.15
         """Whether the jobs of a pass that was killed are deleted soon."""
         self._moving = random.random() < 0.2
         """Whether a region is left when it has not answered a create."""
@@ -73,7 +73,7 @@ class People:
         """Begin a new instance, and delete what a pass leaves behind that was killed."""
         if deployment := self._world.deployments.get(program.owner):
             deployment.instance = Instance()
-        if self._tidy and self._random.random() < 0.5:
+        if self.tidy and self._random.random() < 0.5:
             for job in self._world.vertex.jobs.values():
                 if job.by is program and not job.ended:
                     self._scheduler.after(self._random.uniform(1, 40), self._world.vertex.delete, job)

@@ -71,7 +71,7 @@ class Scheduler:
         self.tense = False
         """Whether programs often freeze until a deadline is near."""
         self.slow_failures = 0.8
-        """How often what they call then is refused after a while."""
+        """How often what they call then takes a while; half of it is refused after that."""
         self.on_death: Callable[[Program], object] = lambda program: None
         self.hub = greenlet.getcurrent()
         self.program: Program
@@ -199,17 +199,18 @@ class Program:
         scheduler, random = self.scheduler, self.scheduler.random
         self.called, fault = scheduler.now, scheduler.draw(operation)
         self.slowly, self._tense = self._tense and random.random() < scheduler.slow_failures, False
-        fault = Fault.REFUSED if self.slowly else fault
+        refused = self.slowly and random.random() < 0.5
+        fault = Fault.REFUSED if refused else Fault.NONE if self.slowly else fault
         scheduler.note(self.name, "%s %.150s%s", operation, args, f": {fault.value}" if fault else "")
         if fault:
             scheduler.happens(f"{operation}: {fault.value}")
         if fault is Fault.PAUSED_BEFORE:
             self._freeze(operation)
-        self.sleep(random.random() * scheduler.slow)
+        self.sleep(random.uniform(8, 20) if self.slowly else random.random() * scheduler.slow)
         if fault is Fault.KILLED_BEFORE:
             self._die()
         if fault is Fault.REFUSED:
-            self.sleep(random.uniform(8, 20) if self.slowly else random.random() * 15)
+            self.sleep(0 if self.slowly else random.random() * 15)
             return service.refuse(operation, *args)
         answer = getattr(service, operation)(*args, **named)
         if fault is Fault.KILLED_AFTER:

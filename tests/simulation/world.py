@@ -63,7 +63,7 @@ OPERATIONS = (
     "runs",
     "items",
 )
-TENSE = {"create": 0.5, "write": 0.15, "runs": 0.15, "items": 0.15}
+TENSE = {"create": 0.5, "write": 0.25, "runs": 0.15, "items": 0.15}
 """How often a program freezes after these operations in a tense world."""
 FOCUS = tuple((operation, kind) for operation in OPERATIONS for kind in KINDS)
 
@@ -136,6 +136,8 @@ class World:
             self.scheduler.slow_failures = 0.0
         self.people = People(self)
         self.scheduler.on_death = self.people.on_death
+        if self.people.tidy and random.random() < 0.7:
+            self._focus = "ack", Fault.KILLED_AFTER
         self.secret = Secret("today" * 8)
         self.all_keys = self.secret.versions[:]
         self.wandb = Wandb(self, silent=random.random() < 0.1, eager=random.random() < 0.5)
@@ -152,6 +154,8 @@ class World:
         """Whether many items name the same run."""
         self._late_creates = random.random() < 0.2
         """Whether Vertex AI often takes a job after the pass has given up on its answer."""
+        self._hopeless = random.random() < 0.15
+        """Whether many items can never start."""
         self._programs = 0
         self._plan_what_happens()
 
@@ -220,6 +224,7 @@ class World:
         entry = self.wandb.contents[self.wandb.push(random.choice(QUEUES), image_spec())]
         entry.pushed = self.scheduler.now
         entry.hopeless, entry.refused, entry.quota = chance < 0.08, 0.08 < chance < 0.14, not 0.14 < chance < 0.18
+        entry.hopeless |= self._hopeless and random.random() < 0.5
         if entry.hopeless:
             entry.spec["resource_args"] = {"gcp-vertex": {"spec": {}}}
         elif random.random() < 0.1:  # which its author is warned about
@@ -235,7 +240,7 @@ class World:
             entry.spec["overrides"] = {"entry_point": ["wandb", "scheduler", sweep]}
             for one in entry.spec["resource_args"]["gcp-vertex"]["spec"].get("worker_pool_specs", ()):
                 one["container_spec"]["image_uri"] = "${image_uri}"
-        elif random.random() < (0.7 if self._shared else 0.15) and alone:
+        elif random.random() < (0.7 if self._shared or self.people.tidy else 0.15) and alone:
             entry.spec["run_id"] = run = random.choice(("preset", "preset" if self._shared else f"preset{number}"))
             if random.random() < 0.5:
                 self.wandb.stop_run(RunId(ENTITY, "demo", run))
