@@ -174,6 +174,8 @@ class ManagedJob:
     own_key: bool = False
     """Whether its item brought the key with which it reports."""
     repeatable: bool = True
+    spot: bool = False
+    """Whether it runs on Spot machines, which Google Cloud takes back when it needs them."""
     api_key: str = field(default="", repr=False)
 
 

@@ -117,6 +117,28 @@ def test_a_job_that_ended_well_without_a_run_fails_its_item() -> None:
     assert world.link in world.it.message
 
 
+@pytest.mark.parametrize(
+    ("error", "quick"),
+    [
+        ('Failed to pull image "gcr.io/p/i": not found', True),
+        (
+            EXITED.replace("1. Termination reason: Error", "128. Termination reason: StartError")
+            + " exec: executable file not found",
+            True,
+        ),
+        (EXITED.replace("of 1.", "of 127."), True),
+        (EXITED, False),
+        ("", False),
+    ],
+)
+def test_a_job_that_could_not_start_is_reported_at_once(error: str, *, quick: bool) -> None:
+    world = One()
+    world.end(STATE.JOB_STATE_FAILED, error, began=False, ran=False)
+    assert [one["outcome"] for one in world.after(10).settled] == ["failed"] * quick
+    assert [one["outcome"] for one in world.after(100).settled] == ["failed"] * (not quick)
+    assert world.it.state == "FAILED"
+
+
 @pytest.mark.parametrize("state", [STATE.JOB_STATE_FAILED, STATE.JOB_STATE_CANCELLED, STATE.JOB_STATE_EXPIRED])
 def test_a_job_that_never_started_has_not_begun_a_run_that_was_there_before(state: JobState) -> None:
     world = One(image_spec(run_id="mine"))

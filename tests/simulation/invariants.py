@@ -44,6 +44,10 @@ class Invariants:
         lost = self._world.deployments[job.owner].folder.lost
         return bool(job.intended) and (late or job.intended <= lost < job.visible)
 
+    def _given_up(self, job: Job) -> bool:
+        """Return whether the job ended so long ago, without an ack, that its item counted as deleted."""
+        return 0 < job.ended < self._world.scheduler.now - self._settings(job.owner).give_up_after
+
     def _forgotten(self, job: Job) -> bool:
         """Return whether the job was deleted before a pass could write it down, or before a lost ledger was rebuilt."""
         folder = self._world.deployments[job.owner].folder
@@ -91,7 +95,7 @@ class Invariants:
     def on_create(self, program: Program, job: Job) -> None:
         entry = self._world.wandb.contents[job.item]
         made = self._chain(job)
-        twins = [one for one in made if one.attempt == job.attempt and not one.deleted]
+        twins = [one for one in made if one.attempt == job.attempt and not (one.deleted or self._given_up(one))]
         others = [one for one in made if one.stays or (one.lives and one.attempt == job.attempt)]
         if (twins or others) and not any(map(self._excused, [job, *made])):
             raise Broken(f"I2: another job for {job.item}, attempt {job.attempt}")

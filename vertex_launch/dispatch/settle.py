@@ -114,6 +114,7 @@ def decide(ended: Ended, settings: Settings, now: float) -> Settle | RetryLater 
         return Wait("Vertex AI has not given the reason yet")
     stopped = bool(entry.current.stop_seen) or (isinstance(run, RunView) and run.stopped and not entry.stopped_before)
     began = True if entry.began_before else _began(entry, run, job, end.end)
+    young = young and end.began
     if not stopped and _another(entry, job, end, settings, now - since):
         at = since + pause(entry.current.number, settings.resubmit_after)
         return RetryLater(entry.item, at, quoted(job.error), elsewhere=end.try_other_region, began=began is True)

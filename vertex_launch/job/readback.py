@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from google.cloud.aiplatform_v1.types import CustomJob
+from google.cloud.aiplatform_v1.types import CustomJob, Scheduling
 
 from vertex_launch.job import environment, labels, outcome
 from vertex_launch.job.arguments import TASKS
@@ -50,6 +50,7 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         sweep=variable[environment.SWEEP],
         own_key=labels.KEY in marks,
         repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
+        spot=CustomJob.pb(job).job_spec.scheduling.strategy == Scheduling.Strategy.SPOT,
         api_key=variable[environment.API_KEY],
     )
 
