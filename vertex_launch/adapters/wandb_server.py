@@ -12,6 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -263,6 +264,7 @@ class WandbServer:
         return parse(response, content, repeatable)
 
 
+@cache
 def user_agent() -> str:
     """Return what the product calls itself: W&B's servers accept some questions only from clients that they know."""
     return f"vertex-launch/{__version__} W&B Public Client {version('wandb')}"
