@@ -174,8 +174,8 @@ class ManagedJob:
     own_key: bool = False
     """Whether its item brought the key with which it reports."""
     repeatable: bool = True
-    spot: bool = False
-    """Whether it runs on Spot machines, which Google Cloud takes back when it needs them."""
+    strategy: str = ""
+    """How it gets its machines, such as ``SPOT``: the name of a ``Scheduling.Strategy``, empty for one that is not known."""
     api_key: str = field(default="", repr=False)
 
 

@@ -1115,6 +1115,19 @@ def test_a_job_that_waits_too_long_is_cancelled_and_its_item_fails(state: JobSta
     assert len(world.jobs) == 1
 
 
+@pytest.mark.parametrize("state", [STATE.JOB_STATE_PENDING, STATE.JOB_STATE_QUEUED])
+@pytest.mark.parametrize(("strategy", "cancelled"), [("FLEX_START", 0), ("SPOT", 1)])
+def test_a_job_that_starts_when_there_are_machines_waits_as_long_as_it_wants(
+    state: JobState, strategy: str, cancelled: int
+) -> None:
+    spec = image_spec()
+    spec["resource_args"]["gcp-vertex"]["run"] = {"scheduling_strategy": strategy, "max_wait_duration": 43200}
+    world = One(spec, start_timeout=1800, queue_timeout=1800)
+    world.vertex.set(world.job.name, state)
+    world.after(0)
+    assert len(world.after(1801).cancelled) == cancelled
+
+
 def test_a_job_that_restarts_has_started_before() -> None:
     world = One()
     world.vertex.set(world.job.name, STATE.JOB_STATE_RUNNING)

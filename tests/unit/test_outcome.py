@@ -184,11 +184,11 @@ def test_why_a_container_did_not_start(words: str, remedy: str) -> None:
 
 @pytest.mark.parametrize(("status", "again"), [(143, True), (137, False), (1, False)])
 def test_a_spot_job_that_was_asked_to_end_was_preempted(status: int, again: bool) -> None:
-    spot = replace(job(error=f"{EXITED} {status}. Termination reason: Error."), spot=True)
+    spot = replace(job(error=f"{EXITED} {status}. Termination reason: Error."), strategy="SPOT")
     found = outcome.of(spot)
     assert found
     assert (found.again, found.code is Code.JOB_PREEMPTED) == (again, again)
-    plain = outcome.of(replace(spot, spot=False))
+    plain = outcome.of(replace(spot, strategy="STANDARD"))
     assert plain
     assert not plain.again
 

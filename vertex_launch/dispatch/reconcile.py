@@ -232,7 +232,12 @@ def _stopped(entry: OpenItem, job: ManagedJob, known: Known) -> Message | None:
 
 
 def _waited(entry: OpenItem, job: ManagedJob, known: Known) -> Message | None:
-    """Return a message if the job waited too long, for a machine or for quota."""
+    """Return a message if the job waited too long, for a machine or for quota.
+
+    One that is to start when machines are free waits for its own max_wait_duration, after which Vertex AI ends it.
+    """
+    if job.strategy == outcome.FLEX_START:
+        return None
     waited = known.now - entry.current.state_since
     start, quota = known.settings.start_timeout, known.settings.queue_timeout
     if job.state == outcome.PENDING and not job.started and start and waited > start:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from google.cloud.aiplatform_v1.types import JobState
+from google.cloud.aiplatform_v1.types import JobState, Scheduling
 
 from vertex_launch.codes import Code
 from vertex_launch.job import labels
@@ -39,6 +39,7 @@ RUNNING = JobState.JOB_STATE_RUNNING.name
 CANCELLING = JobState.JOB_STATE_CANCELLING.name
 CANCELLED = JobState.JOB_STATE_CANCELLED.name
 FAILED = JobState.JOB_STATE_FAILED.name
+SPOT, FLEX_START = Scheduling.Strategy.SPOT.name, Scheduling.Strategy.FLEX_START.name
 KNOWN = frozenset(member.name for member in JobState if member is not JobState.JOB_STATE_UNSPECIFIED)
 
 
@@ -213,7 +214,7 @@ def of(job: ManagedJob) -> Outcome | None:
             meaning = outcome.meaning
             if outcome.code is Code.JOB_EXIT:
                 status = int(found["status"])
-                if job.spot and status == _TERMINATED:
+                if job.strategy == SPOT and status == _TERMINATED:
                     return Outcome(End.BAD, "failed", Code.JOB_PREEMPTED, _PREEMPTED, **_ELSEWHERE)
                 found_meaning = _EXIT_STATUSES.get(status, meaning)
                 return replace(outcome, meaning=found_meaning, began=status not in _NO_COMMAND)

@@ -15,6 +15,8 @@ from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import Kind, ManagedJob, RunId
 
+_STRATEGIES = {member.value: member.name for member in Scheduling.Strategy}
+
 
 def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | None:
     """Return what a CustomJob is for, None if it is not this deployment's.
@@ -50,7 +52,7 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         sweep=variable[environment.SWEEP],
         own_key=labels.KEY in marks,
         repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
-        spot=CustomJob.pb(job).job_spec.scheduling.strategy == Scheduling.Strategy.SPOT,
+        strategy=_STRATEGIES.get(CustomJob.pb(job).job_spec.scheduling.strategy, ""),
         api_key=variable[environment.API_KEY],
     )
 

@@ -241,8 +241,8 @@ class DeploymentSettings(Section):
     user_agent: types.HeaderText | None = Field(None, examples=["my-launcher/1.0"])
     """what requests to W&B call their client. Default: `vertex-launch/VERSION W&B Public Client VERSION`."""
     start_timeout: types.Seconds = Field(1800, ge=0)
-    """seconds that a job may be PENDING before it is cancelled and its item fails. Waiting for quota does not count. 0
-    means no limit."""
+    """seconds that a job may be PENDING before it is cancelled and its item fails. Waiting for quota does not count, and
+    a job with FLEX_START waits for its own max_wait_duration. 0 means no limit."""
     queue_timeout: types.Seconds = Field(0, ge=0)
     """seconds that a job may be QUEUED, waiting for quota, before it is cancelled and its item fails. 0 means no
     limit."""
