@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import accumulate
@@ -31,11 +31,47 @@ MOST_OPERATIONS = 1000
 """Operations in one request to W&B, before anything is known about the server."""
 
 
+BATCHES = "batches"
+"""Stands for several operations in one request among what a server refuses."""
+
+
 @dataclass
 class Pace:
-    """How many operations one request to W&B takes at the moment. It adapts to the server, and the ledger keeps it."""
+    """What was found out about W&B's server, to which requests adapt; the ledger keeps it.
+
+    ``operations`` is how many operations one request takes at the moment. ``refused`` has the optional parts of documents that
+    the server refuses, and BATCHES. ``doubts`` counts the requests of this pass that may have been refused for their number.
+    """
 
     operations: int = MOST_OPERATIONS
+    refused: set[str] = field(default_factory=set)
+    doubts: int = 0
+
+    @property
+    def hides_items(self) -> bool:
+        """Whether W&B does not show items."""
+        return not self.refused.isdisjoint(("project.runQueue", "runQueue.runQueueItem"))
+
+    @property
+    def hides_runs(self) -> bool:
+        """Whether W&B does not show runs."""
+        return "project.run" in self.refused
+
+    def begin(self, operations: int, refused: Iterable[str]) -> None:
+        """Begin with what earlier passes found out."""
+        self.operations, self.refused, self.doubts = operations, set(refused), 0
+
+    def doubt(self) -> None:
+        """Count a refused request with several operations: after two without another reason they are sent one by one."""
+        self.doubts += 1
+        if self.doubts > 1:
+            self.refused.add(BATCHES)
+
+    def explain(self) -> None:
+        """Forget the doubts, because the server refuses one of the operations by itself."""
+        if self.doubts:
+            self.doubts = 0
+            self.refused.discard(BATCHES)
 
     def slower(self, sent: int) -> None:
         """Halve it after a request with so many operations was not answered, or late."""
@@ -274,12 +310,13 @@ class WandbState:
 
     ``queues`` maps the names of all queues of the entity to their ids. ``items`` and ``runs`` have those asked for (None for a
     run that does not exist), without those that W&B cannot answer now. ``queued`` shows what is pending in the queues asked
-    for, as far as one bounded query shows it.
+    for, as far as one bounded query shows it. Without ``agents_shown`` W&B does not say which agents there are.
     """
 
     viewer_entity: str = ""
     agent: AgentView | None = None
     agents: tuple[AgentView, ...] = ()
+    agents_shown: bool = True
     queues: Mapping[str, str] = field(default_factory=dict)
     items: Mapping[str, ItemView] = field(default_factory=dict)
     runs: Mapping[RunId, RunView | None] = field(default_factory=dict)

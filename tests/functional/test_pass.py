@@ -1107,3 +1107,80 @@ def test_a_pass_cancels_only_so_many_jobs(monkeypatch: pytest.MonkeyPatch) -> No
     for job in list(world.vertex.jobs.values()):
         twin(world, job.item)
     assert [len(world.run().cancelled) for _ in range(3)] == [2, 1, 0]
+
+
+def hide_agents(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = world.queue.ask
+
+    def hidden(question: Question) -> WandbState:
+        return replace(ask(question), agent=None, agents=(), agents_shown=False)
+
+    monkeypatch.setattr(world.queue, "ask", hidden)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_one_agent_is_used_while_wandb_shows_none(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    world = World()
+    if known:
+        world.run()
+    hide_agents(world, monkeypatch)
+    for _ in range(150):
+        world.run()
+        world.clock.sleep(60)
+    assert len(world.queue.agents) == 1
+    assert world.queue.calls["create_agent"] == 1
+
+
+def test_a_stop_is_obeyed_also_while_wandb_shows_no_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.run()
+    world.queue.stop("agent1")
+    assert "stopped in W&B" in world.run().notices[0]
+    hide_agents(world, monkeypatch)
+    item = world.queue.push("cpu", image_spec())
+    assert "stopped in W&B" in world.run().notices[0]
+    assert world.queue.state(item) == "PENDING"
+    world.run(PassRequest(resume=True))
+    assert world.queue.state(item) == "CLAIMED"
+
+
+def test_items_are_popped_without_an_agent_if_wandb_refuses_to_make_one() -> None:
+    world = World()
+
+    def refused() -> None:
+        raise Unavailable("W&B", "permission denied", code=Code.WANDB_REFUSED)
+
+    world.queue.trouble["create_agent"] = refused
+    item = world.queue.push("cpu", image_spec())
+    notices = [notice for _ in range(5) for notice in world.run().notices]
+    assert world.queue.state(item) == "CLAIMED"
+    assert world.queue.calls["create_agent"] == 1
+    assert len(notices) == 1
+    assert str(Code.AGENT_REFUSED) in notices[0]
+    assert "permission denied" in notices[0]
+    world.queue.trouble.clear()
+    world.clock.sleep(700)
+    world.run()
+    assert len(world.queue.agents) == 1
+    assert world.ledger.made is not None
+    assert world.ledger.made.id == "agent1"
+
+
+def test_what_wandb_refuses_is_kept_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    pop, services = world.queue.pop, world.services()
+
+    def learn(*args: Any, **named: Any) -> list[Popped]:
+        services.pace.refused.add("run.stopped")
+        return pop(*args, **named)
+
+    monkeypatch.setattr(world.queue, "pop", learn)
+    run_pass(world.settings, services, PassRequest())
+    monkeypatch.setattr(world.queue, "pop", pop)
+    kept = []
+    for _ in range(3):
+        world.clock.sleep(1500)
+        services = world.services()  # of another instance
+        run_pass(world.settings, services, PassRequest())
+        kept.append(services.pace.refused)
+    assert kept == [{"run.stopped"}, {"run.stopped"}, set()]

@@ -172,7 +172,8 @@ class Wandb(memory.Wandb[Entry]):
     def pop(
         self, entity: str, queues: Sequence[str], agent: str, status: str = "", *, singly: bool = False
     ) -> list[Popped]:
-        self._world.invariants.on_pop(self._scheduler.program, self.agents[agent])
+        if agent:
+            self._world.invariants.on_pop(self._scheduler.program, self.agents[agent])
         return super().pop(entity, queues, agent, status)
 
     def cancel_sweep(self, entity: str, project: str, sweep: str, scheduler: str, queue: str = "") -> bool | None:

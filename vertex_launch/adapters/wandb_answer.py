@@ -33,6 +33,13 @@ class Retryable(Exception):
 class RequestRefused(Unavailable):
     """W&B refused the whole request before it did any part of it."""
 
+    suspects: Sequence[str] = ()
+    """The optional parts of the document that may be the reason."""
+    is_sure = False
+    """Whether W&B says that the suspect is the reason."""
+    answers: Sequence[Result] = ()
+    """What it answered nevertheless."""
+
 
 class NotSent(Unavailable):
     """There was no time to send the request."""
@@ -103,13 +110,14 @@ RESET = 5.0
 class Result:
     """The answer to one field: an object, or W&B's own words on why there is none; ``lost`` if nothing is known.
 
-    With ``unreadable`` the object has only what could be read of it.
+    With ``unreadable`` the object has only what could be read of it. ``refused`` is a field that W&B does not take at all.
     """
 
     value: Mapping[str, Any] | None = None
     error: str = ""
     lost: bool = False
     unreadable: Unreadable | None = None
+    refused: bool = False
 
     def get(self, name: str) -> Any:
         """Return one entry of the value, None if it has none."""
@@ -140,11 +148,13 @@ def parse(response: requests.Response, content: bytes | Unreadable, repeatable: 
         raise UnreadableAnswer(response.url, status, content, why)
     quoted = f"HTTP {status} from {response.url}: {_words(content, body)}"
     data = body.get("data")
-    # One failed field may give the whole answer a bad status.
+    # One failed field may give the whole answer a bad status, and make everything around it null.
     has_value = isinstance(data, dict) and any(value is not None for value in data.values())
+    depth = max((len(path_of(error)) for error in dicts(body.get("errors"))), default=0)
+    has_value = has_value or depth > 1
     if status == 401 and not has_value and "relogin required" in quoted:
         text = f"W&B accepts no request of a client with this name, {quoted}. Set user_agent to a name that it accepts"
-        raise Unavailable(SERVICE, text, code=Code.WANDB_CLIENT)
+        raise RequestRefused(SERVICE, text, code=Code.WANDB_CLIENT)
     if status == 401 and not has_value:
         text = f"the API key is refused, {quoted}. Add a valid key of this server to the secret, as a new version"
         raise KeyRefused(SERVICE, text, code=Code.WANDB_KEY_REFUSED)
@@ -153,7 +163,7 @@ def parse(response: requests.Response, content: bytes | Unreadable, repeatable: 
     if response.is_redirect:
         text = f"{response.url} redirects to {response.headers['Location']}. Correct WANDB_BASE_URL or base_url"
         raise Unavailable(SERVICE, text, code=Code.WANDB_ADDRESS)
-    if status >= 500 and not has_value:
+    if status >= 500 and not has_value and not depth:
         if repeatable:
             raise Retryable(quoted)
         raise Unavailable(SERVICE, f"the request failed, {quoted}", code=Code.WANDB_UNAVAILABLE)
@@ -161,10 +171,16 @@ def parse(response: requests.Response, content: bytes | Unreadable, repeatable: 
         refusal = RequestRefused if status in MAYBE_TOO_LARGE else Unavailable
         remedy = REMEDIES.get(status, "Check WANDB_BASE_URL and any proxy")
         raise refusal(SERVICE, f"this is not a GraphQL answer, {quoted}. {remedy}", code=Code.WANDB_ADDRESS)
-    if not has_value and not any(error.get("path") for error in dicts(body.get("errors"))):
+    if not has_value and not depth:
         remedy = f". {REMEDIES[status]}" if status in REMEDIES else ""
         raise RequestRefused(SERVICE, f"the request is refused, {quoted}{remedy}", code=Code.WANDB_REFUSED)
     return body
+
+
+def path_of(error: Mapping[str, Any]) -> list[Any]:
+    """Return where in the answer an error is, empty if it does not say."""
+    path = error.get("path")
+    return path if isinstance(path, list) else []
 
 
 def _reset(response: requests.Response) -> float:

@@ -9,8 +9,9 @@ from typing import Any
 
 from vertex_launch import __version__, log
 from vertex_launch.adapters.wandb_answer import SERVICE, Result, id_of, mapping_of, text_of
+from vertex_launch.adapters.wandb_document import Field, project_field
 from vertex_launch.adapters.wandb_reads import WandbReads, scheduler_of
-from vertex_launch.adapters.wandb_server import REGISTRY, Field, project_field
+from vertex_launch.adapters.wandb_server import LEFT_OUT, REGISTRY
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
 from vertex_launch.model import Ack, Item, Phase, Popped, RunId
@@ -32,8 +33,9 @@ class WandbQueue(WandbReads):
     def create_agent(self, entity: str, queue_ids: Sequence[str], hostname: str, config: Mapping[str, Any]) -> str:
         """Create an agent that serves these queues and return its id. Raises Unavailable."""
         text = (
-            "createLaunchAgent(input: { entityName: $entity:String!, projectName: $project:String!, runQueues: $queues:[ID!]!, "
-            "hostname: $hostname:String!, agentConfig: $config:JSONString, version: $version:String }) { launchAgentId }"
+            "createLaunchAgent?(input: { entityName: $entity:String!, projectName: $project:String!, "
+            "runQueues: $queues:[ID!]!, hostname: $hostname:String!, agentConfig: $config:JSONString, "
+            "version: $version:String }) { launchAgentId }"
         )
         names = {"entity": entity, "project": REGISTRY, "hostname": hostname, "version": f"vertex-launch@{__version__}"}
         question = Field(text, queues=list(queue_ids), config=json.dumps(config), **names)
@@ -44,7 +46,15 @@ class WandbQueue(WandbReads):
 
     def set_status(self, agent: str, status: str) -> None:
         """Refresh the agent's status (POLLING or RUNNING); without that W&B shows its queues as idle."""
-        _warn_of_status(self._batch([_status(agent, status)], 1)[0])
+        self._check_status(self._batch([_status(agent, status)], 1)[0], taken=False)
+
+    def _check_status(self, answer: Result, taken: bool) -> None:
+        """Report a status that W&B refused; it is left out from now on if W&B has ``taken`` other operations beside it."""
+        if answer.refused and taken:
+            self._leave_out({"updateLaunchAgent"} - self._pace.refused)
+        if answer.error and answer is not LEFT_OUT:
+            text = f"W&B did not accept the launch agent's status, so it may show the queues as idle: {answer.error}"
+            log.warning(Message(Code.WANDB_AGENT_STATUS, text))
 
     def pop(
         self, entity: str, queues: Sequence[str], agent: str, status: str = "", *, singly: bool = False
@@ -56,15 +66,15 @@ class WandbQueue(WandbReads):
 
         With ``singly`` each pop is a request of its own, so that an answer that cannot be read is the fault of one item.
         """
-        fields = [_status(agent, status)] if status else []
+        fields = [_status(agent, status)] if status and agent else []
         text = (
             "popFromRunQueue(input: { entityName: $entity:String!, projectName: $project:String!, queueName: $queue:String!, "
             "launchAgentId: $agent:ID }) { runQueueItemId runSpec }"
         )
-        fields += [Field(text, entity=entity, project=REGISTRY, queue=queue, agent=agent) for queue in queues]
+        fields += [Field(text, entity=entity, project=REGISTRY, queue=queue, agent=agent or None) for queue in queues]
         answers = self._batch(fields, 1 if singly else self._batches.pops, repeatable=False)
-        if status:
-            _warn_of_status(answers.pop(0))
+        if len(answers) > len(queues):
+            self._check_status(answers.pop(0), any(answer.value for answer in answers))
         if queues and all(answer.lost and not answer.unreadable for answer in answers):
             raise Unavailable(SERVICE, f"no pop was answered: {answers[0].error}", code=Code.WANDB_UNAVAILABLE)
         popped = [_popped(queue, answer, singly=singly) for queue, answer in zip(queues, answers, strict=True)]
@@ -75,6 +85,8 @@ class WandbQueue(WandbReads):
     def _named(self, entity: str, queue: str, agent: str, popped: Sequence[Popped]) -> list[Popped]:
         """Name the items that were popped without an id, if the agent's other leases leave no doubt which ones they are."""
         nameless = [one for one in popped if one.unreadable and one.queue == queue]
+        if not agent:
+            return list(popped)
         try:
             others = self.leased(entity, queue, agent) - {one.item.id for one in popped if one.item}
         except Unavailable as error:
@@ -110,7 +122,7 @@ class WandbQueue(WandbReads):
 
     def _update(self, mutation: str, messages: Sequence[tuple[str, str]], phase: Phase, within: float) -> list[bool]:
         text = (
-            f"{mutation}(input: {{ runQueueItemId: $item:ID!, message: $message:String!, stage: $stage:String! }}) "
+            f"{mutation}?(input: {{ runQueueItemId: $item:ID!, message: $message:String!, stage: $stage:String! }}) "
             "{ success }"
         )
         until = self._clock() + within
@@ -168,6 +180,8 @@ def _popped(queue: str, answer: Result, *, singly: bool) -> Popped:
         return Popped(queue, error=answer.error, unreadable=why.found)
     if found and not item:
         return Popped(queue, error=f"W&B's answer has {kind(found)} as an item's id, which is not one")
+    if item and not why and answer.error and answer.get("runSpec") is None:
+        return Popped(queue, error=answer.error)  # its lease brings it back
     if item:
         return Popped(queue, Item(item, queue, answer.get("runSpec"), why.found if why else ""))
     return Popped(queue, error=answer.error)
@@ -177,14 +191,8 @@ def _succeeded(answer: Result) -> bool:
     return answer.get("success") is True
 
 
-def _warn_of_status(answer: Result) -> None:
-    if answer.error:
-        text = f"W&B did not accept the launch agent's status, so it may show the queues as idle: {answer.error}"
-        log.warning(Message(Code.WANDB_AGENT_STATUS, text))
-
-
 def _status(agent: str, status: str) -> Field:
-    text = "updateLaunchAgent(input: { launchAgentId: $agent:ID!, agentStatus: $status:String }) { success }"
+    text = "updateLaunchAgent?(input: { launchAgentId: $agent:ID!, agentStatus: $status:String }) { success }"
     return Field(text, agent=agent, status=status)
 
 

@@ -12,31 +12,24 @@ from typing import Any
 
 from vertex_launch import json_reader, log
 from vertex_launch.adapters.wandb_answer import SERVICE, RequestRefused, Result, dicts, id_of, mapping_of, text_of
-from vertex_launch.adapters.wandb_server import (
-    REGISTRY,
-    Field,
-    QueryMode,
-    WandbServer,
-    chunks,
-    in_best_mode,
-    project_field,
-)
+from vertex_launch.adapters.wandb_document import Field, project_field
+from vertex_launch.adapters.wandb_server import REGISTRY, WandbServer, chunks
 from vertex_launch.codes import Code
-from vertex_launch.errors import Message, Unavailable
+from vertex_launch.errors import KeyRefused, Message, Unavailable
 from vertex_launch.job.queue_config import QueueConfig
 from vertex_launch.log import LOGGER
 from vertex_launch.model import AgentView, ItemView, Question, Queued, RunId, RunView, SchedulerView, WandbState
 
-QUEUES = "runQueues { id name }"
-AGENT_FIELDS = "id hostname stopPolling runQueues"
-AGENTS = f"launchAgents {{ {AGENT_FIELDS} }}"
-ITEM_FIELDS = "id state associatedRunId"
-RUN = "run(name: $id:String!) { state stopped }"
-RUN_WITH_HEARTBEAT = "run(name: $id:String!) { state stopped heartbeatAt }"
+QUEUES = "runQueues? { id name }"
+AGENT_FIELDS = "id hostname? stopPolling? runQueues?"
+AGENTS = f"launchAgents? {{ {AGENT_FIELDS} }}"
+RUN = "run?(name: $id:String!) { state? stopped? }"
+RUN_WITH_HEARTBEAT = "run?(name: $id:String!) { state? stopped? heartbeatAt? }"
+RESOURCE, RESOURCES = "resource", "entity.defaultResourceConfig"
 CONFIG_FIELDS = "resource config templateVariables { name schema }"
 LEASED = 200
 """Items of a queue among which a leased one is looked for."""
-VIEWER = Field("viewer { entity username }")
+VIEWER = Field("viewer { entity username? }")
 
 
 class WandbReads(WandbServer):
@@ -45,7 +38,7 @@ class WandbReads(WandbServer):
     def viewer(self) -> tuple[str, str]:
         """Return the user of the API key and the key's default entity, empty texts for none."""
         answer = self._ask(VIEWER)
-        if answer.error or answer.value is None:
+        if answer.value is None or (answer.error and not id_of(answer.get("entity"))):
             raise answer.refusal("cannot read whose API key this is", "the answer has no user")
         return id_of(answer.get("username")), id_of(answer.get("entity"))
 
@@ -63,57 +56,83 @@ class WandbReads(WandbServer):
         Heartbeats of runs are not asked.
         """
         question = replace(question, runs=list(dict.fromkeys(question.runs)))
-        found, self._modes = in_best_mode(self._modes, lambda mode: self._answer(mode, question))
-        return found
+        if self._batched:
+            try:
+                return self._answer(question, together=True)
+            except RequestRefused as error:
+                self._doubt(len(question.runs) + 2, error)
+        return self._answer(question, together=False)
 
-    def _answer(self, mode: QueryMode, question: Question) -> WandbState:
+    def _answer(self, question: Question, *, together: bool) -> WandbState:
+        """Ask in one request, or everything in a request of its own. Then what the server refuses alone spoils nothing else."""
         entity, agent, items, runs = question.entity, question.agent, question.items, question.runs
-        peek = question.peek if mode.extended else 0
-        queues = question.queues if peek else ()
-        most = self._batches.lookups if mode.batched else 0
+        peek, queues = question.peek, question.queues if question.peek else ()
+        most = self._batches.lookups if together else 0
         first_items, first_runs = dict(list(items.items())[:most]), runs[:most]
-        registry = _Registry(entity, QUEUES if agent else f"{QUEUES} {AGENTS}")
+        by_id = bool(agent) and "launchAgent" not in self._pace.refused
+        registry = _Registry(entity, QUEUES if by_id else f"{QUEUES} {AGENTS}")
         registry.add_queues(queues, first_items, peek)
-        agent_fields = [Field(f"launchAgent(id: $agent:ID!) {{ {AGENT_FIELDS} }}", agent=agent)] if agent else []
-        run_fields = [project_field(run, RUN) for run in first_runs]
-        fields = [registry.field(), *agent_fields, *run_fields, *([VIEWER] if question.viewer else [])]
-        requests = [fields] if mode.batched else [[one] for one in fields]
-        answers = [answer for request in requests for answer in self._request("query", request)]
+        fields = [registry.field()]
+        if by_id:
+            fields.append(Field(f"launchAgent?(id: $agent:ID!) {{ {AGENT_FIELDS} }}", agent=agent))
+        fields += [project_field(run, RUN) for run in first_runs]
+        if question.viewer:
+            fields.append(Field("viewer? { entity }"))
+        answers = self._request("query", fields) if together else [self._ask(fields[0]), *self._each(fields[1:])]
+        if together and answers[0].value is None and answers[0].error:
+            raise RequestRefused(SERVICE, answers[0].error, code=Code.WANDB_REFUSED)
         project = _project(entity, answers[0])
         views = _item_views(project, registry.aliases)
-        views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, mode)
-        views_of_runs = _run_views(first_runs, answers[1 + len(agent_fields) :])
+        views |= self._items(entity, {item: items[item] for item in items if item not in first_items}, together)
+        views_of_runs = self._run_views(first_runs, answers[1 + by_id :])
+        agents = project.get("launchAgents")
+        shown, is_shown = self._agent(entity, agent, answers[1]) if by_id else (None, isinstance(agents, list))
         return WandbState(
             viewer_entity=id_of(answers[-1].get("entity")) if question.viewer else "",
-            agent=self._agent(entity, agent, answers[1]) if agent else None,
-            agents=_agent_views(project.get("launchAgents")),
-            queues=_queues(entity, answers[0]),
+            agent=shown,
+            agents=_agent_views(agents),
+            agents_shown=is_shown,
+            queues=_queues(entity, answers[0], registry.queue_aliases),
             items=views,
-            runs=views_of_runs | self._runs(runs[len(first_runs) :], mode._replace(extended=False)),
-            queued={name: _queued(project.get(registry.queue_aliases[name]), peek) for name in queues},
+            runs=views_of_runs | self._runs(runs[len(first_runs) :], RUN),
+            queued={
+                name: _queued(project.get(registry.queue_aliases[name]), peek)
+                for name in queues
+                if "runQueue.runQueueItems" not in self._pace.refused
+            },
         )
 
-    def _agent(self, entity: str, agent: str, answer: Result) -> AgentView | None:
-        """Return the agent, None if it does not exist. If the answer does not show that, the list of all agents decides."""
+    def _each(self, fields: Sequence[Field]) -> list[Result]:
+        """Ask questions one by one. Those that are the same in each pass are left out from now on if they are refused."""
+        answers = [self._ask_alone(one) for one in fields]
+        refused = {one.part.key for one, answer in zip(fields, answers, strict=True) if answer.refused}
+        self._leave_out(refused & {"viewer", "launchAgent"} - self._pace.refused)
+        return answers
+
+    def _agent(self, entity: str, agent: str, answer: Result) -> tuple[AgentView | None, bool]:
+        """Return the agent, None if it does not exist, and whether W&B shows that: here or in the list of all agents.
+
+        If it is not here, later passes ask for the list at once.
+        """
         if shown := _agent_views([answer.value]):
-            return shown[0]
+            return shown[0], True
         if answer.value is None and not answer.error:
-            return None
-        listed = _project(entity, self._ask(_Registry(entity, AGENTS).field())).get("launchAgents")
-        if not isinstance(listed, list):
-            raise answer.refusal(f"cannot look up launch agent {agent}", "the answer has another form")
-        return next((one for one in _agent_views(listed) if one.id == agent), None)
+            return None, True
+        self._leave_out({"launchAgent"} - self._pace.refused)
+        listed = self._ask_alone(_Registry(entity, AGENTS).field()).get("launchAgents")
+        return next((one for one in _agent_views(listed) if one.id == agent), None), isinstance(listed, list)
 
     def items(self, entity: str, wanted: Mapping[str, str]) -> dict[str, ItemView]:
         """Look up items (id to queue name). Items about which W&B cannot answer are missing."""
-        return self._items(entity, wanted, self._modes[0])
+        return self._items(entity, wanted, self._batched)
 
-    def _items(self, entity: str, wanted: Mapping[str, str], mode: QueryMode) -> dict[str, ItemView]:
+    def _items(self, entity: str, wanted: Mapping[str, str], together: bool) -> dict[str, ItemView]:
         views: dict[str, ItemView] = {}
-        for chunk in chunks(list(wanted.items()), self._batches.lookups if mode.batched else 1):
+        for chunk in chunks(list(wanted.items()), self._batches.lookups if together else 1):
             registry = _Registry(entity)
             registry.add_queues((), dict(chunk), 0)
-            views |= _item_views(_project(entity, self._ask(registry.field())), registry.aliases)
+            answer = self._ask(registry.field())
+            views |= {} if answer.refused else _item_views(_project(entity, answer), registry.aliases)
         return views
 
     def leased(self, entity: str, queue: str, agent: str) -> set[str]:
@@ -129,25 +148,27 @@ class WandbReads(WandbServer):
 
     def runs(self, wanted: Sequence[RunId]) -> dict[RunId, RunView | None]:
         """Look up runs with their last heartbeats, None if one does not exist. Unknown ones are missing."""
-        modes = [mode for mode in self._run_modes if self._modes[0].batched or not mode.batched]
-        views, self._run_modes = in_best_mode(modes, lambda mode: self._runs(wanted, mode))
-        return views
+        return self._runs(wanted, RUN_WITH_HEARTBEAT)
 
-    def _runs(self, wanted: Sequence[RunId], mode: QueryMode) -> dict[RunId, RunView | None]:
+    def _runs(self, wanted: Sequence[RunId], question: str) -> dict[RunId, RunView | None]:
+        return self._run_views(wanted, self._ask_all([project_field(run, question) for run in wanted]))
+
+    def _run_views(self, runs: Sequence[RunId], answers: Sequence[Result]) -> dict[RunId, RunView | None]:
+        """Return the runs, None for one that does not exist; ``answers`` may have more at its end."""
         views: dict[RunId, RunView | None] = {}
-        question = RUN_WITH_HEARTBEAT if mode.extended else RUN
-        for chunk in chunks(list(wanted), self._batches.lookups if mode.batched else 1):
-            try:
-                views |= _run_views(chunk, self._request("query", [project_field(run, question) for run in chunk]))
-            except RequestRefused as error:
-                if mode.batched or mode.extended:
-                    raise
-                LOGGER.info("W&B does not show run %s: %s", chunk[0], error.reason)
+        for run, answer in zip(runs, answers, strict=False):
+            found = mapping_of(answer.get("run"))
+            no_state = "" if found and "run.state" in self._pace.refused else 0
+            state, stopped = found.get("state", no_state), found.get("stopped")
+            if isinstance(state, str | None) and isinstance(stopped, bool | None) and (state or not answer.error):
+                views[run] = RunView((state or "").lower(), stopped is True, _unix_seconds(found.get("heartbeatAt")))
+            elif answer.lacks("run"):
+                views[run] = None
         return views
 
     def sweeps(self, wanted: Sequence[RunId]) -> dict[RunId, str]:
         """Return the state of sweeps, as RUNNING, empty text if one does not exist. Unknown ones are missing."""
-        fields = [project_field(one, "sweep(sweepName: $id:String!) { state }") for one in wanted]
+        fields = [project_field(one, "sweep?(sweepName: $id:String!) { state }") for one in wanted]
         states: dict[RunId, str] = {}
         for sweep, answer in zip(wanted, self._batch(fields, self._batches.lookups, kind="query"), strict=True):
             if state := text_of(mapping_of(answer.get("sweep")).get("state")):
@@ -158,7 +179,7 @@ class WandbReads(WandbServer):
 
     def schedulers(self, wanted: Sequence[RunId]) -> dict[RunId, SchedulerView | None]:
         """Return how the schedulers of sweeps were launched, None if they were not. Unknown ones are missing."""
-        fields = [project_field(one, "sweep(sweepName: $id:String!) { scheduler }") for one in wanted]
+        fields = [project_field(one, "sweep?(sweepName: $id:String!) { scheduler? }") for one in wanted]
         views: dict[RunId, SchedulerView | None] = {}
         for sweep, answer in zip(wanted, self._batch(fields, self._batches.lookups, kind="query"), strict=True):
             if (found := mapping_of(answer.get("sweep"))) and not answer.error:
@@ -169,18 +190,22 @@ class WandbReads(WandbServer):
 
     def queue_names(self, entity: str) -> list[str]:
         """Return the names of all queues of the entity."""
-        return list(_queues(entity, self._ask(_Registry(entity, QUEUES).field())))
+        return list(_queues(entity, self._ask(_Registry(entity, QUEUES).field()), {}))
 
     def resources(self, entity: str, queues: Sequence[str]) -> dict[str, str]:
-        """Return the resource of each queue's items, as ``gcp-vertex``. Queues that W&B does not show are missing.
+        """Return the resource of each queue's items, as ``gcp-vertex``, empty for a queue without a config.
 
-        The text is empty for a queue without a config, and for all if the server does not know the question.
+        Queues that W&B does not show are missing. If it shows none, it is not asked again for a while.
         """
+        if RESOURCES in self._pace.refused:
+            return {}
         try:
-            found = self._queue_configs(entity, queues, "resource")
-        except RequestRefused as error:
+            found = self._queue_configs(entity, queues, RESOURCE)
+        except (RequestRefused, KeyRefused) as error:  # the key was taken before
             LOGGER.info("W&B does not show which resource the queues' items run on: %s", error.reason)
-            return dict.fromkeys(queues, "")
+            found = {}
+        if queues and not found:
+            self._leave_out({RESOURCES} - self._pace.refused)
         return {name: text_of(config.get("resource")) if config else "" for name, config in found.items()}
 
     def queue_configs(self, entity: str, queues: Sequence[str]) -> dict[str, QueueConfig | None]:
@@ -191,13 +216,14 @@ class WandbReads(WandbServer):
     def _queue_configs(self, entity: str, queues: Sequence[str], fields: str) -> dict[str, Mapping[str, Any] | None]:
         """Return these fields of each queue's default config, None if it has none. Unknown ones are missing."""
         registry = _Registry(entity)
-        registry.add_queues(queues, {}, 0, "id defaultResourceConfigID")
-        project = _project(entity, self._ask(registry.field()))
-        shown = {name: project.get(alias) for name, alias in registry.queue_aliases.items()}
+        registry.add_queues(queues, {}, 0, "defaultResourceConfigID?")
+        answer = self._ask(registry.field())
+        project = mapping_of(answer.value)
+        shown = {name: mapping_of(project.get(alias)) for name, alias in registry.queue_aliases.items()}
         ids = {
-            name: id_of(queue.get("defaultResourceConfigID"))
+            name: id_of(queue["defaultResourceConfigID"])
             for name, queue in shown.items()
-            if isinstance(queue, dict)
+            if "defaultResourceConfigID" in queue and not (queue["defaultResourceConfigID"] is None and answer.error)
         }
         aliases = {f"c{i}": config for i, config in enumerate(filter(None, ids.values()))}
         if not aliases:
@@ -225,14 +251,14 @@ class _Registry:
         for name, alias in self.queue_aliases.items():
             parts = [fields]
             if peek and name in queues:
-                parts.append(f"runQueueItems(first: {peek}) {{ edges {{ node {{ id state }} }} }}")
+                parts.append(f"runQueueItems?(first: {peek}) {{ edges {{ node {{ id state }} }} }}")
             for item in [one for one, queue in items.items() if queue == name]:
                 own = f"i{len(self.aliases)}"
                 self.aliases[item] = (alias, own)
                 self._variables[own] = item
-                parts.append(f"{own}: runQueueItem(id: ${own}:ID!) {{ {ITEM_FIELDS} }}")
+                parts.append(f"{own}: runQueueItem?(id: ${own}:ID!) {{ state associatedRunId? }}")
             self._variables[alias] = name
-            self._parts.append(f"{alias}: runQueue(name: ${alias}:String!) {{ {' '.join(parts)} }}")
+            self._parts.append(f"{alias}: runQueue?(name: ${alias}:String!) {{ {' '.join(parts)} }}")
 
     def field(self) -> Field:
         text = f"project(name: $registry:String!, entityName: $entity:String!) {{ {' '.join(self._parts)} }}"
@@ -251,11 +277,17 @@ def _project(entity: str, answer: Result) -> Mapping[str, Any]:
     raise Unavailable(SERVICE, text, code=Code.WANDB_ENTITY)
 
 
-def _queues(entity: str, answer: Result) -> dict[str, str]:
-    """Return all queues of the entity, name to id. Raises Unavailable if W&B cannot answer: that is not the same as none."""
-    queues = _project(entity, answer).get("runQueues")
+def _queues(entity: str, answer: Result, aliases: Mapping[str, str]) -> dict[str, str]:
+    """Return all queues of the entity, name to id; those that were asked for by name if the server refuses to list them.
+
+    Raises Unavailable if W&B cannot answer: that is not the same as none.
+    """
+    project = _project(entity, answer)
+    queues = project.get("runQueues")
     if not isinstance(queues, list):
-        raise answer.refusal(f"cannot list the queues of entity {entity}", "the answer has no list of them")
+        queues = [{**mapping_of(project[alias]), "name": name} for name, alias in aliases.items() if project.get(alias)]
+        if not queues:
+            raise answer.refusal(f"cannot list the queues of entity {entity}", "the answer has no list of them")
     found = [(id_of(one.get("name")), id_of(one.get("id"))) for one in dicts(queues)]
     named = [(name, id_) for name, id_ in found if name and id_]
     if len(named) < len(queues):
@@ -265,16 +297,16 @@ def _queues(entity: str, answer: Result) -> dict[str, str]:
 
 
 def _agent_views(agents: Any) -> tuple[AgentView, ...]:
-    """Return the agents of a list that have an id and queues."""
+    """Return the agents of a list that have an id."""
     return tuple(
         AgentView(
             id=id_of(agent.get("id")),
             hostname=text_of(agent.get("hostname")),
             stop_polling=agent.get("stopPolling") is True,
-            queues=tuple(map(id_of, agent["runQueues"])),
+            queues=tuple(map(id_of, queues if isinstance(queues := agent.get("runQueues"), list) else ())),
         )
         for agent in dicts(agents)
-        if id_of(agent.get("id")) and isinstance(agent.get("runQueues"), list)
+        if id_of(agent.get("id"))
     )
 
 
@@ -285,19 +317,6 @@ def _item_views(project: Mapping[str, Any], aliases: Mapping[str, tuple[str, str
         for item, node in nodes.items()
         if text_of(node.get("state"))
     }
-
-
-def _run_views(runs: Sequence[RunId], answers: Sequence[Result]) -> dict[RunId, RunView | None]:
-    """Return the runs, None for one that does not exist; ``answers`` may have more at its end."""
-    views: dict[RunId, RunView | None] = {}
-    for run, answer in zip(runs, answers, strict=False):
-        found = mapping_of(answer.get("run"))
-        state, stopped = found.get("state", 0), found.get("stopped")
-        if isinstance(state, str | None) and isinstance(stopped, bool | None) and (state or not answer.error):
-            views[run] = RunView((state or "").lower(), stopped is True, _unix_seconds(found.get("heartbeatAt")))
-        elif answer.lacks("run"):
-            views[run] = None
-    return views
 
 
 def _unix_seconds(text: Any) -> float | None:

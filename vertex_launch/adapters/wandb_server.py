@@ -9,19 +9,20 @@ only, so that the exits find whole keys to redact.
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
-from typing import Any, NamedTuple, Protocol, TypeVar
+from itertools import chain
+from typing import Any, Protocol, TypeVar
 
 import requests
 from google.api_core.exceptions import RetryError
 from google.api_core.retry import Retry, if_exception_type
 from urllib3.exceptions import NewConnectionError
 
-from vertex_launch import __version__
+from vertex_launch import __version__, log
 from vertex_launch.adapters.http_body import body_of
 from vertex_launch.adapters.wandb_answer import (
     SERVICE,
@@ -32,16 +33,19 @@ from vertex_launch.adapters.wandb_answer import (
     Retryable,
     UnreadableAnswer,
     dicts,
+    mapping_of,
     parse,
+    path_of,
     quote,
     result_of,
     text_of,
 )
+from vertex_launch.adapters.wandb_document import Field, document, named_in, removable, spoiler
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Key
-from vertex_launch.errors import KeyRefused, Unavailable
+from vertex_launch.errors import KeyRefused, Message, Unavailable
 from vertex_launch.log import LOGGER
-from vertex_launch.model import Pace, RunId
+from vertex_launch.model import BATCHES, Pace
 from vertex_launch.settings.config import Settings
 
 T = TypeVar("T")
@@ -61,34 +65,12 @@ BACKOFF = Retry(predicate=if_exception_type(Retryable), initial=0.2, multiplier=
 """Pauses between two attempts, at random between nothing and twice as long each time."""
 
 
-_VARIABLE = re.compile(r"\$(\w+):([\w!\[\]]+)")
-
-
-class Field:
-    """One field of a request: its text, in which each variable stands with its type (``$name:String!``), and their values."""
-
-    def __init__(self, text: str, **variables: Any) -> None:
-        self.text = text
-        self.variables = variables
-
-
-class QueryMode(NamedTuple):
-    """How a server accepts questions.
-
-    ``batched``: several operations in one request. ``extended``: with fields that some servers lack, which are the content
-    of a queue and a run's last heartbeat.
-    """
-
-    batched: bool
-    extended: bool
-
-
-MODES = (QueryMode(True, True), QueryMode(True, False), QueryMode(False, True), QueryMode(False, False))
-"""The best mode first."""
+LEFT_OUT = Result(error="this W&B server refuses it, as it said before", refused=True)
+"""The answer to a field that is not sent."""
 
 
 class WandbServer:
-    """One W&B server, and the modes in which it has not yet refused a question."""
+    """One W&B server, and what it refuses: optional parts of documents, and several operations in one request."""
 
     def __init__(
         self,
@@ -113,11 +95,38 @@ class WandbServer:
         self._pace = pace or Pace()
         self._quiet_until = 0.0
         """Until when W&B takes no request."""
-        self._modes: tuple[QueryMode, ...] = MODES
-        self._run_modes: tuple[QueryMode, ...] = MODES
+
+    @property
+    def _batched(self) -> bool:
+        """Whether the server takes several operations in one request, as far as is known."""
+        return BATCHES not in self._pace.refused
 
     def _ask(self, question: Field) -> Result:
         return self._request("query", [question])[0]
+
+    def _ask_alone(self, question: Field) -> Result:
+        """Ask a question; one that the server refuses has an error. Raises Unavailable."""
+        try:
+            return self._ask(question)
+        except RequestRefused as error:
+            self._pace.explain()
+            LOGGER.info("W&B refuses a question: %s", error.reason)
+            return Result(error=error.reason, refused=True)
+
+    def _ask_all(self, questions: Sequence[Field]) -> list[Result]:
+        """Ask questions, many in one request if the server takes that. Raises Unavailable."""
+        answers = list[Result]()
+        for chunk in chunks(list(questions), self._batches.lookups if self._batched else 1):
+            try:
+                answers += self._request("query", chunk) if len(chunk) > 1 else [self._ask_alone(chunk[0])]
+            except RequestRefused as error:
+                self._doubt(len(chunk), error)
+                answers += map(self._ask_alone, chunk)
+        return answers
+
+    def _doubt(self, count: int, error: Unavailable) -> None:
+        LOGGER.info("W&B refuses %d operations in one request: %s", count, error.reason)
+        self._pace.doubt()
 
     def _batch(
         self,
@@ -130,28 +139,28 @@ class WandbServer:
     ) -> list[Result]:
         """Send operations in as few requests as possible; a failed request does not affect the others.
 
-        The operations of a batch that the server refuses as a whole are sent one by one. If that succeeds, so are all later
-        ones. No request starts after the read timeout, or ``within`` seconds from now.
+        Of a batch that the server refuses as a whole, the first operation is sent alone. After two such batches all are, if
+        the server takes each of them by itself. No request starts after the read timeout, or ``within`` seconds from now.
         """
         until = self._clock() + min(self._timeout[1], within)
-        batched = self._modes[0].batched
-        waiting, results = list(fields), list[Result]()
+        waiting, results, alone = list(fields), list[Result](), False
         while waiting and self._clock() < until:
-            chunk = waiting[: min(size, self._pace.operations) if batched else 1]
+            most = 1 if alone or not self._batched else min(size, self._pace.operations)
+            chunk, alone = waiting[:most], False
             try:
                 answers = self._timed(kind, chunk, repeatable=repeatable, within=until - self._clock())
             except RequestRefused as error:
                 if len(chunk) > 1:
-                    LOGGER.info("W&B refuses %d operations in one request: %s", len(chunk), error.reason)
-                    batched = False
+                    self._doubt(len(chunk), error)
+                    alone = True
                     continue
-                answers = [Result(error=error.reason)]
+                self._pace.explain()
+                answers = [Result(error=error.reason, refused=True)]
             except UnreadableAnswer as error:
                 answers = error.results(len(chunk))
             except Unavailable as error:
                 answers = [Result(error=error.reason, lost=True)] * len(chunk)
             else:
-                self._modes = tuple(mode for mode in self._modes if batched or not mode.batched)
                 if repeatable and len(chunk) > 1:
                     answers = self._completed(kind, chunk, answers, until)
             results += answers
@@ -194,24 +203,62 @@ class WandbServer:
     def _request(
         self, kind: str, fields: Sequence[Field], *, repeatable: bool = True, within: float = math.inf
     ) -> list[Result]:
-        """Send one request and return the answers in the order of its fields. Raises RequestRefused, Unavailable.
+        """Send one request and return the answers in the order of its fields, without the parts that the server refuses.
 
-        Retries start at most ``within`` seconds from now.
+        A part that it names is left out. Of a question that it refuses without naming one, each optional part is tried. Raises
+        RequestRefused, Unavailable. Retries start at most ``within`` seconds from now.
         """
-        document, variables = _document(kind, fields)
-        body = self._send({"query": document, "variables": variables}, repeatable, within)
-        errors: dict[str, list[str]] = {}
-        for error in dicts(body.get("errors")):
-            path = error.get("path")
-            field_alias = text_of(path[0]) if isinstance(path, list) and path else ""
-            errors.setdefault(field_alias, []).append(quote(text_of(error.get("message"))))
-        data = body.get("data")
-        if not isinstance(data, dict):
-            if not errors.keys() - {""}:
-                words = "; ".join(errors.get("", ["an answer without data"]))
-                raise RequestRefused(SERVICE, f"the request failed: {words}", code=Code.WANDB_REFUSED)
-            data = {}
-        return [result_of(data, errors, f"f{i}") for i in range(len(fields))]
+        until, without = self._clock() + within, frozenset(self._pace.refused)
+
+        def send(without: frozenset[str]) -> list[Result]:
+            return self._request_once(kind, fields, without, repeatable, until - self._clock())
+
+        while True:
+            try:
+                answers = send(without)
+                break
+            except RequestRefused as error:
+                if not error.suspects:
+                    raise
+                if error.is_sure or kind == "mutation":
+                    without |= frozenset(error.suspects)
+                    continue
+                if found := _search(send, without, error):
+                    answers, without = found
+                    break
+                self._pace.refused.add(_fruitless(error.suspects))
+                if not error.answers:
+                    raise
+                return list(error.answers)
+        self._leave_out(without - self._pace.refused)
+        return answers
+
+    def _leave_out(self, parts: Set[str]) -> None:
+        """Remember what the server refuses."""
+        if parts:
+            self._pace.explain()
+            self._pace.refused |= parts
+            text = f"W&B refuses {', '.join(sorted(parts))} in requests. It is left out for an hour."
+            log.warning(Message(Code.WANDB_FIELD, text))
+
+    def _request_once(
+        self, kind: str, fields: Sequence[Field], without: frozenset[str], repeatable: bool, within: float
+    ) -> list[Result]:
+        text, variables, sent = document(kind, fields, without)
+        if not sent:
+            return [LEFT_OUT] * len(fields)
+        try:
+            body = self._send({"query": text, "variables": variables}, repeatable, within)
+            return _results(kind, fields, without, sent, body)
+        except RequestRefused as error:
+            named = frozenset(error.suspects or named_in(error.reason, kind, fields)) - without
+            error.is_sure = len(named) == 1
+            # A question can be repeated to find out what is the reason.
+            others = removable(fields) if kind == "query" and len(fields) == 1 else ()
+            error.suspects = [*named] or [one for one in others if one not in without]
+            if _fruitless(error.suspects) in without:
+                error.suspects = ()
+            raise
 
     def _send(self, body: Mapping[str, Any], repeatable: bool, within: float) -> dict[str, Any]:
         """Post a request with retries if it is repeatable; read a refused key again once."""
@@ -270,36 +317,61 @@ def user_agent() -> str:
     return f"vertex-launch/{__version__} W&B Public Client {version('wandb')}"
 
 
-def in_best_mode(modes: Sequence[QueryMode], ask: Callable[[QueryMode], T]) -> tuple[T, tuple[QueryMode, ...]]:
-    """Ask in the first of these modes that the server does not refuse; return the answer and the modes that are left."""
-    *better, last = modes
-    for mode in better:
-        try:
-            return ask(mode), tuple(modes[modes.index(mode) :])
-        except RequestRefused as error:
-            LOGGER.info("W&B refuses a question, so a simpler one follows: %s", error.reason)
-    return ask(last), (last,)
+def _fruitless(suspects: Sequence[str]) -> str:
+    """Return what stands for a search among these optional parts, none being the reason."""
+    return "?".join(["", *suspects])
+
+
+def _search(
+    send: Callable[[frozenset[str]], list[Result]], without: frozenset[str], error: RequestRefused
+) -> tuple[list[Result], frozenset[str]] | None:
+    """Return the answers to a question with all that the server takes of what may be the reason, and what it refuses.
+
+    Return None if it refuses the question without that as well.
+    """
+
+    def answered(left_out: frozenset[str]) -> list[Result]:
+        with suppress(RequestRefused):
+            return [answer for answer in send(left_out) if answer.value is not None]
+        return []
+
+    suspects = frozenset(error.suspects)
+    smaller = (frozenset([one]) for one in error.suspects), (suspects - {one} for one in error.suspects)
+    refused = next((parts for parts in chain(*smaller, [suspects]) if answered(without | parts)), None)
+    if refused is None:
+        return None
+    # It may have been refused for another reason, which is over.
+    for one in error.suspects:
+        if one in refused and answered(without | refused - {one}):
+            refused -= {one}
+    return send(without | refused), without | refused
+
+
+def _results(
+    kind: str, fields: Sequence[Field], without: frozenset[str], sent: Sequence[int], body: Mapping[str, Any]
+) -> list[Result]:
+    """Return the answers in the order of the fields. Raises RequestRefused if one part of a question spoiled others."""
+    errors: dict[str, list[str]] = {}
+    data, blamed = mapping_of(body.get("data")), set[str]()
+    for error in dicts(body.get("errors")):
+        path, words = path_of(error), quote(text_of(error.get("message")))
+        alias = text_of(path[0]) if path else ""
+        errors.setdefault(alias, []).append(words)
+        if kind == "query" and alias in (names := [f"f{i}" for i in sent]):
+            blamed.add(spoiler(fields[sent[names.index(alias)]], data.get(alias), path[1:]))
+    if not isinstance(body.get("data"), dict) and not errors.keys() - {""}:
+        words = "; ".join(errors.get("", ["an answer without data"]))
+        raise RequestRefused(SERVICE, f"the request failed: {words}", code=Code.WANDB_REFUSED)
+    results = [result_of(data, errors, f"f{i}") if i in sent else LEFT_OUT for i in range(len(fields))]
+    is_null = kind == "query" and len(fields) == 1 and results[0].value is None and "" in errors
+    if (blamed := blamed - {""} - without) or (is_null and set(removable(fields)) - without):
+        words = "; ".join(word for each in errors.values() for word in each)
+        refused = RequestRefused(SERVICE, f"the request failed: {words}", code=Code.WANDB_REFUSED)
+        refused.suspects, refused.answers = list(blamed), results
+        raise refused
+    return results
 
 
 def chunks(values: list[T], size: int) -> Iterator[list[T]]:
     """Split a list into parts of at most this size."""
     return (values[i : i + size] for i in range(0, len(values), size))
-
-
-def project_field(of: RunId, selection: str) -> Field:
-    """Return the question about a run or a sweep in its project; ``selection`` has ``$id:String!``."""
-    text = f"project(name: $project:String!, entityName: $entity:String!) {{ {selection} }}"
-    return Field(text, project=of.project, entity=of.entity, id=of.id)
-
-
-def _document(kind: str, fields: Sequence[Field]) -> tuple[str, dict[str, Any]]:
-    """Join fields into one document, each under an alias ``f<n>`` and with variables of its own."""
-    declared: list[str] = []
-    values: dict[str, Any] = {}
-    selected: list[str] = []
-    for i, one in enumerate(fields):
-        declared += [f"${name}_{i}: {type_}" for name, type_ in dict(_VARIABLE.findall(one.text)).items()]
-        values |= {f"{name}_{i}": value for name, value in one.variables.items()}
-        selected.append(f"f{i}: " + _VARIABLE.sub(rf"$\1_{i}", one.text))
-    head = f"{kind} VertexLaunch" + (f"({', '.join(declared)})" if declared else "")
-    return f"{head} {{ {' '.join(selected)} }}", values

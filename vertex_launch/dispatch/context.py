@@ -42,8 +42,9 @@ class Pass:
         return self.services.clock()
 
     def keep_pace(self) -> None:
-        """Let the next pass begin with as many operations in a request to W&B as this one found out."""
+        """Let the next pass begin with what this one found out about W&B's server."""
         self.ledger.operations = self.services.pace.operations
+        self.ledger.keep_refused(self.services.pace.refused, self.now)
 
     @property
     def in_time(self) -> bool:

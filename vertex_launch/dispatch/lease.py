@@ -54,7 +54,7 @@ class Queues:
         """Send one request; a queue that gives nothing is not asked again in this pass."""
         turns = self._turns(seen, want)[: MOST_SINGLY if _singly(pass_) else None]
         try:
-            answers = perform.pop(pass_, seen, self.agent, turns, "" if self.asked else status)
+            answers = perform.pop(pass_, seen, self.agent, turns, "" if self.asked or not self.agent else status)
         except Unavailable as error:
             if not self.asked:
                 raise

@@ -25,7 +25,7 @@ from vertex_launch.model import (
     WandbState,
 )
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, MadeAgent, Stage
+from vertex_launch.state.ledger import Ledger, Stage
 
 PEEK = 20
 """Items of each queue that W&B is asked to show, as a hint of how many to pop and for a dry run."""
@@ -36,6 +36,10 @@ CLOCK_SKEW = 300.0
 AT_ONCE = 16
 AGENT_LASTS = 3600.0
 """Seconds for which no other agent is made, whatever W&B shows."""
+REFUSED_LASTS = 600.0
+"""Seconds for which none is asked for after W&B refused to make one."""
+AGENTS = "project.launchAgents"
+"""The list of all agents, among what W&B may refuse."""
 MOST_GETS = 200
 """Open jobs that one pass gets one by one; the others hold their slots until a later one."""
 
@@ -73,18 +77,24 @@ class Seen:
         """The agents that W&B shows, by their ids."""
         return {one.id: one for one in ([self.wandb.agent] if self.wandb.agent else self.wandb.agents)}
 
-    def agent(self, hostname: str, queues: Sequence[str], made: MadeAgent | None, now: float) -> AgentView | None:
-        """Return the agent of that host name, None if a new one has to be made.
+    def agent(self, hostname: str, queues: Sequence[str], ledger: Ledger, now: float) -> AgentView | None:
+        """Return the agent of that host name, None if a new one has to be made. Its id is empty if W&B refused that.
 
         One that serves these queues and is not stopped comes first. Else the one ``made`` last for them, whatever queues W&B
-        shows for it. No other one is made within an hour, or if that one was stopped.
+        shows for it. No other one is made within an hour, or if that one was stopped. If W&B does not show agents, the last
+        one counts, as it was last seen.
         """
-        mine = [one for one in self.agents.values() if one.hostname == hostname]
+        made = ledger.made
+        last = AgentView(ledger.agent or (made.id if made else ""), hostname, ledger.stopped, ())
+        young = made is not None and now < made.at + (AGENT_LASTS if made.id else REFUSED_LASTS)
+        if not self.wandb.agents_shown:
+            return last if last.id or ledger.stopped or young else None
+        mine = [one for one in self.agents.values() if one.hostname == hostname or one.id == last.id]
         serving = [one for one in mine if sorted(one.queues) == self.queue_ids(queues)]
         found = [one for one in serving if not one.stop_polling]
         if made:
-            young, fits = now < made.at + AGENT_LASTS, made.queues == tuple(queues)
-            found += [one for one in mine if one.id == made.id and (young or fits or one.stop_polling)]
+            fits = made.queues == tuple(queues)
+            found += [one for one in mine if made.id in ("", one.id) and (young or fits or one.stop_polling)]
             hidden = AgentView(made.id, hostname, stop_polling=False, queues=())
             serving += [hidden] * (young and made.id not in [one.id for one in mine])
         return next(iter([*found, *serving]), None)
@@ -207,7 +217,8 @@ def _ask_wandb(
 ) -> tuple[str, WandbState, Message | None]:
     """Ask W&B everything at once, and again if the API key's default entity has changed; then there is a message."""
     entity = settings.entity or ledger.entity or services.queue.default_entity()
-    state = services.queue.ask(_question(settings, ledger, entity, queues, ledger.agent))
+    made = ledger.made.id if ledger.made and AGENTS in services.pace.refused else ""
+    state = services.queue.ask(_question(settings, ledger, entity, queues, ledger.agent or made))
     if settings.entity or state.viewer_entity in ("", entity):
         return entity, state, None
     changed = f"The default entity of the API key was {entity} and is {state.viewer_entity} now."
@@ -245,7 +256,12 @@ def _resources(
     unknown = [name for name, one in ids.items() if ledger.resources.get(one) not in ("", *VERTEX_RESOURCES)]
     if not any(name in unknown for name in queues):
         return ledger.resources
-    found = services.queue.resources(entity, unknown)
+    try:
+        found = services.queue.resources(entity, unknown)
+    except Unavailable as error:
+        text = f"Cannot look up what the items of queues run on: {error.message.text}"
+        log.warning(Message(Code.LOOKUP_FAILED, text))
+        found = {}
     return ledger.resources | {ids[name]: resource for name, resource in found.items()}
 
 

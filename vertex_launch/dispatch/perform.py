@@ -44,6 +44,9 @@ from vertex_launch.state.ledger import MadeAgent
 POP_SINGLY = 900.0
 """Seconds for which items are popped one by one after an answer that could not be read: many leases and passes."""
 
+REFUSALS = (Code.WANDB_REFUSED, Code.WANDB_CLIENT, Code.WANDB_KEY_REFUSED)
+"""How W&B may refuse one change, after it has answered questions with the same key."""
+
 LOGS_AT_ONCE = 4
 """Jobs whose last lines are read at the same time; one answer may have 2.5 MiB."""
 
@@ -265,20 +268,21 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
     The next pass asks for it by its id only if W&B shows it now and it was not stopped. Else it asks for all agents. The answer
     to a create may have had another id, and a pass that resumed may have died before it noted its agent.
     """
-    settings, hostname = pass_.settings, f"vertex-launch/{pass_.settings.deployment}"
+    settings, hostname, ledger = pass_.settings, f"vertex-launch/{pass_.settings.deployment}", pass_.ledger
     ids = seen.queue_ids(settings.queues)
-    agent = seen.agent(hostname, settings.queues, pass_.ledger.made, pass_.now)
+    agent = seen.agent(hostname, settings.queues, ledger, pass_.now)
     if ids and (agent is None or (agent.stop_polling and pass_.request.resume)):
-        config = {"queues": list(settings.queues), "max_jobs": settings.max_jobs}
-        known, stopped = pass_.services.queue.create_agent(seen.entity, ids, hostname, config), False
-        pass_.ledger.made = MadeAgent(id=known, queues=settings.queues, at=pass_.now)
+        known, stopped = _make_agent(pass_, seen.entity, ids, hostname, replaces=agent is not None), False
+        ledger.made = MadeAgent(id=known, queues=settings.queues, at=pass_.now)
         pass_.held.keep()  # a pass that fails from now on makes no other one
     else:
         known, stopped = (agent.id, agent.stop_polling) if agent else ("", False)
         if known and not stopped and pass_.ledger.made and pass_.ledger.made.id != known:
             # Made by a pass that could not note it: the one before may be stopped, and must not be used again.
             pass_.ledger.made = replace(pass_.ledger.made, id=known, queues=settings.queues)
-    pass_.ledger.agent = known if not stopped and known in seen.agents else ""
+    if seen.wandb.agents_shown:
+        ledger.agent = known if not stopped and known in seen.agents else ""
+    ledger.stopped = stopped
     if stopped:
         text = (
             "The agent of this deployment was stopped in W&B, so no items are popped. To resume, POST "
@@ -286,6 +290,23 @@ def register(pass_: Pass, seen: Seen) -> tuple[str, bool]:
         )
         apply(pass_, [Notice(Message(Code.AGENT_STOPPED, text))])
     return known, stopped
+
+
+def _make_agent(pass_: Pass, entity: str, queue_ids: Sequence[str], hostname: str, *, replaces: bool) -> str:
+    """Create an agent and return its id, empty if W&B refuses that. Raises Unavailable if it does not answer.
+
+    Items can be popped without one. If one that was stopped is to be replaced, a refusal is an error as well.
+    """
+    settings = pass_.settings
+    config = {"queues": list(settings.queues), "max_jobs": settings.max_jobs}
+    try:
+        return pass_.services.queue.create_agent(entity, queue_ids, hostname, config)
+    except Unavailable as error:
+        if replaces or error.message.code not in REFUSALS:
+            raise
+        text = f"{error.message.text.rstrip('.')}. Items are popped without one, and W&B shows the queues as idle."
+        apply(pass_, [Notice(Message(Code.AGENT_REFUSED, text))])
+        return ""
 
 
 def note(pass_: Pass, items: Sequence[Item]) -> None:

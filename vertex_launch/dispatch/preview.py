@@ -23,6 +23,7 @@ def preview(settings: Settings, services: Services, request: PassRequest) -> Pas
     started = services.clock()
     ledger = services.record.read(services.clock()).ledger or Ledger()
     ledger.only_planned()
+    services.pace.begin(ledger.operations, ledger.refused(started))
     queues = request.queues or settings.queues
     seen = look(settings, services, ledger, queues, started)
     active = active_jobs(ledger, seen)

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from vertex_launch.codes import Code
 from vertex_launch.dispatch import perform, reconcile, settle, start
-from vertex_launch.dispatch.context import Action, Claim, Create, Pass
+from vertex_launch.dispatch.context import Action, Claim, Create, Notice, Pass
 from vertex_launch.dispatch.lease import Queues
 from vertex_launch.dispatch.look import Seen, look, look_up_items, look_up_runs
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.prepare import prepare
 from vertex_launch.dispatch.start import Room
+from vertex_launch.errors import Message
 from vertex_launch.job import run_spec
-from vertex_launch.model import Item, ManagedJob, PassReport, PassRequest
+from vertex_launch.model import Item, ItemView, ManagedJob, PassReport, PassRequest
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import Stage
 
@@ -68,7 +70,7 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
         return Skipped.COVERED
     with services.record.locked(stored, pass_id, started, started + settings.lock_seconds) as held:
         pass_ = Pass(settings, services, request, started, held, PassReport(pass_id))
-        services.pace.operations = pass_.ledger.operations
+        services.pace.begin(pass_.ledger.operations, pass_.ledger.refused(started))
         seen = look(settings, services, pass_.ledger, request.queues or settings.queues, started, request.ended)
         perform.learn(pass_, seen)
         perform.apply(pass_, reconcile.reconcile(pass_.ledger, seen, settings, started))
@@ -100,6 +102,11 @@ def _confirm_claims(pass_: Pass, seen: Seen) -> None:
 def _judge_refused(pass_: Pass, seen: Seen, refused: dict[str, str]) -> None:
     """Look up the items whose ack W&B refused, and decide whose they are."""
     items = look_up_items(pass_.services, seen.entity, refused)
+    if free := [item for item in refused if item not in items or items[item].state in settle.WAITING]:
+        text = f"W&B refused to let this deployment claim items that no other agent has: {', '.join(sorted(free)[:5])}."
+        perform.apply(
+            pass_, [Notice(Message(Code.ACK_REFUSED, f"{text} Their jobs run, and the next pass claims them."))]
+        )
     entries = [pass_.ledger.open[item] for item in items]
     perform.apply(pass_, reconcile.judge_claims(entries, items, seen, pass_.settings, pass_.started))
 
@@ -108,8 +115,10 @@ def _settle(pass_: Pass, seen: Seen) -> Seen:
     """Settle the items whose job has ended; return what was seen with their runs as W&B shows them now."""
     entries = settle.ended_items(pass_.ledger, seen)
     items = look_up_items(pass_.services, seen.entity, {entry.item: entry.queue for entry in entries})
+    if pass_.services.pace.hides_items:  # W&B took the ack
+        items = {entry.item: ItemView("CLAIMED", entry.run) for entry in entries} | dict(items)
     runs = look_up_runs(pass_.services, [entry.run_id for entry in entries if entry.entity == seen.entity])
-    perform.apply(pass_, settle.settle(entries, seen, items, runs, pass_.settings, pass_.started))
+    perform.apply(pass_, settle.settle(entries, seen, items, runs, pass_.settings, pass_.started, pass_.services.pace))
     return replace(seen, wandb=replace(seen.wandb, runs={**seen.wandb.runs, **runs}))
 
 
@@ -128,7 +137,7 @@ def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[
         decided += start.retries(pass_, due, Room.of(pass_, active), pass_.services.key.get())
     yield Batch(pass_.held.lock.expires, decided)
     status = "RUNNING" if pass_.ledger.slots_used(active) else "POLLING"
-    queues, factor = Queues(list(seen.queues) if agent and not stopped else [], agent), 1
+    queues, factor = Queues([] if stopped else list(seen.queues), agent), 1
     alone: dict[str, tuple[Item, float]] = {}
     while True:
         # Rounds in which nothing could start grow: one free slot must not mean one item at a time past a long line.

@@ -16,7 +16,7 @@ from vertex_launch.dispatch.look import Seen
 from vertex_launch.errors import Message
 from vertex_launch.job import outcome
 from vertex_launch.job.outcome import End, Outcome
-from vertex_launch.model import ItemView, JobName, Kind, ManagedJob, RunId, RunView
+from vertex_launch.model import ItemView, JobName, Kind, ManagedJob, Pace, RunId, RunView
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import Ledger, OpenItem, Stage, pause
 
@@ -78,11 +78,13 @@ def settle(
     runs: Mapping[RunId, RunView | None],
     settings: Settings,
     now: float,
+    pace: Pace,
 ) -> list[Action]:
     """Decide about items whose job has ended, each by itself. ``items`` and ``runs`` have what W&B shows of them."""
     actions: list[Action] = []
     for entry in entries:
-        run = runs.get(entry.run_id, Unknown.NOW if entry.entity == seen.entity else Unknown.EVER)
+        never = pace.hides_runs or entry.entity != seen.entity
+        run = runs.get(entry.run_id, Unknown.EVER if never else Unknown.NOW)
         job = seen.jobs.get(entry.job)
         if run is None and job and job.own_key and job.started:
             run = Unknown.HIDDEN

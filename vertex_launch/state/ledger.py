@@ -44,6 +44,8 @@ from vertex_launch.state import ledger_v1
 
 VERSION = 2
 MINUTE, DAY = 60.0, 86_400.0
+REFUSED_FOR = 3600.0
+"""Seconds for which requests to W&B leave out what it refused."""
 LISTS_LAG = 600.0
 """Seconds for which a list may still show an ended job as active, with a good margin."""
 FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
@@ -52,7 +54,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
 NAMES = frozenset(
     {
         *("writer", "entity", "agent", "turn", "item", "queue", "project", "run", "region", "job", "state", "kind"),
-        *("refused", "resources"),
+        *("refused", "resources", "left_out"),
     }
 )
 """Fields that identify something: an item's "key" hides nothing in them, because it could be another item's id."""
@@ -385,7 +387,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MadeAgent:
-    """The agent that this deployment made last, for which queues, and when. W&B may write the ids of queues in another form."""
+    """The agent that this deployment made last, for which queues, and when. W&B may write the ids of queues in another form.
+
+    The id is empty if W&B refused to make it.
+    """
 
     id: str
     queues: Texts
@@ -413,6 +418,8 @@ class Ledger(BaseModel):
     entity: str = ""
     agent: str = ""
     """Id of the agent that W&B shows for this deployment."""
+    stopped: bool = False
+    """Whether the agent was stopped when W&B showed it last."""
     made: MadeAgent | None = None
     resources: dict[str, str] = Field(default_factory=dict)
     """Queue id to the resource its items run on, such as ``gcp-vertex``; empty if W&B does not say."""
@@ -420,6 +427,8 @@ class Ledger(BaseModel):
     """The queue that the next pass asks first."""
     operations: int = Field(MOST_OPERATIONS, ge=1, le=MOST_OPERATIONS)
     """How many operations one request to W&B takes at the moment."""
+    left_out: dict[str, Time] = Field(default_factory=dict)
+    """What W&B's server refuses in requests (``model.Pace``), and since when it is left out."""
     singly_until: Time = 0
     """Until when items are popped one by one, because an answer with several could not be read."""
     full_pass_began: Time = 0
@@ -568,11 +577,21 @@ class Ledger(BaseModel):
 
     # What a pass learns
 
+    def refused(self, now: float) -> list[str]:
+        """Return what is left out of requests to W&B for now."""
+        return [part for part, since in self.left_out.items() if now - since < REFUSED_FOR]
+
+    def keep_refused(self, parts: Iterable[str], now: float) -> None:
+        """Record what W&B's server refuses."""
+        before = set(self.refused(now))
+        self.left_out = {part: self.left_out[part] if part in before else now for part in parts}
+
     def learn(self, entity: str, resources: Mapping[str, str], *, changed: bool) -> None:
         """Record the entity and what its queues run on; an agent of another entity is forgotten."""
         self.entity, self.resources = entity, dict(resources)
         self.agent = "" if changed else self.agent
         self.made = None if changed else self.made
+        self.stopped = self.stopped and not changed
 
     def only_planned(self) -> None:
         """Forget all items but those whose job is not known: the lists show the others."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vertex_launch.adapters.wandb_answer import Result, dicts, id_of, mapping_of, text_of
+from vertex_launch.adapters.wandb_document import Field, project_field
 from vertex_launch.adapters.wandb_queue import WandbQueue
-from vertex_launch.adapters.wandb_server import REGISTRY, Field, WandbServer, project_field
+from vertex_launch.adapters.wandb_server import REGISTRY, WandbServer
 from vertex_launch.errors import LaunchError
 from vertex_launch.model import VERTEX_RESOURCES, RunId
 

@@ -79,7 +79,7 @@ def test_a_null_with_an_error_beside_it_is_not_absence(answering: Answering, lis
 
 
 @pytest.mark.parametrize("error", [{"message": "slow down"}, {"message": "slow down", "path": ["f1"]}])
-def test_an_agent_about_which_w_and_b_cannot_answer_is_an_error(answering: Answering, error: dict[str, Any]) -> None:
+def test_an_agent_about_which_w_and_b_cannot_answer_is_unknown(answering: Answering, error: dict[str, Any]) -> None:
     """An error that names no field may be about any that is null."""
 
     def say(body: dict[str, Any]) -> Answer:
@@ -87,7 +87,8 @@ def test_an_agent_about_which_w_and_b_cannot_answer_is_an_error(answering: Answe
         return Answer(body={"data": {"f0": project, "f1": None}, "errors": [error]})
 
     queue = client(answering(say=say))
-    assert "A1: slow down" in refusal(lambda: ask(queue, agent="A1"), Code.WANDB_REFUSED)
+    found = ask(queue, agent="A1")
+    assert (found.agent, found.agents_shown) == (None, False)
     assert queue.pop(ENTITY, ["cpu", "gpu"], "A1")[1].error == "slow down"
 
 
@@ -258,11 +259,11 @@ def test_a_server_that_does_not_show_heartbeats_is_asked_without_them_from_then_
 
     queue = client(answering(say=say))
     runs = [RunId(ENTITY, "demo", name) for name in ("one", "two")]
-    for _ in range(2):
+    for _ in range(4):
         assert queue.runs(runs) == dict.fromkeys(runs, RunView("running", stopped=True))
-    refused = [True, False] if most == 50 else [True, False, True, False, False]
-    again = [False] if most == 50 else [False, False]
-    assert ["heartbeatAt" in text for text in asked] == refused + again
+    with_it = ["heartbeatAt" in text for text in asked]
+    assert with_it == ([True, *[False] * 4] if most == 50 else [True, True, *[False] * (2 + 3 + 3 + 2)])
+    assert [len(operations(text)) for text in asked[-2:]] == ([2, 2] if most == 50 else [1, 1])
 
 
 def test_a_run_about_which_the_server_refuses_every_question_spoils_no_other(answering: Answering) -> None:
@@ -295,8 +296,24 @@ def test_resources(server: WandbServer, queue: WandbQueue) -> None:
 
 def test_resources_of_a_server_that_does_not_support_the_question(answering: Answering) -> None:
     unknown = {"errors": [{"message": 'Cannot query field "defaultResourceConfigID" on type "RunQueue".'}]}
-    assert client(answering(Answer(400, unknown))).resources(ENTITY, ["cpu"]) == {"cpu": ""}
-    assert client(answering(Answer(200, unknown))).resources(ENTITY, ["cpu"]) == {"cpu": ""}
+    for status in (400, 200):
+        queue = client(answering(Answer(status, unknown)))
+        assert queue.resources(ENTITY, ["cpu"]) == {}
+        assert "entity.defaultResourceConfig" in queue._pace.refused
+
+
+@pytest.mark.parametrize("place", ["queue", "entity"])
+def test_resources_that_are_null_beside_an_error_are_unknown(answering: Answering, place: str) -> None:
+    error = [{"message": "permission denied", "path": ["f0"]}]
+
+    def say(body: dict[str, Any]) -> Answer:
+        if "entity(" in body["query"]:
+            return Answer(403, {"data": {"f0": None}, "errors": error})
+        value = None if place == "queue" else "C1"
+        fields = {"f0": {"q0": {"defaultResourceConfigID": value}}}
+        return Answer(body={"data": fields, "errors": error if place == "queue" else []})
+
+    assert client(answering(say=say)).resources(ENTITY, ["cpu"]) == {}
 
 
 def test_resources_are_not_guessed_while_w_and_b_is_down(server: WandbServer) -> None:

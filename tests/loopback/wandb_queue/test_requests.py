@@ -84,7 +84,7 @@ def test_a_question_to_a_server_that_takes_one_question_a_request(serve: Serve, 
     mine = agent(server, queue)
     if batch_first:
         queue.warn([(one, "a"), (two, "b")], Phase.AGENT)
-    for _ in range(2):
+    for _ in range(3):
         server.store.operations.clear()
         found = ask(queue, agent=mine, items={one: "cpu", two: "cpu"}, runs=[run, absent], viewer=True)
         assert found.agent is not None
@@ -125,7 +125,7 @@ def test_batches_go_on_after_an_operation_that_the_server_does_not_support(answe
     queue = client(answering(say=say))
     assert queue.warn([("one", "a"), ("two", "b")], Phase.AGENT) == [False, False]
     assert queue.fail([("one", "a"), ("two", "b")], Phase.AGENT) == [True, True]
-    assert sizes == [2, 1, 1, 2]
+    assert sizes == [2, 2], "what it does not know is not sent again"
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -449,3 +449,54 @@ def test_a_key_that_the_server_repeats_is_quoted_whole_or_not_at_all(
         ask(client(answering(Answer(status, body))))
     assert (filler in error.value.reason) is (status != 200)
     assert not re.search(f"{KEY[:8]}|{BASIC[:8]}", redact(str(error.value)))
+
+
+def test_a_request_that_was_refused_once_says_nothing_about_its_fields(answering: Answering) -> None:
+    """What is refused for a moment is asked whole again."""
+    asked: list[str] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        asked.append(body["query"])
+        refused = len(asked) <= 3
+        return Answer(400, {"errors": [{"message": "not now"}]}) if refused else data(f0={"run": {"state": "running"}})
+
+    queue, run = client(answering(say=say)), RunId(ENTITY, "demo", "one")
+    assert queue.runs([run]) == {run: RunView("running", stopped=False)}
+    assert (queue._pace.refused, asked[-1]) == (set(), asked[0])
+
+
+def test_of_two_fields_that_a_server_does_not_know_neither_is_asked_again(answering: Answering) -> None:
+    def say(body: dict[str, Any]) -> Answer:
+        unknown = [name for name in ("heartbeatAt", "stopped") if name in body["query"]]
+        errors = [{"message": f'Cannot query field "{name}" on type "Run".'} for name in unknown]
+        return Answer(400, {"errors": errors}) if errors else data(f0={"run": {"state": "running"}})
+
+    queue, run = client(answering(say=say)), RunId(ENTITY, "demo", "one")
+    assert queue.runs([run]) == {run: RunView("running", stopped=False)}
+    assert queue._pace.refused == {"run.heartbeatAt", "run.stopped"}
+
+
+def test_a_run_that_is_hidden_is_not_searched_for_again(answering: Answering) -> None:
+    """A server that refuses every question about a run costs one search, not one in each pass."""
+    asked: list[str] = []
+
+    def say(body: dict[str, Any]) -> Answer:
+        asked.append(body["query"])
+        return Answer(403, {"errors": [{"message": "permission denied"}]})
+
+    queue, run = client(answering(say=say)), RunId(ENTITY, "demo", "hidden")
+    assert queue.runs([run]) == {}
+    first = len(asked)
+    assert queue.runs([run]) == {}
+    assert (first > 1, len(asked)) == (True, first + 1)
+
+
+def test_a_message_with_the_name_of_its_change_does_not_end_all_messages(answering: Answering) -> None:
+    def say(body: dict[str, Any]) -> Answer:
+        if len(body["variables"]["message_0"]) > 128:
+            return Answer(400, {"errors": [{"message": "failRunQueueItem: 'message' is too long"}]})
+        return data(f0={"success": True})
+
+    queue = client(answering(say=say))
+    assert queue.fail([("one", "x" * 200)], Phase.RUN) == [True]
+    assert queue.fail([("two", "short")], Phase.RUN) == [True]
