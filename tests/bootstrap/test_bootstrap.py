@@ -15,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -155,7 +155,7 @@ def failed(ended: Ended, step: str, code: Code, *words: str) -> None:
 def test_the_text_can_be_handed_over() -> None:
     assert "$" not in TEXT  # Vertex AI expands dollars in commands
     assert TEXT.isascii()
-    assert len(TEXT) < 128 * 1024 // 3  # the kernel takes 128 KiB (MAX_ARG_STRLEN); no reason to come near it
+    assert len(TEXT) < 128 * 1024 // 2  # the kernel takes 128 KiB (MAX_ARG_STRLEN); no reason to come near it
     ast.parse(TEXT, feature_version=(3, 8))
     imported = {
         name.name.split(".")[0]
@@ -834,7 +834,9 @@ def test_archives_without_the_filter_of_newer_pythons(
 Files = Mapping[str, str | bytes]
 
 
-def changed(before: Files, after: Files, folder: Path, *options: str) -> tuple[Path, bytes, Path]:
+def changed(
+    before: Files, after: Files, folder: Path, *options: str, configured: Sequence[str] = ()
+) -> tuple[Path, bytes, Path]:
     """Commit files and change them; return a copy of them as they were, git's diff, and the changed ones.
 
     Afterwards programs in shell can be executed.
@@ -848,7 +850,18 @@ def changed(before: Files, after: Files, folder: Path, *options: str) -> tuple[P
     for program in work.glob("*.sh"):
         program.chmod(0o755)
     git(work, "add", "-A")
-    return copy, git(work, "diff", "HEAD", "--submodule=diff", *options), work
+    return (
+        copy,
+        git(
+            work,
+            *(word for option in configured for word in ("-c", option)),
+            "diff",
+            "HEAD",
+            "--submodule=diff",
+            *options,
+        ),
+        work,
+    )
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -888,8 +901,16 @@ CHANGES: dict[str, tuple[Files, Files]] = {
 }
 
 
+@pytest.fixture(params=["git", "no git"])
+def tools(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the image has git."""
+    if request.param == "no git":
+        monkeypatch.setattr(shutil, "which", lambda _: None)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_patch_does_what_git_did(tmp_path: Path, what: str) -> None:
+def test_a_patch_does_what_git_did(tmp_path: Path, what: str, tools: str) -> None:
     copy, patch, work = changed(*CHANGES[what], tmp_path)
     for text in (patch, patch.rstrip(b"\n")):  # W&B's client may trim it
         here = tmp_path / f"here-{len(text)}"
@@ -898,8 +919,100 @@ def test_a_patch_does_what_git_did(tmp_path: Path, what: str) -> None:
         assert tree(here) == tree(work)
 
 
+CONFIGURED = {
+    "nothing": (),
+    "diff.mnemonicPrefix": ("diff.mnemonicPrefix=true",),
+    "diff.noprefix": ("diff.noprefix=true",),
+    "prefixes of one's own": ("diff.srcPrefix=before/it/", "diff.dstPrefix=now-"),
+    "one prefix": ("diff.dstPrefix=",),
+    "color.ui": ("color.ui=always",),
+    "colours of one's own": (
+        "color.diff=always",
+        "color.diff.meta=normal",
+        "color.diff.new=bold magenta ul",
+        "color.diff.old=#ff0000",
+    ),
+    "colours of white space": ("color.ui=always", "diff.wsErrorHighlight=all", "diff.colorMoved=zebra"),
+    "core.quotePath": ("core.quotePath=false",),
+    "no context": ("diff.context=0",),
+    "copies": ("diff.renames=copies",),
+    "no renames": ("diff.renames=false",),
+    "empty lines": ("diff.suppressBlankEmpty=true",),
+    "whole hashes": ("core.abbrev=no",),
+    "all of them": ("diff.noprefix=true", "color.ui=always", "core.quotePath=false", "diff.context=1"),
+}
+OPTIONS = {  # of which a git before 2.45 has no configuration
+    "prefixes of one's own": ("--src-prefix=before/it/", "--dst-prefix=now-"),
+    "one prefix": ("--dst-prefix=",),
+}
+BEFORE: Files = {
+    "train.py": LINES + "\n\nend\n",
+    "a/train.py": "another\n",
+    "cfg/a.yaml": "x: 1\n",
+    "old.txt": LINES,
+    "gr\u00fc\u00dfe 1.txt": "1\r\n2\r\n",
+    "run.sh": "true\n",
+    "gone": "1\n",
+    "white": "1  \n",
+    "b/__init__.py": "",
+}
+AFTER: Files = {
+    **{name: BEFORE[name] for name in ("a/train.py", "run.sh")},
+    "train.py": LINES.replace("line 3\n", "three\n") + "\n\nend",
+    "cfg/a.yaml": "x: 2\n",
+    "new name.txt": LINES.replace("line 9\n", ""),
+    "gr\u00fc\u00dfe 1.txt": "1\r\n3\r\n",
+    "white": "2\t \n",
+    "more/added.py": "n\n",
+    "b/c/__init__.py": "",
+}
+
+
+@pytest.mark.parametrize("after", [AFTER, {**BEFORE, "only/new.py": "1\n"}, BEFORE], ids=["much", "one new", "a mode"])
+@pytest.mark.parametrize("how", CONFIGURED)
+def test_a_patch_of_an_odd_git(tmp_path: Path, how: str, after: Files, tools: str) -> None:
+    copy, patch, work = changed(BEFORE, after, tmp_path, *OPTIONS.get(how, ()), configured=CONFIGURED[how])
+    apply_patch(patch, copy)
+    assert tree(copy) == tree(work)
+
+
+def test_a_patch_in_the_line_ends_of_windows(tmp_path: Path, tools: str) -> None:
+    windows = "gr\u00fc\u00dfe 1.txt"
+    before = {name: text for name, text in BEFORE.items() if name != windows}
+    after = {name: text for name, text in AFTER.items() if name != windows}
+    copy, patch, work = changed(before, after, tmp_path)
+    apply_patch(patch.replace(b"\n", b"\r\n"), copy)
+    assert tree(copy) == tree(work)
+
+
+def test_a_patch_of_one_folder(tmp_path: Path, tools: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    before = {"train.py": "1\n", "src/deep/train.py": "2\n", "other": "1\n"}
+    after = {"train.py": "1\n", "src/deep/train.py": "3\n", "src/deep/new.py": "4\n", "other": "2\n"}
+    copy, patch, work = changed(before, after, tmp_path, "--relative=src/deep")
+    apply_patch(patch, copy)
+    assert tree(copy) == {**tree(work), "other": (0, b"1\n")}
+    assert re.search(rb"warning .VL-BOOT-PATCH.: .*src/deep.*diff.relative", capfdbinary.readouterr().out)
+
+
+def test_a_patch_of_a_submodule(tmp_path: Path, tools: str) -> None:
+    inner, commits = repository(tmp_path / "inner", {"x": LINES, "sub/y": "1\n"}, {"x": LINES + "31\n"})
+    outer, _ = repository(tmp_path / "outer", {"train.py": "1\n"})
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "add", "-q", inner.as_uri(), "inner")
+    git(outer / "inner", "checkout", "-q", commits[0])
+    git(outer, "add", "-A")
+    git(outer, "commit", "-q", "-m", "with a submodule")
+    copy = shutil.copytree(outer, tmp_path / "copy")
+    git(outer / "inner", "checkout", "-q", commits[1])
+    write(outer, {"train.py": "2\n", "inner/sub/y": "2\n"})
+    apply_patch(git(outer, "-c", "diff.mnemonicPrefix=true", "diff", "HEAD", "--submodule=diff"), copy)
+    assert tree(copy) == tree(outer)
+    old = git(outer, "diff", "HEAD", "--submodule=short")
+    with pytest.raises(base.Failed, match=r"inner is a submodule at another commit.*push"):
+        apply_patch(old, copy)
+
+
 @pytest.mark.parametrize("seed", range(8))
-def test_patches_of_random_changes(tmp_path: Path, seed: int) -> None:
+def test_patches_of_random_changes(tmp_path: Path, seed: int, tools: str) -> None:
     chance = random.Random(seed)
     before = {f"{n}.txt": "\n".join(chance.choices(["", "a", "b", "c"], k=chance.randrange(80))) for n in range(12)}
     after = {}
@@ -914,32 +1027,72 @@ def test_patches_of_random_changes(tmp_path: Path, seed: int) -> None:
     assert tree(copy) == tree(work)
 
 
-def test_what_a_patch_does_not_hold_is_left_out(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    copy, patch, _ = changed({"model.bin": b"\0\1", "a": "1\n"}, {"model.bin": b"\0\2", "a": "2\n"}, tmp_path)
+def test_a_patch_without_the_content_of_a_binary_file_ends_the_job(tmp_path: Path, tools: str) -> None:
+    copy, patch, work = changed({"model.bin": b"\0\1", "a": "1\n"}, {"model.bin": b"\0\2", "a": "2\n"}, tmp_path)
+    with pytest.raises(base.Failed, match=r"model.bin had changed, but it is binary.*push") as error:
+        apply_patch(patch, copy)
+    assert error.value.code == Code.BOOT_PATCH
+    assert (copy / "a").read_text() == "1\n"
+    if tools == "git":
+        apply_patch(git(work, "diff", "--binary", "HEAD"), copy)
+        assert tree(copy) == tree(work)
+
+
+def test_binary_files_that_are_deleted_or_made_anew(tmp_path: Path, tools: str) -> None:
+    before: Files = {"model.bin": b"\0\1", "a/__pycache__/b.pyc": b"\0\1", "x": "1\n"}
+    copy, patch, _ = changed(before, {"a/__pycache__/b.pyc": b"\0\2", "x": "2\n"}, tmp_path)
+    base.different.clear()
     apply_patch(patch, copy)
-    assert (copy / "a").read_text() == "2\n"
-    assert (copy / "model.bin").read_bytes() == b"\0\1"
-    assert re.search(rb"warning .*VL-BOOT-PATCH.*: diff --git a/model.bin", capfdbinary.readouterr().out)
+    assert tree(copy) == {"a/__pycache__/b.pyc": (0, b"\0\1"), "x": (0, b"2\n")}
+    assert len(base.different) == 1
+
+
+TOOLS = {
+    "an external diff": {"diff.external": 'sh -c \'echo "$1 --- Python"; echo " 2 b   2 B"\' --'},
+    "another diff": {"diff.external": 'sh -c \'diff -u "$2" "$5" || true\' --'},
+    "a driver": {"diff.books.command": "sh -c 'echo nbdiff $1' --"},
+    "a converter": {"diff.books.textconv": "sed s/^/converted/"},
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_patch_that_another_program_wrote_ends_the_job(tmp_path: Path, tool: str, tools: str) -> None:
+    before: dict[str, str | bytes] = {".gitattributes": "*.ipynb diff=books\n", "a.ipynb": "1\n", "z.py": "1\n"}
+    after: Files = {".gitattributes": "*.ipynb diff=books\n", "a.ipynb": "2\n", "b.ipynb": "3\n", "z.py": "2\n"}
+    options = [f"{name}={value}" for name, value in TOOLS[tool].items()]
+    copy, patch, _ = changed(before, after, tmp_path, configured=options)
+    assert b"2" in patch
+    with pytest.raises(base.Failed, match=r"git config|does not fit") as error:
+        apply_patch(patch, copy)
+    assert error.value.code == Code.BOOT_PATCH
+    assert (copy / "a.ipynb").read_text() == "1\n"
+    if tool == "a converter":  # what is new fits in any form
+        copy, patch, _ = changed(before | {"a.ipynb": "2\n"}, after, tmp_path / "new", configured=options)
+        with pytest.raises(base.Failed, match=r"b.ipynb is not what .*git config"):
+            apply_patch(patch, copy)
 
 
 @pytest.mark.parametrize(
     ("patch", "word"),
     [
-        ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-another\n+2\n", "line 1 differs"),
-        ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1,2 +1 @@\n 1\n-2\n", "out of range"),
-        ("diff --git a/b b/b\n--- a/b\n+++ b/b\n@@ -1 +1 @@\n-1\n+2\n", "No such file"),
+        ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1 @@\n-another\n+2\n", "does not fit"),
+        ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1,2 +1 @@\n 1\n-2\n", "does not fit"),
+        ("diff --git a/b b/b\n--- a/b\n+++ b/b\n@@ -1 +1 @@\n-1\n+2\n", "does not fit"),
         (
             "diff --git a/../x b/../x\nnew file mode 100644\n--- /dev/null\n+++ b/../x\n@@ -0,0 +1 @@\n+1\n",
             "outside of the code",
         ),
-        ("diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+/etc\n", "symbolic links"),
-        ("diff --git a/a b/a\nindex 0..1\nGIT binary patch\nliteral 1\n", "binary files"),
+        ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1,3 @@\n-1\n+2\n+3\n", "incomplete"),
+        ("* Unmerged path a\n", "line 1"),
+        ("diff --git a/a b/a\nold mode 100644\nnew mode 100755\nsome words\n", "line 4"),
+        ("diff --git a/a b/b\n--- a/a\n+++ b/b\n@@ -1 +1 @@\n-1\n+2\n", "common prefix"),
     ],
 )
-def test_patches_that_do_not_fit(tmp_path: Path, patch: str, word: str) -> None:
+def test_patches_that_do_not_fit(tmp_path: Path, patch: str, word: str, tools: str) -> None:
     write(tmp_path / "code", {"a": "1\n"})
     with pytest.raises(base.Failed, match=word):
         apply_patch(patch.encode(), tmp_path / "code")
+    assert tree(tmp_path / "code") == {"a": (0, b"1\n")}
     assert not (tmp_path / "x").exists()
 
 
@@ -952,29 +1105,34 @@ LINKS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", LINKS)
-def test_symbolic_links_in_a_patch(tmp_path: Path, what: str) -> None:
+def test_symbolic_links_in_a_patch(tmp_path: Path, what: str, tools: str) -> None:
     work, _ = repository(tmp_path / "work", {"a": "1\n", "b": "2\n"})
     (work / "link").symlink_to("a")
     (work / "other").symlink_to("b")
     git(work, "add", "-A")
     git(work, "commit", "-q", "-m", "with a link")
     copy = shutil.copytree(work, tmp_path / "copy", symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    before = tree(copy)
     LINKS[what](work)
     git(work, "add", "-A")
-    with pytest.raises(base.Failed, match=r"symbolic link.* Commit and push the change") as error:
-        apply_patch(git(work, "diff", "HEAD", "-M"), copy)
+    patch = git(work, "diff", "HEAD", "-M")
+    if tools == "git":
+        apply_patch(patch, copy)
+        assert tree(copy) == tree(work)
+        return
+    with pytest.raises(base.Failed, match=r"symbolic link.* commit and push the change") as error:
+        apply_patch(patch, copy)
     assert "does not fit" not in str(error.value)
-    assert (copy / "link").is_symlink()
-    assert tree(copy) == {"a": (0, b"1\n"), "b": (0, b"2\n"), "link": (0, b"1\n"), "other": (0, b"2\n")}
+    assert tree(copy) == before
 
 
 @pytest.mark.parametrize("name", ["link", "folder/a", "none/a"])
-def test_nothing_is_patched_by_way_of_links(tmp_path: Path, name: str) -> None:
+def test_nothing_is_patched_by_way_of_links(tmp_path: Path, name: str, tools: str) -> None:
     write(tmp_path / "code", {"a": "1\n"})
     for link, goal in (("link", "a"), ("folder", "."), ("none", "missing")):
         (tmp_path / "code" / link).symlink_to(goal)
     patch = f"diff --git a/{name} b/{name}\n--- a/{name}\n+++ b/{name}\n@@ -1 +1 @@\n-1\n+2\n"
-    with pytest.raises(base.Failed, match="is a symbolic link or behind one"):
+    with pytest.raises(base.Failed, match=r"symbolic link|does not fit|common prefix"):
         apply_patch(patch.encode(), tmp_path / "code")
     assert (tmp_path / "code" / "a").read_text() == "1\n"
 
@@ -982,7 +1140,7 @@ def test_nothing_is_patched_by_way_of_links(tmp_path: Path, name: str) -> None:
 def test_a_patch_that_does_not_fit_fails_the_job(container: Container, origin: tuple[Path, list[str]]) -> None:
     container.job({"diff.patch": "diff --git a/version b/version\n--- a/version\n+++ b/version\n@@ -1 +1 @@\n-9\n+2\n"})
     ended = container.run(container.plan(source="repo", remote=origin[0].as_uri(), commit=origin[1][0]))
-    failed(ended, "patch", Code.BOOT_PATCH, "version", "line 1")
+    failed(ended, "patch", Code.BOOT_PATCH, "version")
 
 
 # ---- requirements

@@ -35,6 +35,8 @@ TRACES = re.compile("GIT_(TRACE_|TRACE2|TR2|CURL_VERBOSE).*")  # GIT_TRACE itsel
 hidden: set[str] = set()
 kept: set[str] = set()  # secrets that no other program may see in its environment
 steps = ["plan"]  # the last one runs
+different: list[str] = []  # what differs from the job as made
+doubtful: list[str] = []  # those of them that can change results
 children: list[subprocess.Popen[str]] = []
 
 
@@ -88,6 +90,16 @@ def say(name: str, text: str) -> None:
 def warn(name: str, code: str, text: str) -> None:
     """Log a warning of the step ``name``."""
     say(name, f"warning [{code}]: {text}")
+
+
+def differs(name: str, code: str, text: str) -> None:
+    """Record what differs from the job as made, and log it: as a warning if there is a ``code``, because results can change."""
+    different.append(f"{name}: {text}")
+    if code:
+        doubtful.append(f"[{code}] {text}")
+        warn(name, code, text)
+    else:
+        say(name, text)
 
 
 def shared() -> dict[str, str]:
