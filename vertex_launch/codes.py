@@ -224,5 +224,6 @@ class Code(StrEnum):
     # The acceptance test (verify/)
     VERIFY_SETTING = auto()
     VERIFY_DIFFERS = auto()
+    VERIFY_DEPLOYMENT = auto()
     VERIFY_NOT_MEASURED = auto()
     VERIFY_LEFT_BEHIND = auto()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -22,7 +23,7 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcTranspor
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
 from local.machine.containers import Containers
-from local.machine.functions import CONFIG, Function
+from local.machine.functions import CONFIG, ROOT, Function
 from local.machine.loopback import is_free, without_proxy
 from local.machine.repositories import Repositories
 from local.machine.scheduler import Scheduler
@@ -33,6 +34,7 @@ from local.standins.iam import IamServer
 from local.standins.log_sink import LogSink
 from local.standins.logs import LogServer
 from local.standins.metadata import Tokens
+from local.standins.monitoring import MonitoringServer
 from local.standins.pubsub import PubSubServer
 from local.standins.pubsub_emulator import EmulatorMissing, PubSubEmulator, find
 from local.standins.secrets import SecretServer
@@ -51,6 +53,7 @@ JOB_ACCOUNT = f"jobs@{PROJECT}.iam.gserviceaccount.com"
 BUCKETS = ("demo-state", "demo-staging", "demo-staging-east")
 TICKS = f"projects/{PROJECT}/topics/ticks"
 JOB_LOGS = f"projects/{PROJECT}/topics/job-logs"
+METRICS = ROOT / "infra/monitoring/metrics"
 SERVICES = ("wandb", "vertex", "secrets", "storage", "pubsub")
 
 
@@ -127,6 +130,7 @@ class Cloud:
             for secret, accounts in self._secret_readers().items():
                 self.secrets.allow(secret, *accounts)
             self.logs = LogServer(projects=PROJECTS, port=port("logs", 0))
+            self.monitoring = MonitoringServer(self._has_data, port=port("monitoring", 0))
             self.storage = StorageServer(buckets=BUCKETS, faults=self.faults["storage"], port=port("storage", 0))
             self.iam = IamServer(projects=PROJECTS, accounts=[JOB_ACCOUNT], port=port("iam", 0))
             self.pubsub = self._pubsub()
@@ -137,7 +141,16 @@ class Cloud:
     def start(self) -> None:
         """Start everything. If a part cannot start, stop the others and raise its error."""
         try:
-            for server in (self.wandb, self.vertex, self.secrets, self.storage, self.iam, self.pubsub, self.logs):
+            for server in (
+                self.wandb,
+                self.vertex,
+                self.secrets,
+                self.storage,
+                self.iam,
+                self.pubsub,
+                self.logs,
+                self.monitoring,
+            ):
                 self._start(server)
             self._start(self.control)
             self.dispatch = self._function("dispatch", "cloudevent")
@@ -183,12 +196,14 @@ class Cloud:
         }
 
     def preflight_variables(self) -> dict[str, str]:
-        """Return the environment with which ``python -m vertex_launch check`` finds this cloud: it uses more services."""
+        """Return the environment with which ``python -m vertex_launch`` finds this cloud: it uses more services."""
         return {
             **without_proxy(os.environ),
             **self.function_variables(),
             "CLOUDRESOURCEMANAGER_ENDPOINT": self.iam.endpoint,
             "IAM_ENDPOINT": self.iam.endpoint,
+            "MONITORING_ENDPOINT": self.monitoring.url,
+            "DISPATCH_NOW": self.dispatch_now.url,
         }
 
     def person_variables(self) -> dict[str, str]:
@@ -211,6 +226,16 @@ class Cloud:
             for name, job in self.vertex.jobs.items()
         ]
         return {"wandb": self.wandb.store.snapshot(), "jobs": jobs}
+
+    def _has_data(self, metric: str) -> bool | None:
+        """Return whether a log-based metric of the deployment has counted any line of a function."""
+        found = re.fullmatch(r"logging\.googleapis\.com/user/default/(\w+)", metric)
+        if not found:
+            return True if metric.startswith("pubsub.googleapis.com/") else None
+        file = METRICS / f"{found[1]}.yaml"
+        event = re.search(r'jsonPayload\.event="(\w+)"', file.read_text()) if file.exists() else None
+        logs = (path.read_text(errors="replace") for path in self.folder.glob("*.log"))
+        return any(f'"event": "{event[1]}"' in log for log in logs) if event else None
 
     def _settings(self) -> Path:
         """Return the path of the functions' vertex-launch.yaml: the one in local/config, or a copy with other values."""
@@ -253,8 +278,11 @@ class Cloud:
         with grpc.insecure_channel(self.pubsub.address) as channel:
             publisher = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
             subscriber = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
-            for name, topic, shim in (("dispatch", TICKS, self.shim), ("job-state", JOB_LOGS, self.log_shim)):
+            for name, topic, shim in (("ticks", TICKS, self.shim), ("job-logs", JOB_LOGS, self.log_shim)):
                 publisher.create_topic(name=topic)
+                publisher.create_topic(name=f"{topic}-dead")
+                grave = {"name": f"projects/{PROJECT}/subscriptions/{name}-dead", "topic": f"{topic}-dead"}
+                subscriber.create_subscription(request={**grave, "ack_deadline_seconds": 60})
                 subscriber.create_subscription(
                     request={
                         "name": f"projects/{PROJECT}/subscriptions/{name}",
@@ -262,6 +290,7 @@ class Cloud:
                         "push_config": {"push_endpoint": shim.url},
                         "ack_deadline_seconds": 120,
                         "retry_policy": {"minimum_backoff": {"seconds": 2}, "maximum_backoff": {"seconds": 10}},
+                        "dead_letter_policy": {"dead_letter_topic": f"{topic}-dead", "max_delivery_attempts": 100},
                     }
                 )
 

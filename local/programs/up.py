@@ -15,7 +15,7 @@ from local.programs.demo_items import QUEUES
 from local.programs.items import STARTING, Changes, Items
 
 PORTS = {"wandb": 8801, "vertex": 8802, "secrets": 8803, "storage": 8804, "pubsub": 8805, "control": 8806, "iam": 8807}
-PORTS |= {"logs": 8808, "dispatch": 8811, "dispatch_now": 8812, "job_state": 8813}
+PORTS |= {"logs": 8808, "monitoring": 8809, "dispatch": 8811, "dispatch_now": 8812, "job_state": 8813}
 """The ports of ``make up``: always the same, so that commands stay valid."""
 
 _GUIDE = """\
@@ -39,6 +39,8 @@ Watch   Changes appear in the shell of the cloud; {control}/ shows all items.
         The logs of the functions are in {folder}/*.log
 Check   . {preflight}
         {python} -m vertex_launch check
+Verify  . {preflight}
+        {python} -m vertex_launch verify
 Faults  {python} -m local --help explains how to disturb a service.
 Stop    Press Ctrl-C in the shell of the cloud. Everything in it is lost.
 

@@ -193,6 +193,62 @@ ASSUMPTIONS = (
         _OPEN,
         "timeouts.settle_grace",
     ),
+    Assumption(
+        "deployment-tick",
+        Group.DEPLOYMENT,
+        "a tick reaches dispatch",
+        "a tick is published, and the record is read until a pass has locked it",
+        "docs/operations.md#no-pass",
+    ),
+    Assumption(
+        "deployment-item",
+        Group.DEPLOYMENT,
+        "an item starts within a tick",
+        "an item is pushed to the deployment's first queue and looked up until it is claimed",
+        "docs/operations.md#what-runs-and-what-waits",
+    ),
+    Assumption(
+        "deployment-log-entry",
+        Group.DEPLOYMENT,
+        "the end of a job reaches job_state",
+        "subscriptions of its own show the log entry of the end, and the tick that job_state publishes",
+        "docs/operations.md#what-runs-and-what-waits",
+    ),
+    Assumption(
+        "deployment-next-pass",
+        Group.DEPLOYMENT,
+        "a pass follows a job's end within seconds",
+        "the record is read from the end on until a pass has locked it",
+        "docs/operations.md#what-runs-and-what-waits",
+    ),
+    Assumption(
+        "deployment-caller",
+        Group.DEPLOYMENT,
+        "dispatch_now answers its callers",
+        "a dry run is requested with an identity token",
+        "docs/http-api.md",
+    ),
+    Assumption(
+        "deployment-refusal",
+        Group.DEPLOYMENT,
+        "dispatch_now refuses others",
+        "a dry run is requested without a token, and with a wrong one",
+        "docs/security.md",
+    ),
+    Assumption(
+        "deployment-dead-letter",
+        Group.DEPLOYMENT,
+        "a message that always fails becomes a dead letter",
+        "a message of its own is refused five times",
+        "docs/decisions/push-subscriptions.md",
+    ),
+    Assumption(
+        "deployment-metrics",
+        Group.DEPLOYMENT,
+        "each metric of an alert has data",
+        "the metrics of the last hour are read",
+        "docs/operations.md#alerts",
+    ),
 )
 """All assumptions. Their names are stable: ``--only`` and the JSON use them."""
 

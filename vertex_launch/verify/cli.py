@@ -24,6 +24,7 @@ from google.auth.credentials import Credentials
 
 from vertex_launch import __version__
 from vertex_launch.adapters.google_api import is_plaintext
+from vertex_launch.adapters.record_storage import RecordStorage
 from vertex_launch.clients import Clients
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, LaunchError, Message
@@ -35,7 +36,9 @@ from vertex_launch.settings.config import Settings, bucket_of
 from vertex_launch.verify import jobs, queues, runner, table
 from vertex_launch.verify.assumptions import ASSUMPTIONS, Group
 from vertex_launch.verify.bench import Bench, Clock
+from vertex_launch.verify.deployment import Deployment, Outside
 from vertex_launch.verify.findings import Finding, Verdict
+from vertex_launch.verify.outside import MONITORING_ADDRESS, DispatchNow, Monitoring, Subscriptions
 from vertex_launch.verify.runner import Plan, Step
 from vertex_launch.verify.wandb_setup import Recorder, Setup
 
@@ -79,6 +82,12 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--queue", default="", metavar="NAME", help="use this queue, which must be empty and not served"
+    )
+    parser.add_argument(
+        "--dispatch-now",
+        default=os.environ.get("DISPATCH_NOW", ""),
+        metavar="URL",
+        help="the URL of the function dispatch_now (default: the variable DISPATCH_NOW)",
     )
     parser.add_argument("--keep", action="store_true", help="do not remove what was made, and list it")
     parser.add_argument(
@@ -133,7 +142,15 @@ def _verify(
     wandb = Recorder(settings, clients.key)
     own = queues.Queues(bench, wandb, Setup(settings, clients.key), given.queue)
     own_jobs = jobs.Jobs(bench, vertex, clients.key, own)
-    steps = _steps(own, own_jobs)
+    outside = Outside(
+        lambda: Subscriptions(clients.publisher, credentials),
+        lambda: RecordStorage(settings, clients.storage),
+        clients.vertex,
+        Monitoring(os.environ.get("MONITORING_ENDPOINT") or MONITORING_ADDRESS, credentials),
+        DispatchNow(given.dispatch_now, credentials) if given.dispatch_now else None,
+        ROOT / "infra/monitoring/alerts",
+    )
+    steps = _steps(own, own_jobs, Deployment(bench, outside, own))
     plan, entity = runner.plan(steps, wanted), own.entity
     wandb.viewer()  # wrong credentials show before the question
     print(_intent(settings, plan, entity, wanted, given))
@@ -141,7 +158,9 @@ def _verify(
         print("Nothing was done.")
         return DECLINED
     with _signals(bench):
-        findings, interrupted = runner.measure(bench, steps, wanted, partial(own_jobs.begin, *plan.jobs))
+        findings, interrupted = runner.measure(
+            bench, steps, wanted, partial(own_jobs.begin, *(kind for kind in plan.jobs if kind != "item"))
+        )
     print(f"\n{_report(bench, findings)}")
     if given.json:
         anonymous = table.Anonymous(_names_of(settings, entity))
@@ -153,7 +172,7 @@ def _verify(
     return DIFFERS if differs or (bench.left and not given.keep) else FITS
 
 
-def _steps(own: queues.Queues, vertex: jobs.Jobs) -> tuple[Step, ...]:
+def _steps(own: queues.Queues, vertex: jobs.Jobs, deployment: Deployment) -> tuple[Step, ...]:
     """Return the measurements in an order in which jobs run while others are measured."""
 
     kinds = tuple(jobs.EXPECTED)
@@ -166,6 +185,8 @@ def _steps(own: queues.Queues, vertex: jobs.Jobs) -> tuple[Step, ...]:
         ),
         Step(("vertex-account",), "Vertex AI: creates a job with a wrong account", vertex.account),
         Step(("vertex-cancel",), "Vertex AI: cancels a job", vertex.cancel, ("cancel",)),
+        Step(("deployment-tick",), "deployment: publishes a tick", deployment.tick),
+        Step(("deployment-item",), "deployment: pushes an item", deployment.item, ("item",)),
         Step(("wandb-agent-queues",), "W&B: creates a queue and an agent", own.agents),
         Step(("wandb-batches",), "W&B: sends several operations in one request", own.batches),
         Step(("wandb-lease", "wandb-late-ack"), "W&B: waits for the end of a lease", own.lease),
@@ -179,6 +200,15 @@ def _steps(own: queues.Queues, vertex: jobs.Jobs) -> tuple[Step, ...]:
         ),
         Step(("vertex-error-delay",), "Vertex AI: waits for errors", vertex.error_delay, kinds),
         Step(("vertex-run-delay",), "Vertex AI: waits for the job with a run", vertex.run, ("run",)),
+        Step(
+            ("deployment-log-entry", "deployment-next-pass"),
+            "deployment: waits for the end of the item's job",
+            deployment.job_end,
+            ("item",),
+        ),
+        Step(("deployment-caller", "deployment-refusal"), "deployment: calls dispatch_now", deployment.callers),
+        Step(("deployment-dead-letter",), "deployment: makes a dead letter", deployment.dead_letter),
+        Step(("deployment-metrics",), "deployment: reads the metrics of alerts", deployment.metrics),
     )
 
 
@@ -189,9 +219,13 @@ def _intent(settings: Settings, plan: Plan, entity: str, wanted: frozenset[str],
     if Group.WANDB in groups:
         queue = f"items in the queue {given.queue}" if given.queue else "a queue with items"
         makes.append(f"in W&B, for {entity}: {queue}, an agent, an ended sweep, two runs")
+    if Group.DEPLOYMENT in groups:
+        makes.append(f"in {settings.project}: two ticks, three subscriptions and a topic in Pub/Sub")
+    if "item" in plan.jobs:
+        makes.append(f"an item in your queue {settings.queues[0]}, which the deployment starts")
     if plan.jobs:
         where = settings.regions[0].name
-        makes.append(f"in {settings.project}: {len(plan.jobs)} jobs in {where}, {jobs.MACHINE}, {jobs.IMAGE}")
+        makes.append(f"in {settings.project}: {_jobs(plan)} in {where}, {jobs.MACHINE}, {jobs.IMAGE}")
     ends = "keeps them (--keep)" if given.keep else "removes them at its end, also after Ctrl-C"
     lines = [f"This measures {len(wanted)} assumptions of the documentation.", ""]
     width = table.NARROWEST
@@ -204,6 +238,10 @@ def _intent(settings: Settings, plan: Plan, entity: str, wanted: frozenset[str],
         f"  cost   at most {plan.dollars:.2f} USD" if plan.jobs else "  cost   nothing",
     ]
     return "\n".join(lines)
+
+
+def _jobs(plan: Plan) -> str:
+    return "1 job" if len(plan.jobs) == 1 else f"{len(plan.jobs)} jobs"
 
 
 def _agreed() -> bool:

@@ -45,6 +45,7 @@ except ImportError:
 """
 PROGRAMS = {
     "run": f"{_START}\nimport time\nrun = wandb.init()\nrun.log({{'verify': 1}})\ntime.sleep(20)\nrun.finish()\n",
+    "item": f"{_START}\nrun = wandb.init()\nrun.log({{'verify': 1}})\nrun.finish()\n",
     "exit": f"raise SystemExit({STATUS})",
     "memory": (
         "import os, signal\ntaken = []\ntry:\n    while len(taken) < 4096:\n        taken.append(b'x' * 2**25)\n"
@@ -333,28 +334,12 @@ class Jobs:
         return made
 
     def _spec(self, kind: str, account: str) -> dict[str, Any]:
-        """Return the run spec of a job, in the form in which W&B's client pushes it."""
-        image = NO_IMAGE if kind == "image" else IMAGE
-        pool = {
-            "machine_spec": {"machine_type": MACHINE},
-            "replica_count": 1,
-            "container_spec": {"image_uri": "${image_uri}"},
-        }
-        arguments: dict[str, Any] = {
-            "spec": {"worker_pool_specs": [pool]},
-            "run": {"timeout": LIMIT, "disable_retries": True},
-        }
+        spec = item_spec(self._queues.entity, kind, PROGRAMS.get(kind, PROGRAMS["image"]))
+        if kind == "image":
+            spec["docker"] = {"docker_image": NO_IMAGE}
         if account:
-            arguments["run"]["service_account"] = account
-        return {
-            "entity": self._queues.entity,
-            "project": PROJECT,
-            "name": f"vertex-launch-verify {kind}",
-            "resource": "gcp-vertex",
-            "resource_args": {"gcp-vertex": arguments},
-            "docker": {"docker_image": image},
-            "overrides": {"entry_point": ["python3", "-c", PROGRAMS.get(kind, PROGRAMS["image"])]},
-        }
+            spec["resource_args"]["gcp-vertex"]["run"]["service_account"] = account
+        return spec
 
     def _remove(self) -> None:
         """Cancel every job that may still run, and delete the run of the one that has one. Raises Unavailable."""
@@ -370,6 +355,25 @@ class Jobs:
         """Return whether the job with a run has ended, because its client could create the run again."""
         job = self._vertex.get(self._made["run"].name)
         return True if job is None or job.ended else None
+
+
+def item_spec(entity: str, kind: str, program: str) -> dict[str, Any]:
+    """Return the run spec of a small job, in the form in which W&B's client pushes it."""
+    pool = {
+        "machine_spec": {"machine_type": MACHINE},
+        "replica_count": 1,
+        "container_spec": {"image_uri": "${image_uri}"},
+    }
+    arguments = {"spec": {"worker_pool_specs": [pool]}, "run": {"timeout": LIMIT, "disable_retries": True}}
+    return {
+        "entity": entity,
+        "project": PROJECT,
+        "name": f"vertex-launch-verify {kind}",
+        "resource": "gcp-vertex",
+        "resource_args": {"gcp-vertex": arguments},
+        "docker": {"docker_image": IMAGE},
+        "overrides": {"entry_point": ["python3", "-c", program]},
+    }
 
 
 def own_settings(bench: Bench) -> Settings:

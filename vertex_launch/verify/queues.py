@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from typing import Any
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import LaunchError, Unavailable
@@ -77,6 +78,23 @@ class Queues:
     def forget(self, run: RunId) -> None:
         """Delete a run. Raises Unavailable."""
         self._setup.delete_run(run)
+
+    def push(self, queue: str, run_spec: Mapping[str, Any]) -> str:
+        """Push an item to any queue of the entity and return its id. Raises Unavailable."""
+        return self._setup.push(self.entity, queue, run_spec)
+
+    def state(self, queue: str, item: str) -> str:
+        """Return the state of an item of any queue, the empty text if W&B does not show it. Raises Unavailable."""
+        view = self._wandb.items(self.entity, {item: queue}).get(item)
+        return view.state if view else ""
+
+    def shown(self, queue: str, item: str) -> Shown:
+        """Return an item of any queue with its messages. Raises Unavailable."""
+        return self._setup.show(self.entity, queue, item)
+
+    def delete_item(self, queue: str, item: str) -> None:
+        """Remove an item from any queue. Raises Unavailable."""
+        self._setup.delete_item(self._wandb.ask(Question(self.entity)).queues[queue], item)
 
     # Documents, batches, agents
 
@@ -226,7 +244,7 @@ class Queues:
     def _late_ack(self, queue: str, item: str) -> Finding:
         name, run = "wandb-late-ack", self._run().id
         (answer,) = self._wandb.ack([(item, run)])
-        shown = self._show(queue, item)
+        shown = self.shown(queue, item)
         measured = f"it is {answer.value}, and the item is {shown.state}"
         claimed = shown.state == CLAIMED and shown.run == run
         if (answer is Ack.ACCEPTED) == claimed and answer is not Ack.UNKNOWN:
@@ -242,14 +260,14 @@ class Queues:
         before = len(self._wandb.sent)
         (again,) = self._wandb.ack([(item, self._run().id)])
         words = "; ".join(why for one in self._wandb.sent[before:] for why in one.refused)
-        shown = self._show(queue, item)
+        shown = self.shown(queue, item)
         measured = f"the first ack is {claimed.value}, another run's is {again.value}"
         if (claimed, again, shown.run) == (Ack.ACCEPTED, Ack.REFUSED, run):
             yield ok(name, measured, words=words)
         else:
             yield fail(Code.VERIFY_DIFFERS, name, f"{measured}; the item is {shown.state}", REPORT, words=words)
         (taken,) = self._wandb.fail([(item, text)], Phase.RUN)
-        shown = self._show(queue, item)
+        shown = self.shown(queue, item)
         measured = f"the item is {shown.state}, {'with' if text in shown.error else 'without'} the reason"
         if taken and shown.state == FAILED and text in shown.error:
             yield ok(failed, measured)
@@ -264,7 +282,7 @@ class Queues:
         (item,) = self._leased(1)
         text = f"a warning of python -m vertex_launch verify {self._bench.mark}"
         (taken,) = self._wandb.warn([(item, text)], Phase.AGENT)
-        warnings = self._show(queue, item).warnings
+        warnings = self.shown(queue, item).warnings
         if taken and any(text in one for one in warnings):
             yield ok(short, "W&B shows it")
         else:
@@ -274,7 +292,7 @@ class Queues:
         full = (self._bench.mark * LONG_MESSAGE)[:LONG_MESSAGE]
         self._wandb.warn([(item, full)], Phase.AGENT)
         words = "; ".join(why for one in self._wandb.sent[before:] for why in one.refused)
-        longest = max((len(one) for one in self._show(queue, item).warnings if one[:40] in full), default=0)
+        longest = max((len(one) for one in self.shown(queue, item).warnings if one[:40] in full), default=0)
         if longest >= LONG_MESSAGE:
             yield ok(long, f"all {longest:,} characters are shown", value=longest)
         elif longest:
@@ -354,9 +372,6 @@ class Queues:
 
     def _forget_item(self, queue_id: str, item: str) -> None:
         self._bench.remove(f"item {item} in W&B", lambda: self._setup.delete_item(queue_id, item))
-
-    def _show(self, queue: str, item: str) -> Shown:
-        return self._setup.show(self.entity, queue, item)
 
 
 _BATCHES = ("batches.pops", "batches.updates", "batches.lookups")

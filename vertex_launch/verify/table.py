@@ -13,7 +13,7 @@ from vertex_launch.verify.assumptions import BY_NAME
 from vertex_launch.verify.findings import Finding, Verdict
 
 NARROWEST = 80
-_NAME = 20
+_NAME = 22
 """Characters of the longest name; the rest of a line is shared by the two other columns."""
 
 
