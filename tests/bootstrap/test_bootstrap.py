@@ -45,6 +45,7 @@ from tests.support.numbers import BOOTSTRAP_PYTHONS, FULL
 from vertex_launch.codes import Code
 from vertex_launch.job import boot
 from vertex_launch.job.container import base, requirements, source
+from vertex_launch.job.container.notebook import convert, without_magics
 from vertex_launch.job.container.patch import apply_patch
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -1523,7 +1524,7 @@ def test_a_notebook(container: Container) -> None:
     assert "x is 2 2 2" in ended.log
     skipped = re.findall(rf"notebook: warning .{Code.BOOT_NOTEBOOK}.: skipped: (.*)", ended.log)
     magics = ["%matplotlib inline", "!pip install model", "files = !ls", "x.bit_length?"]
-    assert skipped == [*magics, "%%bash", "if true; then", "echo $HOME || %1", "!1", "fi", "%%time"]
+    assert skipped == [*magics, "%%bash and 4 lines", "%%time"]
 
 
 @pytest.mark.parametrize("options", [[], ["-u"]])
@@ -1547,7 +1548,62 @@ def test_what_is_timed_in_a_notebook_runs(container: Container) -> None:
     )
     assert ended.last == "x is 4"
     assert re.findall("]: skipped: (.*)", ended.log) == ["%timeit -n 10 x", "y = %timeit -o x", "%time !ls"]
-    assert re.findall("]: not timed: (.*)", ended.log) == ["x = %time 1 + 1", "%time x = x + 1"]
+    assert re.findall("notebook: not timed: (.*)", ended.log) == ["x = %time 1 + 1", "%time x = x + 1"]
+
+
+PYTHON_IN_CELLS = [
+    "x = (7\n% 4\n/ 2,\n'?')",
+    "y = 7 \\\n  % 4",
+    "s = '''\n!no\n%no\n%%no\nno?\n'''",
+    "# is it?\nt = 1  # really?",
+    "k = {\n 'a': 1,  # what?\n 'b': '!'}",
+    'def f(a=1):\n    """What?\n    !no\n    """\n    return a != 1',
+    "print('50%', f'{s!r}')\nt %= 3\nt //= 4",
+    "r = r'\\d' \"it's?\"",
+]
+COMMANDS = {
+    "!ls -l": "!ls -l",
+    "%load_ext a": "%load_ext a",
+    "!pip install \\\n  'a>=1' \\\n  b": "!pip install \\ and 2 lines",
+    "f?": "f?",
+    "?f": "?f",
+    "names = !ls | grep x": "names = !ls | grep x",
+    "a, b = %magic c": "a, b = %magic c",
+    "f.a??  # what?": "f.a??  # what?",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("indent", ["", "    "])
+def test_only_commands_of_a_cell_are_changed(command: str, indent: str) -> None:
+    base.different.clear()
+    before, after = "\n".join(PYTHON_IN_CELLS), "\n".join(reversed(PYTHON_IN_CELLS))
+    block = f"if True:\n{indent}" if indent else ""
+    cell = without_magics(f"{before}\n{block}{command}\n{after}\n")
+    assert cell.startswith(f"{before}\n{block}pass  # ")
+    assert cell.endswith(f"\n{after}\n")
+    middle = cell[len(before) : -len(after) - 1]
+    assert ast.dump(ast.parse(middle)) == ast.dump(ast.parse(f"{block}pass"))
+    assert base.different == [f"notebook: skipped: {COMMANDS[command]}"]
+
+
+@pytest.mark.parametrize("cell", [*PYTHON_IN_CELLS, "await x", "x = 1\n\n\n"])
+def test_cells_of_python_stay_as_they_are(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "a.ipynb").write_text(notebook(cell))
+    assert convert(tmp_path / "a.ipynb").read_text() == cell + "\n"
+
+
+def test_a_command_that_goes_on_in_the_next_line(container: Container) -> None:
+    cells = [
+        'try:\n    import einops\nexcept ImportError:\n    !pip install -q \\\n        "torch>=2.1" \\\n        "einops"\n',
+        "%%writefile 'helper of mine.py'\nanswer = '''\n!42\n'''\n",
+        "   %cd here\n   x = open('helper of mine.py').read()",
+        "from __future__ import annotations\nfrom __future__ import (\n    division,\n)\n!ls\n",
+        "print(repr(x))",
+    ]
+    ended = container.succeed({"a.ipynb": notebook(*cells)}, command=["python", "a.ipynb"], notebook=True)
+    assert ended.last == repr("answer = '''\n!42\n'''\n")
+    assert re.findall("]: skipped: (.*)", ended.log) == ["!pip install -q \\ and 2 lines", "%cd here", "!ls"]
 
 
 def test_a_cell_that_no_script_can_run(container: Container) -> None:
