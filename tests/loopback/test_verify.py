@@ -461,6 +461,40 @@ def test_what_cannot_be_removed_is_named(world: World, run: Run) -> None:
     assert any("queue vertex-launch-verify-" in one for one in ran.report["left"])
 
 
+def test_one_lost_answer_does_not_end_a_measurement(world: World, run: Run) -> None:
+    world.time.later(20, lambda: world.wandb.faults.fail("project", 500, times=30))
+    world.time.later(25, world.wandb.faults.clear)
+    assert run(only="wandb-lease").unusual() == {}
+
+
+def test_a_queue_whose_create_is_not_answered(world: World, run: Run) -> None:
+    world.wandb.faults.lose("createRunQueue")
+    assert run(only="wandb-batches").unusual() == {}
+    assert world.leftovers() == NOTHING
+
+
+def test_a_key_that_may_not_create_queues(world: World, run: Run) -> None:
+    world.wandb.faults.refuse("createRunQueue", "permission denied", status=403, times=None)
+    ran = run(only="wandb-batches")
+    assert "permission denied" in ran.findings["wandb-batches"]["measured"]
+    assert "--queue" in ran.findings["wandb-batches"]["measured"]
+
+
+def test_a_create_that_is_not_answered(world: World, run: Run) -> None:
+    world.vertex.faults.lose("CreateCustomJob")
+    world.limits.list_lag = 20
+    ran = run(only="vertex-cancel")
+    assert ran.verdicts == {"vertex-cancel": "FAIL"}
+    assert len(world.vertex.jobs) == 1
+    assert world.leftovers() == NOTHING
+
+
+def test_a_run_whose_create_is_not_answered(world: World, run: Run) -> None:
+    world.wandb.faults.lose("upsertBucket")
+    assert run(only="wandb-stop").verdicts == {"wandb-stop": "FAIL"}
+    assert world.leftovers() == NOTHING
+
+
 # The options
 
 
@@ -513,8 +547,10 @@ def test_a_named_queue_is_left_empty(world: World, run: Run) -> None:
     assert spare.items == {}
 
 
-@pytest.mark.parametrize("queue", [QUEUE, "missing"])
+@pytest.mark.parametrize("queue", [QUEUE, "missing", "full"])
 def test_a_queue_that_cannot_be_used(world: World, run: Run, queue: str) -> None:
+    world.wandb.store.create_queue(ENTITY, "full")
+    world.wandb.store.push(ENTITY, "full", {"name": "of someone else"})
     ran = run("--queue", queue, only="wandb-batches")
     assert ran.status == (2 if queue == QUEUE else 1)
     assert not world.wandb.store.asked()["popFromRunQueue"]
@@ -523,6 +559,20 @@ def test_a_queue_that_cannot_be_used(world: World, run: Run, queue: str) -> None
 def test_a_key_that_is_refused(world: World, run: Run) -> None:
     world.secrets.add(SECRET, "another0" * 5)
     assert run(yes=False).status == 2
+
+
+def test_a_report_that_cannot_be_written(world: World, run: Run) -> None:
+    assert run("--json", str(world.folder / "missing/report.json")).status == 2
+    assert world.wandb.store.asked() == {}
+
+
+def test_ctrl_c_at_the_question(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(question: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert run(yes=False).status == 130
+    assert world.leftovers() == NOTHING
 
 
 def test_every_group_has_a_name_for_only() -> None:

@@ -8,11 +8,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from vertex_launch.errors import LaunchError
+from vertex_launch.errors import LaunchError, Unavailable
 from vertex_launch.log import Redactor
 from vertex_launch.settings.config import Settings
 
 T = TypeVar("T")
+
+PATIENCE = 60.0
+"""Seconds without any answer of a service after which it is not asked again."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +100,29 @@ class Bench:
                 how()
             except LaunchError as error:
                 self.left.append(f"{what} ({self.redact(str(error))})")
+            except Exception as error:  # noqa: BLE001 - the rest is removed all the same
+                self.left.append(f"{what} ({self.redact(repr(error))})")
 
         self.ends.callback(end)
 
     def until(self, found: Callable[[], T | None], most: float, every: float = 1.0) -> tuple[T | None, float]:
-        """Ask until there is an answer, at most ``most`` seconds. Return it, None for none, and how long it took."""
-        began = self.clock.now()
+        """Ask until there is an answer, at most ``most`` seconds. Return it, None for none, and how long it took.
+
+        Raises Unavailable if a service does not answer for a while.
+        """
+        began = answered = self.clock.now()
         while True:
-            answer, took = found(), self.clock.now() - began
-            if answer is not None or took >= most:
-                return answer, took
+            answer, trouble = None, None
+            try:
+                answer = found()
+            except Unavailable as error:  # one lost answer does not end a measurement of minutes
+                trouble = error
+            now = self.clock.now()
+            answered = answered if trouble else now
+            if answer is not None or (trouble is None and now - began >= most):
+                return answer, now - began
+            if trouble is not None and now - answered >= min(most, PATIENCE):
+                raise trouble
             self.pause(every)
 
     def pause(self, seconds: float) -> None:

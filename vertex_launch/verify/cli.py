@@ -42,6 +42,9 @@ from vertex_launch.verify.outside import MONITORING_ADDRESS, DispatchNow, Monito
 from vertex_launch.verify.runner import Plan, Step
 from vertex_launch.verify.wandb_setup import Recorder, Setup
 
+PUBLIC = ("api.wandb.ai", "api.forge.coreweave.com")
+"""W&B's own servers, whose names say nothing about who uses them."""
+
 FITS, DIFFERS, USAGE, DECLINED = 0, 1, 2, 3
 """The exit statuses; one that is ended by a signal is 128 and its number."""
 
@@ -103,6 +106,9 @@ def run(given: argparse.Namespace, clock: Clock | None = None) -> int:
     redact.pin(os.environ.get("WANDB_API_KEY", ""))
     LOGGER.addHandler(logging.NullHandler())  # the table reports what the adapters log
     LOGGER.propagate = False
+    if given.json and not os.access(given.json if given.json.exists() else given.json.parent, os.W_OK):
+        print(f"--json: {given.json} cannot be written. Name a file in a folder that exists.", file=sys.stderr)
+        return USAGE
     try:
         settings, credentials = _connect()
         if given.queue in settings.queues:
@@ -117,6 +123,9 @@ def run(given: argparse.Namespace, clock: Clock | None = None) -> int:
     except LaunchError as error:
         print(redact(str(error)), file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except Exception:  # noqa: BLE001 - the traceback must not show the key either
         print(redact(traceback.format_exc()), file=sys.stderr)
         return DIFFERS
@@ -152,7 +161,7 @@ def _verify(
     )
     steps = _steps(own, own_jobs, Deployment(bench, outside, own))
     plan, entity = runner.plan(steps, wanted), own.entity
-    wandb.viewer()  # wrong credentials show before the question
+    user, _ = wandb.viewer()  # wrong credentials show before the question
     print(_intent(settings, plan, entity, wanted, given))
     if not given.yes and not _agreed():
         print("Nothing was done.")
@@ -163,7 +172,7 @@ def _verify(
         )
     print(f"\n{_report(bench, findings)}")
     if given.json:
-        anonymous = table.Anonymous(_names_of(settings, entity))
+        anonymous = table.Anonymous(_names_of(settings, entity, user, given.dispatch_now))
         given.json.write_text(json.dumps(redact.json(anonymous(_json(bench, findings))), indent=2) + "\n")
         print(f"Written to {given.json}, without names and keys.")
     if interrupted:
@@ -247,7 +256,7 @@ def _jobs(plan: Plan) -> str:
 def _agreed() -> bool:
     try:
         return input("\nGo on? [y/N] ").strip().lower() in ("y", "yes")
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         print()
         return False
 
@@ -307,13 +316,16 @@ def _json(bench: Bench, findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def _names_of(settings: Settings, entity: str) -> Mapping[str, str]:
+def _names_of(settings: Settings, entity: str, user: str, dispatch_now: str) -> Mapping[str, str]:
     """Return the names that a report must not have, and what stands for each."""
     buckets = [settings.state_bucket, *(region.staging_bucket for region in settings.regions)]
     names = dict.fromkeys(settings.queues, "<queue>")
     names |= {bucket_of(bucket): "<bucket>" for bucket in buckets if bucket}
     names |= {settings.jobs_account or "": "<account>", settings.key_secret.split("/")[3]: "<secret>"}
     names |= {settings.deployment: "<deployment>"} if settings.deployment != "default" else {}
+    host = urlsplit(settings.base_url).hostname or ""
+    names |= {} if host in PUBLIC else {host: "<host>"}
+    names |= {urlsplit(dispatch_now).netloc: "<dispatch_now>", user: "<user>"}
     files = (os.environ.get("LAUNCH_CONFIG"), os.environ.get("VERTEX_LAUNCH_CONFIG"), str(ROOT / "main.py"))
     names |= {f"{Path(file).parent}/": "" for file in files if file and "/" in file}
     return names | {entity: "<entity>", settings.project: "<project>"}

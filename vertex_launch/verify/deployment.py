@@ -134,7 +134,12 @@ class Deployment:
         self._logs = self._subscribe("logs", self._beside("job-logs"))
         self._passes = self._subscribe("ticks", self._ticks)
         with bench.interrupts.shielded():
-            item = self._queues.push(queue, jobs.item_spec(self._queues.entity, "item", jobs.PROGRAMS["item"]))
+            spec = jobs.item_spec(self._queues.entity, "item", jobs.PROGRAMS["item"])
+            try:
+                item = self._queues.push(queue, spec)
+            except Unavailable:
+                bench.left.append(f"perhaps an item {spec['name']} in queue {queue}, because W&B did not answer")
+                raise
             self._seen = Seen(item, queue, bench.clock.now())
             bench.remove(f"item {item} in W&B, and its job", self._remove)
         self._pubsub.publish(self._ticks, b"{}")

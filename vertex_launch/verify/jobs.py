@@ -344,6 +344,9 @@ class Jobs:
     def _remove(self) -> None:
         """Cancel every job that may still run, and delete the run of the one that has one. Raises Unavailable."""
         names = [made.name for made in self._made.values() if not made.ended]
+        unknown = any(isinstance(error, OutcomeUnknown) for error in self._failed.values())
+        # A create without an answer may have made a job, which lists show later.
+        self._bench.until(lambda: not unknown or self._vertex.active(self.region) or None, LAST_WORDS)
         names += [job.name for job in self._vertex.active(self.region) if job.name not in names]
         for name in names:
             self._vertex.cancel(name)

@@ -50,15 +50,30 @@ class Queues:
         """The name and the id of the queue, which is created if none was named. Raises Unavailable."""
         bench, name = self._bench, self._named or f"vertex-launch-verify-{self._bench.mark}"
         if self._named:
-            ids = self._wandb.ask(Question(self.entity)).queues
-            if name not in ids:
+            shown = self._wandb.ask(Question(self.entity, queues=[name], peek=1))
+            if name not in shown.queues:
                 found = f"entity {self.entity} has no queue {name}. Create it, or leave out --queue"
                 raise Unavailable("W&B", found, code=Code.CHECK_QUEUE)
-            return name, ids[name]
+            if name in shown.queued and shown.queued[name].pending:
+                found = f"queue {name} is not empty. Name another one, or leave out --queue"
+                raise Unavailable("W&B", found, code=Code.CHECK_QUEUE)
+            return name, shown.queues[name]
         with bench.interrupts.shielded():
-            made = self._setup.create_queue(self.entity, name)
-            bench.remove(f"queue {name} in W&B", lambda: self._setup.delete_queue(made))
-        return name, made
+            bench.remove(f"queue {name} in W&B", lambda: self._delete_queue(name))
+            try:
+                return name, self._setup.create_queue(self.entity, name)
+            except Unavailable as error:
+                if made := self._id_of(name):  # the answer was lost
+                    return name, made
+                remedy = "If this key may not create queues, name an empty one with --queue"
+                raise Unavailable(error.service, f"{error.reason}. {remedy}", code=error.message.code) from error
+
+    def _id_of(self, queue: str) -> str:
+        return self._wandb.ask(Question(self.entity)).queues.get(queue, "")
+
+    def _delete_queue(self, queue: str) -> None:
+        if known := self._id_of(queue):
+            self._setup.delete_queue(known)
 
     @cached_property
     def agent(self) -> str:
@@ -94,7 +109,8 @@ class Queues:
 
     def delete_item(self, queue: str, item: str) -> None:
         """Remove an item from any queue. Raises Unavailable."""
-        self._setup.delete_item(self._wandb.ask(Question(self.entity)).queues[queue], item)
+        if known := self._id_of(queue):
+            self._setup.delete_item(known, item)
 
     # Documents, batches, agents
 
@@ -306,8 +322,8 @@ class Queues:
         """Create a run without a client, look at its heartbeat, and stop it."""
         run = self._run()
         with self._bench.interrupts.shielded():
-            known = self._setup.start_run(run)
             self._bench.remove(f"run {run.id} in W&B", lambda: self._setup.delete_run(run))
+            known = self._setup.start_run(run)
         yield self._heartbeat(run)
         yield self._stop(run, known)
 

@@ -51,6 +51,9 @@ def _row(verdict: str, name: str, assumed: str, measured: str, each: int) -> lis
     ]
 
 
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+")
+
+
 class Anonymous:
     """Replaces the names of a deployment in texts, so that a report can be shown to others. Ids stay."""
 
@@ -63,8 +66,9 @@ class Anonymous:
         self._pattern = re.compile(rf"(?<![\w-])({'|'.join(parts)})") if known else None
 
     def __call__(self, value: Any) -> Any:
-        """Return a JSON value without the names."""
+        """Return a JSON value without the names, and without any email address."""
         if isinstance(value, str):
+            value = _EMAIL.sub("<account>", value)
             return self._pattern.sub(lambda found: self._marks[found[1]], value) if self._pattern else value
         if isinstance(value, Mapping):
             return {key: self(one) for key, one in value.items()}
