@@ -136,7 +136,8 @@ POWERS: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
     ("accelerators", machine("ct6e-standard-8t"), {}, {"TPU": 8}),
     ("accelerators", machine("cloud-tpu"), {}, {"TPU": 1}),
     ("accelerators", machine("a3-ultragpu-8g"), {}, {"GPU": 8}),
-    ("accelerators", machine("g2-standard-96"), {}, {"GPU": 1}),
+    ("accelerators", machine("g2-standard-96"), {}, {"GPU": 8}),
+    ("accelerators", machine("g2-standard-96", accelerator_type="NVIDIA_L4", accelerator_count=8), {}, {"NVIDIA_L4": 8}),
     ("reservations", machine(reservation_affinity={"reservation_affinity_type": "ANY_RESERVATION"}), {}, ["ANY_RESERVATION"]),
     ("max_boot_disk_gb", {**pool(), "disk_spec": {"boot_disk_size_gb": 4000}}, {}, 4000),
     ("nfs_mounts", {**pool(), "nfs_mounts": [{"server": "10.0.0.2", "path": "/all", "mount_point": "x"}]}, {}, ["10.0.0.2:/*"]),
@@ -183,7 +184,7 @@ def test_a_strict_policy_shows_the_line_that_allows_a_power(
         "accelerators": None,
     }
     others |= {
-        "accelerators": {"NVIDIA_TESLA_T4": 9, "TPU": 9, "GPU": 9},
+        "accelerators": {"NVIDIA_TESLA_T4": 9, "NVIDIA_L4": 9, "TPU": 9, "GPU": 9},
         "service_accounts": ["*"],
         "machine_types": ["*"],
     }
@@ -219,6 +220,8 @@ def test_the_strict_policy_of_the_docs_refuses_every_power_but_those_that_it_lis
         (machine("cloud-tpu", accelerator_type="TPU_V3", accelerator_count=8, tpu_topology="4x4"), {}, {"accelerators": {"TPU_V3": 8}}),
         (machine("CT5LP-hightpu-4t"), {}, {"accelerators": {}}),
         (machine("A2-highgpu-1g"), {}, {"accelerators": {}}),
+        (machine("g2-standard-48", accelerator_type="NVIDIA_L4", accelerator_count=1), {}, {"accelerators": {"NVIDIA_L4": 3}}),
+        (machine("a3-highgpu-8g", accelerator_type="NVIDIA_H100_80GB"), {}, {"accelerators": {"NVIDIA_H100_80GB": 7}}),
         (machine(tpu_topology="2x2"), {}, {"accelerators": {"TPU": 3}}),
         ({**pool(), "nfs_mounts": [{"server": "s", "path": "/team/../all", "mount_point": "m"}]}, {}, {"nfs_mounts": ["s:/team/*"]}),
         ({**pool(), "nfs_mounts": [{"server": "s", "path": "/team/..", "mount_point": "m"}]}, {}, {"nfs_mounts": ["*"]}),
@@ -230,6 +233,32 @@ def test_ways_around_a_line_are_closed(one: dict[str, Any], spec: dict[str, Any]
     asked = run_spec(one, spec=spec)
     assert refused(asked) == ""
     assert f"policy.{next(iter(policy))} in vertex-launch.yaml" in refused(asked, **policy)
+
+
+GPUS = {
+    **dict.fromkeys((f"g2-standard-{vcpus}" for vcpus in (4, 8, 12, 16, 32)), 1),
+    **{"g2-standard-24": 2, "g2-standard-48": 4, "g2-standard-96": 8, "G2-Standard-96": 8, "g2-custom-48-200000": 4},
+    **dict.fromkeys(("g4-standard-6", "g4-standard-12", "g4-standard-24", "g4-standard-48"), 1),
+    **{"g4-standard-96": 2, "g4-standard-192": 4, "g4-standard-384": 8, "g4-standard-384-lssd": 8},
+    **{f"a2-highgpu-{count}g": count for count in (1, 2, 4, 8)},
+    **{f"a2-ultragpu-{count}g": count for count in (1, 2, 4, 8)},
+    **{f"a3-highgpu-{count}g": count for count in (1, 2, 4, 8)},
+    **{"a2-megagpu-16g": 16, "a2-ultragpu-8g-nolssd": 8, "a3-edgegpu-8g": 8, "a3-edgegpu-8g-nolssd": 8, "a3-megagpu-8g": 8},
+    **{"a3-ultragpu-8g": 8, "a4-highgpu-8g": 8, "a4x-highgpu-4g": 4, "a4x-highgpu-4g-nolssd": 4, "a4x-maxgpu-4g-metal": 4},
+    **dict.fromkeys(("g5-standard-8", "g2-standard-1000", "g4-", "a9-newgpu"), 16),
+}  # fmt: skip
+"""Machine types and their GPUs (accelerator-optimized machine family, docs.cloud.google.com); unknown ones have the most."""
+
+
+@pytest.mark.parametrize(("name", "count"), GPUS.items())
+def test_the_gpus_of_a_machine_type_are_counted(name: str, count: int) -> None:
+    assert f"[{Code.POLICY_ACCELERATOR}]" in refused(run_spec(machine(name)), accelerators={"GPU": count - 1})
+    assert refused(run_spec(machine(name)), accelerators={"GPU": count}) == ""
+
+
+@pytest.mark.parametrize("name", ["n1-standard-96", "g1-small", "c3-highcpu-88", "a", "ga2-highgpu-8g"])
+def test_a_machine_type_without_gpus_has_none(name: str) -> None:
+    assert refused(run_spec(machine(name)), accelerators={}) == ""
 
 
 def test_only_a_job_that_waits_for_machines_is_held_to_the_longest_wait() -> None:

@@ -28,8 +28,19 @@ LONGEST_WAIT = 315_576_000_000
 LONGEST_TYPE = 100
 """Characters of a machine type; Google's have up to 30."""
 
-_OWN_GPUS = re.compile(r"(?:a\d+x?|g\d+)-.*?(?:-(\d{1,6})g)?(?:-.*)?")
-"""Machine types that have GPUs by themselves, and how many."""
+_WITH_GPUS = re.compile(r"(a\d+x?|g(?!1-)\d+)-")
+"""Series of machine types that have GPUs by themselves."""
+
+_GPUS = re.compile(r"-(\d{1,6})g(?:-|$)")
+_VCPUS = re.compile(r"-(\d{1,6})(?:-|$)")
+GPUS_BY_VCPUS = {
+    "g2": {4: 1, 8: 1, 12: 1, 16: 1, 24: 2, 32: 1, 48: 4, 96: 8},
+    "g4": {6: 1, 12: 1, 24: 1, 48: 1, 96: 2, 192: 4, 384: 8},  # the first three have a part of one
+}
+"""GPUs of the series whose machine types have their number of vCPUs in the name instead."""
+
+MOST_GPUS = 16
+"""GPUs that a machine type counts with if its series has GPUs and their number is not known: the most that any has."""
 
 _TPUS = re.compile(r"(?:cloud-tpu|ct\d\w*|tpu\w*)(?:-.*?)?(?:-(\d{1,6})t)?")
 _TOPOLOGY = re.compile(r"\d{1,6}(x\d{1,6}){0,3}")
@@ -242,16 +253,28 @@ def _accelerators(machine: Any, place: str) -> Iterator[Ask]:
         machine_type = ""  # it is none, and looking at it takes long
     sides = machine.tpu_topology.split("x") if _TOPOLOGY.fullmatch(machine.tpu_topology) else []
     chips = math.prod(map(int, sides)) if sides else 0  # of the whole slice, however many hosts it has
+    gpus = _own_gpus(machine_type)
     if kind or count:
-        yield Ask("accelerators", f"{place}.accelerator_count", "accelerator", (kind.name, max(count, chips)))
+        most = max(count, chips, gpus or 0)
+        yield Ask("accelerators", f"{place}.accelerator_count", "accelerator", (kind.name, most))
     if found := _TPUS.fullmatch(machine_type):
         if not kind.name.startswith("TPU_"):
             size = max(int(found[1] or 1), chips)
             yield Ask("accelerators", f"{place}.machine_type", "accelerator", ("TPU", size))
     elif machine.tpu_topology and not (kind or count):
         yield Ask("accelerators", f"{place}.tpu_topology", "accelerator", ("TPU", max(1, chips)))
-    elif not (kind or count) and (gpus := _OWN_GPUS.fullmatch(machine_type)):
-        yield Ask("accelerators", f"{place}.machine_type", "accelerator", ("GPU", int(gpus[1] or 1)))
+    elif not (kind or count) and gpus != 0:
+        yield Ask("accelerators", f"{place}.machine_type", "accelerator", ("GPU", gpus or MOST_GPUS))
+
+
+def _own_gpus(machine_type: str) -> int | None:
+    """Return how many GPUs a machine type has by itself; None if it has some and their number is not known."""
+    if not (series := _WITH_GPUS.match(machine_type)):
+        return 0
+    if named := _GPUS.search(machine_type):
+        return int(named[1]) or None
+    vcpus = _VCPUS.search(machine_type)
+    return GPUS_BY_VCPUS.get(series[1], {}).get(int(vcpus[1])) if vcpus else None
 
 
 def unknown(job: CustomJob) -> list[str]:
