@@ -27,11 +27,14 @@ MOST_ENTRIES = 1_000
 LONGEST_JOB = 1024 * 1024
 """Bytes of the CustomJob that an item becomes. Each pass reads the active jobs again."""
 
-LARGEST_PAGE = 16 * 1024 * 1024
+LARGEST_LEASE = 4 * 1024 * 1024
+"""Characters of run specs after which no more items are popped before these have started."""
+
+LARGEST_PAGE = 8 * 1024 * 1024
 """Bytes of jobs that one answer of Vertex AI should have at most. In memory they take five times as much."""
 
-LARGEST_ROUND = 32 * 1024 * 1024
-"""Bytes of the CustomJobs that one round of a pass keeps in memory; further items wait for the next pass."""
+LARGEST_ROUND = 16 * 1024 * 1024
+"""Bytes of the CustomJobs that one round of a pass keeps in memory; further items and attempts wait for the next pass."""
 
 MOST_FAULTS = 3
 """Times that the check of an item may end in an unexpected error, before the item fails."""

@@ -94,13 +94,19 @@ class Kind(StrEnum):
 class Item:
     """A W&B run queue item as popped: its id, its queue, and its run spec as it came (JSON, unchecked).
 
-    ``unreadable`` is why W&B's answer did not show the run spec.
+    ``unreadable`` is why W&B's answer did not show the run spec. ``characters`` is the length of one that is too long to keep.
     """
 
     id: str
     queue: str
     spec: Any
     unreadable: str = ""
+    characters: int = 0
+
+    @property
+    def size(self) -> int:
+        """Characters that are kept of it, if its run spec is text."""
+        return len(self.spec) if isinstance(self.spec, str) else 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -370,6 +372,58 @@ def test_a_round_keeps_a_bounded_amount_of_jobs_in_memory(monkeypatch: pytest.Mo
     assert sum(job.message._pb.ByteSize() for job in world.vertex.jobs.values()) <= limits.LARGEST_ROUND
     live(world, 3)
     assert states(world, items) == {"CLAIMED"}
+
+
+class Text(str):
+    """A text whose end can be seen."""
+
+
+def test_large_items_leave_the_memory_before_the_next_ones_are_popped(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(max_jobs=30)
+    lease, live_ones = world.queue.lease, list[weakref.ref[Text]]()
+
+    def popped(queue: str) -> Popped:
+        found = lease(queue)
+        if found.item is None:
+            return found
+        text = Text(json.dumps(found.item.spec))
+        live_ones.append(weakref.ref(text))
+        return replace(found, item=replace(found.item, spec=text))
+
+    pop, most = world.queue.pop, 0
+    monkeypatch.setattr(world.queue, "lease", popped)
+    monkeypatch.setattr(
+        world.queue, "pop", lambda entity, queues, *args, **named: pop(entity, queues[:5], *args, **named)
+    )
+
+    def count(item: Item) -> None:
+        nonlocal most
+        most = max(most, sum(len(text) for one in live_ones if (text := one()) is not None))
+
+    trap(monkeypatch, count)
+    items = [world.queue.push(QUEUES[n % 2], image_spec(anything="x" * 1_000_000)) for n in range(24)]
+    world.run()
+    assert states(world, items) == {"CLAIMED"}
+    assert limits.LARGEST_LEASE < most < 1.5 * limits.LARGEST_LEASE
+
+
+def test_large_attempts_that_are_due_do_not_begin_all_at_once() -> None:
+    world = World(max_jobs=60, max_attempts=3)
+    large = image_spec(overrides={"run_config": {"a": "x" * 900_000}})
+    for _ in range(3):
+        [world.queue.push("cpu", large) for _ in range(15)]
+        world.run()
+        world.clock.sleep(70)
+    first = list(world.vertex.jobs.values())
+    assert len(first) == 45
+    for job in first:
+        world.vertex.set(job.name, JobState.JOB_STATE_FAILED, "Internal error occurred for the current attempt.")
+    world.run()
+    world.clock.sleep(400)
+    again = len(world.run().resubmitted)
+    assert limits.LARGEST_ROUND / 1e6 < again < 45
+    live(world, 2)
+    assert len(world.vertex.jobs) == 90
 
 
 def test_every_item_over_a_bound_fails_and_the_good_ones_of_both_queues_start() -> None:

@@ -16,9 +16,9 @@ from tests.support.peak import peak
 """
 
 
-def peak() -> int:
-    """Return the most memory that this process has taken, in MB; what its parent took does not count."""
-    status = Path("/proc/self/status").read_text()
+def peak(process: int | str = "self") -> int:
+    """Return the most memory that a process has taken, in MB; what its parent took does not count."""
+    status = Path(f"/proc/{process}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) // 1024
 
 

@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.support.peak import peak
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
 """Seconds after which a process without an answer has failed."""
@@ -62,6 +64,10 @@ class Function:
             raise TimeoutError(f"no answer within {PATIENCE:.0f} s:\n{self.said()}")
         status, body = self._connection.recv()
         return status, body
+
+    def peak(self) -> int:
+        """Return the most memory that it has taken, in MB."""
+        return peak(self._process.pid or 0)
 
     def kill(self) -> None:
         """Kill it, like a crash, and wait until it is gone."""

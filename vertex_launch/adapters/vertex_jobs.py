@@ -75,6 +75,7 @@ class VertexJobs:
             each = ListCustomJobsResponse.pb(page).ByteSize() // max(1, len(jobs))
             request.page_size = max(1, min(PAGE, LARGEST_PAGE // max(1, each)))
             request.page_token = page.next_page_token
+            del page, jobs  # before the next one arrives
 
     def get(self, name: str) -> ManagedJob | None:
         """Return the job with this resource name, None if it does not exist or is not ours. Raises Unavailable."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vertex_launch import __version__, log
@@ -14,6 +15,7 @@ from vertex_launch.adapters.wandb_reads import WandbReads, scheduler_of
 from vertex_launch.adapters.wandb_server import LEFT_OUT, REGISTRY
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message, Unavailable
+from vertex_launch.limits import LARGEST_LEASE, LONGEST_ITEM
 from vertex_launch.model import Ack, Item, Phase, Popped, RunId
 from vertex_launch.problems import kind
 
@@ -61,6 +63,8 @@ class WandbQueue(WandbReads):
     ) -> list[Popped]:
         """Lease one item for each entry of ``queues``, in that order; a queue may be listed many times.
 
+        If items are large, the last entries have no answer, and no item is leased for them.
+
         With ``status`` the same request refreshes the agent's status. A pop whose answer is lost is not repeated, because
         the end of its lease brings the item back. Raises Unavailable if no pop was answered.
 
@@ -72,12 +76,13 @@ class WandbQueue(WandbReads):
             "launchAgentId: $agent:ID }) { runQueueItemId runSpec }"
         )
         fields += [Field(text, entity=entity, project=REGISTRY, queue=queue, agent=agent or None) for queue in queues]
-        answers = self._batch(fields, 1 if singly else self._batches.pops, repeatable=False)
-        if len(answers) > len(queues):
+        size = 1 if singly else self._batches.pops
+        answers = self._batch(fields, size, repeatable=False, keep=_with_text, enough=_is_enough)
+        if len(fields) > len(queues):
             self._check_status(answers.pop(0), any(answer.value for answer in answers))
         if queues and all(answer.lost and not answer.unreadable for answer in answers):
             raise Unavailable(SERVICE, f"no pop was answered: {answers[0].error}", code=Code.WANDB_UNAVAILABLE)
-        popped = [_popped(queue, answer, singly=singly) for queue, answer in zip(queues, answers, strict=True)]
+        popped = [_popped(queue, answer, singly=singly) for queue, answer in zip(queues, answers, strict=False)]
         for queue in {one.queue for one in popped if one.unreadable} if singly else ():
             popped = self._named(entity, queue, agent, popped)
         return popped
@@ -180,11 +185,26 @@ def _popped(queue: str, answer: Result, *, singly: bool) -> Popped:
         return Popped(queue, error=answer.error, unreadable=why.found)
     if found and not item:
         return Popped(queue, error=f"W&B's answer has {kind(found)} as an item's id, which is not one")
-    if item and not why and answer.error and answer.get("runSpec") is None:
+    if item and not why and answer.error and answer.get("runSpec") is None and not answer.get("characters"):
         return Popped(queue, error=answer.error)  # its lease brings it back
     if item:
-        return Popped(queue, Item(item, queue, answer.get("runSpec"), why.found if why else ""))
+        kept = Item(item, queue, answer.get("runSpec"), why.found if why else "", answer.get("characters") or 0)
+        return Popped(queue, kept)
     return Popped(queue, error=answer.error)
+
+
+def _with_text(answer: Result) -> Result:
+    """Return the answer to a pop with the run spec as text, which takes least memory; of a larger one only its length."""
+    if answer.get("runSpec") is None:
+        return answer
+    spec = answer.get("runSpec")
+    text = spec if isinstance(spec, str) else json.dumps(spec, ensure_ascii=False)
+    kept = {"runSpec": text} if len(text) <= LONGEST_ITEM else {"characters": len(text)}
+    return replace(answer, value={"runQueueItemId": answer.get("runQueueItemId"), **kept})
+
+
+def _is_enough(answers: Sequence[Result]) -> bool:
+    return sum(len(answer.get("runSpec") or "") for answer in answers) > LARGEST_LEASE
 
 
 def _succeeded(answer: Result) -> bool:

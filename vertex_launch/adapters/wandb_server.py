@@ -136,11 +136,16 @@ class WandbServer:
         kind: str = "mutation",
         repeatable: bool = True,
         within: float = math.inf,
+        keep: Callable[[Result], Result] = lambda answer: answer,
+        enough: Callable[[Sequence[Result]], bool] = lambda answers: False,
     ) -> list[Result]:
         """Send operations in as few requests as possible; a failed request does not affect the others.
 
         Of a batch that the server refuses as a whole, the first operation is sent alone. After two such batches all are, if
         the server takes each of them by itself. No request starts after the read timeout, or ``within`` seconds from now.
+
+        ``keep`` gets each answer and returns what of it is kept. Once that is ``enough``, no further request is sent, and the
+        operations that were not sent have no answer.
         """
         until = self._clock() + min(self._timeout[1], within)
         waiting, results, alone = list(fields), list[Result](), False
@@ -163,8 +168,10 @@ class WandbServer:
             else:
                 if repeatable and len(chunk) > 1:
                     answers = self._completed(kind, chunk, answers, until)
-            results += answers
+            results += map(keep, answers)
             waiting = waiting[len(chunk) :]
+            if enough(results):
+                return results
         unsent = Result(error="not sent, because no time was left for it", lost=True)
         return results + [unsent] * len(waiting)
 

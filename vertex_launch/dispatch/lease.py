@@ -11,6 +11,7 @@ from vertex_launch.dispatch import perform
 from vertex_launch.dispatch.context import Notice, Pass
 from vertex_launch.dispatch.look import Seen
 from vertex_launch.errors import Message, Unavailable
+from vertex_launch.limits import LARGEST_LEASE
 from vertex_launch.model import Item
 
 MOST_SINGLY = 8
@@ -36,7 +37,7 @@ class Queues:
     unreadable: Counter[str] = field(default_factory=Counter)
 
     def lease(self, pass_: Pass, seen: Seen, want: int, status: str) -> list[Item]:
-        """Lease up to ``want`` items, going round the queues; fewer once they are empty or the time is up.
+        """Lease up to ``want`` items, going round the queues; fewer if they are large, or the queues or the time end.
 
         The first request refreshes the agent's status. Raises Unavailable if that request fails.
         """
@@ -48,6 +49,8 @@ class Queues:
             leased += self._pop(pass_, seen, want - len(leased), status)
             if leased and _singly(pass_):
                 break  # these must not wait for the requests of others
+            if sum(item.size for item in leased) > LARGEST_LEASE:
+                break  # these have to leave the memory first
         return leased
 
     def _pop(self, pass_: Pass, seen: Seen, want: int, status: str) -> list[Item]:

@@ -20,6 +20,7 @@ from vertex_launch.dispatch.prepare import prepare
 from vertex_launch.dispatch.start import Room
 from vertex_launch.errors import Message
 from vertex_launch.job import run_spec
+from vertex_launch.limits import LARGEST_LEASE
 from vertex_launch.model import Item, ItemView, ManagedJob, PassReport, PassRequest
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import Stage
@@ -79,13 +80,18 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
         held.keep()  # what was reported to W&B is not repeated, even if the rest of this pass fails
         active = reconcile.active_jobs(pass_.ledger, seen)
         for batch in _batches(pass_, seen, active):
-            perform.apply(pass_, batch.actions, batch.until)
-            outcomes = perform.create(pass_, start.with_stops(pass_, seen, batch.creates), batch.until)
-            perform.apply(pass_, start.after_creates(pass_, outcomes), batch.until)
-            claims = [*batch.claims, *start.claims_of(outcomes)]
-            _judge_refused(pass_, seen, perform.claim(pass_, claims, batch.until))
+            _perform(pass_, seen, batch)
+            del batch  # its items and jobs leave the memory before the next ones are popped
         perform.finish(pass_, active)
         return pass_.report
+
+
+def _perform(pass_: Pass, seen: Seen, batch: Batch) -> None:
+    perform.apply(pass_, batch.actions, batch.until)
+    outcomes = perform.create(pass_, start.with_stops(pass_, seen, batch.creates), batch.until)
+    perform.apply(pass_, start.after_creates(pass_, outcomes), batch.until)
+    claims = [*batch.claims, *start.claims_of(outcomes)]
+    _judge_refused(pass_, seen, perform.claim(pass_, claims, batch.until))
 
 
 # What is open
@@ -150,13 +156,16 @@ def _batches(pass_: Pass, seen: Seen, active: Sequence[ManagedJob]) -> Iterator[
             break
         unclaimed -= min(unclaimed, max(0, len(items) - want))
         failed, suspects = start.suspects(pass_, items)
-        alone |= {item.id: (item, until) for item in suspects}
+        size = sum(item.size for item, _ in alone.values())
+        later = [item for item in suspects if item.id not in alone and size > LARGEST_LEASE]
+        alone |= {item.id: (item, until) for item in suspects if item not in later}
         apart = {item.id for item in suspects} | {reject.item.id for reject in failed}
         items = [item for item in items if item.id not in apart]
         batch = _round(pass_, seen, items, active, until)
-        batch = replace(batch, decided=[*failed, *batch.decided])
-        yield batch
+        batch = replace(batch, decided=[*failed, *start.put_off(later), *batch.decided])
         factor = 1 if batch.creates or batch.claims else 2 * factor
+        yield batch
+        del batch, items, failed, suspects, later
     yield from _alone(pass_, seen, alone, active)
     if agent and not queues.asked:
         perform.refresh_status(pass_, agent, status)

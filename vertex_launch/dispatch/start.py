@@ -275,25 +275,39 @@ def _never(entry: OpenItem, seen: Seen, settings: Settings, now: float) -> Messa
 
 
 def retries(pass_: Pass, entries: Sequence[OpenItem], room: Room, key: str) -> Iterator[Create | Action]:
-    """Decide about the next attempts of these items, whose jobs are read again."""
-    calls = [
-        partial(checked, partial(pass_.services.vertex.request_of, entry.job), f"item {entry.item}", item=entry.item)
-        for entry in entries
-    ]
-    asked = pass_.services.run_parallel(calls, AT_ONCE)
-    for entry, request in zip(entries, asked, strict=True):
-        if isinstance(request, LaunchError):
-            text = f"Cannot read the ended job of item {entry.item} to retry it: {request}"
-            log.warning(Message(Code.LOOKUP_FAILED, text), item=entry.item)
-        elif request is None:
-            text = "Not retried: its job was deleted before it could be submitted again."
-            yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
-        else:
-            try:
-                decided: Callable[[], list[Create | Action]] = partial(list, _retry(pass_, entry, request, room, key))
-                yield from checked(decided, f"item {entry.item}", item=entry.item)
-            except ItemFault as error:
-                yield StopRetrying(entry.item, Message(error.message.code, f"Not retried: {error.message.text}"))
+    """Decide about the next attempts of these items, whose jobs are read again. Those behind large ones wait."""
+    size = 0
+    for first in range(0, len(entries), AT_ONCE):
+        some = entries[first : first + AT_ONCE]
+        calls = [
+            partial(
+                checked, partial(pass_.services.vertex.request_of, entry.job), f"item {entry.item}", item=entry.item
+            )
+            for entry in some
+        ]
+        for entry, request in zip(some, pass_.services.run_parallel(calls, AT_ONCE), strict=True):
+            size += request.size if isinstance(request, JobRequest) else 0
+            yield from _retry_of(pass_, entry, request, room, key)
+        if size > LARGEST_ROUND:
+            return
+
+
+def _retry_of(
+    pass_: Pass, entry: OpenItem, request: JobRequest | LaunchError | None, room: Room, key: str
+) -> Iterator[Create | Action]:
+    """Decide about the next attempt of an item, whose job was created from ``request``."""
+    if isinstance(request, LaunchError):
+        text = f"Cannot read the ended job of item {entry.item} to retry it: {request}"
+        log.warning(Message(Code.LOOKUP_FAILED, text), item=entry.item)
+    elif request is None:
+        text = "Not retried: its job was deleted before it could be submitted again."
+        yield StopRetrying(entry.item, Message(Code.NOT_RETRIED, text))
+    else:
+        try:
+            decided: Callable[[], list[Create | Action]] = partial(list, _retry(pass_, entry, request, room, key))
+            yield from checked(decided, f"item {entry.item}", item=entry.item)
+        except ItemFault as error:
+            yield StopRetrying(entry.item, Message(error.message.code, f"Not retried: {error.message.text}"))
 
 
 def _retry(pass_: Pass, entry: OpenItem, request: JobRequest, room: Room, key: str) -> Iterator[Create | Action]:

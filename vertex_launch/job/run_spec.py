@@ -186,6 +186,7 @@ def peek(item: Item) -> Mapping[str, Any]:
 
 def _mapping(item: Item) -> dict[str, Any]:
     """Return the run spec as plain JSON values. Raises ItemRejected."""
+    _check_size("characters", item.characters, LONGEST_ITEM, "LONGEST_ITEM")
     if item.unreadable:
         found = f"W&B's answer with the run spec {item.unreadable}. Correct the item, and push it again."
         raise ItemRejected(found, code=Code.SPEC_UNREADABLE)

@@ -12,6 +12,7 @@ import pytest
 
 from local.standins.wandb import WandbServer
 from tests.support.memory import Clock
+from tests.support.specs import SETTINGS
 from tests.support.wandb import (
     ENTITY,
     HOST,
@@ -30,6 +31,9 @@ from tests.support.wandb import (
 from vertex_launch import __version__
 from vertex_launch.adapters.wandb_queue import LONGEST_MESSAGE, WandbQueue
 from vertex_launch.codes import Code
+from vertex_launch.errors import ItemRejected
+from vertex_launch.job import run_spec
+from vertex_launch.limits import LARGEST_LEASE, LONGEST_ITEM
 from vertex_launch.model import Ack, ItemView, Phase, RunId, SchedulerView
 
 
@@ -56,10 +60,34 @@ def test_pops_come_in_order_with_the_agents_status(server: WandbServer, queue: W
     assert [answer.queue for answer in popped] == ["cpu", "gpu", "cpu", "cpu", "gpu"]
     assert not any(answer.error for answer in popped)
     assert popped[0].item is not None
-    assert popped[0].item.spec["docker"] == SPEC["docker"]
+    assert json.loads(popped[0].item.spec)["docker"] == SPEC["docker"]
     assert server.store.items[first].launch_agent_id == mine
     assert server.store.agents[mine].agent_status == "RUNNING"
     assert graphql_requests(server) == [("updateLaunchAgent", *["popFromRunQueue"] * 5)]
+
+
+def test_of_a_run_spec_over_the_bound_only_its_length_is_kept(server: WandbServer, queue: WandbQueue) -> None:
+    items = [server.store.push(ENTITY, "cpu", SPEC | {"x": "é" * size}) for size in (LONGEST_ITEM, 10)]
+    large, small = queue.pop(ENTITY, ["cpu"] * 2, agent(server, queue))
+    assert ids([large, small]) == items
+    assert large.item
+    assert large.item.spec is None
+    assert large.item.characters > LONGEST_ITEM
+    with pytest.raises(ItemRejected) as error:
+        run_spec.parse(large.item, SETTINGS, ENTITY)
+    assert (error.value.message.code, str(large.item.characters) in error.value.message.text) == (Code.SPEC_SIZE, True)
+    assert small.item
+    assert (json.loads(small.item.spec)["x"], small.item.size) == ("é" * 10, len(small.item.spec))
+
+
+@pytest.mark.parametrize("pops", [1, 2])
+def test_no_more_items_are_popped_than_fit_into_memory(server: WandbServer, pops: int) -> None:
+    queue = client(server.url, pops=pops)
+    items = [server.store.push(ENTITY, "cpu", SPEC | {"x": "x" * (LONGEST_ITEM - 2_000)}) for _ in range(8)]
+    popped = queue.pop(ENTITY, ["cpu"] * 8, agent(server, queue), "RUNNING")
+    assert ids(popped) == items[: len(popped)]
+    assert LARGEST_LEASE < sum(one.item.size for one in popped if one.item) <= LARGEST_LEASE + (pops + 1) * LONGEST_ITEM
+    assert [server.store.state(item) for item in items[len(popped) :]] == ["PENDING"] * (8 - len(popped))
 
 
 @pytest.mark.parametrize("status", ["alone", "always", "never"])
