@@ -73,7 +73,7 @@ variable "schedule" {
 }
 
 variable "wandb_base_url" {
-  description = "A self-hosted W&B server, such as https://wandb.example.com. null: the one in vertex-launch.yaml, by default https://api.wandb.ai."
+  description = "A self-hosted W&B server, such as https://wandb.example.com. null: the one in vertex-launch.yaml, by default https://api.forge.coreweave.com."
   type        = string
   default     = null
 

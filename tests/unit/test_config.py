@@ -5,19 +5,24 @@ from __future__ import annotations
 import base64
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from wandb.sdk.lib.urls import DEFAULT_BASE_URL
 
 from tests.support import reference
 from tests.support.numbers import examples
+from vertex_launch import addresses
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Problem
 from vertex_launch.settings import config
@@ -79,7 +84,7 @@ def test_the_smallest_files(load: Load) -> None:
     assert (loaded.queues, loaded.job_limit, loaded.entity) == (("a", "b"), 3, None)
     assert loaded.regions == (Region(name="us-central1", staging_bucket="gs://one"),)
     assert (loaded.project, loaded.key_secret, loaded.state_bucket) == ("my-project", SECRET, "gs://state")
-    assert (loaded.deployment, loaded.base_url, loaded.tick_topic) == ("default", "https://api.wandb.ai", None)
+    assert (loaded.deployment, loaded.base_url, loaded.tick_topic) == ("default", DEFAULT_BASE_URL, None)
     assert (loaded.warnings, loaded.macro_values, loaded.lock_seconds) == ((), {}, 75)
 
 
@@ -435,7 +440,9 @@ def test_each_problem_has_its_place_and_code(
         ("regions", "[{name: us-east4-a}]", "[0].name", "us-east4;"),
         ("regions", "[]", "", "[{name: us-central1,"),
         ("base_url", "https://w.example/graphql/", "", "https://w.example"),
-        ("base_url", "https://wandb.ai", "", "https://api.wandb.ai"),
+        ("base_url", "https://wandb.ai", "", DEFAULT_BASE_URL),
+        ("base_url", "https://forge.coreweave.com/wandb", "", "https://api.forge.coreweave.com"),
+        ("base_url", "http://api.forge.coreweave.com", "", "https://api.forge.coreweave.com"),
         ("key_secret", "projects/p/secrets/s", "", "projects/p/secrets/s/versions/latest"),
         ("project", "YOUR-PROJECT", "", "GOOGLE_CLOUD_PROJECT"),
         ("regions", "[{name: us-east4, staging_bucket: gs://YOUR-BUCKET}]", "[0].staging_bucket", "STAGING_BUCKETS"),
@@ -781,3 +788,43 @@ def test_a_file_that_is_too_large(load: Load) -> None:
 
 def test_aliases_that_stand_for_little_are_accepted(load: Load) -> None:
     load("queues: &q [a, b]\nentity: &e acme\n", vertex() + "policy: {images: &i ['a/*'], machine_types: *i}\n")
+
+
+FORGE = (
+    *(f"https://forge.coreweave.com{path}" for path in ("", "/", "/wandb", "/wandb/acme", "/api", "//api/wandb")),
+    *(f"https://forge.coreweave.com{path}" for path in ("/api/wandb", "/api/wandb/", "/api/wandb/graphql")),
+    *("http://forge.coreweave.com/api/wandb", "https://FORGE.CoreWeave.com/api/wandb"),
+    *("https://forge.coreweave.com:443/api/wandb", "https://qa.forge.coreweave.com/api/wandb"),
+    *("https://api.forge.coreweave.com", "https://api.forge.coreweave.com/", "https://api.qa.forge.coreweave.com"),
+    *(
+        "https://api.wandb.ai",
+        "http://api.wandb.ai",
+        "https://wandb.ai",
+        "https://app.wandb.ai",
+        "https://w.example:8080",
+    ),
+)
+
+
+@pytest.mark.parametrize("address", FORGE)
+def test_an_address_is_read_as_by_the_official_client(load: Load, address: str) -> None:
+    expected = ""
+    with suppress(ValueError):
+        expected = wandb.Settings(base_url=address).base_url
+    if expected:
+        assert load(LAUNCH, vertex(base_url=address)).base_url == expected
+    else:
+        (problem,) = problems(load, LAUNCH, vertex(base_url=address))
+        assert "https://api." in problem.remedy
+
+
+def test_the_default_address_is_that_of_another_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = tmp_path / "wandb/sdk/lib/urls.py"
+    urls.parent.mkdir(parents=True)
+    (tmp_path / "wandb/__init__.py").touch()
+    urls.write_text('X = 1\nDEFAULT_BASE_URL = "https://api.w.example"\n')
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "wandb")
+    assert addresses.default.__wrapped__() == "https://api.w.example"
+    urls.unlink()
+    assert addresses.default.__wrapped__() == "https://api.wandb.ai"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 
@@ -84,3 +85,28 @@ def test_the_filter_names_the_deployment_and_excludes_ended_jobs() -> None:
     left_out = re.findall(r'state!="(\w+)"', active)
     assert active.startswith(f"{everything} AND ")
     assert {JobState[name].value for name in left_out} == {4, 5, 7, 9, 11}
+
+
+SAME = (
+    *("https://api.wandb.ai", "https://api.forge.coreweave.com", "https://api.forge.coreweave.com/"),
+    *("https://api.wandb.ai:443", "https://API.wandb.ai"),
+)
+OTHERS = (
+    *("https://api.wandb.ai/proxy", "https://api.qa.wandb.ai", "https://w.example", "http://api.wandb.ai"),
+    *("https://api.wandb.ai:8080", "https://api.wandb.ai.example", "https://[", "https://api.wandb.ai:x"),
+)
+
+
+def test_the_addresses_of_the_cloud_are_one_server() -> None:
+    assert len({labels.item_value(url, "acme", "I1") for url in SAME}) == 1
+    assert len({labels.run_id(url, "acme", "I1", "d") for url in SAME}) == 1
+    assert labels.item_value("https://api.qa.wandb.ai", "a", "b") == labels.item_value(
+        "https://api.qa.forge.coreweave.com", "a", "b"
+    )
+    assert len({labels.run_id(url, "acme", "I1", "d") for url in (SAME[0], *OTHERS)}) == 1 + len(OTHERS)
+
+
+def test_jobs_keep_their_labels_after_an_upgrade() -> None:
+    """As the version before wrote them."""
+    digest = hashlib.sha256(b"https://api.wandb.ai\0acme\0I1").hexdigest()
+    assert labels.item_value("https://api.forge.coreweave.com", "acme", "I1") == digest[:40]

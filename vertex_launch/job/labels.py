@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from vertex_launch import addresses
+
 DEPLOYMENT = "vertex_launch"
 ITEM = "vertex_launch_item"
 RUN = "vertex_launch_run"
@@ -48,12 +50,12 @@ def value(text: str) -> str:
 
 def item_value(base_url: str, entity: str, item: str) -> str:
     """Return the label value that finds an item's jobs: 40 hexadecimal digits, because item ids are case-sensitive."""
-    return _hash(base_url.rstrip("/"), entity, item).hex()[:40]
+    return _hash(addresses.server(base_url), entity, item).hex()[:40]
 
 
 def run_id(base_url: str, entity: str, item: str, deployment: str) -> str:
     """Return the W&B run id of an item that brings none: the same for every job of the item in this deployment."""
-    digest = _hash(base_url.rstrip("/"), entity, item, deployment)
+    digest = _hash(addresses.server(base_url), entity, item, deployment)
     return "vl" + "".join("0123456789abcdefghijklmnopqrstuvwxyz"[byte % 36] for byte in digest[:12])
 
 

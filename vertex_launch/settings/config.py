@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
+from vertex_launch import addresses
 from vertex_launch.codes import Code
 from vertex_launch.errors import ConfigError, Message, Problem
 from vertex_launch.problems import Codes, dotted, nearest, problem, translate, wrong
@@ -236,8 +237,9 @@ class DeploymentSettings(Section):
     """Cloud Storage path for the lock and the ledger. Its bucket must not be one that jobs write to."""
     tick_topic: types.Topic | None = Field(None, examples=["projects/my-project/topics/ticks"])
     """Pub/Sub topic whose messages start passes. `job_state` publishes there and needs it."""
-    base_url: types.BaseUrl = "https://api.wandb.ai"
-    """URL of the W&B server"""
+    base_url: types.BaseUrl = addresses.default()
+    """URL of the W&B server. The default is that of the installed client. `https://api.wandb.ai` is the same server as
+    `https://api.forge.coreweave.com`."""
     user_agent: types.HeaderText | None = Field(None, examples=["my-launcher/1.0"])
     """what requests to W&B call their client. Default: `vertex-launch/VERSION W&B Public Client VERSION`."""
     start_timeout: types.Seconds = Field(1800, ge=0)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from pydantic_core import PydanticKnownError
 
+from vertex_launch import addresses
 from vertex_launch.codes import Code
 from vertex_launch.problems import API_KEY, shown, wrong
 from vertex_launch.settings.sources import REGIONS, STAGING, VARIABLES
@@ -93,7 +94,7 @@ def _secret(value: str) -> str:
 
 
 def _base_url(value: str) -> str:
-    example = "Write the server's URL, such as https://api.wandb.ai"
+    example = f"Write the server's URL, such as {addresses.default()}"
     try:
         url = urlsplit(value)
         usable = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port > 0)
@@ -103,11 +104,17 @@ def _base_url(value: str) -> str:
         raise wrong("contains a user name or a password", f"{example}; the key comes from Secret Manager")
     if not usable or url.query or url.fragment or re.search(r"\s", value):
         raise wrong(f"{shown(value)} is not an http or https URL", example)
-    address = value.rstrip("/")
+    address, host = value.rstrip("/"), (url.hostname or "").removesuffix(".")
+    if host in addresses.FORGE:
+        if (url.scheme, url.port, url.path.rstrip("/")) == ("https", None, addresses.FORGE_PATH):
+            return f"https://api.{host}"
+        raise wrong(f"{shown(value)} is the W&B app, not its API", f"Write https://api.{host}")
     if address.endswith("/graphql"):
         raise wrong("is the URL of the GraphQL API", f"Remove /graphql: {address.removesuffix('/graphql')}")
-    if url.hostname in ("wandb.ai", "www.wandb.ai", "app.wandb.ai"):
-        raise wrong(f"{shown(value)} is the W&B website, not its API", "Write https://api.wandb.ai")
+    if host in ("wandb.ai", "www.wandb.ai", "app.wandb.ai", *(f"www.{forge}" for forge in addresses.FORGE)):
+        raise wrong(f"{shown(value)} is the W&B website, not its API", f"Write {addresses.default()}")
+    if addresses.is_cloud(host) and url.scheme == "http":
+        raise wrong(f"{shown(value)} would send the API key unencrypted", f"Write https://{host}")
     return address
 
 
