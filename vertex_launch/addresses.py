@@ -6,7 +6,7 @@ The client is not imported, because that takes a second.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ def default() -> str:
     return "https://api.wandb.ai"
 
 
+@lru_cache(100)
 def server(base_url: str) -> str:
     """Return what stands for the server at an address: the same for all addresses of W&B's cloud, else the address."""
     address = base_url.rstrip("/")

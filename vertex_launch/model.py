@@ -213,6 +213,10 @@ class ManagedJob:
     finished: float = 0
     error: str = field(default="", repr=False)
     sweep: str = ""
+    server: str = ""
+    """What stands for the W&B server to which it reports (``addresses.server``)."""
+    queue_entity: str = ""
+    """Owner of the item's queue."""
     own_key: bool = False
     """Whether its item brought the key with which it reports."""
     repeatable: bool = True

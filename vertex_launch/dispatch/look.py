@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from vertex_launch import log
+from vertex_launch import addresses, log
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Services, all_of
 from vertex_launch.errors import Message, Unavailable
@@ -25,7 +26,7 @@ from vertex_launch.model import (
     WandbState,
 )
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, Stage
+from vertex_launch.state.ledger import Ledger, OpenItem, Stage
 
 PEEK = 20
 """Items of each queue that W&B is asked to show, as a hint of how many to pop and for a dry run."""
@@ -62,7 +63,6 @@ class Seen:
     queues: tuple[str, ...]
     resources: Mapping[str, str]
     notices: tuple[Message, ...]
-    entity_changed: bool = False
 
     def queue_ids(self, names: Sequence[str]) -> list[str]:
         """Return the ids of those queues that exist."""
@@ -71,6 +71,11 @@ class Seen:
     def resource(self, queue: str) -> str:
         """Return what the items of a queue run on, the empty text if W&B does not say."""
         return self.resources.get(self.wandb.queues.get(queue, ""), "")
+
+    def elsewhere(self, job: str, settings: Settings) -> bool:
+        """Return whether a job reports to another W&B server than today's."""
+        found = self.jobs.get(job)
+        return found is not None and found.server not in ("", addresses.server(settings.base_url))
 
     @property
     def agents(self) -> Mapping[str, AgentView]:
@@ -127,17 +132,20 @@ def look(
         queues=tuple(name for name in _in_turn(queues, ledger.turn) if name not in unserved),
         resources=resources,
         notices=(*notices, *unserved.values()),
-        entity_changed=changed is not None,
     )
 
 
-def look_up_items(services: Services, entity: str, wanted: Mapping[str, str]) -> Mapping[str, ItemView]:
-    """Look up items (id to queue); what W&B cannot answer now is missing, and stays as it is."""
-    try:
-        return services.queue.items(entity, wanted) if wanted else {}
-    except Unavailable as error:
-        log.warning(Message(Code.LOOKUP_FAILED, f"Cannot look up {len(wanted)} queue items: {error.message.text}"))
-        return {}
+def look_up_items(services: Services, ledger: Ledger, entries: Iterable[OpenItem]) -> Mapping[str, ItemView]:
+    """Look up items in the entities of their queues; what W&B cannot answer now is missing, and stays as it is."""
+    wanted, found = defaultdict[str, dict[str, str]](dict), dict[str, ItemView]()
+    for entry in entries:
+        wanted[ledger.home(entry, "")][entry.item] = entry.queue
+    for entity, items in wanted.items():
+        try:
+            found |= services.queue.items(entity, items)
+        except Unavailable as error:
+            log.warning(Message(Code.LOOKUP_FAILED, f"Cannot look up {len(items)} queue items: {error.message.text}"))
+    return found
 
 
 def look_up_runs(services: Services, wanted: Sequence[RunId]) -> Mapping[RunId, RunView | None]:
@@ -218,7 +226,8 @@ def _ask_wandb(
     """Ask W&B everything at once, and again if the API key's default entity has changed; then there is a message."""
     entity = settings.entity or ledger.entity or services.queue.default_entity()
     made = ledger.made.id if ledger.made and AGENTS in services.pace.refused else ""
-    state = services.queue.ask(_question(settings, ledger, entity, queues, ledger.agent or made))
+    agent = ledger.agent or made if ledger.entity in ("", entity) else ""
+    state = services.queue.ask(_question(settings, ledger, entity, queues, agent))
     if settings.entity or state.viewer_entity in ("", entity):
         return entity, state, None
     changed = f"The default entity of the API key was {entity} and is {state.viewer_entity} now."
@@ -231,12 +240,13 @@ def _ask_wandb(
 
 
 def _question(settings: Settings, ledger: Ledger, entity: str, queues: Sequence[str], agent: str) -> Question:
+    homes = {entry.item: ledger.home(entry, entity) for entry in ledger.open.values()}
     going_on = [entry for entry in ledger.open.values() if entry.stage is Stage.RETRYING or not entry.current.ended]
     return Question(
         entity,
         agent=agent,
-        items={entry.item: entry.queue for entry in ledger.open.values() if not entry.claimed},
-        runs=[entry.run_id for entry in going_on if entry.stage is not Stage.PLANNED and entry.entity == entity],
+        items={one.item: one.queue for one in ledger.open.values() if not one.claimed and homes[one.item] == entity},
+        runs=[one.run_id for one in going_on if one.stage is not Stage.PLANNED and one.entity == homes[one.item]],
         queues=queues,
         peek=PEEK,
         viewer=not settings.entity,

@@ -159,7 +159,7 @@ def _row(message: Message, **values: str) -> dict[str, str]:
 
 def learn(pass_: Pass, seen: Seen) -> None:
     """Keep what was learned for good, the key's entity and what queues run on, and report what cannot be served."""
-    pass_.ledger.learn(seen.entity, seen.resources, changed=seen.entity_changed)
+    pass_.ledger.learn(seen.entity, seen.resources)
     pass_.ledger.listed(seen.jobs, pass_.started - pass_.settings.timeouts.intent_grace)
     apply(pass_, map(Notice, seen.notices))
     if lost := pass_.held.lost:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from vertex_launch import addresses
 from vertex_launch.dispatch.look import Seen, look
 from vertex_launch.dispatch.ports import Services
 from vertex_launch.dispatch.prepare import build_request, checked, prepare
@@ -23,6 +24,7 @@ def preview(settings: Settings, services: Services, request: PassRequest) -> Pas
     started = services.clock()
     ledger = services.record.read(services.clock()).ledger or Ledger()
     ledger.only_planned()
+    ledger.move(addresses.server(settings.base_url))
     services.pace.begin(ledger.operations, ledger.refused(started))
     queues = request.queues or settings.queues
     seen = look(settings, services, ledger, queues, started)

@@ -46,7 +46,11 @@ class Known:
 
     def derived(self, entry: OpenItem) -> str:
         """Return the run id that is made for the item if it names none."""
-        return derived_run(self.settings, self.seen.entity, entry.item)
+        return derived_run(self.settings, entry.home or self.seen.entity, entry.item)
+
+    def elsewhere(self, entry: OpenItem) -> bool:
+        """Return whether the item's job reports to another W&B server than today's."""
+        return self.seen.elsewhere(entry.job, self.settings)
 
     @property
     def grace(self) -> float:
@@ -70,9 +74,9 @@ def active_jobs(ledger: Ledger, seen: Seen) -> list[ManagedJob]:
     return [job for job in seen.jobs.values() if not job.ended and job.name not in ledger.settled]
 
 
-def unchecked(ledger: Ledger, seen: Seen) -> dict[str, str]:
-    """Return the unclaimed items (id to queue) about which W&B has not been asked yet."""
-    return {entry.item: entry.queue for entry in ledger.at(Stage.UNCLAIMED) if entry.item not in seen.wandb.items}
+def unchecked(ledger: Ledger, seen: Seen) -> list[OpenItem]:
+    """Return the unclaimed items about which W&B has not been asked yet."""
+    return [entry for entry in ledger.at(Stage.UNCLAIMED) if entry.item not in seen.wandb.items]
 
 
 def judge_claims(
@@ -80,7 +84,8 @@ def judge_claims(
 ) -> list[Action]:
     """Decide about jobs whose item is not claimed as far as we know, by their items as W&B shows them."""
     known = Known(settings, seen, rebuild=False, now=now)
-    return [action for entry in entries for action in _judge(entry, items.get(entry.item), known)]
+    shown = {entry.item: items.get(entry.item) for entry in entries if not known.elsewhere(entry)}
+    return [action for entry in entries for action in _judge(entry, shown.get(entry.item), known)]
 
 
 def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: Known) -> Iterator[Action]:
@@ -103,7 +108,7 @@ def _reconcile_item(entry: OpenItem | None, jobs: Sequence[ManagedJob], known: K
         cancel = _must_end(entry, job, known)
         if not cancel and job and job.state == outcome.RUNNING:
             entry = entry.cancelled("")
-        yield from _warnings(entry, job, known)
+        yield from _warnings(entry, job, known) if not known.elsewhere(entry) else ()
         yield Keep(entry, _freed(before, entry, job), note)
         if cancel:
             yield Cancel(entry.item, entry.job, cancel, After.NOTE)
@@ -163,6 +168,7 @@ def _is_dying(job: ManagedJob) -> bool:
 def _discovered(job: ManagedJob, known: Known) -> OpenItem:
     """Return the item of a job that the ledger does not know. Its author may have been warned about the quota before."""
     entry = discovered(job, known.seen.at, rebuild=known.rebuild)
+    entry = entry.at_home("" if job.queue_entity == known.seen.entity else job.queue_entity)
     return entry.warn(str(WAITS_FOR_QUOTA))
 
 
@@ -206,7 +212,7 @@ def _watched(entry: OpenItem, job: ManagedJob | None, known: Known) -> OpenItem:
     """Return the item with what was seen of a stop of its run."""
     runs = known.seen.wandb.runs
     run = runs.get(entry.run_id)
-    if not _is_watched(job):
+    if not _is_watched(job) or known.elsewhere(entry):
         return entry
     if entry.run_id not in runs:
         return entry

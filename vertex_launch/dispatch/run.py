@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from vertex_launch import addresses
 from vertex_launch.codes import Code
 from vertex_launch.dispatch import perform, reconcile, settle, start
 from vertex_launch.dispatch.context import Action, Claim, Create, Notice, Pass
@@ -71,6 +72,7 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
         return Skipped.COVERED
     with services.record.locked(stored, pass_id, started, started + settings.lock_seconds) as held:
         pass_ = Pass(settings, services, request, started, held, PassReport(pass_id))
+        pass_.ledger.move(addresses.server(settings.base_url))
         services.pace.begin(pass_.ledger.operations, pass_.ledger.refused(started))
         seen = look(settings, services, pass_.ledger, request.queues or settings.queues, started, request.ended)
         perform.learn(pass_, seen)
@@ -100,14 +102,14 @@ def _perform(pass_: Pass, seen: Seen, batch: Batch) -> None:
 def _confirm_claims(pass_: Pass, seen: Seen) -> None:
     """Compare jobs whose item is not claimed, as far as we know, with the item itself."""
     entries = list(pass_.ledger.at(Stage.UNCLAIMED))
-    items = look_up_items(pass_.services, seen.entity, reconcile.unchecked(pass_.ledger, seen))
+    items = look_up_items(pass_.services, pass_.ledger, reconcile.unchecked(pass_.ledger, seen))
     items = {**seen.wandb.items, **items}
     perform.apply(pass_, reconcile.judge_claims(entries, items, seen, pass_.settings, pass_.started))
 
 
 def _judge_refused(pass_: Pass, seen: Seen, refused: dict[str, str]) -> None:
     """Look up the items whose ack W&B refused, and decide whose they are."""
-    items = look_up_items(pass_.services, seen.entity, refused)
+    items = look_up_items(pass_.services, pass_.ledger, [pass_.ledger.open[item] for item in refused])
     if free := [item for item in refused if item not in items or items[item].state in settle.WAITING]:
         text = f"W&B refused to let this deployment claim items that no other agent has: {', '.join(sorted(free)[:5])}."
         perform.apply(
@@ -120,10 +122,11 @@ def _judge_refused(pass_: Pass, seen: Seen, refused: dict[str, str]) -> None:
 def _settle(pass_: Pass, seen: Seen) -> Seen:
     """Settle the items whose job has ended; return what was seen with their runs as W&B shows them now."""
     entries = settle.ended_items(pass_.ledger, seen)
-    items = look_up_items(pass_.services, seen.entity, {entry.item: entry.queue for entry in entries})
+    items = look_up_items(pass_.services, pass_.ledger, entries)
     if pass_.services.pace.hides_items:  # W&B took the ack
         items = {entry.item: ItemView("CLAIMED", entry.run) for entry in entries} | dict(items)
-    runs = look_up_runs(pass_.services, [entry.run_id for entry in entries if entry.entity == seen.entity])
+    visible = [entry for entry in entries if entry.entity == pass_.ledger.home(entry, "")]
+    runs = look_up_runs(pass_.services, [entry.run_id for entry in visible])
     perform.apply(pass_, settle.settle(entries, seen, items, runs, pass_.settings, pass_.started, pass_.services.pace))
     return replace(seen, wandb=replace(seen.wandb, runs={**seen.wandb.runs, **runs}))
 
@@ -204,4 +207,4 @@ def _round(pass_: Pass, seen: Seen, items: Sequence[Item], active: Sequence[Mana
     key = pass_.services.key.get() if new else ""
     pass_.services.redact.pin(key)
     started = start.start(pass_, new, prepared, Room.of(pass_, active), key, check_until)
-    return Batch(until, [*start.foreign(pass_, seen, foreign), *start.adopt(pass_, known), *started])
+    return Batch(until, [*start.foreign(pass_, seen, foreign), *start.adopt(pass_, seen, known), *started])

@@ -83,11 +83,15 @@ def settle(
     """Decide about items whose job has ended, each by itself. ``items`` and ``runs`` have what W&B shows of them."""
     actions: list[Action] = []
     for entry in entries:
-        never = pace.hides_runs or entry.entity != seen.entity
+        never = pace.hides_runs or entry.entity != (entry.home or seen.entity)
         run = runs.get(entry.run_id, Unknown.EVER if never else Unknown.NOW)
         job = seen.jobs.get(entry.job)
         if run is None and job and job.own_key and job.started:
             run = Unknown.HIDDEN
+        if job and seen.elsewhere(entry.job, settings):
+            why = f"it reports to {job.server}, which is not this deployment's W&B server any more"
+            actions.append(_done(Ended(entry, job, None, None), why))
+            continue
         decision = decide(Ended(entry, job, run, items.get(entry.item)), settings, now)
         if isinstance(decision, Wait):
             actions.append(Keep(entry, note=f"Job {entry.job} has ended and is not settled yet: {decision.why}"))

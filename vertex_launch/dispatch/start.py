@@ -100,13 +100,18 @@ def is_foreign(item: Item) -> bool:
     return resource not in LOCAL_RESOURCES or spec.get("uri") != SCHEDULER_URI
 
 
-def adopt(pass_: Pass, items: Sequence[Item]) -> Iterator[Claim | Defer]:
+def adopt(pass_: Pass, seen: Seen, items: Sequence[Item]) -> Iterator[Claim | Defer]:
     """Claim items that have a job, before anything else is checked: what trains does not fail by a new policy."""
     for item in items:
         entry = pass_.ledger.open.get(item.id)
         if entry and entry.stage is Stage.PLANNED:
             text = "Vertex AI has not shown yet whether it took the job of an earlier attempt."
             yield Defer(item, Message(Code.CREATE_OUTCOME_UNKNOWN, text), warn=False)
+        elif entry and seen.elsewhere(entry.job, pass_.settings):
+            text = (
+                "An item with the same id, from the W&B server that was used before, still has a job. This one waits."
+            )
+            yield Defer(item, Message(Code.RUN_IN_USE, text), patient=True)
         elif entry:
             yield Claim(item.id, item.queue, entry.run, entry.job)
 
@@ -254,7 +259,9 @@ def due_retries(pass_: Pass, seen: Seen, room: Room) -> tuple[list[OpenItem], li
     for entry in sorted(pass_.ledger.at(Stage.RETRYING), key=lambda entry: entry.retry_at):
         if entry.retry_at > pass_.now:
             continue
-        known = entry.entity != seen.entity or entry.run_id in seen.wandb.runs  # else the next pass asks again
+        known = (
+            entry.entity != (entry.home or seen.entity) or entry.run_id in seen.wandb.runs
+        )  # else the next pass asks again
         if why := _never(entry, seen, pass_.settings, pass_.now):
             actions.append(StopRetrying(entry.item, why))
         elif known and room.slots[entry.kind] >= 1:
@@ -337,6 +344,9 @@ def _retry(pass_: Pass, entry: OpenItem, request: JobRequest, room: Room, key: s
 
 def _next_attempt(entry: OpenItem, request: JobRequest, settings: Settings, key: str) -> JobRequest | ItemRejected:
     """Return the next attempt in another region if there was no machine and the policy allows it there, else in its own."""
+    if settings.region(request.region) is None:
+        text = f"its region {request.region} is not configured any more. Launch it again."
+        return ItemRejected(text, code=Code.NOT_RETRIED)
     others = retry.other_regions(request, settings) if entry.retry and entry.retry.elsewhere else []
     other = next((name for name in others if name not in entry.refused), request.region)
     attempt = entry.current.number + 1

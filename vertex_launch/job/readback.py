@@ -9,6 +9,7 @@ from typing import Any
 
 from google.cloud.aiplatform_v1.types import CustomJob, Scheduling
 
+from vertex_launch import addresses
 from vertex_launch.job import environment, labels, outcome
 from vertex_launch.job.arguments import TASKS
 from vertex_launch.job.request import JobRequest
@@ -50,6 +51,8 @@ def managed(job: CustomJob, *, deployment: str, region: str) -> ManagedJob | Non
         finished=_seconds(job.end_time),
         error=job.error.message or (f"code {job.error.code}" if job.error.code else ""),
         sweep=variable[environment.SWEEP],
+        server=addresses.server(variable[environment.BASE_URL]),
+        queue_entity=variable[environment.QUEUE_ENTITY],
         own_key=labels.KEY in marks,
         repeatable=not (job.job_spec.scheduling.disable_retries and job.start_time),
         strategy=_STRATEGIES.get(CustomJob.pb(job).job_spec.scheduling.strategy, ""),

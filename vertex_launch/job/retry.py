@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from google.cloud.aiplatform_v1.types import CustomJob
 
+from vertex_launch import addresses
+from vertex_launch.codes import Code
+from vertex_launch.errors import ItemRejected
 from vertex_launch.job import account, environment, labels, policy
 from vertex_launch.job.arguments import Arguments, escape
 from vertex_launch.job.findings import Findings
@@ -38,9 +41,12 @@ def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Se
     ItemRejected if today's settings do not allow the job.
     """
     job = CustomJob(request.custom_job)
+    _check_server(job, settings)
     job.labels = {**job.labels, labels.ATTEMPT: str(attempt)}
     for task in [task for pool in job.job_spec.worker_pool_specs for task in tasks(pool)]:
         changed = {environment.RESUME: "allow"}
+        if any(variable.name == environment.BASE_URL for variable in task.env):
+            changed[environment.BASE_URL] = escape(settings.base_url)
         if labels.KEY not in job.labels and any(variable.name == environment.API_KEY for variable in task.env):
             changed[environment.API_KEY] = escape(api_key)
         kept = [variable for variable in task.env if variable.name not in changed]
@@ -51,6 +57,17 @@ def next_attempt(request: JobRequest, *, attempt: int, region: str, settings: Se
         output.output_uri_prefix = there + output.output_uri_prefix.removeprefix(here)
     _check(job, request.run, settings)
     return replace(request, region=region, custom_job=job)
+
+
+def _check_server(job: CustomJob, settings: Settings) -> None:
+    """Raise ItemRejected if a job reports to another W&B server than today's, whose key it must not send there."""
+    for task in [task for pool in job.job_spec.worker_pool_specs for task in tasks(pool)]:
+        url = environment.read(task.env).get(environment.BASE_URL, settings.base_url)
+        if addresses.server(url) != addresses.server(settings.base_url):
+            found = (
+                f"its job reports to {url}, and this deployment uses {settings.base_url} now. Launch it again there."
+            )
+            raise ItemRejected(found, code=Code.NOT_RETRIED)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
 NAMES = frozenset(
     {
         *("writer", "entity", "agent", "turn", "item", "queue", "project", "run", "region", "job", "state", "kind"),
-        *("refused", "resources", "left_out"),
+        *("refused", "resources", "left_out", "home", "server"),
     }
 )
 """Fields that identify something: an item's "key" hides nothing in them, because it could be another item's id."""
@@ -175,6 +175,8 @@ class OpenItem(_Value):
     project: str
     run: str
     kind: Kind = Kind.JOB
+    home: str = ""
+    """Owner of its queue, empty for the entity that the ledger has."""
     claimed: bool = False
     stopped_before: bool | None = None
     """Whether the run had been asked to stop before the job was submitted; such a stop does not concern the job."""
@@ -238,6 +240,10 @@ class OpenItem(_Value):
     def _noted(self, **changes: Any) -> OpenItem:
         """Return it with these fields of the current attempt changed."""
         return self._but(attempts=(*self.attempts[:-1], self.current._but(**changes)))
+
+    def at_home(self, home: str) -> OpenItem:
+        """Return it as an item from a queue of that entity."""
+        return self if self.home == home else self._but(home=home)
 
     def claim(self) -> OpenItem:
         """Return it as claimed."""
@@ -420,6 +426,8 @@ class Ledger(BaseModel):
     """Id of the agent that W&B shows for this deployment."""
     stopped: bool = False
     """Whether the agent was stopped when W&B showed it last."""
+    server: str = ""
+    """What stands for the W&B server (``addresses.server``)."""
     made: MadeAgent | None = None
     resources: dict[str, str] = Field(default_factory=dict)
     """Queue id to the resource its items run on, such as ``gcp-vertex``; empty if W&B does not say."""
@@ -586,8 +594,23 @@ class Ledger(BaseModel):
         before = set(self.refused(now))
         self.left_out = {part: self.left_out[part] if part in before else now for part in parts}
 
-    def learn(self, entity: str, resources: Mapping[str, str], *, changed: bool) -> None:
+    def home(self, entry: OpenItem, entity: str) -> str:
+        """Return the owner of an item's queue; ``entity`` is today's if none was recorded."""
+        return entry.home or self.entity or entity
+
+    def move(self, server: str) -> None:
+        """Record the W&B server; what was learned of another one is forgotten."""
+        if self.server not in ("", server):
+            self.entity, self.agent, self.made, self.stopped, self.resources = "", "", None, False, {}
+            self.waiting, self.suspects, self.left_out, self.operations = {}, {}, {}, MOST_OPERATIONS
+        self.server = server
+
+    def learn(self, entity: str, resources: Mapping[str, str]) -> None:
         """Record the entity and what its queues run on; an agent of another entity is forgotten."""
+        changed = self.entity not in ("", entity)
+        for entry in list(self.open.values()) if changed else ():
+            home = self.home(entry, entity)
+            self.open[entry.item] = entry.at_home("" if home == entity else home)
         self.entity, self.resources = entity, dict(resources)
         self.agent = "" if changed else self.agent
         self.made = None if changed else self.made
