@@ -25,6 +25,7 @@ from local.standins.vertex.jobs import Jobs
 from local.standins.vertex.server import Limits, VertexServer
 from local.standins.wandb import WandbServer
 from tests.support.processes import ROOT
+from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.job import environment
 from vertex_launch.log import LOGGER
@@ -399,6 +400,59 @@ def test_acks_that_are_never_refused(world: World, run: Run) -> None:
 
     world.wandb.store.launch.ack = ack  # type: ignore[method-assign]
     assert run(only="wandb-refused-ack").verdicts == {"wandb-refused-ack": "FAIL"}
+
+
+def test_pops_that_take_long(world: World, run: Run) -> None:
+    world.wandb.faults.delay("popFromRunQueue", 3.5)
+    ran = run(only="wandb-batches")
+    assert ran.verdicts == {"wandb-batches": "note"}
+    assert 15 <= ran.findings["wandb-batches"]["suggested"]["batches.pops"] <= 23
+
+
+def test_queue_ids_in_another_form(world: World, run: Run) -> None:
+    launch, create = world.wandb.store.launch, world.wandb.store.launch.create_agent
+
+    def another_form(*given: Any, **more: Any) -> Any:
+        agent = create(*given, **more)
+        agent.run_queues = [f"queue/{one}" for one in agent.run_queues]
+        return agent
+
+    launch.create_agent = another_form  # type: ignore[method-assign]
+    ran = run(only="wandb-agent-queues")
+    assert ran.verdicts == {"wandb-agent-queues": "note"}
+    assert "queue/" in ran.findings["wandb-agent-queues"]["words"]
+
+
+def test_jobs_that_a_get_does_not_show_at_once(world: World, run: Run) -> None:
+    world.vertex.faults.fail("GetCustomJob", "NOT_FOUND", times=3)
+    assert run(only="vertex-get,vertex-labels").verdicts == {"vertex-get": "note", "vertex-labels": "ok"}
+
+
+def test_jobs_that_never_begin(world: World, run: Run) -> None:
+    world.machines.errors.clear()
+    began = world.time.now
+    ran = run(only="vertex")
+    assert "RUNNING" in ran.findings["vertex-exit"]["measured"]
+    assert ran.findings["vertex-exit"]["code"] == Code.VERIFY_NOT_MEASURED
+    assert world.time.now - began < 1500, "all are waited for together"
+    assert world.leftovers() == NOTHING
+
+
+def test_every_question_and_change_of_the_product_is_sent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    public = {name for name in dir(WandbQueue) if not name.startswith("_") and callable(getattr(WandbQueue, name))}
+    called: set[str] = set()
+
+    def counted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **more: Any) -> Any:
+            called.add(name)
+            return method(*given, **more)
+
+        return call
+
+    for name in public:
+        monkeypatch.setattr(WandbQueue, name, counted(name, getattr(WandbQueue, name)))
+    run(only="wandb-documents")
+    assert public - called - {"default_entity"} == set(), "the same document as viewer"
 
 
 # What goes wrong on the way

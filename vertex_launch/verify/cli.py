@@ -45,6 +45,9 @@ from vertex_launch.verify.wandb_setup import Recorder, Setup
 PUBLIC = ("api.wandb.ai", "api.forge.coreweave.com")
 """W&B's own servers, whose names say nothing about who uses them."""
 
+LATER = ("item", "account")
+"""Jobs that are not created first: one is made by the deployment, and the other one should be refused."""
+
 FITS, DIFFERS, USAGE, DECLINED = 0, 1, 2, 3
 """The exit statuses; one that is ended by a signal is 128 and its number."""
 
@@ -168,7 +171,7 @@ def _verify(
         return DECLINED
     with _signals(bench):
         findings, interrupted = runner.measure(
-            bench, steps, wanted, partial(own_jobs.begin, *(kind for kind in plan.jobs if kind != "item"))
+            bench, steps, wanted, partial(own_jobs.begin, *(kind for kind in plan.jobs if kind not in LATER))
         )
     print(f"\n{_report(bench, findings)}")
     if given.json:
@@ -192,7 +195,7 @@ def _steps(own: queues.Queues, vertex: jobs.Jobs, deployment: Deployment) -> tup
             vertex.create,
             ("run",),
         ),
-        Step(("vertex-account",), "Vertex AI: creates a job with a wrong account", vertex.account),
+        Step(("vertex-account",), "Vertex AI: creates a job with a wrong account", vertex.account, ("account",)),
         Step(("vertex-cancel",), "Vertex AI: cancels a job", vertex.cancel, ("cancel",)),
         Step(("deployment-tick",), "deployment: publishes a tick", deployment.tick),
         Step(("deployment-item",), "deployment: pushes an item", deployment.item, ("item",)),
@@ -250,7 +253,7 @@ def _intent(settings: Settings, plan: Plan, entity: str, wanted: frozenset[str],
 
 
 def _jobs(plan: Plan) -> str:
-    return "1 job" if len(plan.jobs) == 1 else f"{len(plan.jobs)} jobs"
+    return "1 job" if len(plan.jobs) == 1 else f"up to {len(plan.jobs)} jobs"
 
 
 def _agreed() -> bool:

@@ -53,7 +53,6 @@ class Seen:
     item: str
     queue: str
     pushed: float
-    claimed: float = 0.0
     ended: float = 0.0
     logged: float = 0.0
     ticked: float = 0.0
@@ -149,25 +148,25 @@ class Deployment:
     def item(self) -> Iterator[Finding]:
         """Wait until a pass has created the job of the item and claimed it."""
         name, seen = "deployment-item", self.begin()
-        state, _ = self._bench.until(self._state, START_PATIENCE)
-        took = self._bench.clock.now() - seen.pushed
-        if state == CLAIMED or (state == FAILED and seen.job is not None):
-            yield ok(name, f"it is claimed after {took:.0f} s", value=round(took, 1))
-        elif state == FAILED:
-            words = self._queues.shown(seen.queue, seen.item).error
-            remedy = "Correct what the item's message in the JSON says, such as the policy"
-            yield fail(Code.VERIFY_DEPLOYMENT, name, f"it has failed: {words[:160]}", remedy, words=words)
-        else:
-            remedy = "Look at the pass's report in the log of NAME-dispatch, and whether a slot is free"
-            yield fail(Code.VERIFY_DEPLOYMENT, name, f"it still waits after {took:.0f} s", remedy)
+        states = (CLAIMED, FAILED)
 
-    def _state(self) -> str | None:
-        seen = self.begin()
-        self._watch()
-        state = self._queues.state(seen.queue, seen.item)
-        if state == FAILED or (state == CLAIMED and seen.job is not None):
-            return state
-        return None
+        def settled() -> str | None:
+            state = self._queues.state(seen.queue, seen.item)
+            return state if state in states else None
+
+        state, _ = self._bench.until(settled, START_PATIENCE)
+        took = self._bench.clock.now() - seen.pushed
+        shown = self._queues.shown(seen.queue, seen.item)
+        if state == CLAIMED or shown.run:  # a job may have failed in the meantime
+            yield ok(name, f"it is claimed after {took:.0f} s", value=round(took, 1), words=shown.error)
+        elif state == FAILED:
+            remedy = "Correct what the item's message in the JSON says, such as the policy"
+            measured = f"it has failed: {shown.error[:160]}"
+            yield fail(Code.VERIFY_DEPLOYMENT, name, measured, remedy, words=shown.error)
+        else:
+            words = "; ".join(shown.warnings)
+            remedy = "Look at the report of a pass in the log of NAME-dispatch, and whether a slot is free"
+            yield fail(Code.VERIFY_DEPLOYMENT, name, f"it still waits after {took:.0f} s", remedy, words=words)
 
     def job_end(self) -> Iterator[Finding]:
         """Wait for the end of the item's job, its log entry, the tick of job_state, and the next pass."""

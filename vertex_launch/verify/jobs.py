@@ -30,6 +30,8 @@ PRICE = 0.25
 """US dollars for an hour of the machine, rounded up: regions differ, and prices change."""
 LIMIT = 900
 """Seconds after which Vertex AI ends a job of the command."""
+PATIENCE = LIMIT + 300.0
+"""Seconds after its create after which the end of a job is not waited for."""
 STATUS = 3
 LAST_WORDS = 60.0
 """Seconds that a cancelled job has to end before its run is deleted."""
@@ -168,7 +170,7 @@ class Jobs:
         self._vertex.cancel(made.name)
         job = self._end("cancel")
         if job is None:
-            yield fail(Code.VERIFY_DIFFERS, name, "it has not ended after 15 min", REPORT)
+            yield fail(Code.VERIFY_DIFFERS, name, self._goes_on("cancel"), REPORT)
             return
         seconds = self._bench.clock.now() - began
         measured = f"it is {job.state.removeprefix('JOB_STATE_')} after {seconds:.0f} s"
@@ -205,7 +207,7 @@ class Jobs:
             fits = kind == "image" and isinstance(error, ItemRejected)
             yield note(name, measured, words=words) if fits else unmeasured(name, f"{measured}: {words}")
         elif (job := self._end(kind)) is None:
-            yield unmeasured(name, f"the job has not ended after {LIMIT // 60} min")
+            yield unmeasured(name, self._goes_on(kind))
         else:
             yield self._text(name, expected, kind, job)
 
@@ -240,7 +242,7 @@ class Jobs:
         """Wait for the job with a run to end, and for the run's last state."""
         name, made, job = "vertex-run-delay", self._job("run"), self._end("run")
         if job is None:
-            yield unmeasured(name, f"the job has not ended after {LIMIT // 60} min")
+            yield unmeasured(name, self._goes_on("run"))
             return
         if job.state == outcome.FAILED:
             yield unmeasured(name, f"the job failed: {_short(job.error)}")
@@ -285,13 +287,20 @@ class Jobs:
         def ended() -> ManagedJob | None:
             return made.view if made.ended else None
 
-        job, _ = self._bench.until(ended, LIMIT + 300, every=2)
+        job, _ = self._bench.until(ended, max(0.0, made.created + PATIENCE - clock.now()), every=2)
         if job is None or job.state != outcome.FAILED:
             return job
         most = max(180.0, 3 * self._settings.timeouts.settle_grace)
         while not made.error_seen and clock.now() - made.ended < most:
             self._bench.pause(2)
         return made.view
+
+    def _goes_on(self, kind: str) -> str:
+        """Return that a job has not ended, and its state."""
+        made = self._made[kind]
+        job, took = self._vertex.get(made.name), self._bench.clock.now() - made.created
+        state = job.state.removeprefix("JOB_STATE_") if job else "not shown"
+        return f"the job is {state} after {took / 60:.0f} min"
 
     def _note_ends(self) -> None:
         """Look at all jobs that are waited for, so that each end is seen when it happens."""

@@ -129,6 +129,7 @@ class Queues:
             "sweeps": lambda: wandb.sweeps([missing]),
             "schedulers": lambda: wandb.schedulers([missing]),
             "leases": lambda: wandb.leased(entity, queue, self.agent),
+            "queues": lambda: wandb.queue_names(entity),
             "resources": lambda: wandb.resources(entity, [queue]),
             "queue configuration": lambda: wandb.queue_configs(entity, [queue]),
             "agent status": lambda: wandb.set_status(self.agent, "RUNNING"),
@@ -183,11 +184,21 @@ class Queues:
         each = sum(one.seconds for one in sent) / POPS
         if together:
             measured = f"{POPS} pops in {len(sent)} request{'s'[: len(sent) > 1]}, {each:.2f} s for each pop"
-            yield ok(name, measured, value=round(each, 3))
+            yield self._pops_fit(measured, each)
             return
         remedy = "Set batches to 1 for pops, updates and lookups, so that no request is refused first"
         measured = f"one operation per request, {each:.2f} s for each pop; passes adapt"
         yield note(name, measured, remedy, words=words, value=round(each, 3), suggested=dict.fromkeys(_BATCHES, 1))
+
+    def _pops_fit(self, measured: str, each: float) -> Finding:
+        """Return whether a full request for items is answered in half of the time that there is for it."""
+        name, settings, value = "wandb-batches", self._bench.settings, round(each, 3)
+        pops, fits = settings.batches.pops, max(1, int(settings.timeouts.read / 2 / max(each, 0.001)))
+        if pops <= fits:
+            return ok(name, measured, value=value)
+        remedy = f"Set batches.pops to {fits}, so that no request is answered late first"
+        measured = f"{measured}; passes adapt from {pops} on"
+        return note(name, measured, remedy, value=value, suggested={"batches.pops": fits})
 
     def agents(self) -> Iterator[Finding]:
         """Look an agent up by its id and in the list of all."""
@@ -213,9 +224,14 @@ class Queues:
         item, other = self._leased(2)
         most = min(LONGEST_LEASE, max(240.0, 3 * settings.lease))
 
+        leased_at = began
+
         def back() -> str | None:
-            view = self._wandb.items(self.entity, {item: queue}).get(item)
-            return view.state if view and view.state != LEASED else None
+            nonlocal leased_at
+            state = self.state(queue, item)
+            if state == LEASED:
+                leased_at = self._bench.clock.now()
+            return state if state not in ("", LEASED) else None
 
         state, _ = self._bench.until(back, most)
         seconds = self._bench.clock.now() - began
@@ -230,7 +246,8 @@ class Queues:
             yield unmeasured(late, "the lease could not be measured")
             return
         if self._popped_again(queue, item):
-            yield self._lease_fits(math.floor(seconds), seconds)
+            # It was looked up each second, so that it ended less than a second after that.
+            yield self._lease_fits(math.floor(leased_at - began + 1), seconds)
         else:
             measured = f"it is PENDING after {seconds:.0f} s, and no pop returns it"
             yield fail(Code.VERIFY_DIFFERS, name, measured, REPORT, value=round(seconds, 1))
