@@ -42,6 +42,7 @@ check_options() {
   local address part
   setting api_key_delivery >/dev/null
   setting git_token_secrets >/dev/null
+  setting git_hosts >/dev/null
   [ -n "$project" ] || fail "--project is missing: the id of the project to deploy to. --help lists all options."
   [[ $project =~ ^[a-z][a-z0-9-]{4,28}[a-z0-9]$ ]] || fail "--project '$project' is not a project id: 6 to 30 lower-case letters, digits \
 and hyphens. Use the id, not the number or the name; 'gcloud projects list' shows it."
@@ -179,7 +180,7 @@ script finds it only there."
 jobs_read_key() { [ "$(setting api_key_delivery | tr -d "[:space:]\"'")" = api_key_delivery:secret ]; }
 
 # token_secrets: the secrets with tokens for git, each once, by their full names, because they may belong to another project.
-token_secrets() { { setting git_token_secrets | grep -Eo 'projects/[^/ ]+/secrets/[A-Za-z0-9_-]+' || true; } | sort -u; }
+token_secrets() { { { setting git_token_secrets; setting git_hosts; } | grep -Eo 'projects/[^/ ]+/secrets/[A-Za-z0-9_-]+' || true; } | sort -u; }
 
 # gcloud
 

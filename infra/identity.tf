@@ -51,7 +51,7 @@ locals {
   # The secrets that a job's bootstrap reads with the job's account, by full name: the key, if the settings keep it out of jobs'
   # specs, and each git token. Hosts may share a token. The preflight and the functions report names that are not secrets.
   job_secrets = merge(
-    { for secret in toset(flatten([for version in try(values(local.settings.git_token_secrets), []) : regexall("^projects/[^/]+/secrets/[A-Za-z0-9_-]+", version)])) : secret => split("/", secret) },
+    { for secret in toset(flatten([for version in concat(try(values(local.settings.git_token_secrets), []), [for host in try(values(local.settings.git_hosts), []) : try(host.token_secret, "")]) : regexall("^projects/[^/]+/secrets/[A-Za-z0-9_-]+", version)])) : secret => split("/", secret) },
     try(local.settings.api_key_delivery, "env") == "secret" ? { "the W&B key" = local.secret_parts } : {},
   )
 

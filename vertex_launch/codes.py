@@ -87,6 +87,7 @@ class Code(StrEnum):
     POLICY_POWER = auto()
     POLICY_UNLISTED = auto()
     ARTIFACT_INVALID = auto()
+    ARTIFACT_REMOTE = auto()
     ARTIFACT_DOCKERFILE = auto()
     ARTIFACT_PASSWORD = auto()
     ARTIFACT_UNAVAILABLE = auto()

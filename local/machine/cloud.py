@@ -253,6 +253,8 @@ class Cloud:
         settings = {**yaml.safe_load((CONFIG / "vertex-launch.yaml").read_text()), **self.options.settings}
         wanted = [SECRET] if settings.get("api_key_delivery") == "secret" else []
         wanted += [version.partition("/versions/")[0] for version in (settings.get("git_token_secrets") or {}).values()]
+        tokens = [host.get("token_secret") for host in (settings.get("git_hosts") or {}).values()]
+        wanted += [version.partition("/versions/")[0] for version in tokens if version]
         return {secret: [JOB_ACCOUNT] for secret in wanted}
 
     def _log(self, entry: Entry) -> None:

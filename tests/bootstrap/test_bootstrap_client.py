@@ -28,6 +28,7 @@ from tests.support.bootstrap_world import (
     SECRET,
     Ended,
     Google,
+    Internet,
     git,
     packages,
     python,
@@ -83,7 +84,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         git(remote, "add", ".")
         git(remote, "commit", "-q", "-m", "first")
         clone = replace(client, home=client.home / "clone")
-        git(client.home, "clone", "-q", remote.as_uri(), str(clone.home))
+        (client.home / "internet").mkdir()
+        host = Internet(client.home / "internet")  # a job cannot fetch from a path of its author's computer
+        host.repositories = {"https:///remote": remote / ".git"}
+        host.start()
+        git(client.home, "clone", "-q", f"{host.url}/remote", str(clone.home))
         (clone.home / "train.py").write_text(PROGRAM)
         create = "job create code code -p demo -n {name} -E 'python train.py --lr 1'"
         typed = json.dumps([shlex.split(create.format(name=name)) for name in ("code", "lost")])
@@ -99,6 +104,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
             done = who.run(*command, **where, **more)
             assert done.returncode == 0, done.stdout + done.stderr
         yield Made(w_and_b, client, JobArtifacts(w_and_b.url, Secret(), timeout=20))
+        host.stop()
 
 
 # ---- the container

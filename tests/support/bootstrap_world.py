@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from local.standins.web import Handler, WebServer
+from tests.support.specs import SETTINGS
 from vertex_launch.job import boot, job_source
 from vertex_launch.model import JobArtifact
 
@@ -438,9 +439,9 @@ class Container:
 
     def plan(self, **changes: Any) -> dict[str, Any]:
         """Return a plan that runs ``train.py`` of the code artifact ``QXJ0aWZhY3Q6MQ==``."""
-        if changes.get("remote"):
+        if changes.get("remote") and not changes["remote"].startswith("file:"):  # a path is refused before
             git = {"remote": changes["remote"], "commit": "abc"}
-            found = job_source.read(JobArtifact("job", {"source_type": "repo", "source": {"git": git}}))
+            found = job_source.read(JobArtifact("job", {"source_type": "repo", "source": {"git": git}}), SETTINGS)
             changes |= {"remote": found.remote, "ssh": found.ssh}
         return {
             "source": "artifact",

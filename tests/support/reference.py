@@ -12,7 +12,16 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from vertex_launch.preflight.credentials import Endpoints
-from vertex_launch.settings.config import AgentSettings, Batches, DeploymentSettings, Policy, Region, Settings, Timeouts
+from vertex_launch.settings.config import (
+    AgentSettings,
+    Batches,
+    DeploymentSettings,
+    GitHost,
+    Policy,
+    Region,
+    Settings,
+    Timeouts,
+)
 from vertex_launch.settings.sources import LAUNCH_FILE, STAGING, VARIABLES, VERTEX_FILE
 
 PAGE = Path(__file__).parents[2] / "docs/configuration.md"
@@ -59,6 +68,7 @@ def render() -> str:
         *_section(VERTEX_FILE, DeploymentSettings),
         *_section("regions", Region, "Each entry of `regions` has these settings."),
         *_section("policy", Policy, "A list that is absent allows everything, an empty one allows nothing."),
+        *_section("git_hosts", GitHost, "Each entry of `git_hosts` has these settings."),
         *_section("timeouts", Timeouts),
         *_section("batches", Batches),
         *_environment(),

@@ -333,6 +333,11 @@ IN_VERTEX: dict[Code, dict[str, list[str]]] = {
         "git_token_secrets.https://github.com": [f"{{'https://github.com': {SECRET}}}"],
         "git_token_secrets.github.com/acme": [f"{{github.com/acme: {SECRET}}}"],
         "git_token_secrets.gitlab.corp:port": [f"{{'gitlab.corp:port': {SECRET}}}"],
+        "git_hosts.git.corp.url": [
+            "{git.corp: {url: git.corp}}",
+            "{git.corp: {url: 'https://ann:x@git.corp'}}",
+        ],
+        "git_hosts.git.corp.archive": ["{git.corp: {url: 'https://git.corp', archive: 'https://git.corp/{path}'}}"],
         "git_token_secrets.*.corp": [f"{{'*.corp': {SECRET}}}"],
         "policy.images": ["{images: }", "{images: '*'}"],
         "policy.images[0]": ["{images: ['']}"],

@@ -17,7 +17,7 @@ from vertex_launch.job.arguments import unescape
 from vertex_launch.job.job_source import JobSource, SourceType
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import JobArtifact
-from vertex_launch.settings.config import Settings
+from vertex_launch.settings.config import GitHost, Settings
 
 NAME = "acme/demo/train:v3"
 SECRET = "projects/demo-project/secrets/github/versions/latest"
@@ -42,9 +42,9 @@ KEPT_OUT = SETTINGS.model_copy(update={"api_key_delivery": "secret", "jobs_accou
 ACCOUNT = {"service_account": "jobs@demo-project.iam.gserviceaccount.com"}
 
 
-def source(description: dict[str, Any], **changes: Any) -> JobSource:
+def source(description: dict[str, Any], settings: Settings = SETTINGS, /, **changes: Any) -> JobSource:
     changed = description | {"source": description["source"] | changes}
-    return job_source.read(JobArtifact(NAME, changed))
+    return job_source.read(JobArtifact(NAME, changed), settings)
 
 
 def request_of(found: JobSource | None, settings: Settings = SETTINGS, /, **spec: Any) -> JobRequest:
@@ -106,7 +106,7 @@ def plan(job: CustomJob) -> dict[str, Any]:
 )
 def test_a_description_that_cannot_be_run_is_refused_with_its_flaw(description: Any, flaw: str) -> None:
     with pytest.raises(ItemRejected) as error:
-        job_source.read(JobArtifact(NAME, description))
+        job_source.read(JobArtifact(NAME, description), SETTINGS)
     assert error.value.message.code is Code.ARTIFACT_INVALID
     assert f"job: {NAME}" in str(error.value)
     assert flaw in str(error.value)
@@ -279,7 +279,6 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
         ("https://github.com.evil.example/a", "https://github.com.evil.example/a", False),
         ("git@10.0.0.5:a/b.git", "https://10.0.0.5/a/b.git", True),
         ("git@gitlab:a/b.git", "https://gitlab/a/b.git", True),
-        ("file:///srv/git/b", "file:///srv/git/b", False),
     ],
 )
 def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
@@ -292,7 +291,7 @@ def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
             )
         }
     )
-    found = plan(built(source(REPO, git={"remote": remote, "commit": "1"}), private, run=ACCOUNT))
+    found = plan(built(source(REPO, private, git={"remote": remote, "commit": "1"}), private, run=ACCOUNT))
     assert (found["remote"], found["token_secret"]) == (url, SECRET if has_token else None)
     assert found["ssh"] == ("://" not in remote or remote.startswith("ssh"))
 
@@ -309,8 +308,6 @@ def test_a_repository_is_fetched_from_a_url_and_a_token_goes_to_its_own_host(
         "https://github.com/a b",
         "https:///a/b",
         "git://github.com/a/b",
-        "ext::sh -c true",
-        "/srv/repository",
         "-oProxyCommand=true:a",
         f"{KEY}:x-oauth-basic@github.com/a/b",
         f"x-access-token:{KEY}@github.com/a/b",
@@ -324,6 +321,104 @@ def test_an_address_that_two_programs_could_read_in_two_ways_is_refused(remote: 
         source(REPO, git={"remote": remote, "commit": "1"})
     assert error.value.message.code is Code.ARTIFACT_INVALID
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("remote", "url"),
+    [
+        ("git@ssh.dev.azure.com:v3/org/team/project", "https://dev.azure.com/org/team/_git/project"),
+        ("ssh://git@ssh.dev.azure.com/v3/org/proj/repo", "https://dev.azure.com/org/proj/_git/repo"),
+        ("ssh://git@ssh.dev.azure.com:22/v3/org/My%20Proj/repo", "https://dev.azure.com/org/My%20Proj/_git/repo"),
+        ("org@vs-ssh.visualstudio.com:v3/org/proj/repo", "https://dev.azure.com/org/proj/_git/repo"),
+        ("ssh://org@vs-ssh.visualstudio.com:22/proj/_ssh/repo", "https://org.visualstudio.com/proj/_git/repo"),
+        ("ssh://org@org.visualstudio.com:22/proj/_ssh/repo", "https://org.visualstudio.com/proj/_git/repo"),
+        ("ssh://git@ssh.github.com:443/acme/x.git", "https://github.com/acme/x.git"),
+        ("ssh://git@SSH.GitHub.com:443/acme/x.git", "https://github.com/acme/x.git"),
+        ("git@ssh.github.com:acme/x.git", "https://github.com/acme/x.git"),
+        ("ssh://git@altssh.gitlab.com:443/acme/x.git", "https://gitlab.com/acme/x.git"),
+        ("ssh://git@altssh.bitbucket.org:443/acme/x.git", "https://bitbucket.org/acme/x.git"),
+        ("git@bitbucket.org:acme/x.git", "https://bitbucket.org/acme/x.git"),
+        ("ssh://git@bitbucket.corp.example:7999/proj/repo.git", "https://bitbucket.corp.example/scm/proj/repo.git"),
+        ("ssh://git@code.corp.example:7999/~ann/repo.git", "https://code.corp.example/scm/~ann/repo.git"),
+        ("git@stash.corp.example:proj/repo.git", "https://stash.corp.example/scm/proj/repo.git"),
+        ("ssh://git@gitlab.example.com:2222/group/x.git", "https://gitlab.example.com/group/x.git"),
+        ("git@git.sr.ht:~ann/x", "https://git.sr.ht/~ann/x"),
+        ("git@hf.co:ann/model", "https://huggingface.co/ann/model"),
+        (
+            "ssh://APKA1@git-codecommit.us-east-1.amazonaws.com/v1/repos/x",
+            "https://git-codecommit.us-east-1.amazonaws.com/v1/repos/x",
+        ),
+        (
+            "https://org@dev.azure.com/org/My%20Project/_git/repo",
+            "https://org@dev.azure.com/org/My%20Project/_git/repo",
+        ),
+        ("git@work:acme/x.git", "https://github.com/acme/x.git"),
+        ("git@github.com-work:acme/x.git", "https://github.com/acme/x.git"),
+        ("ssh://git@git.corp.example:2222/team/x.git", "https://git.corp.example:8443/git/team/x.git"),
+        ("ssh://git@git.corp.example/team/x.git", "https://git.corp.example/team/x.git"),
+    ],
+)
+def test_an_address_for_ssh_becomes_one_for_https(remote: str, url: str) -> None:
+    hosts = {
+        "work": GitHost(url="https://github.com"),
+        "github.com-work": GitHost(url="https://github.com/"),
+        "git.corp.example:2222": GitHost(url="https://git.corp.example:8443/git"),
+    }
+    configured = SETTINGS.model_copy(update={"git_hosts": hosts})
+    assert plan(built(source(REPO, configured, git={"remote": remote, "commit": "1"}), configured))["remote"] == url
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        *(
+            "C:/Users/me/repo",
+            "C:\\Users\\me\\repo",
+            "d:repo",
+            "\\\\server\\share\\x",
+            "/srv/repository",
+            "../x",
+            "~/x",
+            "./x",
+            "x",
+        ),
+        *("file:///Users/me/repo", "codecommit::us-east-1://x", "ext::sh -c true", "gcrypt::git@github.com:a/b"),
+        *("work:acme/x.git", "git@work:acme/x.git", "git@github.com-work:acme/x.git", "ssh://git@box/srv/x.git"),
+    ],
+)
+def test_an_address_that_means_something_on_one_computer_alone_is_refused(remote: str) -> None:
+    with pytest.raises(ItemRejected) as error:
+        source(REPO, git={"remote": remote, "commit": "1"})
+    assert error.value.message.code is Code.ARTIFACT_REMOTE
+    assert "git_hosts" in str(error.value)
+
+
+@pytest.mark.parametrize("remote", [f"{KEY}:acme/x", f"{KEY}@work:acme/x", f"{KEY}/x", f"ssh://{KEY}@box/x"])
+def test_a_refusal_of_an_address_shows_no_token(remote: str) -> None:
+    with pytest.raises(ItemRejected) as error:
+        source(REPO, git={"remote": remote, "commit": "1"})
+    assert KEY not in str(error.value)
+
+
+def test_a_host_of_ones_own_has_a_token_and_archives() -> None:
+    own = GitHost(
+        url="https://git.corp.example/scm",
+        token_secret=SECRET,
+        archive="https://git.corp.example/rest/{owner}/repos/{name}/archive?at={commit}&format=tgz",
+    )
+    configured = SETTINGS.model_copy(update={"git_hosts": {"git.corp.example": own}})
+    for remote in (
+        "git@git.corp.example:team/a b.git".replace(" ", "%20"),
+        "https://ann:x@git.corp.example/scm/team/a%20b",
+    ):
+        found = plan(
+            built(source(REPO, configured, git={"remote": remote, "commit": "0123abc"}), configured, run=ACCOUNT)
+        )
+        assert found["token_secret"] == SECRET
+        assert found["archive"] == "https://git.corp.example/rest/team/repos/a%20b/archive?at=0123abc&format=tgz"
+        assert "ann" not in found["remote"]
+    other_path = source(REPO, configured, git={"remote": "https://git.corp.example/x/y", "commit": "1"})
+    assert plan(built(other_path, configured))["token_secret"] is None
 
 
 def test_code_without_an_entry_point_is_refused() -> None:

@@ -23,7 +23,9 @@ OTHER = "docker.io/evil/tool:1"
 def source(kind: str, **changes: Any) -> JobSource:
     """Return a W&B job: an image, or code with an entry point of its own."""
     own = {"image": IMAGE} if kind == "image" else {"artifact": "wandb-artifact://_id/QXJ0"}
-    return job_source.read(JobArtifact("acme/demo/train:v3", {"source_type": kind, "source": {**own, **changes}}))
+    return job_source.read(
+        JobArtifact("acme/demo/train:v3", {"source_type": kind, "source": {**own, **changes}}), SETTINGS
+    )
 
 
 def refused(spec: dict[str, Any], found: JobSource | None = None, **settings: Any) -> str:

@@ -69,7 +69,7 @@ def prepare(
             parsed[item.id] = error
     specs = [spec for spec in parsed.values() if isinstance(spec, RunSpec)]
     names = sorted({_job(spec, entity) for spec in specs if _needs_source(spec)})
-    found = services.run_parallel([partial(_find, services, name, entity, until) for name in names], AT_ONCE)
+    found = services.run_parallel([partial(_find, services, settings, name, entity, until) for name in names], AT_ONCE)
     sweeps = sorted({_sweep(spec, entity) for spec in specs if _is_of_sweep(spec)}, key=str)
     swept = sorted({spec.run for spec in specs if _is_job_that_schedules(spec, entity)}, key=str)
     states = _ask(services.queue.sweeps, sweeps)
@@ -208,11 +208,13 @@ def _hidden(name: str) -> ItemRejected:
     return ItemRejected(found, code=Code.ARTIFACT_NOT_FOUND)
 
 
-def _find(services: Services, name: str, entity: str, until: float) -> JobSource | ItemRejected | ItemDeferred:
+def _find(
+    services: Services, settings: Settings, name: str, entity: str, until: float
+) -> JobSource | ItemRejected | ItemDeferred:
     """Look up a job artifact."""
     try:
         check_time(services.clock(), until)
-        return checked(lambda: job_source.read(services.jobs.find(name)), f"job {name}")
+        return checked(lambda: job_source.read(services.jobs.find(name), settings), f"job {name}")
     except ItemRejected as error:
         return error if error.message.code is Code.ARTIFACT_NAME or _is_own(name, entity) else _hidden(name)
     except ItemDeferred as error:

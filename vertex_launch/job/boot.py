@@ -22,7 +22,7 @@ from vertex_launch.job.findings import Findings
 from vertex_launch.job.job_source import JobSource, SourceType
 from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.problems import shown
-from vertex_launch.settings.config import Settings
+from vertex_launch.settings.config import GitHost, Settings
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,9 @@ class Boot:
             token = _token_secret(source, self.settings)
             remote = _without_credentials(source.remote) if token else source.remote
             wanted |= {"remote": remote, "ssh": source.ssh, "commit": source.commit, "token_secret": token}
+            host = _host(source, self.settings)
+            if host and host.archive:
+                wanted["archive"] = host.archive_of(_without_credentials(source.remote), source.commit)
         if wanted.get("api_key_secret") or wanted.get("token_secret"):
             endpoint = self.settings.secretmanager_endpoint or "secretmanager.googleapis.com"
             wanted["secretmanager"] = endpoint if "://" in endpoint else f"https://{endpoint}"
@@ -115,7 +118,10 @@ def wrap(task: dict[str, Any], place: str, settings: Settings, findings: Finding
     task["command"] = ["python3", "-c", escape(text())]
 
 
-PARTS = (*(f"container/{name}.py" for name in ("base", "requirements", "source", "patch", "notebook")), "bootstrap.py")
+PARTS = (
+    *(f"container/{name}.py" for name in ("base", "remotes", "requirements", "source", "patch", "notebook")),
+    "bootstrap.py",
+)
 """The modules of the bootstrap; each may use those before it."""
 
 
@@ -159,8 +165,17 @@ def _token_secret(source: JobSource, settings: Settings) -> str | None:
     host = url.hostname or ""
     if url.scheme != "https" and not (url.scheme == "http" and host in ("127.0.0.1", "localhost")):
         return None
+    known = _host(source, settings)
+    if known and known.token_secret:
+        return known.token_secret
     names = [f"{host}:{url.port or 443}", *([host] if url.port in (None, 443) else [])]
     return next((settings.git_token_secrets[name] for name in names if name in settings.git_token_secrets), None)
+
+
+def _host(source: JobSource, settings: Settings) -> GitHost | None:
+    """Return the settings of the host that a repository is fetched from, with a URL that its address begins with."""
+    remote = _without_credentials(source.remote).lower()
+    return next((host for host in settings.git_hosts.values() if remote.startswith(f"{host.url}/".lower())), None)
 
 
 def _without_credentials(remote: str) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
+from vertex_launch.job.container.remotes import NoRemote, remote_url
 from vertex_launch.job.proto_reader import is_plain
 from vertex_launch.job.run_spec import RunSpec
 from vertex_launch.model import JobArtifact
@@ -26,10 +27,6 @@ PARTS = ("source_type", "source", "runtime")
 
 PYTHON = "3.11"
 """The Python of a job that does not name the version it was created with."""
-
-# Stricter than any other parser of addresses, so that no two of them see different hosts in the same address.
-_URL = re.compile(r"(https?|file|ssh)://(?:([^/@]*)@)?([A-Za-z0-9._-]*)(:\d+)?(/.*)")
-_SCP = re.compile(r"(?:[\w.+-]+@)?([A-Za-z0-9._-]+):(?!//)/*(.+)", re.ASCII)
 
 _USERS = frozenset({"git", "oauth2", "x-access-token", "x-token-auth", "x-oauth-basic", "gitlab-ci-token"})
 
@@ -77,17 +74,24 @@ class _Broken(Exception):
     """A job artifact cannot be run; the text says why."""
 
 
-def read(job: JobArtifact) -> JobSource:
+def read(job: JobArtifact, settings: Settings) -> JobSource:
     """Read what a job artifact describes. Raises ItemRejected if it cannot be run."""
     try:
-        return _read(job)
+        return _read(job, settings)
+    except NoRemote as error:
+        place = settings.where("git_hosts")
+        remedy = f"Push the commit to a host that jobs can reach, or name an SSH host in {place}."
+        if not error.is_far:
+            remedy = "Create it again, for example with wandb job create."
+        code = Code.ARTIFACT_REMOTE if error.is_far else Code.ARTIFACT_INVALID
+        raise ItemRejected(f"job: {job.name} cannot be run: {error}. {remedy}", code=code) from error
     except _Broken as error:
         found = f"job: {job.name} cannot be run: {error}. Create it again, for example with wandb job create."
         raise ItemRejected(found, code=Code.ARTIFACT_INVALID) from error
 
 
-def _read(job: JobArtifact) -> JobSource:
-    """Read a job artifact. Raises _Broken."""
+def _read(job: JobArtifact, settings: Settings) -> JobSource:
+    """Read a job artifact. Raises _Broken, NoRemote."""
     description = _mapping(job.description, "wandb-job.json")
     kind = description.get("source_type")
     if kind not in list(SourceType):
@@ -100,7 +104,10 @@ def _read(job: JobArtifact) -> JobSource:
     # wandb 0.31 writes `pythonCPython 3.11` for the job that a run makes of itself.
     entry_point = [re.sub(r"^python\w+ (?=3\.)", "python", part) for part in command[:1]] + command[1:]
     git = _mapping(source.get("git") or {}, "its source.git")
-    remote, ssh = _remote(_text(git, "remote"))
+    remote, ssh = _text(git, "remote"), False
+    if remote.strip():
+        bases = {name: host.url for name, host in settings.git_hosts.items()}
+        remote, ssh = remote_url(remote, bases, tuple(settings.git_token_secrets))
     found = JobSource(
         name=job.name,
         type=SourceType(kind),
@@ -159,24 +166,6 @@ def image_of(source: JobSource, spec: RunSpec, settings: Settings) -> str:
             return str(image)
     minor = re.search(r"3\.\d+", source.python)  # wandb 0.31 may write `CPython 3.11.7`
     return settings.base_image or f"python:{minor[0] if minor else PYTHON}-slim"
-
-
-def _remote(remote: str) -> tuple[str, bool]:
-    """Return a repository's address as a URL that a job can fetch from, and whether it was one for SSH."""
-    text = remote.strip()
-    if not text:
-        return "", False
-    plain = not re.search(r"[\s?#\\\x00-\x1f]", text)
-    if plain and (url := _URL.fullmatch(text)):
-        scheme, user, host, port, path = (part or "" for part in url.groups())
-        if scheme == "ssh":
-            return f"https://{host}{path}", True
-        if host or scheme == "file":
-            return f"{scheme}://{user}{'@' if user else ''}{host}{port}{path}", False
-    elif plain and (scp := _SCP.fullmatch(text)) and "@" not in scp[2]:
-        return f"https://{scp[1]}/{scp[2]}", True
-    # Not quoted: any part of it may be a token.
-    raise _Broken("its remote is not of the form https://HOST/PATH or git@HOST:PATH")
 
 
 def _mapping(value: Any, name: str) -> Mapping[str, Any]:

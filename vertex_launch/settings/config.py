@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
@@ -65,6 +65,28 @@ class Region(Section):
     """Google Cloud region"""
     staging_bucket: types.Bucket | None = Field(None, examples=["gs://my-bucket/staging"])
     """path that jobs write to if their run spec names no bucket"""
+
+
+class GitHost(Section):
+    """How jobs reach a host of git repositories over HTTPS, because they have no SSH key."""
+
+    url: types.GitBase = Field(examples=["https://git.example.com/scm"])
+    """URL that the paths of its repositories belong to"""
+    token_secret: types.SecretVersion | None = Field(
+        None, examples=["projects/my-project/secrets/git-token/versions/latest"]
+    )
+    """secret version with a token for it, as in `git_token_secrets`"""
+    archive: types.Archive | None = Field(
+        None, examples=["https://git.example.com/api/v1/repos/{path}/archive/{commit}.tar.gz"]
+    )
+    """address of a commit as `.tar.gz`, for images without git. It has `{commit}` and `{path}`, or `{owner}` and `{name}`."""
+
+    def archive_of(self, remote: str, commit: str) -> str:
+        """Return the address of a commit's archive; ``remote`` begins with ``url``."""
+        path = remote[len(self.url) :].strip("/").removesuffix(".git")
+        owner, _, name = path.rpartition("/")
+        parts = {"path": path, "owner": owner, "name": name, "commit": commit}
+        return (self.archive or "").format(**{key: quote(unquote(part)) for key, part in parts.items()})
 
 
 class Timeouts(Section):
@@ -273,6 +295,9 @@ class DeploymentSettings(Section):
     )
     """secret versions with tokens for private git repositories, by host. A host with another port than 443 is
     `HOST:PORT`. Jobs read them as their own service account, and send them to that host and port over HTTPS only."""
+    git_hosts: dict[types.Host, GitHost] = Field({}, examples=["{git.example.com: {url: https://git.example.com/scm}}"])
+    """git hosts that SSH reaches under another name or path than HTTPS, and aliases of an `ssh_config`, by the host in
+    the SSH address. GitHub, GitLab, Bitbucket and Azure Repos are known."""
     policy: Policy = Field(Policy(), examples=["{max_replicas: 4}"])
     """what a run spec may ask for. An item that asks for more fails. By default everything is allowed, except macros
     from the environment."""

@@ -193,3 +193,20 @@ Host = Annotated[
     AfterValidator(str.lower),
     _form(r"[a-z0-9._-]+(:[0-9]{1,5})?", "a host", "Write the host alone, such as github.com, or HOST:PORT"),
 ]
+GitBase = Annotated[
+    Text,
+    _form(
+        r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?(/[^\s?#@\\]*)?",
+        "a URL of a git host",
+        "Write https://HOST or https://HOST/PATH",
+    ),
+    AfterValidator(lambda value: value.rstrip("/")),
+]
+Archive = Annotated[
+    Text,
+    _form(
+        r"https?://(?=.*\{commit\})([^{}\s]|\{(path|owner|name|commit)\})+",
+        "the address of an archive",
+        "Write a URL with {commit}, and with {path} or {owner} and {name}",
+    ),
+]

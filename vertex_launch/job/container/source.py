@@ -129,11 +129,11 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
         return
     if known and token in ("", "x-oauth-basic"):  # the user is the token, or only a name
         user, token = "", user if len(user) > 15 else ""
-    if host not in ARCHIVES:
+    if host not in ARCHIVES and not plan.get("archive"):
         raise Failed("VL-BOOT-GIT", f"the image has no git to fetch from {host or url.geturl()}. Use an image with git")
-    template = ARCHIVES.get(f"{host} with a token" if token else host, ARCHIVES[host])
-    path = re.sub(r"\.git/*\Z", "", url.path).strip("/")
-    address = template.format(path=quote(path), quoted=quote(path, ""), commit=quote(commit, ""))
+    template = ARCHIVES.get(f"{host} with a token" if token else host) or ARCHIVES.get(host, "")
+    path = unquote(re.sub(r"\.git/*\Z", "", url.path).strip("/"))
+    address = plan.get("archive") or template.format(path=quote(path), quoted=quote(path, ""), commit=quote(commit, ""))
     headers = {"PRIVATE-TOKEN": token} if host == "gitlab.com" else {"Authorization": f"Bearer {token}"}
     if host == "bitbucket.org" and user != USERS[host]:  # app passwords need their user, access tokens do not
         headers = {"Authorization": "Basic " + base64.b64encode(f"{user}:{token}".encode()).decode()}
