@@ -32,6 +32,15 @@ class Image:
     memory: int | None = None
 
 
+PYTHON = Image(
+    "runs W&B jobs made from code or git, and schedulers of sweeps",
+    None,
+    ("python3",),
+    out_of_memory=frozenset({137}),
+    own_packages=True,
+    memory=2**20,
+)
+
 EXAMPLES: Mapping[str, Image] = {
     f"{REGISTRY}/mnist:1": Image("trains a classifier and reports metrics", FOLDERS / "mnist", cmd=("--epochs", "5")),
     f"{REGISTRY}/quick:1": Image("starts and finishes a run", FOLDERS / "quick"),
@@ -42,14 +51,8 @@ EXAMPLES: Mapping[str, Image] = {
     f"{REGISTRY}/hog:1": Image("takes memory until it is killed", FOLDERS / "hog", out_of_memory=frozenset({137})),
     f"{REGISTRY}/sleep:1": Image("runs until it is stopped, without W&B", FOLDERS / "sleep"),
     f"{REGISTRY}/hello:1": Image("prints its arguments, without W&B", FOLDERS / "hello", cmd=("world",)),
-    # The official image of this Python, in which W&B jobs made from code and from git run. W&B's client is already there.
-    f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim": Image(
-        "runs W&B jobs made from code or git",
-        None,
-        ("python3",),
-        out_of_memory=frozenset({137}),
-        own_packages=True,
-        memory=2**20,
-    ),
+    # The official images of Python, which is this one in both. W&B's client is already there.
+    f"python:{sys.version_info[0]}.{sys.version_info[1]}-slim": PYTHON,
+    "python:3.11-slim": PYTHON,
 }
 """The images of the local cloud, by the URI that a job names."""

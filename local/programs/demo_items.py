@@ -137,8 +137,7 @@ SWEEP = {
     "metric": {"name": "loss", "goal": "minimize"},
     "parameters": {"learning_rate": {"values": [0.01, 0.1]}, "epochs": {"value": 3}},
     "run_cap": 2,
-    # The image of `wandb scheduler`: any image with W&B's client.
-    "scheduler": {"resource": "gcp-vertex", "docker_image": f"{REGISTRY}/quick:1", "num_workers": 2},
+    "scheduler": {"num_workers": 2},
 }
 
 

@@ -388,6 +388,25 @@ def test_no_package_index_within_reach(empty: Container) -> None:
     failed(ended, "wandb", Code.BOOT_WANDB, "No matching distribution found for wandb", "PIP_INDEX_URL")
 
 
+def test_the_client_for_a_program_that_is_part_of_it(empty: Container) -> None:
+    plan = empty.plan(source="image", client=True, command=["python", "-c", PROGRAM])
+    ended = empty.run({name: plan[name] for name in plan if name not in ("job", "artifact", "working_dir")})
+    assert ended.status == 0, ended.log
+    assert ended.report["wandb"]
+    lib = Path(ended.report["environment"]["PYTHONPATH"])
+    assert ended.report["environment"]["PATH"].startswith(f"{lib / 'bin'}:")
+
+
+def test_the_client_that_the_image_has(container: Container) -> None:
+    plan = container.plan(source="image", client=True, command=["python", "-c", PROGRAM])
+    program = container.environment / "bin" / "wandb"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    ended = container.run({name: plan[name] for name in plan if name not in ("job", "artifact", "working_dir")})
+    assert ended.status == 0, ended.log
+    assert "vertex-launch: wandb" not in ended.log
+
+
 # ---- code artifacts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support.specs import IMAGE, pool, run_spec
 from tests.unit.test_job_source import CODE, PICTURE
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Unavailable
-from vertex_launch.job.environment import LONGEST
+from vertex_launch.job.environment import LONGEST, PLAN
 from vertex_launch.log import Redactor
 from vertex_launch.model import SCHEDULER_URI, JobArtifact, RunId, SchedulerView
 
@@ -279,11 +280,42 @@ def test_an_item_that_can_never_start_learns_nothing_about_a_sweep_of_another_en
 
 
 @pytest.mark.parametrize("resource", ["local-process", "local-container"])
-def test_a_local_scheduler_is_rejected_and_not_left_to_other_agents(resource: str) -> None:
+def test_a_local_scheduler_that_is_none_is_rejected_and_not_left_to_other_agents(resource: str) -> None:
     one = world()
     item = one.queue.push("cpu", image_spec(uri=SCHEDULER_URI, resource=resource, resource_args={}))
     one.run()
     assert Code.SPEC_RESOURCE in one.queue.contents[item].message
+
+
+LOCAL: dict[str, Any] = {"docker": {}, "resource": "local-process", "resource_args": {}}
+
+
+@pytest.mark.parametrize("settings", [{}, {"secure_mode": True}, {"api_key_delivery": "secret"}], ids=str)
+def test_a_scheduler_that_asks_for_no_machine_runs_by_itself(settings: dict[str, Any]) -> None:
+    one = world(settings={"max_jobs": 5, **settings})
+    command = {"entry_point": ["wandb", "scheduler", "sw1"], "args": ["--queue", "'cpu'", "--project", "demo"]}
+    items = [one.queue.push("cpu", scheduler_spec(f"sw{number}", **LOCAL, overrides=command)) for number in (1, 2)]
+    report = one.run()
+    assert [(row["item"], row["run"]) for row in report.submitted] == [(items[0], "acme/demo/sw1")]
+    assert [row["code"] for row in report.deferred] == [Code.SCHEDULER_LIMIT], "max_schedulers is 1"
+    (job,) = one.vertex.jobs.values()
+    (pool_,) = job.message.job_spec.worker_pool_specs
+    container = pool_.container_spec
+    assert (pool_.machine_spec.machine_type, pool_.replica_count) == ("e2-standard-4", 1)
+    assert container.image_uri == "python:3.11-slim"
+    assert list(container.command[:2]) == ["python3", "-c"]
+    assert list(container.args) == ["wandb", "scheduler", "sw1", "--queue", "cpu", "--project", "demo"]
+    plan = json.loads(next(one.value for one in container.env if one.name == PLAN).replace("$$", "$"))
+    assert plan["client"] is True
+    assert job.message.job_spec.service_account == "jobs@p.iam.gserviceaccount.com"
+
+
+def test_a_policy_also_counts_for_a_scheduler_that_asks_for_no_machine() -> None:
+    one = world(settings={"policy": {"machine_types": ["n1-*"]}})
+    item = one.queue.push("cpu", scheduler_spec(**LOCAL))
+    one.run()
+    assert Code.POLICY_MACHINE_TYPE in one.queue.contents[item].message
+    assert "sweeps.scheduler" in one.queue.contents[item].message
 
 
 KEYS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,9 @@ from vertex_launch.settings.config import (
     GitHost,
     Policy,
     Region,
+    Scheduler,
     Settings,
+    Sweeps,
     Timeouts,
 )
 from vertex_launch.settings.sources import LAUNCH_FILE, STAGING, VARIABLES, VERTEX_FILE
@@ -69,6 +71,12 @@ def render() -> str:
         *_section("regions", Region, "Each entry of `regions` has these settings."),
         *_section("policy", Policy, "A list that is absent allows everything, an empty one allows nothing."),
         *_section("git_hosts", GitHost, "Each entry of `git_hosts` has these settings."),
+        *_section("sweeps", Sweeps),
+        *_section(
+            "scheduler",
+            Scheduler,
+            "The scheduler of a sweep runs there if it names no resource, as `wandb launch-sweep` lets it do by itself.",
+        ),
         *_section("timeouts", Timeouts),
         *_section("batches", Batches),
         *_environment(),

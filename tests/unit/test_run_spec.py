@@ -15,12 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.numbers import examples
-from tests.support.specs import ENTITY, FULL, KEY, MINIMAL, PACKAGE, SETTINGS, built, item, json_values, pool, run_spec
+from tests.support.specs import (
+    ENTITY,
+    FULL,
+    IMAGE,
+    KEY,
+    MINIMAL,
+    PACKAGE,
+    SETTINGS,
+    built,
+    item,
+    json_values,
+    pool,
+    run_spec,
+)
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job.readback import as_json, managed
 from vertex_launch.job.run_spec import own_key, parse
 from vertex_launch.model import SCHEDULER_URI, Kind, RunId
+from vertex_launch.settings.config import Scheduler, Sweeps
 
 VERTEX = "resource_args.vertex"
 POOLS = f"{VERTEX}.spec.worker_pool_specs"
@@ -168,13 +182,41 @@ def test_what_is_not_a_json_object_is_not_read(spec: Any) -> None:
 
 
 @pytest.mark.parametrize("resource", ["local-process", "local-container"])
-def test_a_local_scheduler_learns_how_to_run_here(resource: str) -> None:
+def test_what_only_has_the_address_of_a_scheduler_gets_no_machine_of_one(resource: str) -> None:
     error = rejected(run_spec(uri=SCHEDULER_URI, resource=resource, resource_args={}))
     assert error.message.code is Code.SPEC_RESOURCE
     assert "scheduler.resource" in str(error)
 
 
 SCHEDULER = {"entry_point": ["wandb", "scheduler", "s1"]}
+SWEEP_JOB = {"run_config": {"sweep_args": {"sweep_id": "s1"}}}
+
+
+@pytest.mark.parametrize("resource", ["local-process", "local-container"])
+@pytest.mark.parametrize("from_queue", [{}, {"gcp-vertex": {"spec": {"worker_pool_specs": [{"replica_count": 8}]}}}])
+def test_a_scheduler_that_asks_for_no_machine_gets_one_of_the_settings(
+    resource: str, from_queue: dict[str, Any]
+) -> None:
+    asked = run_spec(uri=SCHEDULER_URI, docker={}, resource=resource, resource_args=from_queue, overrides=SCHEDULER)
+    machine = {"machine_type": "n1-highmem-2", "service_account": "sweeps@p.iam.gserviceaccount.com"}
+    for own, image, account in (
+        ({}, "python:3.11-slim", None),
+        (machine | {"image": "gcr.io/p/wandb:1"}, "gcr.io/p/wandb:1", machine["service_account"]),
+    ):
+        made = parse(item(asked), SETTINGS.model_copy(update={"sweeps": Sweeps(scheduler=Scheduler(**own))}), ENTITY)
+        (pool_,) = made.arguments["worker_pool_specs"]
+        assert (made.image, made.needs_client, made.kind) == (image, True, Kind.SCHEDULER)
+        assert pool_["container_spec"]["image_uri"] == image
+        assert pool_["machine_spec"] == {"machine_type": own.get("machine_type", "e2-standard-4")}
+        assert made.arguments["service_account"] == account
+
+
+@pytest.mark.parametrize("what", [{"docker": {"docker_image": IMAGE}}, {"docker": {}, "job": "acme/demo/sched:v0"}])
+def test_a_scheduler_with_an_image_or_a_job_of_its_own_keeps_it(what: dict[str, Any]) -> None:
+    overrides = SWEEP_JOB if "job" in what else SCHEDULER
+    asked = run_spec(uri=SCHEDULER_URI, resource="local-container", resource_args={}, overrides=overrides, **what)
+    made = parse(item(asked), SETTINGS, ENTITY)
+    assert (made.image, made.needs_client) == (what["docker"].get("docker_image", ""), False)
 
 
 def test_a_scheduler_without_an_image_learns_where_to_set_it() -> None:

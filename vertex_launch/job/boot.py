@@ -46,7 +46,7 @@ class Boot:
     @property
     def is_needed(self) -> bool:
         """Whether any container needs the bootstrap."""
-        return self.brings_code or self.brings_key
+        return self.brings_code or self.brings_key or self.spec.needs_client
 
     def check(self, findings: Findings) -> None:
         """Report what keeps the bootstrap from reading the secrets that it needs, and credentials in the job's spec."""
@@ -80,9 +80,12 @@ class Boot:
         Raises ItemRejected.
         """
         source = self.source if self.brings_code and image == self.spec.image else None
-        if not source and not self.brings_key:
+        client = self.spec.needs_client and image == self.spec.image
+        if not (source or client or self.brings_key):
             return None
         wanted: dict[str, Any] = {"source": (source.type if source else SourceType.IMAGE).value}
+        if client:
+            wanted["client"] = True
         if self.brings_key:
             wanted["api_key_secret"] = self.settings.key_secret
         if source:

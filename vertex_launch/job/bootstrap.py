@@ -24,7 +24,7 @@ from vertex_launch.job.container.base import KEY, PLAN, Failed, children, hide, 
 from vertex_launch.job.container.notebook import convert
 from vertex_launch.job.container.patch import apply_patch
 from vertex_launch.job.container.requirements import find_room, install_requirements
-from vertex_launch.job.container.source import fetch_artifacts, fetch_repository
+from vertex_launch.job.container.source import fetch_artifacts, fetch_repository, install_client
 
 PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
@@ -114,6 +114,8 @@ def main() -> None:
     kept.add(key)
     if plan.get("api_key_secret"):
         key = secret(plan, plan["api_key_secret"], "the W&B API key")
+    if plan.get("client"):
+        install_client()
     command = sys.argv[1:]
     if not command:
         raise Failed("VL-BOOT-COMMAND", "there is no command to run. Create the job with an entry point")

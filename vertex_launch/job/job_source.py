@@ -17,7 +17,7 @@ from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job.container.remotes import NoRemote, remote_url
 from vertex_launch.job.proto_reader import is_plain
-from vertex_launch.job.run_spec import RunSpec
+from vertex_launch.job.run_spec import PYTHON, RunSpec
 from vertex_launch.model import JobArtifact
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
@@ -25,7 +25,6 @@ from vertex_launch.settings.config import Settings
 PARTS = ("source_type", "source", "runtime")
 """What is read of ``wandb-job.json``."""
 
-PYTHON = "3.11"
 """The Python of a job that does not name the version it was created with."""
 
 _USERS = frozenset({"git", "oauth2", "x-access-token", "x-token-auth", "x-oauth-basic", "gitlab-ci-token"})

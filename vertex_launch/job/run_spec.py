@@ -28,6 +28,9 @@ from vertex_launch.settings.config import Settings
 # What wandb.Settings refuses, so that the job could never report. W&B's entities have letters, digits, - and _ only.
 NOT_IN_NAMES = {"run_id": frozenset(":;,#?/'"), "project": frozenset("/\\#?%:"), "entity": frozenset("/\\#?%:")}
 LONGEST_PROJECT = 128
+PYTHON = "3.11"
+PYTHON_IMAGE = f"python:{PYTHON}-slim"
+"""The image for what names none."""
 KEY = re.compile(rf"\S{{40,{LONGEST_NAME}}}")
 """What may be a W&B API key. Real ones are 40 hexadecimal digits, also after ``local-``, or ``wandb_v1_`` and 77 characters."""
 
@@ -58,6 +61,8 @@ class RunSpec:
     dockerfile: str
     resume_count: int
     api_key: str = field(default="", repr=False)
+    needs_client: bool = False
+    """Whether its image may lack W&B's client, which it runs."""
     resource: str = ""
     arguments: Arguments = field(default_factory=Arguments)
     builder: Mapping[str, Any] = field(default_factory=dict)
@@ -71,10 +76,15 @@ def parse(item: Item, settings: Settings, entity: str) -> RunSpec:
     """
     spec, findings = _mapping(item), Findings()
     reader = Reader(findings)
-    resource, resource_args = _resource_args(spec, reader)
     parsed = _read(spec, reader, item, settings, entity)
+    is_local = parsed.kind is Kind.SCHEDULER and spec.get("resource") in LOCAL_RESOURCES
+    if is_local:
+        parsed, root = _with_image(parsed, settings), "sweeps.scheduler"
+        resource, resource_args = VERTEX_RESOURCES[0], _scheduler_args(settings)
+    else:
+        resource, resource_args = _resource_args(spec, reader)
+        root = f"resource_args.{resource}"
     _check(parsed, labels.run_id(settings.base_url, entity, item.id, settings.deployment), findings)
-    root = f"resource_args.{resource}"
     builder = reader.mapping(resource_args.pop("builder", None), f"{root}.builder")
     found = Arguments()
     if resource:
@@ -126,6 +136,28 @@ def _schedules(overrides: Mapping[str, Any], spec: Mapping[str, Any]) -> bool:
     if isinstance(command, list) and command:
         return tuple(command[:2]) == SCHEDULER_COMMAND
     return bool(spec.get("job")) and isinstance(config, dict) and "sweep_args" in config  # which W&B has to confirm
+
+
+def _with_image(scheduler: RunSpec, settings: Settings) -> RunSpec:
+    """Return a scheduler that asks for no machine with the image that it runs in."""
+    if scheduler.image or scheduler.job:
+        return scheduler
+    return replace(scheduler, image=settings.sweeps.scheduler.image or PYTHON_IMAGE, needs_client=True)
+
+
+def _scheduler_args(settings: Settings) -> dict[str, Any]:
+    """Return the resource args of a scheduler that asks for no machine (``wandb launch-sweep`` without ``scheduler.resource``).
+
+    The official agent runs it in its own process. The arguments of its queue are for training, and do not apply.
+    """
+    scheduler = settings.sweeps.scheduler
+    pool = {
+        "machine_spec": {"machine_type": scheduler.machine_type},
+        "replica_count": 1,
+        "container_spec": {"image_uri": "${image_uri}"},
+    }
+    account = {"service_account": scheduler.service_account} if scheduler.service_account else {}
+    return {"spec": {"worker_pool_specs": [pool], **account}}
 
 
 def _check(parsed: RunSpec, own_run: str, findings: Findings) -> None:

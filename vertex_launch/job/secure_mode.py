@@ -53,7 +53,7 @@ def check(asked: RunSpec, spec: RunSpec, settings: Settings, findings: Findings)
 
 
 def _programs(asked: RunSpec, spec: RunSpec) -> Iterator[Found]:
-    if asked.entry_point:
+    if asked.entry_point and not asked.needs_client:  # the scheduler of a sweep, in an image of the settings
         yield "overrides.entry_point", "the item overrides the entry point", "Launch it without one"
     if asked.working_dir:
         yield "overrides.working_dir", "the item starts the entry point in another folder", "Launch it without one"

@@ -207,6 +207,24 @@ class Policy(Section):
         return value
 
 
+class Scheduler(Section):
+    """Where the scheduler of a sweep runs that asks for no machine, as `wandb launch-sweep` does by itself."""
+
+    machine_type: types.Name = Field("e2-standard-4")
+    """machine type"""
+    image: types.Name | None = Field(None, examples=["us-central1-docker.pkg.dev/my-project/images/wandb:1"])
+    """image with Python. If it lacks W&B's client, it also needs pip. Default: the official Python image."""
+    service_account: types.Account | None = Field(None, examples=["sweeps@my-project.iam.gserviceaccount.com"])
+    """account that it runs as. Default: `jobs_account`."""
+
+
+class Sweeps(Section):
+    """Sweeps on Launch."""
+
+    scheduler: Scheduler = Scheduler()
+    """where schedulers run that ask for no machine"""
+
+
 class AgentSettings(Section):
     """The settings of launch-config.yaml, which the official agent also reads."""
 
@@ -286,6 +304,8 @@ class DeploymentSettings(Section):
     )
     """image for code and git jobs that name none. It needs Python and pip. Default: the official Python image of the
     job's version."""
+    sweeps: Sweeps = Sweeps()
+    """sweeps on Launch"""
     api_key_delivery: Literal["env", "secret"] = "env"
     """how jobs get the W&B API key. `env`: in the environment of the job's spec, which everyone who can see the job can
     read. `secret`: the job reads the secret as its own service account, which needs

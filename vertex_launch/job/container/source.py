@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -77,18 +78,8 @@ def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
     say("source", f"fetching {names}")
     status, output = run(command, private, variables)
     if status == 77:
-        # Pythons before 3.10 get the newest version that still supports them.
-        wandb = f"wandb{'==' if sys.version_info >= (3, 10) else '<='}{WANDB}"
-        say("wandb", f"installing {wandb} into a private folder to fetch with it")
         variables["PYTHONPATH"] = str(private / "lib")
-        status, output = pip(sys.executable, ["--target", variables["PYTHONPATH"], wandb], private, PIP_USER="0")
-        if status:
-            reason = "has no pip" if NO_PIP in output else f"pip cannot install {wandb} ({end_of(output)})"
-            raise Failed(
-                "VL-BOOT-WANDB",
-                f"the image has no usable wandb and {reason}. Use a base image with wandb or pip, and check that the job "
-                "can reach a package index (PIP_INDEX_URL sets a mirror)",
-            )
+        install_wandb(private / "lib", private)
         say("source", f"fetching {names} with that wandb")
         status, output = run(command, private, variables)
     if status:
@@ -97,6 +88,33 @@ def fetch_artifacts(wanted: dict[str, Path], key: str, private: Path) -> None:
             f"{os.environ.get('WANDB_BASE_URL', 'W&B')} did not return {names} ({end_of(output)}). Check that the job and its "
             "code still exist and that the owner of the key may read their project",
         )
+
+
+def install_wandb(folder: Path, private: Path) -> None:
+    """Install W&B's client into a folder of its own. Raises Failed."""
+    # Pythons before 3.10 get the newest version that still supports them.
+    wandb = f"wandb{'==' if sys.version_info >= (3, 10) else '<='}{WANDB}"
+    say("wandb", f"installing {wandb} into a private folder")
+    status, output = pip(sys.executable, ["--target", str(folder), wandb], private, PIP_USER="0")
+    if status:
+        reason = "has no pip" if NO_PIP in output else f"pip cannot install {wandb} ({end_of(output)})"
+        raise Failed(
+            "VL-BOOT-WANDB",
+            f"the image has no usable wandb and {reason}. Use a base image with wandb or pip, and check that the job "
+            "can reach a package index (PIP_INDEX_URL sets a mirror)",
+        )
+
+
+def install_client() -> None:
+    """Install W&B's client for the program, which is part of it, unless the image has one. Raises Failed."""
+    if shutil.which("wandb"):
+        return
+    base = os.environ.get("VERTEX_LAUNCH_DIR") or tempfile.gettempdir()
+    private = Path(tempfile.mkdtemp(prefix="vertex-launch-", dir=base))
+    lib = private / "lib"
+    install_wandb(lib, private)
+    for name, place in (("PYTHONPATH", lib), ("PATH", lib / "bin")):
+        os.environ[name] = os.pathsep.join(filter(None, (str(place), os.environ.get(name))))
 
 
 def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
