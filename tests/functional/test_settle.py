@@ -1195,9 +1195,38 @@ def test_a_sweep_that_cannot_be_cancelled_now_is_cancelled_later() -> None:
     world.end(STATE.JOB_STATE_FAILED, EXITED)
     world.queue.trouble["cancel_sweep"] = world.queue.refuse
     assert world.after(100).settled == []
+    assert [EXITED in text and "Sweep sw1 goes on" in text for text in world.it.warnings] == [True], "told at once"
     world.queue.trouble.clear()
     assert len(world.after(60).settled) == 1
     assert world.queue.cancelled_sweeps == [f"{ENTITY}/demo/sw1"]
+    assert len(world.it.warnings) == 1
+
+
+@pytest.mark.parametrize("began", [True, False])
+@pytest.mark.parametrize("deleted", [True, False])
+def test_a_sweep_that_can_never_be_cancelled_is_said_at_once_in_the_items_message(began: bool, deleted: bool) -> None:
+    world = One(scheduler_spec())
+
+    def refused() -> None:
+        raise Unavailable("W&B", "HTTP 400: Sweep user not valid", code=Code.WANDB_REFUSED)
+
+    world.queue.trouble["cancel_sweep"] = refused
+    world.end(STATE.JOB_STATE_FAILED, EXITED, began=began)
+    if deleted:
+        del world.vertex.jobs[world.job.name]
+        world.after(100)
+    for _ in range(2):
+        world.after(100)
+    (text,) = world.it.warnings if began else [world.it.message]
+    assert "Sweep user not valid" in text
+    assert deleted or EXITED in text
+    for _ in range(10):
+        world.after(100)
+    assert world.ledger.open == {}
+    assert len(world.it.warnings) == began
+    tried = world.queue.calls["cancel_sweep"]
+    world.after(100)
+    assert world.queue.calls["cancel_sweep"] == tried
 
 
 # The record

@@ -393,22 +393,29 @@ def _settle(pass_: Pass, settles: Sequence[Settle]) -> None:
     """Report to W&B how jobs ended; the next pass sends what it does not accept."""
     for settle in settles:
         pass_.services.redact.add(settle.job.api_key if settle.job else "")
-    settles = [settle for settle in settles if not settle.sweep or _cancel_sweep(pass_, settle)]
+    settles = [_with_sweep(pass_, settle) if settle.sweep else settle for settle in settles]
     for settle in settles:
-        if settle.verdict is Verdict.DONE:
+        if settle.verdict is Verdict.DONE and not settle.sweep:
             _settled(pass_, settle)
     for verdict in (Verdict.FAILED, Verdict.WARNED):
         _tell(pass_, verdict, [settle for settle in settles if settle.verdict is verdict])
 
 
-def _cancel_sweep(pass_: Pass, settle: Settle) -> bool:
-    """Cancel the sweep of a scheduler that failed; return whether the item may be settled now."""
-    entry, sweep = settle.entry, settle.sweep
+def _with_sweep(pass_: Pass, settle: Settle) -> Settle:
+    """Cancel the sweep of a scheduler that failed. Return what is left to do, with why the sweep goes on if it does.
+
+    Its author is told at once. If W&B did not take the cancellation, the next passes try again for a while.
+    """
+    entry, sweep, done = settle.entry, settle.sweep, replace(settle, sweep="")
     try:
         ended = pass_.services.queue.cancel_sweep(entry.entity, entry.project, sweep, entry.run, entry.queue)
     except Unavailable as error:
         log.warning(Message(Code.SWEEP_NOT_CANCELLED, f"Cannot cancel sweep {sweep}: {error}"), item=entry.item)
-        return settle.late
+        if settle.verdict is Verdict.DONE:
+            return done if settle.late else settle
+        words = error.reason.rstrip(".")
+        text = f"Sweep {sweep} goes on, because W&B did not cancel it: {words}. Stop it in W&B if it still runs in 15 minutes."
+        return replace(done if settle.late else settle, message=_also(settle.message, text))
     if ended is None:
         text = (
             f"Sweep {sweep} goes on, because W&B does not show that run {entry.run} of queue {entry.queue} is its scheduler. "
@@ -417,7 +424,12 @@ def _cancel_sweep(pass_: Pass, settle: Settle) -> bool:
         pass_.outbox.append(Warn(entry.item, Message(Code.SWEEP_NOT_CANCELLED, text), Phase.RUN))
     else:
         LOGGER.info("Sweep %s %s", sweep, "is cancelled" if ended else "had ended already", extra={"item": entry.item})
-    return True
+    return done
+
+
+def _also(message: Message, text: str) -> Message:
+    """Return a message with one more sentence; its code still says how the job ended."""
+    return Message(message.code, f"{message.text} {text}")
 
 
 def _tell(pass_: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
@@ -438,7 +450,9 @@ def _tell(pass_: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
         log.warning(Message(Code.MESSAGE_NOT_TAKEN, f"Cannot report to W&B how {len(texts)} jobs ended: {error}"))
         return
     for settle, known in zip(settles, taken, strict=True):
-        if known or settle.late:
+        if settle.sweep and known:
+            pass_.ledger.keep(settle.entry.tell())
+        elif (known or settle.late) and not settle.sweep:
             _settled(pass_, settle)
 
 

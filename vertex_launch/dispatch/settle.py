@@ -7,7 +7,7 @@ without a message.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from vertex_launch.codes import Code
@@ -26,6 +26,8 @@ WAITING = ("PENDING", "LEASED")
 """States of an item that no run has claimed; a claimed one may leave CLAIMED once its run has ended."""
 FRESH = 1800.0
 """Seconds since its end within which a job that a rebuilt ledger found ended may get another attempt."""
+SWEEP_TRIES = 900.0
+"""Seconds since a scheduler's end for which its sweep is tried to be cancelled."""
 MOST_QUOTED = 1500
 """Characters of Vertex AI's own words in a message; a failed program's traceback can be long."""
 
@@ -103,6 +105,9 @@ def settle(
 def decide(ended: Ended, settings: Settings, now: float) -> Settle | RetryLater | Wait:
     """Decide about an item whose job has ended."""
     entry, job, run, item = ended.entry, ended.job, ended.run, ended.item
+    if entry.told:
+        only_sweep = _done(ended, "its author was told before")
+        return replace(only_sweep, sweep=_sweep(ended), late=now - _ended_at(entry, job) > SWEEP_TRIES)
     since = _ended_at(entry, job)
     late = now - since > settings.give_up_after
     unclaimed = item is None or item.state in WAITING
@@ -167,8 +172,13 @@ def _settle(ended: Ended, verdict: Verdict, message: Message, failed: bool, sett
         )
         message = Message(message.code, text)
     elif failed and entry.kind is Kind.SCHEDULER:
-        sweep = (job and job.sweep) or entry.run
+        sweep = _sweep(ended)
     return Settle(entry, job, verdict, message, sweep, late=is_late(entry, settings, now))
+
+
+def _sweep(ended: Ended) -> str:
+    """Return the sweep that a scheduler is for."""
+    return (ended.job and ended.job.sweep) or ended.entry.run
 
 
 def _done(ended: Ended, why: str = "") -> Settle:

@@ -188,6 +188,8 @@ class OpenItem(_Value):
     """Why there is no further attempt, if that is not obvious."""
     warned: Texts = ()
     """What its author was warned about while it was open."""
+    told: bool = False
+    """Whether its author knows how its job ended; what is left is to end its sweep."""
 
     @property
     def current(self) -> Attempt:
@@ -248,6 +250,10 @@ class OpenItem(_Value):
     def claim(self) -> OpenItem:
         """Return it as claimed."""
         return self._but(claimed=True)
+
+    def tell(self) -> OpenItem:
+        """Return it with its author informed of how its job ended."""
+        return self._but(told=True)
 
     def claim_now(self) -> OpenItem:
         """Return it as claimed by this pass, so that its author has no message yet."""
