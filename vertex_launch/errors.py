@@ -7,7 +7,8 @@
     ├── RequestError       the sender has to fix the request: HTTP 400, and a Pub/Sub message is dropped
     ├── ItemRejected       the item can never start: fail it in W&B with this message
     ├── ItemDeferred       the item cannot start now: do not ack it, so that its lease brings it back
-    │   └── ItemFault      its check met a bug: try it a few times, then fail it
+    │   ├── ItemFault      its check met a bug: try it a few times, then fail it
+    │   └── ItemDoubtful   a refusal that may be over soon: try it for ten minutes, then fail it
     ├── OutcomeUnknown     a create may have taken effect: its plan keeps the slot
     ├── PassBusy           another pass is running: try again later; HTTP 409
     ├── PassLost           another pass took the lock over: stop and write nothing more; HTTP 409
@@ -158,6 +159,18 @@ class ItemFault(ItemDeferred):
     def __init__(self) -> None:
         text = "An unexpected error ended the check of this item. The function's log has the traceback."
         super().__init__(text, code=Code.ITEM_FAULT)
+
+
+class ItemDoubtful(ItemDeferred):
+    """Vertex AI refused the item's job, which may only mean that a new role or account does not work yet.
+
+    ``refusal`` is why the item fails if that goes on.
+    """
+
+    def __init__(self, refusal: ItemRejected) -> None:
+        self.refusal = refusal
+        text = f"{refusal.message.text} A role or account that is new can take minutes to work, so it is tried for ten minutes."
+        super().__init__(text, code=refusal.message.code)
 
 
 class OutcomeUnknown(CodedError):

@@ -12,12 +12,12 @@ from typing import Any, cast
 import pytest
 from google.cloud.aiplatform_v1.types import JobState
 
-from tests.support.memory import KEY, Crash, World, die_once, image_spec, lost, never, no_quota, scheduler_spec
+from tests.support.memory import FAILED, KEY, Crash, World, die_once, image_spec, lost, never, no_quota, scheduler_spec
 from vertex_launch.codes import Code
 from vertex_launch.dispatch import perform, start
 from vertex_launch.dispatch.context import derived_run
 from vertex_launch.dispatch.run import Skipped, run_pass
-from vertex_launch.errors import ItemDeferred, ItemRejected, PassBusy, PassLost, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemDoubtful, ItemRejected, PassBusy, PassLost, Unavailable
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Ack, AgentView, ManagedJob, PassReport, PassRequest, Popped, Question, WandbState
 from vertex_launch.settings.config import Region
@@ -1184,3 +1184,64 @@ def test_what_wandb_refuses_is_kept_for_an_hour(monkeypatch: pytest.MonkeyPatch)
         run_pass(world.settings, services, PassRequest())
         kept.append(services.pace.refused)
     assert kept == [{"run.stopped"}, {"run.stopped"}, set()]
+
+
+def doubtful(request: JobRequest, create: Callable[[], str]) -> str:
+    refusal = ItemRejected("You do not have permission to act as service_account x.", code=Code.CREATE_PERMISSION)
+    raise ItemDoubtful(refusal)
+
+
+def test_a_create_that_a_new_role_may_make_possible_is_tried_for_ten_minutes() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = doubtful
+    for minute in range(25):
+        world.run()
+        if minute < 10:
+            assert world.queue.state(item) != "FAILED"
+        world.clock.sleep(60)
+    one = world.queue.contents[item]
+    assert (one.state, len(one.warnings)) == ("FAILED", 1)
+    assert "ten minutes" in one.warnings[0]
+    assert "permission to act as" in one.message
+    assert "ten minutes" not in one.message
+    assert world.ledger.waiting == {}
+
+
+def test_a_new_role_that_works_a_little_later_starts_the_item() -> None:
+    """Also if the item had waited for quota for an hour before."""
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.vertex.on_create = no_quota
+    for _ in range(40):
+        world.run()
+        world.clock.sleep(90)
+    world.vertex.on_create = doubtful
+    for _ in range(11):
+        world.run()
+        world.clock.sleep(90)
+    assert world.queue.state(item) != "FAILED"
+    world.vertex.on_create = lambda request, create: create()
+    for _ in range(11):
+        world.run()
+        world.clock.sleep(90)
+    assert world.queue.state(item) == "CLAIMED"
+
+
+def test_the_next_attempt_waits_for_a_new_role_as_well() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.run()
+    (job,) = world.vertex.of(item)
+    world.vertex.set(job.name, FAILED, "Internal error occurred for the current attempt")
+    world.vertex.on_create = doubtful
+    for _ in range(5):
+        world.run()
+        world.clock.sleep(60)
+    assert [entry.stage for entry in world.ledger.open.values()] == [Stage.RETRYING]
+    for _ in range(10):
+        world.run()
+        world.clock.sleep(100)
+    assert world.ledger.open == {}
+    one = world.queue.contents[item]
+    assert "Not retried: You do not have permission" in one.message + "".join(one.warnings)

@@ -20,7 +20,7 @@ from vertex_launch.adapters import vertex_jobs
 from vertex_launch.adapters.google_api import BACKOFF
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.codes import Code
-from vertex_launch.errors import CodedError, ItemDeferred, ItemRejected, OutcomeUnknown, Unavailable
+from vertex_launch.errors import CodedError, ItemDeferred, ItemDoubtful, ItemRejected, OutcomeUnknown, Unavailable
 from vertex_launch.job import labels
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Item, Kind, RunId
@@ -193,7 +193,7 @@ def test_a_service_account_that_may_not_be_used(jobs: VertexJobs) -> None:
     account = "denied@demo-project.iam.gserviceaccount.com"
     asked = request()
     asked.custom_job.job_spec.service_account = account
-    text = raised(lambda: jobs.create(asked, 5), ItemRejected, Code.CREATE_PERMISSION)
+    text = raised(lambda: jobs.create(asked, 5), ItemDoubtful, Code.CREATE_PERMISSION)
     assert f"act as service_account: {account}" in text
     assert "roles/iam.serviceAccountUser" in text
 
@@ -271,6 +271,30 @@ def test_what_a_status_means_for_an_item(
     server.faults.fail("CreateCustomJob", status, message="In Vertex's words", times=None)
     assert "In Vertex's words." in raised(lambda: jobs.create(request(), 5), kind, code)
     assert server.calls["CreateCustomJob"] == 1, "a create is never repeated"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            "FAILED_PRECONDITION",
+            "Service agents are being provisioned (https://cloud.google.com/x). Try again in a few minutes.",
+        ),
+        (
+            "INVALID_ARGUMENT",
+            "Vertex AI Service Agent service-1@gcp-sa-aiplatform-cc.iam.gserviceaccount.com does not exist",
+        ),
+        ("INVALID_ARGUMENT", "You do not have permission to act as service_account: x. (or it may not exist)."),
+        ("PERMISSION_DENIED", "Permission 'iam.serviceAccounts.actAs' denied on service account x"),
+    ],
+)
+def test_what_a_new_role_may_still_make_possible_is_doubtful(
+    server: VertexServer, jobs: VertexJobs, status: str, words: str
+) -> None:
+    server.faults.fail("CreateCustomJob", status, message=words, times=None)
+    text = raised(lambda: jobs.create(request(), 5), ItemDoubtful, Code.CREATE_PERMISSION)
+    assert words.rstrip(".") in text
+    assert "ten minutes" in text
 
 
 def test_a_create_beyond_its_deadline_may_have_taken_effect(server: VertexServer, jobs: VertexJobs) -> None:

@@ -16,7 +16,7 @@ from google.cloud.aiplatform_v1.types import ListCustomJobsRequest, ListCustomJo
 
 from vertex_launch.adapters.google_api import BACKOFF, TROUBLE, client, words
 from vertex_launch.codes import Code
-from vertex_launch.errors import ItemDeferred, ItemRejected, LaunchError, OutcomeUnknown, Unavailable
+from vertex_launch.errors import ItemDeferred, ItemDoubtful, ItemRejected, LaunchError, OutcomeUnknown, Unavailable
 from vertex_launch.job import labels, readback
 from vertex_launch.job.request import JobRequest
 from vertex_launch.limits import LARGEST_PAGE
@@ -161,7 +161,12 @@ def _not_created(error: Exception, request: JobRequest) -> LaunchError:
             text = f"Vertex AI cannot create the job at the moment: {sentence} The item is retried."
             return ItemDeferred(text, code=Code.CREATE_CONFLICT)
         case exceptions.Forbidden() | exceptions.BadRequest() if grant:
-            return ItemRejected(f"Vertex AI refused to create the job: {sentence} {grant}", code=Code.CREATE_PERMISSION)
+            text = f"Vertex AI refused to create the job: {sentence} {grant}"
+            refused = ItemRejected(text, code=Code.CREATE_PERMISSION)
+            return ItemDoubtful(refused) if _acts_as(sentence) else refused
+        case exceptions.BadRequest() if "service agent" in sentence.lower():
+            text = f"Vertex AI refused to create the job: {sentence} Grant its service agents the roles that they usually get."
+            return ItemDoubtful(ItemRejected(text, code=Code.CREATE_PERMISSION))
         case exceptions.NotFound():
             text = f"Vertex AI did not find something that the job refers to: {sentence} {CORRECT}"
             return ItemRejected(text, code=Code.CREATE_NOT_FOUND)
@@ -181,10 +186,14 @@ def _sentence(error: Exception) -> str:
     return own if own.endswith((".", "!", "?")) else f"{own}."
 
 
+def _acts_as(sentence: str) -> bool:
+    """Return whether a refusal is about the account as which a job runs."""
+    return any(words in sentence for words in ("act as service_account", "permission to act as", "actAs"))
+
+
 def _grant(error: Exception, verb: str) -> str:
     """Return which permission to grant, empty text if none is missing; ``verb`` is the last part of the job permission."""
-    own = words(error)
-    if "act as service_account" in own or "actAs" in own:
+    if _acts_as(words(error)):
         return (
             "Grant the function's service account roles/iam.serviceAccountUser on that account, or correct "
             "service_account in the run spec or the queue configuration."

@@ -137,6 +137,8 @@ class Defer:
     """Whether it is tried again later and later, because Vertex AI refused it or because of a ``fault``."""
     fault: bool = False
     """Whether its check met a bug."""
+    doubtful: bool = False
+    """Whether Vertex AI refused it for what may be over soon."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _defer(pass_: Pass, action: Defer) -> None:
         return
     waiting = pass_.ledger.wait(item.id, pass_.now, patient=action.patient)
     if action.back_off:
-        pass_.ledger.back_off(item.id, pass_.now, fault=action.fault)
+        pass_.ledger.back_off(item.id, pass_.now, fault=action.fault, doubtful=action.doubtful)
     if pass_.services.redact(str(message)) not in waiting.warned:
         pass_.outbox.append(Warn(item.id, message, Phase.AGENT))
 

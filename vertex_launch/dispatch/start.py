@@ -24,7 +24,16 @@ from vertex_launch.dispatch.context import (
 )
 from vertex_launch.dispatch.look import AT_ONCE, Seen, look_up_runs
 from vertex_launch.dispatch.prepare import Prepared, build_request, check_time, checked
-from vertex_launch.errors import CodedError, ItemDeferred, ItemFault, ItemRejected, LaunchError, Message, OutcomeUnknown
+from vertex_launch.errors import (
+    CodedError,
+    ItemDeferred,
+    ItemDoubtful,
+    ItemFault,
+    ItemRejected,
+    LaunchError,
+    Message,
+    OutcomeUnknown,
+)
 from vertex_launch.job import readback, retry, run_spec
 from vertex_launch.job.request import JobRequest
 from vertex_launch.limits import LARGEST_ROUND, MOST_FAULTS, MOST_FOR_A_RUN, MOST_KILLS
@@ -32,6 +41,9 @@ from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
 from vertex_launch.state.ledger import OpenItem, Stage
+
+DOUBT = 600.0
+"""Seconds for which a create is tried again that a new role or account may make possible."""
 
 
 @dataclass
@@ -380,14 +392,34 @@ def after_creates(pass_: Pass, outcomes: Outcomes) -> Iterator[Action]:
         item = create.item
         if isinstance(outcome, str):
             continue
+        if isinstance(outcome, ItemDoubtful) and _is_certain(pass_, create):
+            outcome = outcome.refusal
         if create.attempt > 1:
             yield from _blocked(pass_.ledger.open[item.id], create, outcome)
         elif isinstance(outcome, ItemRejected):
             yield Reject(item, outcome.message)
         elif isinstance(outcome, ItemDeferred):
-            yield Defer(item, outcome.message, outcome.warn, outcome.patient, back_off=outcome.warn)
+            yield Defer(
+                item,
+                outcome.message,
+                outcome.warn,
+                outcome.patient,
+                back_off=outcome.warn,
+                doubtful=isinstance(outcome, ItemDoubtful),
+            )
         else:
             yield Defer(item, outcome.message)
+
+
+def _is_certain(pass_: Pass, create: Create) -> bool:
+    """Return whether a refusal that could have been over soon has lasted for too long."""
+    if create.attempt > 1:
+        entry = pass_.ledger.open[create.item.id]
+        began = entry.current.ended if entry.retry and entry.retry.blocked else 0
+    else:
+        waiting = pass_.ledger.waiting.get(create.item.id)
+        began = waiting.doubtful if waiting else 0
+    return bool(began) and pass_.now - began > DOUBT
 
 
 def _blocked(entry: OpenItem, create: Create, error: CodedError) -> Iterator[Action]:

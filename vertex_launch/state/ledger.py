@@ -386,7 +386,8 @@ def discovered(job: ManagedJob, now: float, *, rebuild: bool) -> OpenItem:
 class Waiting:
     """An item that cannot start yet: since when, when it was last seen, and what was reported to its author.
 
-    It could not start ``tries`` times, and is not tried again before ``until``. Its check met a bug ``faults`` times.
+    It could not start ``tries`` times, and is not tried again before ``until``. Its check met a bug ``faults`` times. Its job
+    is ``doubtful`` since then (``errors.ItemDoubtful``).
     """
 
     since: Time
@@ -394,6 +395,7 @@ class Waiting:
     tries: Count = 0
     faults: Count = 0
     until: Time = 0
+    doubtful: Time = 0
     warned: Texts = ()
 
 
@@ -636,7 +638,7 @@ class Ledger(BaseModel):
             waiting.since = now
         return waiting
 
-    def back_off(self, item: str, now: float, *, fault: bool = False) -> None:
+    def back_off(self, item: str, now: float, *, fault: bool = False, doubtful: bool = False) -> None:
         """Record that the item could not start, for Vertex AI had no room or by a ``fault``: each time it is tried again later.
 
         The first pause outlasts a lease, so that what comes back first does not take the place of what can start.
@@ -644,6 +646,7 @@ class Ledger(BaseModel):
         waiting = self.wait(item, now)
         waiting.tries += 1
         waiting.faults += fault
+        waiting.doubtful = (waiting.doubtful or now) if doubtful else 0
         waiting.until = now + pause(waiting.tries, FIRST_PAUSE)
 
     def forget_half_of_waiting(self) -> None:
