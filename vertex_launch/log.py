@@ -202,7 +202,10 @@ class Redactor:
 
 def shorten(text: str, most: int) -> str:
     """Return a text that may hold keys, cut between words to so many characters: a redactor does not find half a key."""
-    return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]}…"
+    if len(text) <= most:
+        return text
+    gap = re.search(r"\s\S*\Z", text[:most])
+    return f"{text[: gap.start()] if gap else ''}…"
 
 
 def write(level: int, message: Message, *, error: BaseException | None = None, **fields: Any) -> None:

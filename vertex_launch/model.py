@@ -11,7 +11,7 @@ from enum import StrEnum
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from vertex_launch.limits import LARGEST_REPORT
+from vertex_launch.limits import LARGEST_REPORT, LONGEST_ID
 
 VERTEX_RESOURCES = ("vertex", "gcp-vertex")
 """The resource names that mean Vertex AI: the runner's own, and the one that queues are made with."""
@@ -162,7 +162,8 @@ class JobName:
         """Parse a resource name. Raises ValueError."""
         found = re.fullmatch(cls.PATTERN, text)
         if found is None:
-            raise ValueError(f"{text[:100]!r} is not the name of a CustomJob")
+            what = repr(text) if len(text) <= LONGEST_ID else f"a text of {len(text)} characters"
+            raise ValueError(f"{what} is not the name of a CustomJob")
         return cls(*found.groups())
 
     def __str__(self) -> str:

@@ -25,8 +25,8 @@ Location: TypeAlias = tuple[int | str, ...]
 API_KEY = re.compile(r"wandb_v1_\w+|(?:\b[A-Za-z]\w*-)?[0-9a-fA-F]{40,}")
 """W&B API keys: the current form, the old one, and that of a self-managed server (``local-…``)."""
 
-LONGEST_SHOWN = 80
-"""Characters of a value that a problem repeats."""
+LONGEST_SHOWN = 160
+"""Characters of a value that a problem repeats. An image with its digest has up to 150."""
 
 LONGEST_SCANNED = 1000
 """Characters of a value that are searched for API keys; a problem gives only the length of a longer one."""
@@ -100,10 +100,20 @@ def shown(value: object) -> str:
             return f"a text of {len(value)} characters"
         case str() | int() | float():
             # Keys go first: half a key at the cut would no longer look like one.
-            text = redact(repr(value))
-            return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+            return beginning(redact(repr(value)))
         case _:
             return kind(value)
+
+
+def beginning(text: str) -> str:
+    """Return a text that may hold keys as a problem repeats it: cut between words, and of one long word only its length.
+
+    The exits know keys of any form, but no half of one.
+    """
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    words = text[:LONGEST_SHOWN].rpartition(" ")[0]
+    return f"{words}…" if words else f"a text of {len(text)} characters"
 
 
 def dotted(location: Location) -> str:

@@ -11,15 +11,19 @@ from functools import partial
 from typing import Any
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.specs import ENTITY, FULL, SETTINGS, built, item, pool, run_spec, with_settings
 from vertex_launch import limits, log
+from vertex_launch.adapters.wandb_answer import parse as parse_answer
 from vertex_launch.codes import Code
-from vertex_launch.errors import ConfigError, ItemRejected, Message, Problem, brief
+from vertex_launch.errors import ConfigError, ItemRejected, Message, Problem, Unavailable, brief
+from vertex_launch.job.findings import printable
 from vertex_launch.job.run_spec import own_key, parse
-from vertex_launch.model import PassReport
+from vertex_launch.model import JobName, PassReport
+from vertex_launch.problems import shown
 
 HUGE = "x" * (limits.LONGEST_ITEM + 1)
 
@@ -191,6 +195,47 @@ def test_a_long_text_is_cut_without_cutting_a_key(parts: list[str]) -> None:
     assert cut == text or len(text) > limits.LONGEST_MESSAGE
     left = cut.replace(KEY, "")
     assert not any(KEY[at : at + 8] in left for at in (0, 8, 16, 24, 32))
+
+
+STRANGE = "q.Zw-9_Lm+Tb~4(Hs)=Kd!7Rv/Nc:2Gx,Pj@5Uf;Ya"
+"""A key of another form than W&B's; only the redactor of the exits knows it."""
+
+
+def refused_by(raw: bytes) -> str:
+    response = requests.Response()
+    response.status_code, response.url = 400, "https://api.wandb.ai/graphql"
+    with pytest.raises(Unavailable) as error:
+        parse_answer(response, raw, repeatable=False)
+    return str(error.value)
+
+
+def no_job(text: str) -> str:
+    with pytest.raises(ValueError) as error:
+        JobName.parse(text)
+    return str(error.value)
+
+
+CUTS: dict[str, Callable[[str], str]] = {
+    "a value": shown,
+    "a name": printable,
+    "the name of a job": no_job,
+    "W&B's words": lambda text: refused_by(json.dumps({"errors": [{"message": text}]}).encode()),
+    "a proxy's words": lambda text: refused_by(f"<p>{text}</p>".encode()),
+    "a line of a job's log": lambda text: log.shorten(text, 250),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("filler", ["x", "ab ", " ", "\n", '{"a":"', "<b>"])
+def test_nothing_that_is_quoted_has_half_of_a_key(name: str, filler: str) -> None:
+    redact = log.Redactor()
+    redact.add(STRANGE)
+    for before in [*range(0, 330, 7), *range(2_940, 3_010, 7), *range(5_950, 6_010, 7)]:
+        for around in ("", " "):
+            text = f"{(filler * before)[:before]}{around}{STRANGE}{around}{filler * 20}"
+            left = redact(CUTS[name](text))
+            pieces = [STRANGE[at : at + 6] for at in range(len(STRANGE) - 6)]
+            assert not any(piece in left for piece in pieces), (before, left)
 
 
 @pytest.mark.parametrize(

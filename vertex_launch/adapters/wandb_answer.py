@@ -196,13 +196,13 @@ def _reset(response: requests.Response) -> float:
 def _words(content: bytes | Unreadable, body: Mapping[str, Any]) -> str:
     """Return the words of a server that refuses a request, shortened and without markup and keys."""
     messages = [text_of(error.get("message")) for error in dicts(body.get("errors"))]
-    beginning = content[: 10 * LONGEST_QUOTE] if isinstance(content, bytes) else b""
-    return quote("; ".join(messages) or re.sub(r"<[^>]*>", " ", beginning.decode(errors="replace")))
+    text = content.decode(errors="replace") if isinstance(content, bytes) else ""
+    return quote("; ".join(messages) or re.sub(r"<[^>]*>", " ", shorten(text, 10 * LONGEST_QUOTE)))
 
 
 def quote(text: str) -> str:
     """Return words of W&B as messages repeat them."""
-    return shorten(" ".join(redact(text[: 20 * LONGEST_QUOTE]).split()), LONGEST_QUOTE) or "(nothing more)"
+    return shorten(" ".join(redact(shorten(text, 20 * LONGEST_QUOTE)).split()), LONGEST_QUOTE) or "(nothing more)"
 
 
 def result_of(data: Mapping[str, Any], errors: Mapping[str, Sequence[str]], alias: str) -> Result:

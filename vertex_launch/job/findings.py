@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected, Message, Problem, brief
 from vertex_launch.limits import LONGEST_WARNING, MOST_PROBLEMS, MOST_WARNINGS
-from vertex_launch.problems import LONGEST_SCANNED, problem, redact
+from vertex_launch.problems import LONGEST_SCANNED, beginning, problem, redact
 
 
 @dataclass
@@ -51,5 +51,4 @@ class Findings:
 def printable(text: str) -> str:
     """Return unchecked text in a form that fits into a sentence."""
     text = f"a text of {len(text)} characters" if len(text) > LONGEST_SCANNED else redact(text)  # half a key is none
-    shown = text if text.isprintable() else repr(text)[1:-1]
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return beginning(text if text.isprintable() else repr(text)[1:-1])
