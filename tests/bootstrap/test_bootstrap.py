@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -156,7 +157,8 @@ def failed(ended: Ended, step: str, code: Code, *words: str) -> None:
 def test_the_text_can_be_handed_over() -> None:
     assert "$" not in TEXT  # Vertex AI expands dollars in commands
     assert TEXT.isascii()
-    assert len(TEXT) < 128 * 1024 // 2  # the kernel takes 128 KiB (MAX_ARG_STRLEN); no reason to come near it
+    assert "$" not in boot.packed()
+    assert len(boot.packed()) < 128 * 1024 // 4  # the kernel takes 128 KiB (MAX_ARG_STRLEN); no reason to come near it
     ast.parse(TEXT, feature_version=(3, 8))
     imported = {
         name.name.split(".")[0]
@@ -1425,6 +1427,118 @@ def test_an_index_out_of_reach_is_asked_once(spoilt: Container) -> None:
     assert ended.status == 0, ended.log
     assert re.search(r"failed to install: .*package49==1.0;", ended.log)
     assert ended.log.count("Retry(total=0") == 1
+
+
+def test_a_list_is_resolved_as_a_whole_first(spoilt: Container, wheels: Path) -> None:
+    frameworks(spoilt)
+    ended = spoilt.succeed({"requirements.txt": "lightning\ntorch==1.13.1\nhelper\n"})
+    assert ended.report["packages"] == {"lightning": "1.0", "torch": "1.13.1", "helper": "2.0"}
+    assert ended.log.count("Successfully installed") == 1
+
+
+def test_what_fails_does_not_change_what_the_list_pins(spoilt: Container) -> None:
+    frameworks(spoilt)
+    own = "lightning\nabsent\ntorch==1.13.1\nother @ git+https://git.acme.example/other\n"
+    ended = spoilt.succeed({"requirements.txt": own}, variables={"PATH": f"{spoilt.environment}/bin"})
+    assert ended.report["packages"] == {"lightning": "1.0", "torch": "1.13.1"}
+    lost = re.findall("failed to install: (.*);", ended.log)[0].split(", ")
+    assert sorted(lost) == ["absent", "other @ git+https://git.acme.example/other"]
+    conflict = spoilt.succeed({"requirements.txt": "lightning==2.0\ntorch==1.13.1\nhelper\n"})
+    assert conflict.report["packages"] == {"lightning": "1.0", "torch": "1.13.1", "helper": "2.0"}
+    assert "failed to install: lightning==2.0;" in conflict.log
+
+
+def frameworks(container: Container) -> None:
+    """Add to the index a torch with builds, and what needs a version of it."""
+    container.wheels = shutil.copytree(container.wheels, container.folder / "wheels")
+    for version in ("1.13.1", "2.1.0", "2.2.0"):
+        wheel(container.wheels, "torch", version)
+    wheel(container.wheels, "lightning", "1.0", requires=["torch"])
+    wheel(container.wheels, "lightning", "2.0", requires=["torch>=2.2"])
+
+
+@pytest.mark.parametrize(
+    ("own", "frozen", "torch", "lightning", "words"),
+    [
+        ("lightning\n", "", "2.1.0+cu121", "1.0", "kept from the image: torch 2.1.0+cu121"),
+        ("torch\nlightning\n", "", "2.1.0+cu121", "1.0", "kept from the image: torch 2.1.0+cu121"),
+        ("torch==2.1.0\n", "", "2.1.0+cu121", None, "kept from the image: torch 2.1.0+cu121"),
+        ("torch>=2.2\nlightning\n", "", "2.2.0", "2.0", "torch 2.1.0+cu121 of the image is replaced"),
+        ("torch\n", "torch==1.13.1\n", "1.13.1", None, "because the job requires torch==1.13.1"),
+    ],
+)
+def test_the_framework_of_the_image_is_kept_unless_another_version_is_named(
+    spoilt: Container, own: str, frozen: str, torch: str, lightning: str | None, words: str
+) -> None:
+    frameworks(spoilt)
+    zipfile.ZipFile(wheel(spoilt.folder / "image", "torch", "2.1.0+cu121")).extractall(packages(spoilt.environment))
+    ended = spoilt.succeed({"requirements.txt": own}, frozen=frozen)
+    assert ended.report["packages"] == {"torch": torch, **({"lightning": lightning} if lightning else {})}, ended.log
+    assert words in ended.log
+
+
+FLAT = """
+[project]
+name = "evals-job"
+version = "0.1.0"
+readme = "README.md"
+dependencies = ["model[x]>=1.0", "helper; python_version > '3'", "some-dep"]
+
+[tool.uv.sources]
+some-dep = { git = "https://git.acme.example/some-dep", rev = "v1" }
+"""
+
+
+def test_a_project_with_dependencies_only(spoilt: Container) -> None:
+    ended = spoilt.succeed({"pyproject.toml": FLAT, "api_model/__init__.py": "", "other/__init__.py": ""})
+    assert ended.report["packages"] == {"helper": "2.0", "model": "1.5"}
+    assert "failed to install: some-dep @ git+https://git.acme.example/some-dep@v1;" in ended.log
+
+
+def test_a_project_that_cannot_be_built_gets_its_dependencies(spoilt: Container) -> None:
+    ended = spoilt.succeed({"pyproject.toml": FLAT + '[build-system]\nrequires = ["absent"]\n'})
+    assert ended.report["packages"] == {"helper": "2.0", "model": "1.5"}
+    assert "only its dependencies" in ended.log
+
+
+def test_requirements_over_ssh(spoilt: Container, internet: Internet, origin: tuple[Path, list[str]]) -> None:
+    internet.repositories = {"https://github.com/acme/tool.git": origin[0] / ".git"}
+    internet.passwords = {}
+    internet.seen.clear()
+    lines = [
+        "tool @ git+ssh://git@github.com/acme/tool.git@v1",
+        "-e git+ssh://git@ssh.github.com:443/acme/tool.git#egg=tool",
+    ]
+    ended = spoilt.succeed(
+        {"requirements.txt": "\n".join([*lines, "bad @ git+ssh://git@work/acme/tool.git"])},
+        variables=internet.variables,
+    )
+    assert {seen.url.partition(".git")[0] for seen in internet.seen} == {"https://github.com/acme/tool"}
+    assert "using git+https://github.com/acme/tool.git@v1" in ended.log
+    assert f"warning [{Code.BOOT_REQUIREMENTS}]: bad @ git+ssh://git@work/acme/tool.git: its remote" in ended.log
+
+
+def test_pip_writes_no_cache(spoilt: Container, internet: Internet, tmp_path: Path) -> None:
+    internet.publish("https://pypi.org/simple/", wheel(tmp_path / "own", "helper", "1.0"))
+    away = {"PIP_NO_INDEX": "", "PIP_FIND_LINKS": "", "PIP_CACHE_DIR": str(tmp_path / "cache")}
+    ended = spoilt.succeed(frozen="helper==1.0\n", variables={**internet.variables, **away})
+    assert ended.report["packages"] == {"helper": "1.0"}
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("has_pip", [False, True])
+def test_uv_where_the_image_has_it(spoilt: Container, tmp_path: Path, has_pip: bool) -> None:
+    found = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if not found:
+        pytest.skip("no uv on this machine")
+    frameworks(spoilt)
+    spoilt.environment = virtual_environment(THIS, tmp_path / "image", pip=has_pip)
+    add_wandb(spoilt.environment)
+    (spoilt.environment / "bin" / "uv").symlink_to(found)
+    ended = spoilt.succeed({"requirements.txt": "lightning\ntorch==1.13.1\nhelper\nabsent\n"})
+    assert ended.report["packages"] == {"lightning": "1.0", "torch": "1.13.1", "helper": "2.0"}
+    assert "failed to install: absent;" in ended.log
+    assert ("Successfully installed" in ended.log) == has_pip  # pip is configured here, which uv does not read
 
 
 def test_torch_comes_from_its_own_index_and_with_dependencies(

@@ -511,7 +511,7 @@ class Container:
             **variables,
         }
         return subprocess.Popen(
-            [self.environment / "bin" / "python3", "-c", TEXT, *program],
+            [self.environment / "bin" / "python3", "-c", boot.packed(), *program],
             cwd=place / "app",
             env={name: value for name, value in environment.items() if value},
             stdin=subprocess.DEVNULL,

@@ -191,7 +191,7 @@ def test_code_runs_through_the_bootstrap() -> None:
     job = built(source(CODE), overrides={"args": ["--to", "$(HOME)"], "working_dir": "src"})
     assert container(job).image_uri == "python:3.12-slim"
     assert list(container(job).command[:2]) == ["python3", "-c"]
-    assert unescape(container(job).command[2]) == boot.text()
+    assert unescape(container(job).command[2]) == boot.packed()
     assert list(container(job).args) == ["python", "train.py", "--to", "$$(HOME)"]
     assert plan(job) == {
         "source": "artifact",
@@ -462,7 +462,7 @@ def test_every_container_reads_the_key_and_only_the_items_own_fetches_code(descr
     found_plan = json.loads(environment.read(second.env)["VERTEX_LAUNCH_PLAN"])
     assert (found_plan["source"], found_plan["api_key_secret"]) == ("image", SETTINGS.key_secret)
     assert plan(job)["source"] == ("artifact" if found else "image")
-    assert unescape(second.command[2]) == boot.text()
+    assert unescape(second.command[2]) == boot.packed()
     assert list(second.args) == ["serve", "--port", "1"]
 
 

@@ -6,10 +6,12 @@ The bootstrap fetches code that is not in the image, and reads the W&B key if th
 from __future__ import annotations
 
 import ast
+import base64
 import functools
 import io
 import json
 import tokenize
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -90,6 +92,8 @@ class Boot:
             wanted["api_key_secret"] = self.settings.key_secret
         if source:
             wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": _folder(source, self.spec)}
+            if self.settings.git_hosts:
+                wanted["git_hosts"] = {name: host.url for name, host in self.settings.git_hosts.items()}
         if source and source.type is SourceType.ARTIFACT:
             wanted["artifact"] = source.artifact
         if source and source.type is SourceType.REPO:
@@ -118,7 +122,7 @@ def wrap(task: dict[str, Any], place: str, settings: Settings, findings: Finding
         findings.wrong(place, found, remedy, Code.SPEC_COMMAND)
         return
     task["args"] = [*task["command"], *task.get("args", ())]
-    task["command"] = ["python3", "-c", escape(text())]
+    task["command"] = ["python3", "-c", escape(packed())]
 
 
 PARTS = (
@@ -132,10 +136,19 @@ PARTS = (
 def text() -> str:
     """Return the text of the bootstrap, which the container runs with the Python of its image.
 
-    The kernel takes 128 KiB in one argument, and every pass reads the specs of active jobs, so docstrings and comments are
-    left out. Vertex AI documents no limit, but it expands dollars, so the text must have none.
+    Docstrings and comments are left out.
     """
     return "from __future__ import annotations\n" + "".join(map(_part, PARTS))
+
+
+@functools.cache
+def packed() -> str:
+    """Return the text as it travels: every pass reads the specs of active jobs, and the kernel takes 128 KiB in one argument.
+
+    Vertex AI documents no limit, but it expands dollars, so there must be none.
+    """
+    data = base64.b64encode(zlib.compress(text().encode(), 9)).decode()
+    return f"import base64, zlib; exec(zlib.decompress(base64.b64decode('{data}')))"
 
 
 def _part(name: str) -> str:

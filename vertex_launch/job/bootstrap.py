@@ -20,7 +20,20 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from vertex_launch.job.container.base import KEY, PLAN, Failed, children, hide, inside, kept, say, secret, steps, warn
+from vertex_launch.job.container.base import (
+    KEY,
+    PLAN,
+    Failed,
+    children,
+    differs,
+    hide,
+    inside,
+    kept,
+    say,
+    secret,
+    steps,
+    warn,
+)
 from vertex_launch.job.container.notebook import convert
 from vertex_launch.job.container.patch import apply_patch
 from vertex_launch.job.container.requirements import find_room, install_requirements
@@ -53,9 +66,10 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     say("requirements", "reading what to install")
     try:
         find_room(python or sys.executable, work)
-        install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable)
+        bases = plan.get("git_hosts") or {}
+        install_requirements(job / "requirements.frozen.txt", code, folder, python or sys.executable, bases)
     except Exception as error:  # noqa: BLE001 - the program may run without them
-        warn("requirements", "VL-BOOT-REQUIREMENTS", f"not installed ({error!r}); the program starts without them")
+        differs("requirements", "VL-BOOT-REQUIREMENTS", f"not installed ({error!r}); the program starts without them")
     script = next((at for at, word in enumerate(command) if at and not word.startswith("-")), 0)
     is_python = PYTHON.fullmatch(Path(command[0]).name)
     for at, word in enumerate(command):  # `wandb job create` does not mark notebooks
