@@ -25,6 +25,7 @@ from local.standins.vertex.jobs import Jobs
 from local.standins.vertex.server import Limits, VertexServer
 from local.standins.wandb import WandbServer
 from tests.support.processes import ROOT
+from vertex_launch.__main__ import main
 from vertex_launch.adapters.wandb_queue import WandbQueue
 from vertex_launch.codes import Code
 from vertex_launch.job import environment
@@ -423,6 +424,25 @@ def test_queue_ids_in_another_form(world: World, run: Run) -> None:
     assert "queue/" in ran.findings["wandb-agent-queues"]["words"]
 
 
+def test_a_server_that_creates_no_agents(world: World, run: Run) -> None:
+    world.wandb.faults.refuse("createLaunchAgent", "no agents here", times=None)
+    ran = run(only="wandb")
+    assert ran.unusual() == {"wandb-agent-queues": "note", "wandb-documents": "FAIL"}
+    assert "no agents here" in ran.findings["wandb-agent-queues"]["words"]
+
+
+@pytest.mark.parametrize("form", ["always", "never", "success: false", "late ack"])
+def test_other_forms_of_refusals(world: World, run: Run, form: str) -> None:
+    match form:
+        case "late ack":
+            world.wandb.store.launch.ack_after_lease = False
+        case "success: false":
+            world.wandb.acks_refused_in_errors = False
+        case _:
+            world.wandb.error_status = form  # type: ignore[assignment]
+    assert run(only="wandb").unusual() == {}
+
+
 def test_jobs_that_a_get_does_not_show_at_once(world: World, run: Run) -> None:
     world.vertex.faults.fail("GetCustomJob", "NOT_FOUND", times=3)
     assert run(only="vertex-get,vertex-labels").verdicts == {"vertex-get": "note", "vertex-labels": "ok"}
@@ -530,8 +550,8 @@ def test_a_queue_whose_create_is_not_answered(world: World, run: Run) -> None:
 def test_a_key_that_may_not_create_queues(world: World, run: Run) -> None:
     world.wandb.faults.refuse("createRunQueue", "permission denied", status=403, times=None)
     ran = run(only="wandb-batches")
-    assert "permission denied" in ran.findings["wandb-batches"]["measured"]
-    assert "--queue" in ran.findings["wandb-batches"]["measured"]
+    assert "permission denied" in ran.findings["wandb-batches"]["words"]
+    assert "--queue" in ran.findings["wandb-batches"]["words"]
 
 
 def test_a_create_that_is_not_answered(world: World, run: Run) -> None:
@@ -559,6 +579,16 @@ def test_keep(world: World, run: Run) -> None:
     assert len(left["queues"]) == 1
     assert left["queues"][0] in ran.printed
     assert any("vertex_launch=verify-" in one for one in ran.report["left"])
+
+
+def test_the_help_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", "--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(f"  {one.name} " in shown for one in assumptions.ASSUMPTIONS)
 
 
 def test_only(world: World, run: Run) -> None:

@@ -53,10 +53,10 @@ FITS, DIFFERS, USAGE, DECLINED = 0, 1, 2, 3
 
 EPILOG = """\
 examples:
-  python -m vertex_launch verify                    everything, after a question
-  python -m vertex_launch verify --only wandb       without jobs, in four minutes
-  python -m vertex_launch verify --only vertex-list,vertex-account
-  python -m vertex_launch verify --yes --json verify.json     in CI
+  python -m vertex_launch verify                  everything, after a question
+  python -m vertex_launch verify --only wandb     without jobs, in minutes
+  python -m vertex_launch verify --only vertex-list,wandb-lease
+  python -m vertex_launch verify --yes --json verify.json           in CI
 
 Each row of the table begins with one of these words:
   ok    as the documentation says, and the settings fit
@@ -67,19 +67,19 @@ Each row of the table begins with one of these words:
 names for --only: wandb, vertex, deployment, or
 {names}
 
-exit status: 0 nothing fails, 1 a FAIL or something was left behind, 2 wrong usage
-or configuration, 3 the answer to the question was no, 130 or 143 stopped
+exit status: 0 nothing fails, 1 a FAIL or something was left behind, 2 wrong
+usage or configuration, 3 the answer to the question was no, 130 or 143 stopped
 """
 
 
 def add(commands: Any) -> None:
     """Add the command to those of the command line."""
-    names = "\n".join(f"  {one.name:<22}{one.assumed}" for one in ASSUMPTIONS)
+    names = "\n".join(f"  {one.name:<24}{one.assumed}" for one in ASSUMPTIONS)
     parser = commands.add_parser(
         "verify",
         help="measure in your own project what the documentation assumes",
-        description="Measure in your own project what the documentation assumes about W&B, Vertex AI and the deployment. "
-        "Makes a queue and a few small jobs, and removes them.",
+        description="Measure in your own project what the documentation assumes about W&B, Vertex AI\n"
+        "and the deployment. Makes a queue and a few small jobs, and removes them.",
         epilog=EPILOG.format(names=names),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

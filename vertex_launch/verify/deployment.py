@@ -21,7 +21,7 @@ from vertex_launch.model import JobName, ManagedJob
 from vertex_launch.state.record import LOCK
 from vertex_launch.verify import jobs
 from vertex_launch.verify.bench import Bench
-from vertex_launch.verify.findings import Finding, fail, note, ok, skip, unmeasured
+from vertex_launch.verify.findings import Finding, fail, note, ok, short, skip, unmeasured
 from vertex_launch.verify.outside import DispatchNow, Monitoring, Pulled, Subscriptions
 from vertex_launch.verify.queues import CLAIMED, FAILED, Queues
 
@@ -161,7 +161,7 @@ class Deployment:
             yield ok(name, f"it is claimed after {took:.0f} s", value=round(took, 1), words=shown.error)
         elif state == FAILED:
             remedy = "Correct what the item's message in the JSON says, such as the policy"
-            measured = f"it has failed: {shown.error[:160]}"
+            measured = f"it has failed: {short(shown.error)}"
             yield fail(Code.VERIFY_DEPLOYMENT, name, measured, remedy, words=shown.error)
         else:
             words = "; ".join(shown.warnings)
@@ -276,7 +276,7 @@ class Deployment:
             yield ok(caller, "it answers a dry run")
         else:
             remedy = "Check who may call it (--invoker, invokers) and from where (--ingress, dispatch_now_ingress)"
-            measured = f"it answers {status}: {words[:120]}"
+            measured = f"it answers {status}: {short(words)}"
             yield fail(Code.VERIFY_DEPLOYMENT, caller, measured, remedy, words=words)
         if not token:
             yield skip(others, "callers have no tokens here, so others cannot be distinguished")

@@ -10,6 +10,8 @@ from typing import Any
 from vertex_launch.codes import Code
 from vertex_launch.verify.assumptions import BY_NAME
 
+SHOWN = 120
+"""Characters of a service's words in the table."""
 AGAIN = "Remove the cause and measure it again, with --only NAMES"
 
 
@@ -74,7 +76,12 @@ def fail(code: Code, name: str, measured: str, remedy: str, **more: Any) -> Find
 
 def unmeasured(name: str, why: str, remedy: str = AGAIN) -> Finding:
     """Return the finding that an assumption could not be measured."""
-    return Finding(name, Verdict.FAIL, f"not measured: {why}", remedy, Code.VERIFY_NOT_MEASURED)
+    return Finding(name, Verdict.FAIL, f"not measured: {short(why)}", remedy, Code.VERIFY_NOT_MEASURED, words=why)
+
+
+def short(text: str) -> str:
+    """Return a text as the table shows it; the JSON has all of it."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1].rstrip()}…"
 
 
 def skip(name: str, why: str) -> Finding:

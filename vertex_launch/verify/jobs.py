@@ -19,7 +19,7 @@ from vertex_launch.job.run_spec import parse
 from vertex_launch.model import Item, ManagedJob, RunId
 from vertex_launch.settings.config import Policy, Settings
 from vertex_launch.verify.bench import Bench
-from vertex_launch.verify.findings import Finding, fail, note, ok, unmeasured
+from vertex_launch.verify.findings import Finding, fail, note, ok, short, unmeasured
 from vertex_launch.verify.queues import PROJECT, REPORT, Queues
 
 MACHINE = "e2-standard-4"
@@ -152,7 +152,7 @@ class Jobs:
         seconds = self._bench.clock.now() - made.created
         fits = max(grace, _rounded(2 * seconds))
         more: dict[str, Any] = {"value": round(seconds, 1), "suggested": {setting: fits}}
-        where = f"intent_grace in {settings.where('timeouts')}"
+        where = settings.where("timeouts", "intent_grace")
         if seen is None:
             measured = f"no list shows it after {seconds:.0f} s"
             return fail(Code.VERIFY_DIFFERS, name, measured, f"{REPORT}, and set {where} to {fits:g}", **more)
@@ -233,9 +233,9 @@ class Jobs:
         if fits:
             return ok(name, f"its error is recognized ({expected})", **more)
         if not found.again and found.code is Code.JOB_FAILED:
-            measured = f"its error has other words, and the item shows them: {_short(job.error)}"
+            measured = f"its error has other words, and the item shows them: {short(job.error)}"
             return note(name, measured, REPORT, **more)
-        measured = f"its error is taken for {found.code}: {_short(job.error)}"
+        measured = f"its error is taken for {found.code}: {short(job.error)}"
         return fail(Code.VERIFY_DIFFERS, name, measured, REPORT, **more)
 
     def run(self) -> Iterator[Finding]:
@@ -245,7 +245,7 @@ class Jobs:
             yield unmeasured(name, self._goes_on("run"))
             return
         if job.state == outcome.FAILED:
-            yield unmeasured(name, f"the job failed: {_short(job.error)}")
+            yield unmeasured(name, f"the job failed: {short(job.error)}")
             return
 
         most = max(300.0, 3 * self._settings.timeouts.settle_grace)
@@ -259,7 +259,7 @@ class Jobs:
     def _grace(self, name: str, measured: str, seconds: float) -> Finding:
         """Return whether ``settle_grace`` fits so many seconds."""
         settings, setting = self._bench.settings, "timeouts.settle_grace"
-        grace, where = settings.timeouts.settle_grace, f"settle_grace in {settings.where('timeouts')}"
+        grace, where = settings.timeouts.settle_grace, settings.where("timeouts", "settle_grace")
         if seconds == math.inf:
             return fail(Code.VERIFY_DIFFERS, name, measured, REPORT)
         fits = max(grace, _rounded(2 * seconds))
@@ -401,7 +401,3 @@ def _item(bench: Bench, kind: str) -> str:
 def _rounded(seconds: float) -> float:
     """Return seconds, rounded up to tens."""
     return math.ceil(seconds / 10) * 10
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:119]}…"

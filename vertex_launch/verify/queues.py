@@ -39,6 +39,7 @@ class Queues:
         self._named = queue
         self._runs = 0
         self._pushed = set[str]()
+        self._agent_error = ""
 
     @cached_property
     def entity(self) -> str:
@@ -77,7 +78,14 @@ class Queues:
 
     @cached_property
     def agent(self) -> str:
-        """An agent for the queue. Raises Unavailable."""
+        """An agent for the queue; the empty text if W&B refuses one, because items can be popped without."""
+        try:
+            return self._made_agent()
+        except Unavailable as error:
+            self._agent_error = str(error)
+            return ""
+
+    def _made_agent(self) -> str:
         _, queue = self.queue
         hostname = f"vertex-launch/verify-{self._bench.mark}"
         with self._bench.interrupts.shielded():
@@ -132,6 +140,7 @@ class Queues:
             "queues": lambda: wandb.queue_names(entity),
             "resources": lambda: wandb.resources(entity, [queue]),
             "queue configuration": lambda: wandb.queue_configs(entity, [queue]),
+            "agent": lambda: self.agent or self._made_agent(),
             "agent status": lambda: wandb.set_status(self.agent, "RUNNING"),
             "pop": lambda: wandb.pop(entity, [queue], self.agent, "POLLING"),
             "single pop": lambda: wandb.pop(entity, [queue], self.agent, singly=True),
@@ -203,6 +212,9 @@ class Queues:
     def agents(self) -> Iterator[Finding]:
         """Look an agent up by its id and in the list of all."""
         name, (_, queue) = "wandb-agent-queues", self.queue
+        if not self.agent:
+            yield note(name, "W&B creates no agent, and items are popped without one", words=self._agent_error)
+            return
         shown = self._wandb.ask(Question(self.entity, agent=self.agent)).agent
         listed = {one.id for one in self._wandb.ask(Question(self.entity)).agents}
         if shown is None and self.agent not in listed:
