@@ -404,7 +404,7 @@ def _settle(pass_: Pass, settles: Sequence[Settle]) -> None:
 def _with_sweep(pass_: Pass, settle: Settle) -> Settle:
     """Cancel the sweep of a scheduler that failed. Return what is left to do, with why the sweep goes on if it does.
 
-    Its author is told at once. If W&B did not take the cancellation, the next passes try again for a while.
+    The message says so at once. If W&B did not take the cancellation, the next passes try again for a while.
     """
     entry, sweep, done = settle.entry, settle.sweep, replace(settle, sweep="")
     try:
@@ -451,7 +451,7 @@ def _tell(pass_: Pass, verdict: Verdict, settles: Sequence[Settle]) -> None:
         return
     for settle, known in zip(settles, taken, strict=True):
         if settle.sweep and known:
-            pass_.ledger.keep(settle.entry.tell())
+            pass_.ledger.keep(settle.entry.inform())
         elif (known or settle.late) and not settle.sweep:
             _settled(pass_, settle)
 

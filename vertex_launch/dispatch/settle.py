@@ -105,8 +105,8 @@ def settle(
 def decide(ended: Ended, settings: Settings, now: float) -> Settle | RetryLater | Wait:
     """Decide about an item whose job has ended."""
     entry, job, run, item = ended.entry, ended.job, ended.run, ended.item
-    if entry.told:
-        only_sweep = _done(ended, "its author was told before")
+    if entry.informed:
+        only_sweep = _done(ended, "its author knows already")
         return replace(only_sweep, sweep=_sweep(ended), late=now - _ended_at(entry, job) > SWEEP_TRIES)
     since = _ended_at(entry, job)
     late = now - since > settings.give_up_after

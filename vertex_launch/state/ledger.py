@@ -188,7 +188,7 @@ class OpenItem(_Value):
     """Why there is no further attempt, if that is not obvious."""
     warned: Texts = ()
     """What its author was warned about while it was open."""
-    told: bool = False
+    informed: bool = False
     """Whether its author knows how its job ended; what is left is to end its sweep."""
 
     @property
@@ -251,9 +251,9 @@ class OpenItem(_Value):
         """Return it as claimed."""
         return self._but(claimed=True)
 
-    def tell(self) -> OpenItem:
+    def inform(self) -> OpenItem:
         """Return it with its author informed of how its job ended."""
-        return self._but(told=True)
+        return self._but(informed=True)
 
     def claim_now(self) -> OpenItem:
         """Return it as claimed by this pass, so that its author has no message yet."""
