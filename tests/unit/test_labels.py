@@ -80,7 +80,7 @@ def test_a_slash_at_the_end_of_the_servers_address_makes_no_difference() -> None
 
 def test_the_filter_names_the_deployment_and_excludes_ended_jobs() -> None:
     everything = labels.list_filter("My Team", active=False)
-    assert everything == f"labels.vertex_launch={labels.value('My Team')}"
+    assert everything == f'labels.vertex_launch="{labels.value("My Team")}"'
     active = labels.list_filter("My Team", active=True)
     left_out = re.findall(r'state!="(\w+)"', active)
     assert active.startswith(f"{everything} AND ")

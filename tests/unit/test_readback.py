@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from google.cloud.aiplatform_v1.types import CustomJob, JobState
+from google.cloud.aiplatform_v1.types import CustomJob, JobState, Scheduling
 from hypothesis import given
 
-from tests.support.specs import ENTITY, FULL, PACKAGE, SETTINGS, built, dollars, item, run_spec
+from tests.support.specs import ENTITY, FULL, PACKAGE, SETTINGS, built, dollars, item, pool, run_spec
 from vertex_launch.job import labels
-from vertex_launch.job.readback import managed
+from vertex_launch.job.readback import managed, request_of
 from vertex_launch.model import SCHEDULER_URI, Kind, ManagedJob, RunId
 
 NOW = datetime(2026, 2, 3, 4, 5, 6, 789_000, tzinfo=UTC)
@@ -115,3 +115,39 @@ def test_a_deployments_name_is_compared_as_its_label() -> None:
     job = built(FULL, blue).custom_job
     assert managed(job, deployment="Blue Team", region="r")
     assert managed(job, deployment="blue team", region="r") is None
+
+
+def filled_in(job: CustomJob) -> None:
+    """Add what Vertex AI adds to a job."""
+    for key in ("goog-vertex-ai-product", "aiplatform.googleapis.com/workload", "goog/terraform"):
+        job.labels[key] = "true"
+    job.web_access_uris = {"workerpool0-0": "https://shell.example"}
+    CustomJob.pb(job).satisfies_pzs = True
+    plain = CustomJob.pb(job).job_spec
+    if not plain.scheduling.timeout.seconds:
+        plain.scheduling.timeout.seconds = 604800
+    plain.scheduling.strategy = plain.scheduling.strategy or Scheduling.Strategy.STANDARD
+    for one in plain.worker_pool_specs:
+        one.disk_spec.boot_disk_type = one.disk_spec.boot_disk_type or "pd-ssd"
+        one.disk_spec.boot_disk_size_gb = one.disk_spec.boot_disk_size_gb or 100
+
+
+DISK = {"disk_spec": {"boot_disk_type": "pd-standard", "boot_disk_size_gb": 500}}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [run_spec(), FULL, run_spec(run={"scheduling_strategy": "SPOT", "timeout": 60}), run_spec({**pool(), **DISK})],
+)
+def test_the_next_attempt_asks_for_what_the_first_one_asked_for(spec: Any) -> None:
+    asked = built(spec).custom_job
+    again = request_of(listed(spec, filled_in), deployment="default", region="us-central1")
+    assert again is not None
+    assert again.custom_job == asked
+
+
+def test_a_label_of_an_item_stays() -> None:
+    spec = run_spec(spec={"labels": {"google": "x", "team": "vision", "größe": "l"}})
+    again = request_of(listed(spec, filled_in), deployment="default", region="us-central1")
+    assert again is not None
+    assert {"google", "team", "größe"} <= set(again.custom_job.labels)

@@ -69,7 +69,7 @@ def list_filter(deployment: str, *, active: bool) -> str:
 
     With ``active`` the ended states are excluded by name, so that an unknown state still holds its slot.
     """
-    terms = [f"labels.{DEPLOYMENT}={value(deployment)}"]
+    terms = [f'labels.{DEPLOYMENT}="{value(deployment)}"']
     if active:
         terms += [f'state!="{state}"' for state in ENDED_STATES]
     return " AND ".join(terms)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from google.cloud.aiplatform_v1.types import CustomJob, Scheduling
+from google.cloud.aiplatform_v1.types import CustomJob, CustomJobSpec, Scheduling
 
 from vertex_launch import addresses
 from vertex_launch.job import environment, labels, outcome
@@ -15,6 +15,11 @@ from vertex_launch.job.arguments import TASKS
 from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import Kind, ManagedJob, RunId
+
+DEFAULT_TIMEOUT = 7 * 86400
+"""Seconds after which Vertex AI ends a job that names no timeout."""
+DEFAULT_DISK = ("pd-ssd", 100)
+"""Type and gigabytes of the boot disk of a pool that names none."""
 
 _STRATEGIES = {member.value: member.name for member in Scheduling.Strategy}
 
@@ -73,10 +78,34 @@ def request_of(job: CustomJob, *, deployment: str, region: str) -> JobRequest | 
     asked = CustomJob(
         display_name=job.display_name,
         job_spec=job.job_spec,
-        labels=dict(job.labels),
-        encryption_spec=job.encryption_spec,
+        labels={key: value for key, value in job.labels.items() if _is_ours(key)},
+        encryption_spec=job.encryption_spec if job.encryption_spec.kms_key_name else None,
     )
+    _drop_defaults(asked.job_spec)
     return JobRequest(region, asked, None, mine.run)
+
+
+def _is_ours(label: str) -> bool:
+    """Return whether a create accepts a label: those of Google's services come back in a job, and are refused."""
+    return re.fullmatch(r"[^\W\d_][\w-]{0,62}", label) is not None and not label.startswith("goog-")
+
+
+def _drop_defaults(spec: CustomJobSpec) -> None:
+    """Remove what Vertex AI may have filled in: what it takes if a create names none."""
+    plain = CustomJobSpec.pb(spec)
+    if plain.scheduling.timeout.seconds == DEFAULT_TIMEOUT:
+        plain.scheduling.ClearField("timeout")
+    if plain.scheduling.strategy == Scheduling.Strategy.STANDARD:
+        plain.scheduling.ClearField("strategy")
+    if not plain.scheduling.ListFields():
+        plain.ClearField("scheduling")
+    for pool in plain.worker_pool_specs:
+        if pool.disk_spec.boot_disk_type == DEFAULT_DISK[0]:
+            pool.disk_spec.ClearField("boot_disk_type")
+        if pool.disk_spec.boot_disk_size_gb == DEFAULT_DISK[1]:
+            pool.disk_spec.ClearField("boot_disk_size_gb")
+        if not pool.disk_spec.ListFields():
+            pool.ClearField("disk_spec")
 
 
 def key_of(request: JobRequest) -> str:

@@ -83,7 +83,7 @@ def _region(value: str) -> str:
 
 
 def _secret(value: str) -> str:
-    bare = r"projects/[^/\s]+/secrets/[A-Za-z0-9_-]+"
+    bare = r"projects/[^/\s]+/(locations/[a-z0-9-]+/)?secrets/[A-Za-z0-9_-]+"
     if re.fullmatch(rf"{bare}/versions/[A-Za-z0-9_-]+", value):
         return value
     if re.fullmatch(bare, value):
