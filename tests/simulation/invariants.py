@@ -152,7 +152,8 @@ class Invariants:
             before = max((one for one in known if one.error in AGAIN), key=lambda one: one.attempt, default=None)
             if before is None or before.attempt != job.attempt - 1:
                 raise Broken(f"I4: {what} although the one before is not to be repeated")
-            noted = any(when < write for by, when in before.cancels for write in by.writes)
+            lost = self._world.deployments[job.owner].folder.lost
+            noted = any(lost < when < write for by, when in before.cancels for write in by.writes)
             if noted and not before.started:  # a list that lags may have shown a cancelled job as running again
                 raise Broken(f"I4: {what} although a pass cancelled the one before")
             if job.created < before.ended + self._settings(job.owner).resubmit_after * 2 ** (before.attempt - 1):
@@ -348,6 +349,7 @@ class Invariants:
         again = last.error in AGAIN and last.attempt < self._settings(entry.owner).max_attempts
         over = self._world.wandb.run(last.run).stopped or last.cancelled or entry.id in self._world.vertex.rejected
         over = over or self._settings(entry.owner).policy.images is not None  # each attempt is held to today's policy
+        over = over or self._world.people.regions_changed  # no attempt goes to a region that was left
         if again and not over:
             raise Broken(f"I4: {entry.id} was not submitted again")
         if warnings:

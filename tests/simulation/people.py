@@ -26,13 +26,13 @@ class People:
         self._world = world
         self._scheduler = world.scheduler
         self._random = random = world.random
-        self._snatches = 1.0 if world.short_leases else random.choice((0.0, 0.0, 0.3, 1.0))
+        self.snatches = 1.0 if world.short_leases else random.choice((0.0, 0.0, 0.3, 1.0))
         """How often another agent asks for an item just after a lease of it has ended."""
         self.tidy = random.random() < 0.15
         """Whether the jobs of a pass that was killed are deleted soon."""
         self._moving = random.random() < 0.2
         """Whether a region is left when it has not answered a create."""
-        self._restores = self._ledger_lost = self._regions_changed = False
+        self._restores = self._ledger_lost = self.regions_changed = False
 
     def plan(self, busy: float) -> None:
         """Plan what they do in the first ``busy`` seconds."""
@@ -66,7 +66,7 @@ class People:
         ends = self._scheduler.now + settings.lease
         budget = program.began + settings.timeouts.pass_budget
         program.deadlines |= {"lease": ends, "ack": ends - settings.timeouts.margin, "budget": budget}
-        if self._world.troubled and self._random.random() < self._snatches:
+        if self._world.troubled and self._random.random() < self.snatches:
             self._scheduler.after(entry.leased_until + 0.1 - self._scheduler.now, self._official, entry.queue)
 
     def on_death(self, program: Program) -> None:
@@ -83,7 +83,7 @@ class People:
         settings = self._world.deployments[owner].settings
         others = tuple(one for one in REGIONS if one.name != region)
         if self._moving and not self._ledger_lost:
-            self._regions_changed = True
+            self.regions_changed = True
             self._deploy(owner, settings.model_copy(update={"regions": others}))
 
     # At random
@@ -149,7 +149,7 @@ class People:
         """Damage the ledger, preferably just after a job was created."""
         vertex = self._world.vertex
         young = any(job.created > self._scheduler.now - 20 for job in vertex.jobs.values())
-        if self._regions_changed or vertex.stale > 20:
+        if self.regions_changed or vertex.stale > 20:
             return  # no promise covers these: a rebuilt ledger knows what the lists of the configured regions show
         if young or not self._world.troubled:
             self._ledger_lost = True
@@ -185,7 +185,7 @@ class People:
         if not self._ledger_lost:  # what a region holds that is not configured any more, only the ledger knows
             changes.append({"regions": regions})
         change = random.choice(changes)
-        self._regions_changed |= "regions" in change
+        self.regions_changed |= "regions" in change
         self._deploy(owner, deployment.settings.model_copy(update=change))
         if not self._restores:
             self._restores = True

@@ -152,7 +152,7 @@ class Wandb(memory.Wandb[Entry]):
         return state
 
     def can_show(self, one: object) -> bool:
-        return not self._world.troubled or self._world.random.random() > 0.1
+        return not self._world.troubled or self._world.random.random() > (0.5 if self._world.people.tidy else 0.1)
 
     def run_view(self, run: RunId) -> RunView | None:
         found, now = self.run(run), self._scheduler.now

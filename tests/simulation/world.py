@@ -150,7 +150,7 @@ class World:
         self._deletes = random.choice((0.02, 0.02, 0.3))
         self._flaky = random.random() < 0.15
         """Whether most jobs end soon, through no fault of their own."""
-        self._shared = random.random() < 0.1
+        self._shared = random.random() < (0.5 if self.people.snatches == 1.0 else 0.1)
         """Whether many items name the same run."""
         self._late_creates = random.random() < 0.2
         """Whether Vertex AI often takes a job after the pass has given up on its answer."""
@@ -278,8 +278,9 @@ class World:
 
     def _plan_what_happens(self) -> None:
         random, after, busy = self.random, self.scheduler.after, max(300, self.trouble)
-        spread = random.choice((1, 300))
-        for number in range(random.randint(2, 4)):
+        spread = random.choice((1, 300, 1500) if self._shared else (1, 300))
+        self._expected = random.randint(2, 4)
+        for number in range(self._expected):
             after(random.random() * spread, self._push, number + 1)
         for owner in self.deployments:
             after(random.random() * MINUTE, self._scheduled, owner)
@@ -404,7 +405,8 @@ class World:
 
     def _over(self) -> bool:
         return (
-            all(self.wandb.state(entry.id) in ("CLAIMED", "FAILED") for entry in self.wandb.contents.values())
+            len(self.wandb.contents) >= self._expected
+            and all(self.wandb.state(entry.id) in ("CLAIMED", "FAILED") for entry in self.wandb.contents.values())
             and not any(job.lives or job.ended > self.scheduler.now - NOTICED for job in self.vertex.jobs.values())
             and not any(
                 one.folder.ledger.open or one.folder.rebuilt > self.scheduler.now for one in self.deployments.values()
