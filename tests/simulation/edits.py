@@ -61,7 +61,7 @@ Q, R, S = wandb_queue.WandbQueue, wandb_reads.WandbReads, wandb_server.WandbServ
 EDITS = [
     # Adapters
     Edit(S, "_batch", "min(self._timeout[1], within)", "self._timeout[1]"),
-    Edit(S, "_batch", "answers = [Result(error=error.reason)]", "answers = [Result({'success': True})]"),
+    Edit(S, "_batch", "answers = [Result(error=error.reason, refused=True)]", "answers = [Result({'success': True})]"),
     Edit(S, "_repeat", "if left <= 0", "if False"),
     Edit(S, "_send", "self._key.renew(key)", "key"),
     Edit(Q, "pop", "answers.pop(0)", "answers.pop()"),
@@ -69,10 +69,10 @@ EDITS = [
     Edit(Q, "_update", "[_succeeded(answer) for", "[True for"),
     Edit(Q, "_update", ", within=until - self._clock()", ""),
     Edit(wandb_queue, "_succeeded", "is True", "is not None"),
-    Edit(wandb_reads, "_run_views", 'elif answer.lacks("run")', "else"),
-    Edit(wandb_reads, "_run_views", 'found.get("stopped")', 'found.get("stop")'),
+    Edit(R, "_run_views", 'elif answer.lacks("run")', "else"),
+    Edit(R, "_run_views", 'found.get("stopped")', 'found.get("stop")'),
     Edit(wandb_reads, "_agent_views", 'agent.get("stopPolling")', 'agent.get("stop_polling")'),
-    Edit(R, "_answer", "1 + len(agent_fields)", "1"),
+    Edit(R, "_answer", "answers[1 + by_id :]", "answers[1:]"),
     Edit(wandb_answer, "result_of", "value = data.get(alias)", "value = next(iter(data.values()), None)"),
     # Dispatch
     Edit(lease.Queues, "lease", "pass_.in_time and ", ""),
@@ -83,7 +83,7 @@ EDITS = [
     Edit(perform, "claim", "pass_.held.save()", "pass"),
     Edit(perform, "claim", "until - pass_.now)", "pass_.settings.timeouts.read)"),
     Edit(perform, "_reject", "until - pass_.now)", "pass_.settings.timeouts.read)"),
-    Edit(perform, "_tell", "if known or settle.late", "if True"),
+    Edit(perform, "_tell", "(known or settle.late) and not", "not"),
     Edit(perform, "_cancel", "pass_.ledger.lose(item, pass_.now)", "pass_.ledger.drop(item)"),
     Edit(perform, "_create", "min(until, pass_.held.lock.expires)", "until"),
     Edit(perform, "register", 'known if not stopped and known in seen.agents else ""', "known"),
