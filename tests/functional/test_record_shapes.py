@@ -14,7 +14,8 @@ from tests.support.numbers import examples
 from tests.support.shapes import nodes, put
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy
-from vertex_launch.state.ledger import Stage
+from vertex_launch.model import PassReport
+from vertex_launch.state.ledger import CLOCK_SKEW, Stage
 from vertex_launch.state.record import LEDGER, LOCK, NOTE
 
 YEAR_30000 = 884_541_340_800
@@ -146,6 +147,62 @@ def test_an_entry_that_contradicts_itself_is_left_out_with_a_notice_and_the_othe
     assert others <= set(world.ledger.open) | {"a"}
     assert "a" not in world.ledger.open
     assert not world.run().notices
+
+
+AHEAD = [310, 3_600, 80_000]
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_a_create_that_was_planned_in_the_future_holds_its_slot_no_longer_than_one_from_now(ahead: float) -> None:
+    world = World(max_jobs=1)
+    world.vertex.on_create = never
+    lost = world.queue.push("cpu", image_spec())
+    world.run()
+    value = ledger_of(world)
+    value["open"][lost]["attempts"][0]["planned"] += ahead
+    world.bucket.put(LEDGER, json.dumps(value).encode())
+    world.vertex.on_create = lambda request, create: create()
+    for _ in range(3):
+        world.run()
+        world.clock.sleep(CLOCK_SKEW + world.settings.timeouts.intent_grace)
+    assert len(world.vertex.of(lost)) == 1
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_a_dying_job_of_the_future_holds_its_slot_no_longer_than_one_from_now(ahead: float) -> None:
+    world = World(max_jobs=1)
+    world.run()
+    value = ledger_of(world)
+    value["dying"] = {JOB: {"since": world.clock.now + ahead}}
+    world.bucket.put(LEDGER, json.dumps(value).encode())
+    item = world.queue.push("cpu", image_spec())
+    for _ in range(3):
+        world.run()
+        world.clock.sleep(CLOCK_SKEW + world.settings.timeouts.intent_grace)
+    assert world.queue.state(item) == "CLAIMED"
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_a_pass_of_the_future_covers_no_tick(ahead: float) -> None:
+    world = World()
+    world.run()
+    value = ledger_of(world)
+    value["full_pass_began"] = world.clock.now + ahead
+    world.bucket.put(LEDGER, json.dumps(value).encode())
+    assert isinstance(world.tick(world.clock.now), PassReport)
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_no_item_waits_for_a_time_that_no_pass_would_set(ahead: float) -> None:
+    world = busy()
+    value = ledger_of(world)
+    for waiting in value["waiting"].values():
+        waiting["until"] = world.clock.now + 900 + ahead
+    world.bucket.put(LEDGER, json.dumps(value).encode())
+    read = world.services().record.read(world.clock.now).ledger
+    assert read
+    for waiting in read.waiting.values():
+        assert waiting.until - world.clock.now == pytest.approx(900 + CLOCK_SKEW, abs=1)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"9" * 5000, b"[" * 10_000, b'{"version": 2, "open": 1e999}'])

@@ -51,6 +51,9 @@ LISTS_LAG = 600.0
 FIRST_PAUSE, LONGEST_PAUSE = 90.0, 900.0
 """Seconds between two tries of an item that Vertex AI has no room for; they double."""
 
+CLOCK_SKEW = 300.0
+"""Seconds by which the clocks of two functions and of the storage may differ."""
+
 NAMES = frozenset(
     {
         *("writer", "entity", "agent", "turn", "item", "queue", "project", "run", "region", "job", "state", "kind"),
@@ -65,12 +68,22 @@ def pause(tries: int, first: float) -> float:
     return min(LONGEST_PAUSE, first * 2.0 ** min(tries - 1, 10))
 
 
-def _plausible(at: float, info: ValidationInfo) -> float:
-    """Check a time that was read, if the context says when it was."""
-    read_at: float | None = info.context
-    if read_at is not None and not 0 <= at <= read_at + DAY:
-        raise ValueError("not a time that a pass wrote")
-    return at
+def _bounded(most: float, instead: float | None = None) -> AfterValidator:
+    """Check a time that was read, if the context says when it was: one of another day was not written by a pass.
+
+    One that is more than ``most`` seconds ahead becomes ``instead``, without that the latest that it may be. So no clock
+    that was wrong lets anything last for longer than it would from now on.
+    """
+
+    def check(at: float, info: ValidationInfo) -> float:
+        read_at: float | None = info.context
+        if read_at is not None and not 0 <= at <= read_at + DAY:
+            raise ValueError("not a time that a pass wrote")
+        if read_at is None or at <= read_at + most:
+            return at
+        return read_at + most if instead is None else instead
+
+    return AfterValidator(check)
 
 
 def _job_name(name: str) -> str:
@@ -78,8 +91,13 @@ def _job_name(name: str) -> str:
     return str(JobName.parse(name)) if name else ""
 
 
-Time: TypeAlias = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_plausible)]
-"""Unix seconds, 0 for never."""
+Seconds: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+
+Time: TypeAlias = Annotated[Seconds, _bounded(CLOCK_SKEW)]
+"""When something was, in Unix seconds, 0 for never."""
+
+Due: TypeAlias = Annotated[Seconds, _bounded(LONGEST_PAUSE + CLOCK_SKEW)]
+"""Until when something waits, in Unix seconds, 0 for never."""
 
 Texts: TypeAlias = Annotated[tuple[str, ...], FailFast()]
 
@@ -138,7 +156,7 @@ class Attempt(_Value):
 class Retry(_Value):
     """The next attempt: from when on, whether another region is better, and why the last try to submit it failed."""
 
-    at: Time
+    at: Due
     elsewhere: bool = False
     blocked: str = ""
 
@@ -394,7 +412,7 @@ class Waiting:
     seen: Time
     tries: Count = 0
     faults: Count = 0
-    until: Time = 0
+    until: Due = 0
     doubtful: Time = 0
     warned: Texts = ()
 
@@ -445,10 +463,10 @@ class Ledger(BaseModel):
     """How many operations one request to W&B takes at the moment."""
     left_out: dict[str, Time] = Field(default_factory=dict)
     """What W&B's server refuses in requests (``model.Pace``), and since when it is left out."""
-    singly_until: Time = 0
+    singly_until: Due = 0
     """Until when items are popped one by one, because an answer with several could not be read."""
-    full_pass_began: Time = 0
-    """Start time of the last completed pass over all queues."""
+    full_pass_began: Annotated[Seconds, _bounded(CLOCK_SKEW, instead=0)] = 0
+    """Start time of the last completed pass over all queues. Ticks that are older need no pass."""
     submissions: dict[str, Annotated[list[Time], FailFast()]] = Field(default_factory=dict)
     """Region to the times of the creates of the last minute, or to the last one if that may still take effect."""
     open: dict[str, Annotated[OpenItem, AfterValidator(_consistent)]] = Field(default_factory=dict)
