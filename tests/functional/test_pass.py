@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -145,6 +146,47 @@ def test_items_for_another_resource_are_left_to_others_with_one_notice() -> None
     assert len(report.notices) == 1
     assert "kubernetes" in report.notices[0]
     assert all(world.queue.state(item) in ("LEASED", "PENDING") for item in others)
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_queue_that_holds_only_items_of_others_is_asked_less_and_less_often(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(max_jobs=9)
+    world.queue.queues["gpu"] = ""
+    foreign = [world.queue.push("gpu", image_spec(resource="sagemaker")) for _ in range(others)]
+    leased, lease = Counter[str](), world.queue.lease
+
+    def counted(queue: str) -> Popped:
+        popped = lease(queue)
+        leased[popped.item.id if popped.item else ""] += 1
+        return popped
+
+    monkeypatch.setattr(world.queue, "lease", counted)
+    for _ in range(30):
+        world.run()
+        world.clock.sleep(60)
+    assert all(3 <= leased[item] <= 6 for item in foreign)
+    behind = world.queue.push("gpu", image_spec())
+    world.run()
+    assert world.queue.state(behind) == "CLAIMED"
+
+
+def test_a_queue_is_asked_while_a_job_of_it_is_not_claimed_although_its_other_items_wait() -> None:
+    world = World(max_jobs=9)
+    world.queue.queues["gpu"] = ""
+    world.queue.push("gpu", image_spec(resource="sagemaker"))
+    world.run()
+    unclaimed = world.queue.push("gpu", image_spec())
+    world.queue.trouble["ack"] = world.queue.refuse
+    world.clock.sleep(200)
+    with pytest.raises(Unavailable):
+        world.run()
+    world.queue.trouble.clear()
+    world.clock.sleep(61)
+    world.run()
+    assert world.queue.state(unclaimed) == "CLAIMED"
+    assert len(world.vertex.of(unclaimed)) == 1
 
 
 @pytest.mark.parametrize("resource", ["kubernetes", "sagemaker", "local-container", "Vertex", "\N{SNOWMAN}" * 99])

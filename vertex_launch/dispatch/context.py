@@ -134,11 +134,13 @@ class Defer:
     warn: bool = True
     patient: bool = False
     back_off: bool = False
-    """Whether it is tried again later and later, because Vertex AI refused it or because of a ``fault``."""
+    """Whether it is tried again later and later, because Vertex AI refused it, or for the following reasons."""
     fault: bool = False
     """Whether its check met a bug."""
     doubtful: bool = False
     """Whether Vertex AI refused it for what may be over soon."""
+    foreign: bool = False
+    """Whether other agents have to take it."""
 
 
 @dataclass(frozen=True)

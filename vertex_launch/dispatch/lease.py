@@ -43,6 +43,8 @@ class Queues:
         """
         leased: list[Item] = []
         began = pass_.now
+        if not self.asked:
+            self.names = [name for name in self.names if not _is_for_others(pass_, seen, name)]
         while self.names and pass_.in_time and want > len(leased):
             if leased and pass_.now - began > pass_.settings.lease / LEASE_SHARE:
                 break  # these need the rest of their lease
@@ -105,6 +107,15 @@ class Queues:
                 return list(self.names)
         turns = [name for turn in range(want) for name in self.names if turn < most[name]]
         return turns[:want]
+
+
+def _is_for_others(pass_: Pass, seen: Seen, queue: str) -> bool:
+    """Return whether W&B shows all items of a queue, and they were for other agents a short time ago."""
+    queued, waiting = seen.wandb.queued.get(queue), pass_.ledger.waiting
+    if queued is None or not queued.complete or not queued.pending:
+        return False
+    known = [waiting[item] for item in queued.pending if item in waiting]
+    return len(known) == len(queued.pending) and all(one.foreign and pass_.now < one.until for one in known)
 
 
 def _singly(pass_: Pass) -> bool:

@@ -110,11 +110,12 @@ def _defer(pass_: Pass, action: Defer) -> None:
     pass_.report.deferred.append(_row(message, item=item.id, queue=item.queue))
     fields = {"event": Event.DEFERRED, "code": message.code, "item": item.id, "queue": item.queue}
     LOGGER.info("Deferred item %s: %s", item.id, message, extra=fields)
+    if action.back_off:
+        why = {"fault": action.fault, "doubtful": action.doubtful, "foreign": action.foreign}
+        pass_.ledger.back_off(item.id, pass_.now, **why)
     if not action.warn:
         return
     waiting = pass_.ledger.wait(item.id, pass_.now, patient=action.patient)
-    if action.back_off:
-        pass_.ledger.back_off(item.id, pass_.now, fault=action.fault, doubtful=action.doubtful)
     if pass_.services.redact(str(message)) not in waiting.warned:
         pass_.outbox.append(Warn(item.id, message, Phase.AGENT))
 

@@ -234,7 +234,7 @@ def foreign(pass_: Pass, seen: Seen, items: Sequence[Item]) -> Iterator[Reject |
             yield Reject(item, Message(Code.ITEM_RESOURCE, text))
         else:
             text = f"The item is for {resources[item.id]}, so another agent has to take it."
-            yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False)
+            yield Defer(item, Message(Code.ITEM_RESOURCE, text), warn=False, back_off=True, foreign=True)
             left.setdefault(item.queue, item)
     for queue, item in left.items():
         text = (

@@ -414,6 +414,8 @@ class Waiting:
     faults: Count = 0
     until: Due = 0
     doubtful: Time = 0
+    foreign: bool = False
+    """Whether other agents have to take it."""
     warned: Texts = ()
 
 
@@ -656,7 +658,9 @@ class Ledger(BaseModel):
             waiting.since = now
         return waiting
 
-    def back_off(self, item: str, now: float, *, fault: bool = False, doubtful: bool = False) -> None:
+    def back_off(
+        self, item: str, now: float, *, fault: bool = False, doubtful: bool = False, foreign: bool = False
+    ) -> None:
         """Record that the item could not start, for Vertex AI had no room or by a ``fault``: each time it is tried again later.
 
         The first pause outlasts a lease, so that what comes back first does not take the place of what can start.
@@ -665,6 +669,7 @@ class Ledger(BaseModel):
         waiting.tries += 1
         waiting.faults += fault
         waiting.doubtful = (waiting.doubtful or now) if doubtful else 0
+        waiting.foreign = foreign
         waiting.until = now + pause(waiting.tries, FIRST_PAUSE)
 
     def forget_half_of_waiting(self) -> None:
