@@ -18,9 +18,11 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from local.standins.web import Handler, WebServer
 from tests.support.bootstrap_world import (
     ACCOUNT,
     FAKE_WANDB,
@@ -1681,7 +1683,7 @@ def test_what_is_timed_in_a_notebook_runs(container: Container) -> None:
     )
     assert ended.last == "x is 4"
     assert re.findall("]: skipped: (.*)", ended.log) == ["%timeit -n 10 x", "y = %timeit -o x", "%time !ls"]
-    assert re.findall("notebook: not timed: (.*)", ended.log) == ["x = %time 1 + 1", "%time x = x + 1"]
+    assert re.findall("launch: notebook: not timed: (.*)", ended.log) == ["x = %time 1 + 1", "%time x = x + 1"]
 
 
 PYTHON_IN_CELLS = [
@@ -1889,16 +1891,89 @@ def test_a_dockerfile_in_the_code_is_reported(container: Container) -> None:
     assert len(re.findall(f"warning .{Code.ARTIFACT_DOCKERFILE}.: sub/Dockerfile.wandb", ended.log)) == 1
 
 
-@pytest.mark.parametrize("name", ["python3.7", "python2", "train.py", "torchrun", "./run.sh"])
+@pytest.mark.parametrize("name", ["python3.7", "python2", "none.py", "torchrun", "./notes"])
 def test_a_command_that_is_not_there(container: Container, name: str) -> None:
     container.job()
-    container.code({"run.sh": "true"})
+    container.code({"notes": "true"})
     ended = container.run(container.plan(command=[name, "train.py"]))
     if name == "python3.7":
         assert ended.status == 0, ended.log
-        assert "the image has no python3.7, " in ended.log
+        assert f"warning [{Code.BOOT_COMMAND}]: the image has no python3.7, " in ended.log
     else:
         failed(ended, "start", Code.BOOT_COMMAND, name)
+
+
+ELSEWHERE = {
+    ("python.exe", "tools\\tune.py", "--data", "C:\\data"): ["tools/tune.py", "--data", "C:\\data"],
+    ("python3.exe", ".\\tools\\tune.py"): ["tools/tune.py"],
+    (f"C:\\Users\\me\\.venv\\Scripts\\PYTHON{THIS}.EXE", "C:\\Users\\me\\proj\\tools\\tune.py"): ["tools/tune.py"],
+    ("/Users/me/miniconda3/bin/python", "/Users/me/proj/tools/tune.py", "x\\y"): ["tools/tune.py", "x\\y"],
+    ("py", "-3", "tools\\tune.py", "tools\\data.txt"): ["tools/tune.py", "tools/data.txt"],
+    ("tools/tune.py", "1"): ["tools/tune.py", "1"],
+    ("D:/work/proj/tools/tune.py",): ["tools/tune.py"],
+    ("python", "-u", "tools\\tune.py", "a\\", "/no/such/data.txt"): ["tools/tune.py", "a\\", "/no/such/data.txt"],
+}
+
+
+@pytest.mark.parametrize("command", ELSEWHERE, ids=" ".join)
+def test_a_command_of_another_system(container: Container, command: tuple[str, ...]) -> None:
+    ended = container.succeed({"tools/tune.py": PROGRAM, "tools/data.txt": "1", "data.txt": "2"}, command=list(command))
+    assert ended.report["argv"] == ELSEWHERE[command]
+    block = ended.log.partition("what differs from the job as made:")[2]
+    assert "in this container" in block or "is a file" in block
+
+
+@pytest.mark.parametrize("first", ["", "#!/bin/sh\n", "#!/usr/bin/env -S sh -e\r\n"])
+def test_a_script_that_may_not_be_executed(container: Container, first: str) -> None:
+    container.job()
+    container.code({"run.sh": f"{first}echo ran\n"})  # artifacts have no modes
+    container.tools += ("env",)
+    for command in ("./run.sh", "run.sh", "/home/me/proj/run.sh"):
+        ended = container.run(container.plan(command=[command]))
+        assert (ended.status, ended.last) == (0, "ran"), ended.log
+
+
+class Graph(WebServer):
+    """W&B's GraphQL, as far as a warning needs it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        graph = self
+
+        class Answers(Handler):
+            def serve(self) -> None:
+                graph.asked.append((json.loads(self.body())["query"], dict(self.headers)))
+                self.answer_json(200, {"data": {"updateRunQueueItemWarning": {"success": True}}})
+
+        super().__init__(Answers)
+
+
+def test_what_differs_is_a_block_in_the_log_and_a_warning_on_the_item(container: Container) -> None:
+    graph = Graph()
+    graph.start()
+    files = {"a.ipynb": notebook("!ls", PROGRAM)}
+    where = {"WANDB_BASE_URL": graph.url, "WANDB_LAUNCH_TRACE_ID": "item-1"}
+    plan: dict[str, Any] = {"command": ["python.exe", "a.ipynb"], "notebook": True}
+    try:
+        ended = container.succeed(files, variables=where, **plan)
+        other = {"CLUSTER_SPEC": json.dumps({"task": {"type": "workerpool1", "index": 0}})}
+        container.succeed(files, variables={**where, **other}, **plan)
+        container.succeed(variables=where)
+    finally:
+        graph.stop()
+    lines = [line for line in ended.log.splitlines() if line.startswith("vertex-launch: differs: ")]
+    assert [line.partition("differs: ")[2] for line in lines] == [
+        "what differs from the job as made:",
+        "- start: python.exe is python in this container",
+        "- notebook: skipped: !ls",
+    ]
+    ((query, headers),) = graph.asked
+    assert 'runQueueItemId: "item-1"' in query
+    assert f"[{Code.BOOT_NOTEBOOK}] skipped: !ls" in query
+    assert "python.exe" not in query
+    assert headers["Authorization"] == "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
+    lost = container.succeed(files, variables={**where, "WANDB_BASE_URL": "http://127.0.0.1:1"}, **plan)
+    assert "vertex-launch: differs: W&B did not take the warning" in lost.log
 
 
 def test_an_image_that_calls_python_only_python3(spoilt: Container) -> None:

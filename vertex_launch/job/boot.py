@@ -126,7 +126,7 @@ def wrap(task: dict[str, Any], place: str, settings: Settings, findings: Finding
 
 
 PARTS = (
-    *(f"container/{name}.py" for name in ("base", "remotes", "requirements", "source", "patch", "notebook")),
+    *(f"container/{name}.py" for name in ("base", "remotes", "requirements", "source", "patch", "notebook", "entry")),
     "bootstrap.py",
 )
 """The modules of the bootstrap; each may use those before it."""

@@ -8,6 +8,7 @@ A step that fails logs the remedy and exits with status 1.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -25,21 +26,23 @@ from vertex_launch.job.container.base import (
     PLAN,
     Failed,
     children,
+    different,
     differs,
+    doubtful,
+    get,
     hide,
     inside,
     kept,
+    masked,
     say,
     secret,
     steps,
-    warn,
 )
+from vertex_launch.job.container.entry import PYTHON, fit
 from vertex_launch.job.container.notebook import convert
 from vertex_launch.job.container.patch import apply_patch
 from vertex_launch.job.container.requirements import find_room, install_requirements
 from vertex_launch.job.container.source import fetch_artifacts, fetch_repository, install_client
-
-PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
 def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
@@ -62,6 +65,7 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     folder = inside(code, plan.get("working_dir") or "", ". Correct overrides.working_dir")
     if not folder.is_dir():
         raise Failed("VL-BOOT-PATH", f"the code has no folder {plan['working_dir']}. Correct overrides.working_dir")
+    fit(command, folder)
     python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
     say("requirements", "reading what to install")
     try:
@@ -81,7 +85,7 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
         if os.path.isfile(str(place)):  # noqa: PTH113 - a Path raises an error for a word that cannot be a name
             name = os.path.relpath(str(place), str(folder))
             found = f"{name} is not used, because this deployment does not build images. Build one, or set a base image"
-            warn("folder", "VL-ARTIFACT-DOCKERFILE", found)
+            differs("folder", "VL-ARTIFACT-DOCKERFILE", found)
     # File overrides need no work: launch.manage_config_file in the program applies WANDB_LAUNCH_FILE_OVERRIDES, relative to
     # the folder in which it starts (wandb/sdk/launch/inputs/files.py).
     shutil.rmtree(str(private), ignore_errors=True)
@@ -95,8 +99,11 @@ def start(command: list[str], folder: Path, key: str) -> None:
     if key:
         environment[KEY] = key
     if PYTHON.fullmatch(command[0]) and not shutil.which(command[0]):
-        say("start", f"the image has no {command[0]}, using {sys.executable} ({sys.version.split()[0]})")
+        here = "python{}.{}".format(*sys.version_info)
+        code = "" if here.startswith(command[0]) else "VL-BOOT-COMMAND"
+        differs("start", code, f"the image has no {command[0]}, using {sys.executable} ({sys.version.split()[0]})")
         command[0] = sys.executable
+    report(key or os.environ.get(KEY, ""))
     say("start", f"{shlex.join(command)} in {folder}")
     os.chdir(str(folder))
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the program would inherit that
@@ -109,6 +116,30 @@ def start(command: list[str], folder: Path, key: str) -> None:
             f"{command[0]} cannot be started ({error.strerror}). Begin the entry point with a program in the image or an "
             "executable file in the code, for example `python train.py`",
         ) from error
+
+
+def report(key: str) -> None:
+    """Log what differs from the job as made, and warn about it on the item where results can change."""
+    if different:
+        say("differs", "what differs from the job as made:")
+    for text in different:
+        say("differs", f"- {text}")
+    item = os.environ.get("WANDB_LAUNCH_TRACE_ID")
+    other = re.search(r'"task":\s*\{[^}]*("workerpool[1-9]|"index":\s*[1-9])', os.environ.get("CLUSTER_SPEC", ""))
+    if not (doubtful and item and key) or other:
+        return  # one replica warns for all
+    text = masked("The job differs from what was made. " + "; ".join(doubtful))[:4000]
+    wanted = f'runQueueItemId: {json.dumps(item)}, message: {json.dumps(text)}, stage: "run"'
+    query = json.dumps({"query": f"mutation {{ updateRunQueueItemWarning(input: {{ {wanted} }}) {{ success }} }}"})
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    url = f"{os.environ.get('WANDB_BASE_URL', 'https://api.wandb.ai').rstrip('/')}/graphql"
+    headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+    try:
+        answer = json.loads(get(url, headers, 0.1, data=query.encode()))
+        if not answer["data"]["updateRunQueueItemWarning"]["success"]:
+            raise ValueError("refused")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        say("differs", f"W&B did not take the warning for the item ({error!r})")
 
 
 def stop(*_: object) -> None:

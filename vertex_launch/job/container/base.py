@@ -132,9 +132,9 @@ def end_of(output: str) -> str:
     return (output.strip().splitlines() or ["no output"])[-1]
 
 
-def get(url: str, headers: dict[str, str], pause: float, into: Path | None = None) -> bytes:
+def get(url: str, headers: dict[str, str], pause: float, into: Path | None = None, data: bytes | None = None) -> bytes:
     """Return the content of a URL, or write it ``into`` a file. Five tries, the second after ``pause`` s. Raises OSError."""
-    request = urllib.request.Request(url)
+    request = urllib.request.Request(url, data)
     for name, value in headers.items():
         request.add_unredirected_header(name, value)  # a redirect must not carry a token to another host
     direct = [urllib.request.ProxyHandler({})] if "Metadata-Flavor" in headers else []  # never through a proxy

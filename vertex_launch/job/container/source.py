@@ -19,6 +19,7 @@ from vertex_launch.job.container.base import (
     KEY,
     NAMES,
     Failed,
+    differs,
     end_of,
     get,
     hide,
@@ -27,7 +28,6 @@ from vertex_launch.job.container.base import (
     run,
     say,
     secret,
-    warn,
 )
 from vertex_launch.job.container.requirements import NO_PIP, pip
 
@@ -165,7 +165,7 @@ def fetch_repository(plan: dict[str, Any], code: Path, private: Path) -> None:
     except (OSError, EOFError, tarfile.TarError) as error:
         raise Failed("VL-BOOT-ARCHIVE", f"{address}: {error}. {advice}, or use an image with git") from error
     if (code / ".gitmodules").exists():
-        warn("source", "VL-BOOT-ARCHIVE", "an archive has no submodules. Use an image with git if they are needed")
+        differs("source", "VL-BOOT-ARCHIVE", "an archive has no submodules. Use an image with git if they are needed")
 
 
 def checkout(url: SplitResult, commit: str, login: str, code: Path, pause: float, advice: str) -> None:
