@@ -128,7 +128,22 @@ PROBLEMS: list[tuple[Any, ...]] = [
     (f"{POOL}.replica_count", -1, Code.SPEC_VALUE, "-1"),
     (f"{POOL}.machine_spec.accelerator_count", -2, Code.SPEC_VALUE, "-2"),
     (f"{POOL}.disk_spec", {"boot_disk_size_gb": -100}, Code.SPEC_VALUE, "-100", f"{POOL}.disk_spec.boot_disk_size_gb"),
-    (f"{POOL}.machine_spec.accelerator_type", "NVIDIA_TESLA_T5", Code.SPEC_VALUE, "Did you mean NVIDIA_TESLA_T4?"),
+    (f"{POOL}.machine_spec.accelerator_type", "nvidia-tesla-t4", Code.SPEC_VALUE, "Did you mean NVIDIA_TESLA_T4?"),
+    (f"{POOL}.machine_spec.accelerator_type", "T4", Code.SPEC_VALUE, "Did you mean NVIDIA_TESLA_T4?"),
+    (f"{POOL}.machine_spec.accelerator_type", "NVIDA_TESLA_L4", Code.SPEC_VALUE, "Did you mean NVIDIA_L4?"),
+    (f"{POOL}.machine_spec.accelerator_type", "NVIDIA_H100", Code.SPEC_VALUE, "Did you mean NVIDIA_H100_80GB?"),
+    (f"{POOL}.machine_spec.accelerator_type", "H100_MEGA", Code.SPEC_VALUE, "Did you mean NVIDIA_H100_MEGA_80GB?"),
+    (f"{POOL}.machine_spec.accelerator_type", "NVIDIA_H200", Code.SPEC_VALUE, "Did you mean NVIDIA_H200_141GB?"),
+    (f"{POOL}.machine_spec.accelerator_type", "NVIDIA_TESLA_A100_80GB", Code.SPEC_VALUE, "Did you mean NVIDIA_A100_80GB?"),
+    (f"{POOL}.machine_spec.accelerator_type", "a100-80g", Code.SPEC_VALUE, "Did you mean NVIDIA_A100_80GB?"),
+    (f"{POOL}.machine_spec.accelerator_type", "A100", Code.SPEC_VALUE, "Did you mean NVIDIA_TESLA_A100?"),
+    (f"{POOL}.machine_spec.accelerator_type", "RTX PRO 6000", Code.SPEC_VALUE, "Did you mean NVIDIA_RTX_PRO_6000?"),
+    (f"{POOL}.machine_spec.accelerator_type", "TPU_V5E", Code.SPEC_VALUE, "Did you mean TPU_V5_LITEPOD?"),
+    (f"{POOL}.machine_spec.accelerator_type", "tpu-v4", Code.SPEC_VALUE, "Did you mean TPU_V4_POD?"),
+    (f"{VERTEX}.run.timeout", "3600s", Code.SPEC_VALUE, "Write 3600 without quotes and without a unit"),
+    (f"{VERTEX}.run.timeout", "3600", Code.SPEC_VALUE, "Write 3600 without quotes"),
+    (f"{VERTEX}.run.timeout", 1.5, Code.SPEC_VALUE, "Write a whole number, such as 2"),
+    (f"{TASK}.env", {"LEARNING_RATE": "0.1"}, Code.SPEC_VALUE, "- name: "),
     (f"{TASK}.command", "sh", Code.SPEC_VALUE, "a list"),
     (f"{TASK}.args", [None], Code.SPEC_VALUE, "null", f"{TASK}.args[0]"),
     (f"{TASK}.env", {"A": "1"}, Code.SPEC_VALUE, "a list"),
@@ -179,6 +194,14 @@ def test_a_problem_has_its_place_its_code_and_what_was_found(case: tuple[Any, ..
 @pytest.mark.parametrize("spec", ["{", "[1]", None, b"{}"])
 def test_what_is_not_a_json_object_is_not_read(spec: Any) -> None:
     assert rejected(spec).message.code is Code.SPEC_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "chip", ["NVIDIA_TESLA_T5", "NVIDIA_L40", "TPU_V5P", "NVIDIA_H100_94GB", "GPU", "NVIDIA", "é1"]
+)
+def test_no_other_chip_is_suggested_for_one_that_is_not_known(chip: str) -> None:
+    spec = put(run_spec(), f"{POOL}.machine_spec.accelerator_type", chip)
+    assert "Did you mean" not in str(rejected(spec))
 
 
 @pytest.mark.parametrize("resource", ["local-process", "local-container"])

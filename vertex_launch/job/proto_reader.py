@@ -27,6 +27,13 @@ _FREE_TEXT = re.compile(r"\.(command|args)\[\d+\]$|\.env\[\d+\]\.value$")
 """Places whose text belongs to the user's program, which may use braces for itself."""
 
 
+_VARIABLES = "Write a list of variables, for example:\n- name: LEARNING_RATE\n  value: '0.1'"
+
+_CHIP_WORDS = ("MEGA", "RTX", "PRO")
+_FAMILIES = {"V5E": "V5"}
+"""What people call a chip, and what Vertex AI calls it."""
+
+
 class Reader:
     """Reads the JSON values of one run spec. Each method returns the value, or an empty one of its type and a finding."""
 
@@ -75,7 +82,7 @@ class Reader:
     def whole(self, value: Any, place: str, least: int, most: int, unit: str = "a whole number") -> int:
         """Read a whole number from ``least`` to ``most``."""
         if isinstance(value, bool) or not isinstance(value, int):
-            self._mistyped(value, place, unit, "Write it without quotes" if isinstance(value, str) else "")
+            self._mistyped(value, place, unit, _as_number(value))
         elif not least <= value <= most:
             remedy = f"Write {unit} from {least} to {most}"
             self.findings.wrong(place, f"{shown(value)} is out of range", remedy, Code.SPEC_VALUE)
@@ -91,6 +98,9 @@ class Reader:
     def field(self, value: Any, shape: FieldDescriptor, place: str) -> Any:
         """Read the value of a message's field."""
         if shape.is_repeated:
+            if shape.name == "env" and isinstance(value, dict):
+                self._mistyped(value, place, "a list", _VARIABLES)
+                return []
             items = self.items(value, place)
             if shape.message_type is not None and len(items) > MOST_ENTRIES:
                 found = f"it has {len(items)} entries, and at most {MOST_ENTRIES} are accepted (MOST_ENTRIES)"
@@ -134,10 +144,8 @@ class Reader:
         if not isinstance(value, int | str) or isinstance(value, bool):
             self._mistyped(value, place, "a name", use)
         elif not (isinstance(value, str) and self._unfilled(value, place)):
-            close = isinstance(value, str) and difflib.get_close_matches(
-                value[:LONGEST_SHOWN].upper(), list(names), n=1
-            )
-            remedy = f"Did you mean {close[0]}? {use}" if close else use
+            close = _nearest(value, shape.name, list(names)) if isinstance(value, str) else ""
+            remedy = f"Did you mean {close}? {use}" if close else use
             self.findings.wrong(place, f"{shown(value)} is not a known value", remedy, Code.SPEC_VALUE)
         return 0
 
@@ -161,6 +169,32 @@ class Reader:
                 return False
         self.findings.wrong(place, found, remedy, Code.SPEC_TEMPLATE)
         return True
+
+
+def _as_number(value: Any) -> str:
+    """Return what to write instead of a value that is not a whole number, the empty text if that is not clear."""
+    if isinstance(value, float):
+        return f"Write a whole number, such as {value:.0f}" if abs(value) < 2**53 else ""
+    digits = re.fullmatch(r"\s*(\d{1,15})\s*(s|sec|seconds)?\s*", value) if isinstance(value, str) else None
+    if digits is None:
+        return ""
+    return f"Write {int(digits[1])} without quotes{' and without a unit' if digits[2] else ''}"
+
+
+def _nearest(value: str, enum: str, names: list[str]) -> str:
+    """Return the name that was most likely meant, the empty text for none. An accelerator is never taken for another one."""
+    if enum != "AcceleratorType":
+        return next(iter(difflib.get_close_matches(value[:LONGEST_SHOWN].upper(), names, n=1)), "")
+    wanted = _chip(value[:LONGEST_SHOWN])
+    found = [(len(_chip(name) - wanted), name) for name in names if wanted and wanted <= _chip(name)]
+    return min(found, default=(0, ""))[1]
+
+
+def _chip(name: str) -> frozenset[str]:
+    """Return the words of an accelerator's name that say which one it is: without NVIDIA, TESLA and the like."""
+    words = re.split(r"[\W_]+", name.upper())
+    chips = [word for word in words if any(map(str.isdigit, word)) or word in _CHIP_WORDS]
+    return frozenset(_FAMILIES.get(word, re.sub(r"(?<=\d)GB?\Z", "", word)) for word in chips)
 
 
 def is_plain(text: str) -> bool:
