@@ -1,4 +1,4 @@
-"""Fit a job's command to this container: jobs are made on Windows, from absolute paths, and of files that are no programs."""
+"""Fit a job's command to this container: jobs are made on Windows, from absolute paths, and of plain files."""
 
 from __future__ import annotations
 
