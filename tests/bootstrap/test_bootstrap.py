@@ -2006,3 +2006,23 @@ def test_a_plan_that_cannot_be_read(container: Container, plan: str) -> None:
 def test_output_that_is_not_text_of_the_locale(container: Container) -> None:
     ended = container.succeed(variables={"PYTHONIOENCODING": "ascii"}, args=["gr\u00fc\u00dfe", "\udcff"])
     assert "train.py 'gr\u00fc\u00dfe' '\\udcff' in " in ended.log
+
+
+@pytest.mark.parametrize(
+    ("version", "address", "expected"),
+    [
+        (
+            "projects/p/secrets/s/versions/1",
+            "https://secretmanager.googleapis.com/",
+            "https://secretmanager.googleapis.com",
+        ),
+        (
+            "projects/p/locations/us-east4/secrets/s/versions/1",
+            "https://secretmanager.googleapis.com",
+            "https://secretmanager.us-east4.rep.googleapis.com",
+        ),
+        ("projects/p/locations/us-east4/secrets/s/versions/1", "http://127.0.0.1:1", "http://127.0.0.1:1"),
+    ],
+)
+def test_a_regional_secret_is_read_in_its_region(version: str, address: str, expected: str) -> None:
+    assert base._secret_manager({"secretmanager": address}, version) == expected

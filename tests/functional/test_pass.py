@@ -1287,3 +1287,16 @@ def test_the_next_attempt_waits_for_a_new_role_as_well() -> None:
     assert world.ledger.open == {}
     one = world.queue.contents[item]
     assert "Not retried: You do not have permission" in one.message + "".join(one.warnings)
+
+
+def test_a_pass_of_an_instance_with_a_fast_clock_covers_no_ticks_of_others() -> None:
+    world = World()
+    world.clock.sleep(400)
+    world.run()
+    world.clock.now -= 350
+    assert world.ledger.full_pass_began > world.clock.now
+    item = world.queue.push("cpu", image_spec())
+    world.clock.sleep(100)
+    assert isinstance(world.tick(world.clock.now - 5), PassReport)
+    assert world.queue.state(item) == "CLAIMED"
+    assert world.tick(world.clock.now - 60) is Skipped.COVERED, "as after each full pass"

@@ -455,3 +455,19 @@ def test_job_state_loads_only_the_clients_that_it_uses(
         if module.startswith("vertex_launch.adapters.")
     }
     assert ours == {"google_api", "ticks", "vertex_jobs"}
+
+
+def test_log_entries_stay_entries_with_the_id_of_their_execution() -> None:
+    """With LOG_EXECUTION_ID, which ``gcloud functions deploy`` sets, the framework writes each line anew."""
+    program = (
+        "import functions_framework; app = functions_framework.create_app('dispatch_now', 'main.py'); "
+        "app.test_client().post('/', json={}, headers={'Function-Execution-Id': 'abc123'})"
+    )
+    environ = {"PATH": "", "LOG_EXECUTION_ID": "true", "K_SERVICE": "dispatch-now", "GOOGLE_CLOUD_REGION": "nowhere"}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    (entry,) = map(json.loads, ran.stdout.splitlines())
+    assert (entry["severity"], entry["code"], entry["event"]) == ("ERROR", Code.CONFIG_INVALID, Event.FAILED)
+    assert entry["logging.googleapis.com/labels"] == {"execution_id": "abc123"}
+    assert "\n" in entry["message"]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from google.auth.credentials import AnonymousCredentials
 from google.cloud.secretmanager_v1 import AccessSecretVersionResponse, SecretManagerServiceClient, SecretVersion
 
 from local.standins.secrets import SecretServer
@@ -198,3 +199,21 @@ def test_an_old_key_is_not_used_beyond_its_time_when_it_cannot_be_read_again(
     assert secret.get() == FIRST
     clock.now += 300
     refusal(secret.get, Code.SECRET_NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    ("version", "endpoint", "address"),
+    [
+        (VERSION, None, "secretmanager.googleapis.com:443"),
+        (
+            "projects/p/locations/europe-west3/secrets/s/versions/1",
+            None,
+            "secretmanager.europe-west3.rep.googleapis.com:443",
+        ),
+        ("projects/p/locations/europe-west3/secrets/s/versions/1", "secret.example:8443", "secret.example:8443"),
+    ],
+)
+def test_a_regional_secret_is_read_in_its_region(version: str, endpoint: str | None, address: str) -> None:
+    settings = with_settings(key_secret=version, secretmanager_endpoint=endpoint)
+    key = SecretKey(settings, Redactor(), AnonymousCredentials())
+    assert key._client.transport.host == address

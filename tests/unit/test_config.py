@@ -836,3 +836,11 @@ def test_the_default_address_is_that_of_another_client(tmp_path: Path, monkeypat
     assert addresses.default.__wrapped__() == "https://api.w.example"
     urls.unlink()
     assert addresses.default.__wrapped__() == "https://api.wandb.ai"
+
+
+def test_a_regional_secret(load: Load) -> None:
+    name = "projects/p/locations/europe-west3/secrets/s"
+    assert load(LAUNCH, vertex(key_secret=f"{name}/versions/latest")).key_secret == f"{name}/versions/latest"
+    (problem,) = problems(load, LAUNCH, vertex(key_secret=name))
+    assert f"{name}/versions/latest" in problem.remedy
+    problems(load, LAUNCH, vertex(key_secret="projects/p/locations/secrets/s/versions/1"))

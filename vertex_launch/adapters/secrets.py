@@ -22,6 +22,12 @@ from vertex_launch.settings.config import Settings
 SERVICE = "Secret Manager"
 
 
+def _regional(version: str) -> str | None:
+    """Return the endpoint of a regional secret's region, None for a secret of the whole project."""
+    region = re.match(r"projects/[^/]+/locations/([^/]+)/", version)
+    return f"secretmanager.{region[1]}.rep.googleapis.com" if region else None
+
+
 class SecretKey:
     """The API key in one secret version. Each value that is read is registered with the redactor before it is returned."""
 
@@ -40,7 +46,8 @@ class SecretKey:
         # The client's own retries would go on for a minute.
         self._limits = {"timeout": timeout, "retry": backoff.with_timeout(timeout)}
         self._clock = clock
-        self._client = client(SecretManagerServiceClient, settings.secretmanager_endpoint, credentials)
+        endpoint = settings.secretmanager_endpoint or _regional(settings.key_secret)
+        self._client = client(SecretManagerServiceClient, endpoint, credentials)
         self._lock = threading.Lock()
         self._key = ""
         self._read_at = 0.0

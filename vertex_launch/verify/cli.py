@@ -324,7 +324,10 @@ def _names_of(settings: Settings, entity: str, user: str, dispatch_now: str) -> 
     buckets = [settings.state_bucket, *(region.staging_bucket for region in settings.regions)]
     names = dict.fromkeys(settings.queues, "<queue>")
     names |= {bucket_of(bucket): "<bucket>" for bucket in buckets if bucket}
-    names |= {settings.jobs_account or "": "<account>", settings.key_secret.split("/")[3]: "<secret>"}
+    names |= {
+        settings.jobs_account or "": "<account>",
+        settings.key_secret.partition("/secrets/")[2].partition("/")[0]: "<secret>",
+    }
     names |= {settings.deployment: "<deployment>"} if settings.deployment != "default" else {}
     host = urlsplit(settings.base_url).hostname or ""
     names |= {} if host in PUBLIC else {host: "<host>"}

@@ -153,6 +153,15 @@ def get(url: str, headers: dict[str, str], pause: float, into: Path | None = Non
     return b""
 
 
+def _secret_manager(plan: dict[str, Any], version: str) -> str:
+    """Return the address that has a secret: a regional one is only at its region's."""
+    address = str(plan["secretmanager"]).rstrip("/")
+    region = re.match(r"projects/[^/]+/locations/([^/]+)/", version)
+    if region and address == "https://secretmanager.googleapis.com":
+        return f"https://secretmanager.{region[1]}.rep.googleapis.com"
+    return address
+
+
 def secret(plan: dict[str, Any], version: str, what: str) -> str:
     """Read a secret as the job's own service account and hide it from the log. Raises Failed."""
     host, pause = os.environ.get("GCE_METADATA_HOST") or "metadata.google.internal", plan.get("retry_seconds", 1)
@@ -170,7 +179,7 @@ def secret(plan: dict[str, Any], version: str, what: str) -> str:
             "Run the job on Vertex AI with a service_account in its spec",
         ) from error
     try:
-        url = f"{plan['secretmanager'].rstrip('/')}/v1/{version}:access"
+        url = f"{_secret_manager(plan, version)}/v1/{version}:access"
         data = json.loads(get(url, {"Authorization": f"Bearer {token}"}, pause))["payload"]["data"]
         text = base64.b64decode(data).decode("ascii").strip()
     except urllib.error.HTTPError as error:
