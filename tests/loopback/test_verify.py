@@ -278,6 +278,13 @@ def test_the_report_has_no_names(world: World, run: Run) -> None:
         assert name not in text
 
 
+def test_names_that_are_words_do_not_garble_the_report(world: World, run: Run) -> None:
+    world.settings |= {"deployment": "wandb", "jobs_account": f"lease@{PROJECT}.iam.gserviceaccount.com", "lease": 100}
+    ran = run(only="wandb")
+    assert set(ran.verdicts) == names("wandb")
+    assert ran.findings["wandb-lease"]["setting"] == "lease"
+
+
 # Services that do not
 
 

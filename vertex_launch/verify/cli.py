@@ -45,6 +45,9 @@ from vertex_launch.verify.wandb_setup import Recorder, Setup
 PUBLIC = ("api.wandb.ai", "api.forge.coreweave.com")
 """W&B's own servers, whose names say nothing about who uses them."""
 
+SAID = ("measured", "remedy", "words")
+"""Parts of a finding in the report that can have names in them."""
+
 LATER = ("item", "account")
 """Jobs that are not created first: one is made by the deployment, and the other one should be refused."""
 
@@ -176,7 +179,7 @@ def _verify(
     print(f"\n{_report(bench, findings)}")
     if given.json:
         anonymous = table.Anonymous(_names_of(settings, entity, user, given.dispatch_now))
-        given.json.write_text(json.dumps(redact.json(anonymous(_json(bench, findings))), indent=2) + "\n")
+        given.json.write_text(json.dumps(redact.json(_json(bench, findings, anonymous)), indent=2) + "\n")
         print(f"Written to {given.json}, without names and keys.")
     if interrupted:
         return 128 + interrupted.number
@@ -299,12 +302,13 @@ def _report(bench: Bench, findings: Sequence[Finding]) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _json(bench: Bench, findings: Sequence[Finding]) -> dict[str, Any]:
+def _json(bench: Bench, findings: Sequence[Finding], anonymous: table.Anonymous) -> dict[str, Any]:
+    """Return the report. Only what services and the settings say can have names in it."""
     settings = bench.settings
     return {
         "version": __version__,
         "seconds": round(bench.clock.now() - bench.began, 1),
-        "host": urlsplit(settings.base_url).hostname,
+        "host": anonymous(urlsplit(settings.base_url).hostname),
         "region": settings.regions[0].name,
         "machine": jobs.MACHINE,
         "image": jobs.IMAGE,
@@ -314,8 +318,11 @@ def _json(bench: Bench, findings: Sequence[Finding]) -> dict[str, Any]:
             "timeouts": settings.timeouts.model_dump(),
             "batches": settings.batches.model_dump(),
         },
-        "findings": [one.as_json() for one in findings],
-        "left": bench.left,
+        "findings": [
+            {key: anonymous(value) if key in SAID else value for key, value in one.as_json().items()}
+            for one in findings
+        ],
+        "left": anonymous(bench.left),
     }
 
 
