@@ -475,6 +475,14 @@ def test_a_repository(container: Container, origin: tuple[Path, list[str]]) -> N
     assert "full history" not in ended.log
 
 
+def test_a_repository_with_pointers_to_large_files(container: Container, tmp_path: Path) -> None:
+    folder, commits = repository(tmp_path / "large", {"train.py": PROGRAM, ".gitattributes": "*.bin filter=lfs\n"})
+    container.job()
+    ended = container.run(container.plan(source="repo", remote=folder.as_uri(), commit=commits[0]))
+    assert ended.status == 0, ended.log
+    assert f"vertex-launch: source: warning [{Code.BOOT_GIT}]: files in Git LFS" in ended.log
+
+
 def test_a_server_that_gives_no_single_commit(container: Container, origin: tuple[Path, list[str]]) -> None:
     folder, commits = origin
     container.job()
@@ -1009,6 +1017,15 @@ def test_a_patch_in_the_line_ends_of_windows(tmp_path: Path, tools: str) -> None
     assert tree(copy) == tree(work)
 
 
+def test_a_patch_of_files_whose_line_ends_git_changes(tmp_path: Path, tools: str) -> None:
+    attributes = {".gitattributes": "*.txt text eol=crlf\n"}
+    work, _ = repository(tmp_path / "work", {**attributes, "a.txt": "1\r\n2\r\n"})
+    copy = shutil.copytree(work, tmp_path / "copy")
+    write(work, {"a.txt": "1\r\n3\r\n4\r\n"})
+    apply_patch(git(work, "diff", "HEAD"), copy)
+    assert tree(copy) == tree(work)
+
+
 def test_a_patch_of_one_folder(tmp_path: Path, tools: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     before = {"train.py": "1\n", "src/deep/train.py": "2\n", "other": "1\n"}
     after = {"train.py": "1\n", "src/deep/train.py": "3\n", "src/deep/new.py": "4\n", "other": "2\n"}
@@ -1108,6 +1125,9 @@ def test_a_patch_that_another_program_wrote_ends_the_job(tmp_path: Path, tool: s
         ),
         ("diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1,3 @@\n-1\n+2\n+3\n", "incomplete"),
         ("* Unmerged path a\n", "line 1"),
+        ("diff --git a/a b/a\n", "incomplete"),
+        ("diff --git a/a b/a\nindex d00491f..0cfbf08 100644\n--- a/a\n+++ b/a\n", "incomplete"),
+        ("Submodule in 7ba4f2c...53e0d29 (commits not present)\n", "submodule"),
         ("diff --git a/a b/a\nold mode 100644\nnew mode 100755\nsome words\n", "line 4"),
         ("diff --git a/a b/b\n--- a/a\n+++ b/b\n@@ -1 +1 @@\n-1\n+2\n", "common prefix"),
     ],
@@ -1926,9 +1946,10 @@ def test_a_command_of_another_system(container: Container, command: tuple[str, .
 @pytest.mark.parametrize("first", ["", "#!/bin/sh\n", "#!/usr/bin/env -S sh -e\r\n"])
 def test_a_script_that_may_not_be_executed(container: Container, first: str) -> None:
     container.job()
-    container.code({"run.sh": f"{first}echo ran\n"})  # artifacts have no modes
+    script = f"{first}echo ran\n"  # artifacts have no modes
+    container.code({"run.sh": script, "bin/tool": script, "tool": "exit 1"})
     container.tools += ("env",)
-    for command in ("./run.sh", "run.sh", "/home/me/proj/run.sh"):
+    for command in ("./run.sh", "run.sh", "/home/me/proj/run.sh", *(["/home/me/proj/bin/tool"] if first else [])):
         ended = container.run(container.plan(command=[command]))
         assert (ended.status, ended.last) == (0, "ran"), ended.log
 
@@ -1974,6 +1995,16 @@ def test_what_differs_is_a_block_in_the_log_and_a_warning_on_the_item(container:
     assert headers["Authorization"] == "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
     lost = container.succeed(files, variables={**where, "WANDB_BASE_URL": "http://127.0.0.1:1"}, **plan)
     assert "vertex-launch: differs: W&B did not take the warning" in lost.log
+
+
+@pytest.mark.parametrize("made", ["2.7.1", "3.2.1", f"CPython {THIS}.9", "", None])
+def test_a_job_that_was_made_with_another_python(container: Container, made: str | None) -> None:
+    container.job()
+    container.code()
+    ended = container.run(container.plan() | {"python": made})
+    assert ended.status == 0, ended.log
+    assert ("was made with Python 3.2, " in ended.log) == (made == "3.2.1")
+    assert ("what differs" in ended.log) == (made == "3.2.1")
 
 
 def test_an_image_that_calls_python_only_python3(spoilt: Container) -> None:

@@ -199,6 +199,7 @@ def test_code_runs_through_the_bootstrap() -> None:
         "artifact": "wandb-artifact://_id/QXJ0",
         "notebook": False,
         "working_dir": "src",
+        "python": "3.12.1",
     }
     assert "WANDB_DOCKER" not in variables(job)
     assert variables(job)["WANDB_API_KEY"] == KEY
@@ -246,6 +247,7 @@ def test_a_repository_names_its_commit_and_the_secret_of_its_host() -> None:
         "secretmanager": "https://secretmanager.googleapis.com",
         "notebook": False,
         "working_dir": None,
+        "python": "3.11",
     }
     elsewhere = source(REPO, git={"remote": "https://github.com.evil.example/x.git", "commit": "1"})
     assert plan(built(elsewhere, private))["token_secret"] is None

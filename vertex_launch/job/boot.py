@@ -92,6 +92,7 @@ class Boot:
             wanted["api_key_secret"] = self.settings.key_secret
         if source:
             wanted |= {"job": source.name, "notebook": source.notebook, "working_dir": _folder(source, self.spec)}
+            wanted["python"] = source.python
             if self.settings.git_hosts:
                 wanted["git_hosts"] = {name: host.url for name, host in self.settings.git_hosts.items()}
         if source and source.type is SourceType.ARTIFACT:

@@ -41,8 +41,10 @@ from vertex_launch.job.container.base import (
 from vertex_launch.job.container.entry import PYTHON, fit
 from vertex_launch.job.container.notebook import convert
 from vertex_launch.job.container.patch import apply_patch
-from vertex_launch.job.container.requirements import find_room, install_requirements
+from vertex_launch.job.container.requirements import ask_python, find_room, install_requirements
 from vertex_launch.job.container.source import fetch_artifacts, fetch_repository, install_client
+
+VERSION = "\nprint('\"%d.%d\"' % sys.version_info[:2])"
 
 
 def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
@@ -59,6 +61,9 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
     fetch_artifacts(wanted, key, private)
     if plan["source"] == "repo":
         fetch_repository(plan, code, private)
+        attributes = code / ".gitattributes"
+        if attributes.is_file() and b"filter=lfs" in attributes.read_bytes() and not shutil.which("git-lfs"):
+            differs("source", "VL-BOOT-GIT", "files in Git LFS are only pointers, because the image has no git-lfs")
     if (job / "diff.patch").is_file():
         apply_patch((job / "diff.patch").read_bytes(), code)
     say("folder", plan.get("working_dir") or "the code's own")
@@ -67,6 +72,10 @@ def prepare(plan: dict[str, Any], command: list[str], key: str) -> Path:
         raise Failed("VL-BOOT-PATH", f"the code has no folder {plan['working_dir']}. Correct overrides.working_dir")
     fit(command, folder)
     python = shutil.which(command[0]) if PYTHON.fullmatch(command[0]) else None
+    made = re.search(r"3\.\d+", plan.get("python") or "")
+    here = ask_python(python or sys.executable, VERSION, "", private)
+    if made and here and made[0] != here:
+        differs("start", "", f"the job was made with Python {made[0]}, and this container has {here}")
     say("requirements", "reading what to install")
     try:
         find_room(python or sys.executable, work)

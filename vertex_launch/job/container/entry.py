@@ -18,7 +18,8 @@ PROGRAM = re.compile(r".*\.(py|ipynb|sh|bash)", re.IGNORECASE)
 def fit(command: list[str], folder: Path) -> None:
     """Change words of a command that mean nothing here, and log each. ``folder`` is the one it starts in."""
     for at, word in enumerate(command):
-        change(command, at, (interpreter(word, folder) if at == 0 else "") or counterpart(word, folder, at == 0))
+        name = interpreter(word, folder) if at == 0 else ""
+        change(command, at, name if PYTHON.fullmatch(name) else counterpart(word, folder, at == 0) or name)
     if command[0] == "py" and re.fullmatch(
         r"-3(\.\d+)?", command[1] if len(command) > 1 else ""
     ):  # the launcher of Windows
@@ -63,7 +64,7 @@ def counterpart(word: str, folder: Path, is_first: bool) -> str:
     if len(word) > 1000 or not (is_absolute or "\\" in word) or is_here(word, folder):
         return ""
     parts = [part for part in re.split(r"[\\/]+", word) if part not in ("", ".") and not part.endswith(":")]
-    ends = range(len(parts)) if is_absolute and PROGRAM.fullmatch(word) else [0][: not is_absolute]
+    ends = range(len(parts)) if is_absolute and (is_first or PROGRAM.fullmatch(word)) else [0][: not is_absolute]
     for start in ends:  # the longest end of a path that the code has
         if ".." not in parts[start:] and is_here("/".join(parts[start:]), folder):
             return ("./" if is_first and start == len(parts) - 1 else "") + "/".join(parts[start:])

@@ -128,6 +128,8 @@ def read_patch(patch: bytes) -> list[Part]:
         line, at = lines[at], at + 1
         if SUBMODULE.fullmatch(line):
             continue
+        if line.startswith(b"Submodule "):
+            raise Failed("VL-BOOT-PATCH", f"diff.patch lacks the content of a submodule ({os.fsdecode(line)}). {PUSH}")
         if not line.startswith(b"diff --git "):
             raise ValueError(f"line {at} is not of a git diff: {line[:80].decode(errors='replace')!r}")
         part = Part(line[11:])
@@ -146,6 +148,8 @@ def read_patch(patch: bytes) -> list[Part]:
             part.paths, at = [line[4:] for line in rest], at + 2
             while at < len(lines) and HUNK.fullmatch(lines[at]):
                 at = read_hunk(lines, at, part)
+        if not part.body and (part.paths or not any(line[:5] != b"index" for line in part.headers)):
+            raise ValueError(f"the change before line {at + 1} is incomplete")
     return parts
 
 
@@ -324,7 +328,9 @@ def apply_alone(parts: list[Part], top: Path) -> None:
             if not part.is_deleted:
                 made[new] = data, int(mode, 8) if mode else old.stat().st_mode & 0o777
         except (ValueError, LookupError, OSError) as error:
-            raise Failed("VL-BOOT-PATCH", f"diff.patch does not fit {part.old} ({error}). {PUSH}") from error
+            raise Failed(
+                "VL-BOOT-PATCH", f"diff.patch does not fit {part.old} ({error}), and the image has no git. {PUSH}"
+            ) from error
     for part in parts:
         if part.is_deleted or part.header(b"rename from ") is not None:
             inside(top, part.old).unlink()
@@ -337,12 +343,15 @@ def apply_alone(parts: list[Part], top: Path) -> None:
 def patched(part: Part, place: Path) -> list[bytes]:
     """Return the new lines of a file. Raises ValueError, LookupError, OSError if the change does not fit the old ones."""
     old = [] if part.is_new else re.findall(rb"[^\n]*\n|[^\n]+", place.read_bytes())
+    is_windows = bool(old) and all(line.endswith(b"\r\n") for line in old)  # .gitattributes can say so
     new: list[bytes] = []
     at = 0
     for begin, hunk in part.hunks:
         new += old[at:begin]
         at = begin
         for sign, text in hunk:
+            if is_windows and text.endswith(b"\n") and not text.endswith(b"\r\n"):
+                text = text[:-1] + b"\r\n"
             if sign in b" -":
                 if old[at] != text:
                     raise ValueError(f"line {at + 1} differs")
