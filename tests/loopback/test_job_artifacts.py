@@ -87,6 +87,30 @@ def test_only_what_a_pass_needs_of_a_description_is_remembered_and_not_too_many_
     assert list(jobs._known) == ["acme/demo/kept3:v0", "acme/demo/kept4:v0"]
 
 
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [
+        ("metadata", {"metadata": json.dumps({"a": "x" * 8_000_000})}),
+        ("words", {"description": "x" * 2_000_000}),
+        ("tags", {"tags": [f"tag-{number}-{'a' * 100}" for number in range(10_000)]}),
+    ],
+)
+def test_what_the_sdk_would_read_without_a_bound_fails_its_item(made: Made, name: str, about: dict[str, Any]) -> None:
+    artifact = store(made.server, f"much-{name}", IMAGE)
+    for field, value in about.items():
+        setattr(artifact, field, value)
+    made.server.store.operations.clear()
+    message = refused(made, f"acme/demo/much-{name}:v0")
+    assert f"[{Code.ARTIFACT_INVALID}]" in message
+    assert str(job_artifacts.LARGEST_ABOUT) in message
+
+
+def test_ordinary_words_about_a_job_do_not_matter(made: Made) -> None:
+    artifact = store(made.server, "described", IMAGE)
+    artifact.metadata, artifact.description = json.dumps({"a": "x" * 500_000}), "d" * 100_000
+    assert made.jobs.find("acme/demo/described:v0").description == IMAGE
+
+
 def test_what_is_not_there_fails_its_item(made: Made) -> None:
     artifacts = made.server.store.artifacts
     for name in ("gone", "version-gone"):

@@ -3,7 +3,8 @@
 The SDK starts a helper process, whose memory deployments that launch only images do not need. Only an artifact's
 description is downloaded, never code. The SDK writes to a folder that is emptied after the pass, because a function's disk
 is its memory. The SDK's own download has no time limit and retries for many minutes. This module downloads the description
-from the SDK's address instead.
+from the SDK's address instead. The SDK also reads what people wrote about an artifact, however much that is, so this module
+asks first how much it is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import requests
 from vertex_launch import json_reader
 from vertex_launch.adapters.http_body import body_of
 from vertex_launch.adapters.wandb_answer import SERVICE
+from vertex_launch.adapters.wandb_server import user_agent
 from vertex_launch.codes import Code
 from vertex_launch.dispatch.ports import Key
 from vertex_launch.errors import ItemRejected, LaunchError, Unavailable
@@ -42,6 +44,14 @@ KEPT = 256
 """Number of versions kept in memory; a version never changes, an alias may."""
 LARGEST = 2**20
 """Most bytes that are read of a description; W&B's client writes one or two thousand."""
+LARGEST_ABOUT = 2**20
+"""Most bytes of what W&B answers about an artifact: its metadata, description, tags and aliases."""
+ABOUT = (
+    "query VertexLaunch($project: String!, $entity: String!, $name: String!) { project(name: $project, entityName: $entity) { "
+    "artifactCollectionMembership(name: $name) { artifact { description metadata tags { name } "
+    "aliases { id alias artifactCollection { name project { id name entity { name } } } } } } } }"
+)
+"""The fields of any size that the SDK asks for (``ArtifactFragment`` in wandb/sdk/artifacts/_generated/operations.py)."""
 LARGEST_KEPT = 2**16
 """Most characters of what is kept of one description: what the job is made from, without the types of its inputs."""
 MOST_KEPT = 2**20
@@ -86,7 +96,8 @@ class JobArtifacts:
             raise ItemRejected(f"job: {shown(name)} is not the name of a job. {wanted}", code=Code.ARTIFACT_NAME)
         if _VERSION.fullmatch(name.rpartition(":")[2]) and (known := self._remembered(name)):
             return known
-        looking, patience = _in_thread(partial(self._look_up, self._open(), name)), self._patience
+        patience = self._patience
+        looking = _in_thread(partial(self._look_up, self._open(), name, self._api_key))
         try:
             return looking.result(patience)
         except (TimeoutError, Unavailable) as error:
@@ -106,8 +117,9 @@ class JobArtifacts:
                 for path in self.folder.iterdir():
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def _look_up(self, api: Future[Any], name: str) -> JobArtifact:
+    def _look_up(self, api: Future[Any], name: str, key: str) -> JobArtifact:
         try:
+            self._check_size(name, key)
             artifact = api.result().artifact(name, type="job")
             collection = artifact.name.partition(":")[0]
             full = f"{artifact.entity}/{artifact.project}/{collection}:{artifact.version}"
@@ -132,6 +144,25 @@ class JobArtifacts:
             raise
         except Exception as error:
             raise _reason(name, error) from error
+
+    def _check_size(self, name: str, key: str) -> None:
+        """Raise ItemRejected if the SDK would read too much about an artifact. If W&B cannot answer, the SDK reports why."""
+        entity, project, version = name.split("/")
+        question = {"query": ABOUT, "variables": {"entity": entity, "project": project, "name": version}}
+        how: dict[str, Any] = {"auth": ("api", key), "allow_redirects": False, "stream": True}
+        how["headers"] = UNPACKED | {"User-Agent": user_agent()}
+        url = f"{self._base_url.rstrip('/')}/graphql"
+        try:
+            with requests.post(url, json=question, timeout=self._timeout, **how) as answer:
+                content = body_of(answer, time.monotonic() + self._timeout, time.monotonic, LARGEST_ABOUT)
+        except requests.RequestException as error:
+            LOGGER.info("W&B does not show how large job %s is: %s", name, type(error).__name__)
+            return
+        if isinstance(content, bytes) and len(content) > LARGEST_ABOUT:
+            found = f"has metadata, a description, tags and aliases of more than {LARGEST_ABOUT} bytes"
+            raise ItemRejected(
+                f"job: {name} {found}. Make them smaller, then launch it again.", code=Code.ARTIFACT_INVALID
+            )
 
     def _described(self, name: str, url: str) -> dict[str, Any]:
         """Download a description. Its address grants access, so no message has it."""
