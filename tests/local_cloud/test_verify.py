@@ -190,3 +190,22 @@ def test_a_signal_while_the_item_runs(cloud: Cloud, run: Run, monkeypatch: pytes
     thread.join()
     assert status == 128 + signal.SIGTERM
     assert eventually(lambda: leftovers(cloud) == [], 30), leftovers(cloud)
+
+
+def test_a_signal_before_lists_show_the_job(cloud: Cloud, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud.vertex.limits, "list_lag", 1000.0)
+    monkeypatch.setattr(jobs, "LAST_WORDS", 5.0)
+    store, before = cloud.wandb.store, len(cloud.vertex.jobs)
+
+    def interrupt() -> None:
+        claimed = lambda: any(item.settled for item in store.items.values() if "verify" in item.run_spec["name"])  # noqa: E731
+        if eventually(claimed, 60):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    status, _, report = run("deployment-log-entry")
+    thread.join()
+    assert (status, len(cloud.vertex.jobs)) == (130, before + 1)
+    assert any("which no list shows yet" in one for one in report["left"])
+    assert [item for item in store.items.values() if "verify" in item.run_spec["name"]] == []

@@ -17,13 +17,13 @@ from vertex_launch.adapters.record_storage import RecordStorage
 from vertex_launch.adapters.vertex_jobs import VertexJobs
 from vertex_launch.codes import Code
 from vertex_launch.errors import RequestError, Unavailable
-from vertex_launch.model import JobName, ManagedJob
+from vertex_launch.model import JobName, ManagedJob, RunId
 from vertex_launch.state.record import LOCK
 from vertex_launch.verify import jobs
 from vertex_launch.verify.bench import Bench
 from vertex_launch.verify.findings import Finding, fail, note, ok, short, skip, unmeasured
 from vertex_launch.verify.outside import DispatchNow, Monitoring, Pulled, Subscriptions
-from vertex_launch.verify.queues import CLAIMED, FAILED, Queues
+from vertex_launch.verify.queues import CLAIMED, FAILED, PROJECT, Queues
 
 SOON = 60.0
 """Seconds in which a pass follows a job's end; the next tick is not later than that."""
@@ -250,14 +250,17 @@ class Deployment:
         seen = self._seen
         if seen is None:
             return
-        job = seen.job or self._find(seen.item)
-        if job is None and self._queues.state(seen.queue, seen.item) == CLAIMED:
+        job, run = seen.job or self._find(seen.item), self._queues.shown(seen.queue, seen.item).run
+        if job is None and run:  # claimed, so that there is a job
             job, _ = self._bench.until(lambda: self._find(seen.item), jobs.LAST_WORDS)
         if job is not None:
             name = job.name
             self._outside.vertex.cancel(name)
             self._bench.until(lambda: True if _over(self._outside.vertex.get(name)) else None, jobs.LAST_WORDS)
-            self._queues.forget(job.run)
+        elif run:
+            self._bench.left.append(f"the job of item {seen.item}, which no list shows yet")
+        if run:
+            self._queues.forget(RunId(self._queues.entity, PROJECT, run))
         self._queues.delete_item(seen.queue, seen.item)
 
     # Callers
