@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from local.standins.wandb import WandbServer
 from tests.local_cloud.conftest import BOB
@@ -261,6 +262,12 @@ def troubled() -> Iterator[WandbServer]:
         yield w_and_b
 
 
+@pytest.fixture
+def one_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has no second address."""
+    monkeypatch.setattr(job_artifacts, "_address", lambda artifact: "")
+
+
 TWENTY = [spec(f"job{number}:latest", run_id=f"run{number}") for number in range(1, 21)]
 
 
@@ -300,6 +307,7 @@ def test_a_w_and_b_in_trouble_defers_items_and_leaves_time_for_the_pass(
     assert took < 5, "a second for those that are asked for at once, a tenth of it for those behind them"
 
 
+@pytest.mark.usefixtures("one_address")
 def test_one_job_that_cannot_be_read_does_not_keep_others_from_starting(troubled: WandbServer) -> None:
     jobs = JobArtifacts(troubled.url, Secret(), timeout=50)  # a tenth of it after the first trouble
     troubled.faults.fail("downloadArtifactFile", 503, times=1)
@@ -307,6 +315,7 @@ def test_one_job_that_cannot_be_read_does_not_keep_others_from_starting(troubled
     assert (len(done.report.submitted), len(done.report.deferred)) == (19, 1)
 
 
+@pytest.mark.usefixtures("one_address")
 def test_a_pass_after_the_trouble_waits_its_full_timeout_again(troubled: WandbServer) -> None:
     jobs = JobArtifacts(troubled.url, Secret(), timeout=5)
     troubled.faults.fail("downloadArtifactFile", 503, times=1)
@@ -317,6 +326,7 @@ def test_a_pass_after_the_trouble_waits_its_full_timeout_again(troubled: WandbSe
     assert jobs.find("acme/demo/job1:v0").name == "acme/demo/job1:v0"
 
 
+@pytest.mark.usefixtures("one_address")
 def test_the_address_of_a_description_is_in_no_message(troubled: WandbServer) -> None:
     """Whoever has it can read the file: it is signed."""
     jobs = JobArtifacts(troubled.url, Secret(), timeout=5)
@@ -337,3 +347,27 @@ def test_the_address_of_a_description_is_in_no_message(troubled: WandbServer) ->
 )
 def test_a_file_that_is_missing_on_this_machine_is_not_a_missing_job(error: OSError) -> None:
     assert isinstance(job_artifacts._reason("acme/demo/job1:v0", error), Unavailable)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 500])
+def test_a_file_that_its_bucket_refuses_comes_from_w_and_b(
+    made: Made, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """As in W&B's own client, at an address for which the key is needed."""
+    store(made.server, f"second{status}", IMAGE)
+    get, asked = requests.get, list[tuple[str, Any]]()
+
+    def refuse_first(url: str, **options: Any) -> requests.Response:
+        asked.append((url, options.get("auth")))
+        answer = get(url, **options)
+        if len(asked) == 1:
+            answer.status_code = status
+        return answer
+
+    monkeypatch.setattr(requests, "get", refuse_first)
+    found = JobArtifacts(made.server.url, Secret(), timeout=30).find(f"acme/demo/second{status}:v0")
+    assert found.description == IMAGE
+    (first, nothing), (second, auth) = asked
+    assert (nothing, auth) == (None, ("api", Secret().get()))
+    assert "/_artifacts/" in first
+    assert second.startswith(f"{made.server.url}/artifactsV2/")

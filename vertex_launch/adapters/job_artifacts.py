@@ -66,6 +66,8 @@ _ABSENT = re.compile(
     re.IGNORECASE,
 )
 _VERSION = re.compile(r"v\d+")
+MOST_FILES = 1000
+"""Files of an artifact whose list is read, as a whole, if its description cannot be downloaded at the first address."""
 
 
 class JobArtifacts:
@@ -131,7 +133,7 @@ class JobArtifacts:
             file = next(iter(artifact.files([DESCRIPTION], per_page=1)), None)
             if file is None:
                 raise _invalid(name, f"has no {DESCRIPTION}")
-            job = JobArtifact(full, self._described(name, file.direct_url))
+            job = JobArtifact(full, self._described(name, artifact, file.direct_url))
             with self._lock:
                 self._known[full] = (artifact.id, job)
                 while (
@@ -164,15 +166,15 @@ class JobArtifacts:
                 f"job: {name} {found}. Make them smaller, then launch it again.", code=Code.ARTIFACT_INVALID
             )
 
-    def _described(self, name: str, url: str) -> dict[str, Any]:
-        """Download a description. Its address grants access, so no message has it."""
+    def _described(self, name: str, artifact: Any, url: str) -> dict[str, Any]:
+        """Download a description. Its address grants access, so no message has it.
+
+        Like W&B's client, ask W&B itself for a file that its bucket refuses.
+        """
         trouble = f"cannot download {DESCRIPTION} of job {name}"
-        try:
-            with requests.get(url, headers=UNPACKED, timeout=self._timeout, stream=True) as answer:
-                status = answer.status_code
-                content = body_of(answer, time.monotonic() + self._timeout, time.monotonic, LARGEST)
-        except requests.RequestException as error:
-            raise Unavailable(SERVICE, f"{trouble}: {type(error).__name__}", code=Code.WANDB_UNAVAILABLE) from None
+        status, content = self._download(trouble, url)
+        if status >= requests.codes.bad_request and (other := _address(artifact)):
+            status, content = self._download(trouble, other, auth=("api", self._key.get()))
         if status in (requests.codes.not_found, requests.codes.gone):
             text = f"job: W&B no longer has the content of {name} (status {status}). Create the job again."
             raise ItemRejected(text, code=Code.ARTIFACT_NOT_FOUND)
@@ -191,6 +193,14 @@ class JobArtifacts:
         if _size(needed) > LARGEST_KEPT:
             raise _invalid(name, f"has a {DESCRIPTION} whose source has more than {LARGEST_KEPT} characters")
         return needed
+
+    def _download(self, trouble: str, url: str, **options: Any) -> tuple[int, bytes | json_reader.Unreadable]:
+        try:
+            with requests.get(url, headers=UNPACKED, timeout=self._timeout, stream=True, **options) as answer:
+                content = body_of(answer, time.monotonic() + self._timeout, time.monotonic, LARGEST)
+                return answer.status_code, content
+        except requests.RequestException as error:
+            raise Unavailable(SERVICE, f"{trouble}: {type(error).__name__}", code=Code.WANDB_UNAVAILABLE) from None
 
     def _open(self) -> Future[Any]:
         """Return the SDK's API with the current key, which the SDK is still checking; one check serves all threads."""
@@ -236,6 +246,19 @@ def _in_thread(work: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=do, daemon=True).start()
     return done
+
+
+def _address(artifact: Any) -> str:
+    """Return the address at W&B of an artifact's description (``WandbStoragePolicy._file_url``), empty if there is none."""
+    try:
+        if artifact.file_count > MOST_FILES:
+            return ""
+        manifest = artifact.manifest
+        entry = manifest.entries[DESCRIPTION]
+        return "" if entry.ref else str(manifest.storage_policy._file_url(artifact, entry))
+    except Exception as error:  # noqa: BLE001 - then the first answer counts
+        LOGGER.info("W&B's client has no other address of a file: %s", type(error).__name__)
+        return ""
 
 
 def _size(description: Mapping[str, Any]) -> int:
