@@ -13,7 +13,7 @@ from vertex_launch.codes import Code
 from vertex_launch.job import environment, labels
 from vertex_launch.model import Ack, ItemView
 from vertex_launch.settings.config import Region
-from vertex_launch.state.ledger import Stage
+from vertex_launch.state.open_item import Stage
 
 NEW: dict[str, Any] = {"entity": "other"}
 CLOUD, SAME, ELSEWHERE = "https://api.wandb.ai", "https://api.forge.coreweave.com", "https://w.example"

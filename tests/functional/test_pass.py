@@ -22,7 +22,7 @@ from vertex_launch.errors import ItemDeferred, ItemDoubtful, ItemRejected, PassB
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Ack, AgentView, ManagedJob, PassReport, PassRequest, Popped, Question, WandbState
 from vertex_launch.settings.config import Region
-from vertex_launch.state.ledger import Stage
+from vertex_launch.state.open_item import Stage
 from vertex_launch.state.record import LEDGER, Record
 
 

@@ -15,7 +15,7 @@ from tests.support.shapes import nodes, put
 from vertex_launch.codes import Code
 from vertex_launch.errors import PassBusy
 from vertex_launch.model import PassReport
-from vertex_launch.state.ledger import CLOCK_SKEW, Stage
+from vertex_launch.state.open_item import CLOCK_SKEW, Stage
 from vertex_launch.state.record import LEDGER, LOCK, NOTE
 
 YEAR_30000 = 884_541_340_800

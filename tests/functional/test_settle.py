@@ -18,7 +18,7 @@ from vertex_launch.job.request import JobRequest
 from vertex_launch.log import Redactor
 from vertex_launch.model import Ack, PassReport, PassRequest, Phase, RunId, RunView, SchedulerView
 from vertex_launch.settings.config import Region
-from vertex_launch.state.ledger import Stage
+from vertex_launch.state.open_item import Stage
 
 STATE = JobState
 STOCKOUT = "Resources are insufficient in region: us-central1. Try a different region or use a different accelerator."

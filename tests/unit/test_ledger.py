@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vertex_launch.model import Item, Kind, ManagedJob, RunId
-from vertex_launch.state.ledger import Attempt, Ledger, OpenItem, Retry, Stage, Waiting, pause
+from vertex_launch.state.ledger import Ledger, Waiting
+from vertex_launch.state.open_item import Attempt, OpenItem, Retry, Stage, pause
 
 NAME = "projects/p/locations/{region}/customJobs/{number}"
 RUN = RunId("e", "p", "r")

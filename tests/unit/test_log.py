@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from vertex_launch import log
 from vertex_launch.codes import Code
 from vertex_launch.errors import Message
-from vertex_launch.state.ledger import NAMES, Attempt, Ledger, OpenItem, Retry, Waiting
+from vertex_launch.state.ledger import NAMES, Ledger, Waiting
+from vertex_launch.state.open_item import Attempt, OpenItem, Retry
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,7 +12,8 @@ from vertex_launch.job import labels
 from vertex_launch.job.request import JobRequest
 from vertex_launch.model import Item, Kind, ManagedJob, PassReport, PassRequest, Phase, RunId
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, OpenItem
+from vertex_launch.state.ledger import Ledger
+from vertex_launch.state.open_item import OpenItem
 from vertex_launch.state.record import Held
 
 

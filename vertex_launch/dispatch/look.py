@@ -26,7 +26,8 @@ from vertex_launch.model import (
     WandbState,
 )
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, OpenItem, Stage
+from vertex_launch.state.ledger import Ledger
+from vertex_launch.state.open_item import OpenItem, Stage
 
 PEEK = 20
 """Items of each queue that W&B is asked to show, as a hint of how many to pop and for a dry run."""

@@ -18,7 +18,8 @@ from vertex_launch.errors import Message
 from vertex_launch.job import outcome
 from vertex_launch.model import ItemView, ManagedJob, Phase
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, OpenItem, Stage, discovered
+from vertex_launch.state.ledger import Ledger
+from vertex_launch.state.open_item import OpenItem, Stage, discovered
 
 QUEUED_LONG = 300.0
 """Seconds after which the author of a job that waits for quota is warned."""

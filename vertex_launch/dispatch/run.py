@@ -24,7 +24,7 @@ from vertex_launch.job import run_spec
 from vertex_launch.limits import LARGEST_LEASE
 from vertex_launch.model import Item, ItemView, ManagedJob, PassReport, PassRequest
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Stage
+from vertex_launch.state.open_item import Stage
 
 STALE_TICK = 600.0
 """Seconds after which a tick is dropped, because a younger one follows."""

@@ -18,7 +18,8 @@ from vertex_launch.job import outcome
 from vertex_launch.job.outcome import End, Outcome
 from vertex_launch.model import ItemView, JobName, Kind, ManagedJob, Pace, RunId, RunView
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import Ledger, OpenItem, Stage, pause
+from vertex_launch.state.ledger import Ledger
+from vertex_launch.state.open_item import OpenItem, Stage, pause
 
 CLOCKS = 300.0
 """Seconds by which the clocks of Vertex AI and W&B may differ."""

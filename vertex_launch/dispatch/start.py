@@ -40,7 +40,7 @@ from vertex_launch.limits import LARGEST_ROUND, MOST_FAULTS, MOST_FOR_A_RUN, MOS
 from vertex_launch.model import LOCAL_RESOURCES, SCHEDULER_URI, VERTEX_RESOURCES, Item, Kind, ManagedJob, RunId, RunView
 from vertex_launch.problems import shown
 from vertex_launch.settings.config import Settings
-from vertex_launch.state.ledger import OpenItem, Stage
+from vertex_launch.state.open_item import OpenItem, Stage
 
 DOUBT = 600.0
 """Seconds for which a create is tried again that a new role or account may make possible."""

@@ -27,7 +27,8 @@ from vertex_launch.errors import Message, PassBusy, PassLost, Unavailable
 from vertex_launch.limits import LARGEST_LEDGER, MOST_LEDGER_VALUES
 from vertex_launch.log import Redactor
 from vertex_launch.model import Lock
-from vertex_launch.state.ledger import CLOCK_SKEW, NAMES, Ledger
+from vertex_launch.state.ledger import NAMES, Ledger
+from vertex_launch.state.open_item import CLOCK_SKEW
 
 LOCK = "hold.json"  # its name since the first release: old and new versions exclude each other during an upgrade
 LEDGER = "ledger.json"
