@@ -1742,6 +1742,11 @@ def test_only_commands_of_a_cell_are_changed(command: str, indent: str) -> None:
     assert base.different == [f"notebook: skipped: {COMMANDS[command]}"]
 
 
+def test_a_cell_in_the_line_ends_of_windows() -> None:
+    cell = without_magics("!pip install \\\r\n  a\r\nx = 1\r\n")
+    assert ast.dump(ast.parse(cell)) == ast.dump(ast.parse("pass\nx = 1"))
+
+
 @pytest.mark.parametrize("cell", [*PYTHON_IN_CELLS, "await x", "x = 1\n\n\n"])
 def test_cells_of_python_stay_as_they_are(tmp_path: Path, cell: str) -> None:
     (tmp_path / "a.ipynb").write_text(notebook(cell))

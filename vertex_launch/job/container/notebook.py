@@ -75,6 +75,7 @@ def without_futures(text: str, futures: list[str]) -> str:
 
 def without_magics(text: str) -> str:
     """Return a cell in which commands that only IPython understands are comments, and log each."""
+    text = text.replace("\r\n", "\n")
     indent = re.match(r"[ \t]*", text)
     if indent and indent[0]:  # IPython does the same
         text = re.sub(f"^{indent[0]}", "", text, flags=re.MULTILINE)
