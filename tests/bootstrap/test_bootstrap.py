@@ -1936,6 +1936,7 @@ ELSEWHERE = {
     ("py", "-3", "tools\\tune.py", "tools\\data.txt"): ["tools/tune.py", "tools/data.txt"],
     ("tools/tune.py", "1"): ["tools/tune.py", "1"],
     ("D:/work/proj/tools/tune.py",): ["tools/tune.py"],
+    ("python.exe", "tools/tune.py", "/out/tools/tune.py"): ["tools/tune.py", "/out/tools/tune.py"],
     ("python", "-u", "tools\\tune.py", "a\\", "/no/such/data.txt"): ["tools/tune.py", "a\\", "/no/such/data.txt"],
 }
 

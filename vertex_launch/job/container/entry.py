@@ -17,9 +17,14 @@ PROGRAM = re.compile(r".*\.(py|ipynb|sh|bash)", re.IGNORECASE)
 
 def fit(command: list[str], folder: Path) -> None:
     """Change words of a command that mean nothing here, and log each. ``folder`` is the one it starts in."""
+    has_program = False  # a later absolute path can be one to write to
     for at, word in enumerate(command):
         name = interpreter(word, folder) if at == 0 else ""
-        change(command, at, name if PYTHON.fullmatch(name) else counterpart(word, folder, at == 0) or name)
+        is_path = at == 0 or (PROGRAM.fullmatch(word) is not None and not has_program)
+        change(command, at, name if PYTHON.fullmatch(name) else counterpart(word, folder, is_path) or name)
+        if at == 0 and "/" not in command[0] and is_here(command[0], folder) and word != command[0]:
+            command[0] = f"./{command[0]}"
+        has_program = has_program or PROGRAM.fullmatch(word) is not None
     if command[0] == "py" and re.fullmatch(
         r"-3(\.\d+)?", command[1] if len(command) > 1 else ""
     ):  # the launcher of Windows
@@ -28,7 +33,9 @@ def fit(command: list[str], folder: Path) -> None:
     elif command[0] == "py" and not shutil.which("py"):
         change(command, 0, "python")
     first = folder / command[0]
-    if not shutil.which(command[0]) and first.is_file() and not ("/" in command[0] and os.access(str(first), os.X_OK)):
+    is_file = os.path.isfile(str(first))  # noqa: PTH113 - a Path raises an error for some words
+    can_run = shutil.which(command[0]) or ("/" in command[0] and os.access(str(first), os.X_OK))
+    if is_file and not can_run:
         runner = runner_of(first)
         if runner:
             differs("start", "", f"{command[0]} is a file, so {shlex.join(runner)} runs it")
@@ -58,16 +65,18 @@ def interpreter(word: str, folder: Path) -> str:
     return plain.lower() if PYTHON.fullmatch(plain.lower()) else plain
 
 
-def counterpart(word: str, folder: Path, is_first: bool) -> str:
-    """Return the file of the code that a word means on another system, empty if there is none or the word needs none."""
+def counterpart(word: str, folder: Path, is_path: bool) -> str:
+    """Return the file of the code that a word means on another system, empty if there is none or the word needs none.
+
+    Of an absolute path the longest end that the code has is meant, if the word ``is_path`` of the program.
+    """
     is_absolute = bool(ABSOLUTE.match(word))
     if len(word) > 1000 or not (is_absolute or "\\" in word) or is_here(word, folder):
         return ""
     parts = [part for part in re.split(r"[\\/]+", word) if part not in ("", ".") and not part.endswith(":")]
-    ends = range(len(parts)) if is_absolute and (is_first or PROGRAM.fullmatch(word)) else [0][: not is_absolute]
-    for start in ends:  # the longest end of a path that the code has
+    for start in range(len(parts)) if is_absolute and is_path else [0][: not is_absolute]:
         if ".." not in parts[start:] and is_here("/".join(parts[start:]), folder):
-            return ("./" if is_first and start == len(parts) - 1 else "") + "/".join(parts[start:])
+            return "/".join(parts[start:])
     return ""
 
 
