@@ -211,7 +211,7 @@ def case(made: Made, theirs: dict[str, Any], given: dict[str, Any]) -> Case:
     del environment["HOME"]
     plan = json.loads(environment.pop("VERTEX_LAUNCH_PLAN", "{}"))
     if plan:
-        assert program[:3] == ["python3", "-c", boot.text()]
+        assert program[:3] == ["python3", "-c", boot.packed()]
         program = program[3:]
     return Case(made, given, theirs, image, program, environment, plan)
 
