@@ -80,11 +80,12 @@ def document(kind: str, fields: Sequence[Field], without: Set[str]) -> tuple[str
     return f"{head} {{ {' '.join(selected)} }}", values, sent
 
 
-def named_in(words: str, kind: str, fields: Sequence[Field]) -> frozenset[str]:
-    """Return the optional parts with a field that a server names when it refuses a document."""
+def named_in(words: str, kind: str, fields: Sequence[Field]) -> list[str]:
+    """Return the optional parts with a field that a server names when it refuses a document, the inner ones first."""
     said = re.split(r"did you mean", words, flags=re.IGNORECASE)[0]
-    parts = {pair for text in {one.text for one in fields} for pair in _parsed(text).walk() if pair[1]}
-    return frozenset(optional for part, optional in parts if _names(said, part.key.rpartition(".")[2], kind))
+    parts = [pair for text in dict.fromkeys(one.text for one in fields) for pair in _parsed(text).walk()]
+    named = {optional for part, optional in parts if optional and _names(said, part.key.rpartition(".")[2], kind)}
+    return list(dict.fromkeys(part.key for part, _ in parts if part.key in named))
 
 
 def _names(words: str, name: str, kind: str) -> bool:

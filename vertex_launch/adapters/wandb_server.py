@@ -258,11 +258,11 @@ class WandbServer:
             body = self._send({"query": text, "variables": variables}, repeatable, within)
             return _results(kind, fields, without, sent, body)
         except RequestRefused as error:
-            named = frozenset(error.suspects or named_in(error.reason, kind, fields)) - without
+            named = [one for one in error.suspects or named_in(error.reason, kind, fields) if one not in without]
             error.is_sure = len(named) == 1
             # A question can be repeated to find out what is the reason.
             others = removable(fields) if kind == "query" and len(fields) == 1 else ()
-            error.suspects = [*named] or [one for one in others if one not in without]
+            error.suspects = named or [one for one in others if one not in without]
             if _fruitless(error.suspects) in without:
                 error.suspects = ()
             raise
@@ -374,7 +374,7 @@ def _results(
     if (blamed := blamed - {""} - without) or (is_null and set(removable(fields)) - without):
         words = "; ".join(word for each in errors.values() for word in each)
         refused = RequestRefused(SERVICE, f"the request failed: {words}", code=Code.WANDB_REFUSED)
-        refused.suspects, refused.answers = list(blamed), results
+        refused.suspects, refused.answers = sorted(blamed), results
         raise refused
     return results
 
