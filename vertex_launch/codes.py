@@ -60,6 +60,7 @@ class Code(StrEnum):
     SPEC_MISSING = auto()
     SPEC_UNKNOWN_KEY = auto()
     SPEC_VALUE = auto()
+    SPEC_MACHINE = auto()
     SPEC_TEMPLATE = auto()
     SPEC_CONFLICT = auto()
     SPEC_LABEL = auto()

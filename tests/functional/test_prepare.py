@@ -180,7 +180,6 @@ def test_a_scheduler_that_is_a_job_waits_for_an_answer_about_its_sweep() -> None
     [
         [pool(), pool(image_uri="other", command=["python", "train.py"])],
         [pool(), {}, pool()],
-        [pool() | {"replica_count": 2}],
     ],
 )
 def test_a_scheduler_that_brings_other_work_takes_a_slot_of_jobs(pools: list[dict[str, Any]]) -> None:

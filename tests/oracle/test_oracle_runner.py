@@ -47,6 +47,7 @@ from tests.support.specs import (
     words,
 )
 from tests.support.wire import NOW, Wire, captured
+from vertex_launch.addresses import server
 from vertex_launch.errors import ItemRejected
 from vertex_launch.job import arguments, environment
 from vertex_launch.job.request import JobRequest
@@ -165,7 +166,7 @@ def labels(case: Case) -> None:
     """Ours say which deployment, item, run, queue and attempt it is for; the official runner knows only its own memory."""
     own = {name: case.filled(value) for name, value in (case.asked.get("labels") or {}).items()}
     assert dict(case.theirs.labels) == {**own, "wandb-run-id": case.run_id}
-    hashed = hashlib.sha256("\0".join((SETTINGS.base_url, ENTITY, "SXRlbTox")).encode()).hexdigest()[:40]
+    hashed = hashlib.sha256("\0".join((server(SETTINGS.base_url), ENTITY, "SXRlbTox")).encode()).hexdigest()[:40]
     assert dict(case.ours.labels) == {
         **own,
         "wandb-run-id": case.run_id,

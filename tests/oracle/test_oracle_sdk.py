@@ -78,7 +78,9 @@ def our_job(spec: dict[str, Any], run: dict[str, Any]) -> CustomJob:
 names = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
 strings = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0${}<")), max_size=3)
 variables = st.lists(
-    st.builds(lambda name, value: {"name": name, "value": value}, names, st.text("ab$()", max_size=6)),
+    st.builds(
+        lambda name, value: {"name": name.replace("-", "_"), "value": value}, names, st.text("ab$()", max_size=6)
+    ),
     max_size=3,
     unique_by=lambda one: one["name"],
 )
@@ -89,11 +91,16 @@ packages = st.fixed_dictionaries(
     {"executor_image_uri": st.just("us-docker.pkg.dev/vertex-ai/training/tf:1"), "python_module": names},
     optional={"package_uris": strings, "args": strings, "env": variables},
 )
-machines = st.fixed_dictionaries(
+chips = st.sampled_from(["NVIDIA_TESLA_T4", "TPU_V3", 8])
+no_chips: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.just(
+    {"accelerator_type": "ACCELERATOR_TYPE_UNSPECIFIED", "accelerator_count": 0}
+)
+accelerators = no_chips | st.builds(
+    lambda chip, count: {"accelerator_type": chip, "accelerator_count": count}, chips, st.integers(1, 2**31 - 1)
+)
+machines_alone = st.fixed_dictionaries(
     {"machine_type": names},
     optional={
-        "accelerator_type": st.sampled_from(["NVIDIA_TESLA_T4", "TPU_V3", "ACCELERATOR_TYPE_UNSPECIFIED", 8]),
-        "accelerator_count": st.integers(0, 2**31 - 1),
         "gpu_partition_size": names,
         "tpu_topology": st.just("2x2"),
         "reservation_affinity": st.fixed_dictionaries(
@@ -102,6 +109,7 @@ machines = st.fixed_dictionaries(
         ),
     },
 )
+machines = st.builds(lambda one, chips: one | chips, machines_alone, accelerators)
 extras = {
     "machine_spec": machines,
     "replica_count": st.integers(0, 2**63 - 1),
@@ -115,7 +123,7 @@ pools = st.fixed_dictionaries({"container_spec": containers}, optional=extras) |
 specs = st.fixed_dictionaries(
     {
         "worker_pool_specs": st.builds(
-            lambda first, rest: [first, *rest], pools, st.lists(pools | st.just({}), max_size=2)
+            lambda first, rest: [first | {"replica_count": 1}, *rest], pools, st.lists(pools | st.just({}), max_size=2)
         ),
         "staging_bucket": st.sampled_from(
             ["gs://demo-staging", "gs://demo-staging/", "gs://demo-staging/a/b", "demo-staging"]
@@ -135,8 +143,8 @@ durations = st.integers(0, 10**6)
 runs = st.fixed_dictionaries(
     {},
     optional={
-        "service_account": names | st.just(""),
-        "network": names,
+        "service_account": names.map("{}@p.iam.gserviceaccount.com".format) | st.just(""),
+        "network": names.map("projects/1/global/networks/{}".format),
         "timeout": durations,
         "restart_job_on_worker_restart": st.booleans(),
         "enable_web_access": st.booleans(),

@@ -113,7 +113,11 @@ MINIMAL = run_spec()
 FULL = run_spec(
     pool(command=["python"], args=["-m", "train"], env=[{"name": "NCCL_DEBUG", "value": "INFO"}]),
     {},
-    {"container_spec": {"image_uri": "gcr.io/demo/reduction:1", "command": ["serve"]}, "replica_count": 2},
+    {
+        "machine_spec": {"machine_type": "n1-highcpu-16"},
+        "container_spec": {"image_uri": "gcr.io/demo/reduction:1", "command": ["serve"]},
+        "replica_count": 2,
+    },
     spec={"labels": {"team": "vision"}, "encryption_spec_key_name": "projects/p/keys/k"},
     run={"timeout": 3600, "restart_job_on_worker_restart": True, "network": "projects/1/global/networks/vpc"},
     overrides={

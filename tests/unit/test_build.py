@@ -161,7 +161,7 @@ def test_a_pool_with_another_image_keeps_its_command() -> None:
 
 
 def test_a_python_package_takes_arguments_and_the_environment_but_no_entry_point() -> None:
-    package = {"python_package_spec": {**PYTHON, "args": ["-v"]}}
+    package = {"machine_spec": {"machine_type": "n1-standard-4"}, "python_package_spec": {**PYTHON, "args": ["-v"]}}
     task = job_spec(run_spec(package, overrides={"args": ["a"]})).worker_pool_specs[0].python_package_spec
     assert list(task.args) == ["-v", "a"]
     assert {"WANDB_RUN_ID", "WANDB_CONFIG"} <= {one.name for one in task.env}

@@ -178,10 +178,11 @@ def test_a_base_image_that_is_not_an_image_name_is_refused_at_its_place() -> Non
 
 def test_the_image_of_a_job_artifact_fills_its_macro_and_is_checked_like_any_other() -> None:
     named = pool(args=["${image_uri}"], env=[{"name": "IMAGE", "value": "${image_uri}"}])
-    job = built(source(PICTURE, image="gcr.io/a/$(b)"), spec={"worker_pool_specs": [named]})
-    assert container(job).image_uri == "gcr.io/a/$(b)"
-    assert list(container(job).args) == ["gcr.io/a/$$(b)"]
-    assert variables(job)["IMAGE"] == "gcr.io/a/$(b)"
+    job = built(source(PICTURE, image="gcr.io/a/b:1"), spec={"worker_pool_specs": [named]})
+    assert container(job).image_uri == "gcr.io/a/b:1"
+    assert list(container(job).args) == ["gcr.io/a/b:1"]
+    assert variables(job)["IMAGE"] == "gcr.io/a/b:1"
+    assert refused(source(PICTURE, image="gcr.io/a/$(b)")).message.code is Code.SPEC_VALUE
     error = refused(source(PICTURE, image="1234.dkr.ecr.us-east-1.amazonaws.com/a:1"))
     assert error.message.code is Code.SPEC_IMAGE_HOST
     assert str(error).startswith("resource_args.vertex.spec.worker_pool_specs[0].container_spec.image_uri: ")

@@ -292,7 +292,8 @@ def test_what_only_the_value_of_a_macro_makes_wrong_is_found() -> None:
         author="Alice",
     )
     assert "3 problems" in str(rejected(spec))
-    good = {**pool(), "machine_spec": {"accelerator_type": "${author}"}}
+    machine = {"machine_type": "g2-standard-4", "accelerator_type": "${author}", "accelerator_count": 1}
+    good = {**pool(), "machine_spec": machine}
     job = built(run_spec(good, author="NVIDIA_L4")).custom_job.job_spec
     assert job.worker_pool_specs[0].machine_spec.accelerator_type.name == "NVIDIA_L4"
     assert rejected(run_spec(spec={"location": "${author}"})).message.code is Code.SPEC_REGION

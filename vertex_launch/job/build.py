@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from vertex_launch.codes import Code
 from vertex_launch.errors import ItemRejected
-from vertex_launch.job import account, boot, environment, job_source, labels, policy, secure_mode
+from vertex_launch.job import account, boot, environment, job_source, labels, policy, refusals, secure_mode
 from vertex_launch.job.arguments import IMAGE_FIELDS, IN_JOB_SPEC, TASKS, Arguments, check_images, escape
 from vertex_launch.job.boot import Boot
 from vertex_launch.job.findings import Findings
@@ -84,13 +84,15 @@ def build(
         )
     secure_mode.check(asked, spec, settings, findings)
     findings.check()
+    refusals.check(arguments, findings)
+    findings.check()
     return JobRequest(region, job, arguments["create_request_timeout"], run, tuple(findings.warnings))
 
 
 def _kind(spec: RunSpec) -> Kind:
-    """Return what the job is for. Only a scheduler that runs alone, in one replica, is a scheduler."""
+    """Return what the job is for. Only a scheduler that runs alone is a scheduler: a first pool has one replica."""
     pools = [pool for pool in spec.arguments["worker_pool_specs"] or () if pool]
-    if spec.kind is Kind.JOB or len(pools) != 1 or pools[0].get("replica_count", 1) > 1:
+    if spec.kind is Kind.JOB or len(pools) != 1:
         return Kind.JOB
     task = pools[0].get(TASKS[0], {})
     is_own = task.get(IMAGE_FIELDS[TASKS[0]]) == spec.image and (spec.entry_point or not task.get("command"))
