@@ -561,7 +561,7 @@ def somebody_elses_items_are_settled(patch: Patch) -> None:
 @_breaks("I4: the scheduler")
 def sweeps_go_on_without_a_scheduler(patch: Patch) -> None:
     """The sweep of a failed scheduler is left alone."""
-    patch.setattr(perform, "_cancel_sweep", lambda one, settle: True)
+    patch.setattr(perform, "_with_sweep", lambda one, settle: replace(settle, sweep=""))
 
 
 @_breaks("I5")

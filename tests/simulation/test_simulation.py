@@ -17,8 +17,6 @@ from tests.simulation.world import simulate
 from tests.support.numbers import SEEDS
 
 CHUNK = max(25, SEEDS // 500)
-NOT_FOUND = ("a_job_is_settled_instead_of_its_item", "twins_live")
-"""Mutations that no seed has found since the worlds changed; functional tests find them."""
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
@@ -32,7 +30,7 @@ def test_a_seed_is_always_the_same_world() -> None:
         assert list(simulate(seed).scheduler.history()) == list(simulate(seed).scheduler.history())
 
 
-@pytest.mark.parametrize("mutation", [one for one in MUTATIONS if one.name not in NOT_FOUND], ids=lambda one: one.name)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: one.name)
 def test_a_mutation_is_found(mutation: Mutation) -> None:
     found = find(mutation, likely(mutation))
     assert found, f"no seed finds it: {mutation.apply.__doc__}"
