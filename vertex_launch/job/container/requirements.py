@@ -74,6 +74,7 @@ with open(sys.argv[1], "rb") as file:
     print(json.dumps(tomllib.load(file), default=str))
 """
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(\[[^]]*\])?\s*([^;]*)(;.*)?")
+PLAIN_PIN = re.compile(r"===?\s*[\w.!+-]+\s*")  # a constraint that pip cannot read would fail every package
 PIN = re.compile(r"===?\s*[^,*\s]+\s*|@.+")
 OVER_SSH = re.compile(r"git\+(ssh://[^\s#;]+|[\w.-]+@[\w.-]+:[^\s#;]+)")
 OF_A_FILE = re.compile(r"(-r|--requirement|-c|--constraint|-f|--find-links|-e|--editable)[ =]*(.+)")
@@ -323,7 +324,7 @@ def install(wanted: list[str], options: list[str], python: str, folder: Path) ->
     named = [line for line in wanted if re.split(r"[^\w.-]", line)[0] in errors or line in from_git] or wanted
     # What is installed alone must not change what the list pins.
     matches = [match for match in map(REQUIREMENT.fullmatch, wanted) if match and not match[4]]
-    pins = [f"{match[1]}{match[3]}" for match in matches if PIN.fullmatch(match[3]) and not match[3].startswith("@")]
+    pins = [f"{match[1]}{match[3]}" for match in matches if PLAIN_PIN.fullmatch(match[3])]
     options = [*options, *constrain(folder, pins)]
     named.sort(key=lambda line: "==" not in line)
     parts = [[line for line in wanted if line not in named], *([line] for line in named)]
