@@ -139,7 +139,7 @@ def intents_are_not_written(patch: Patch) -> None:
     _wrap(patch, perform, "create", create)
 
 
-@_breaks("I1", "I2", "I3")
+@_breaks("I1", "I2", "I3", "I4")
 def intents_are_forgotten_at_once(patch: Patch) -> None:
     """A create of unknown outcome is taken for one that failed."""
 
@@ -425,7 +425,7 @@ def every_failure_is_repeated(patch: Patch) -> None:
 # How jobs end
 
 
-@_breaks("I4")
+@_breaks("I1", "I4")
 def a_job_is_settled_instead_of_its_item(patch: Patch) -> None:
     """The end of a twin is told as if it were the item's."""
 
