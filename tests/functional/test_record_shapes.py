@@ -200,7 +200,7 @@ def test_no_item_waits_for_a_time_that_no_pass_would_set(ahead: float) -> None:
     for waiting in value["waiting"].values():
         waiting["until"] = world.clock.now + 900 + ahead
     world.bucket.put(LEDGER, json.dumps(value).encode())
-    read = world.services().record.read(world.clock.now).ledger
+    read = world.services().record.read(world.clock).ledger
     assert read
     for waiting in read.waiting.values():
         assert waiting.until - world.clock.now == pytest.approx(900 + CLOCK_SKEW, abs=1)
@@ -301,3 +301,19 @@ def test_a_note_of_any_shape(note: bytes) -> None:
     world.clock.sleep(400)
     world.run()
     assert world.queue.state(item) == "CLAIMED"
+
+
+def test_times_that_were_while_a_pass_stood_still_are_not_ahead() -> None:
+    world = World()
+    item = world.queue.push("cpu", image_spec())
+    world.run()
+
+    def stand_still() -> None:
+        world.bucket.trouble.clear()
+        world.clock.sleep(1000)
+        attempt = put(ledger_of(world), ("open", item, "attempts", 0, "planned"), world.clock.now - 1)
+        world.bucket.put(LEDGER, json.dumps(attempt).encode())
+
+    world.bucket.trouble["read ledger.json"] = stand_still
+    world.run()
+    assert world.clock.now - world.ledger.open[item].current.planned < 100

@@ -22,7 +22,7 @@ from vertex_launch.state.ledger import Ledger
 def preview(settings: Settings, services: Services, request: PassRequest) -> PassReport:
     """Look, and report what was seen. Raises Unavailable."""
     started = services.clock()
-    ledger = services.record.read(services.clock()).ledger or Ledger()
+    ledger = services.record.read(services.clock).ledger or Ledger()
     ledger.only_planned()
     ledger.move(addresses.server(settings.base_url))
     services.pace.begin(ledger.operations, ledger.refused(started))

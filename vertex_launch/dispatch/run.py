@@ -67,11 +67,11 @@ def run_pass(settings: Settings, services: Services, request: PassRequest) -> Pa
     started, pass_id = services.clock(), services.new_pass_id()
     if request.published is not None and started - request.published > STALE_TICK:
         return Skipped.STALE
-    stored = services.record.read(started)
+    stored = services.record.read(services.clock)
     began = stored.ledger.full_pass_began if stored.ledger else 0
     if request.published is not None and request.published < began <= started:  # else its clock, or ours, is wrong
         return Skipped.COVERED
-    with services.record.locked(stored, pass_id, started, started + settings.lock_seconds) as held:
+    with services.record.locked(stored, pass_id, started, started + settings.lock_seconds, services.clock) as held:
         pass_ = Pass(settings, services, request, started, held, PassReport(pass_id))
         pass_.ledger.move(addresses.server(settings.base_url))
         services.pace.begin(pass_.ledger.operations, pass_.ledger.refused(started))

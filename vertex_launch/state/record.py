@@ -13,7 +13,7 @@ next pass replaces exactly that one. So a pass costs one write of the lock, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -148,13 +148,15 @@ class Record:
         self._redact = redact
 
     @contextmanager
-    def locked(self, stored: Stored, pass_id: str, now: float, expires: float) -> Iterator[Held]:
-        """Hold the lock and the ledger for one pass, and give the lock back if that fails.
+    def locked(
+        self, stored: Stored, pass_id: str, now: float, expires: float, clock: Callable[[], float]
+    ) -> Iterator[Held]:
+        """Hold the lock and the ledger for one pass that began ``now``, and give the lock back if that fails.
 
         A pass that completes calls ``Held.give_back``. Raises PassBusy, PassLost, Unavailable.
         """
         lock = self.take_lock(pass_id, now, expires, stored.ledger.free_lock if stored.ledger else ABSENT)
-        held = Held(self, lock, self.read(now) if lock.taken_over else stored)
+        held = Held(self, lock, self.read(clock) if lock.taken_over else stored)
         if lock.taken_over:
             held.suspect(now)
         try:
@@ -220,10 +222,13 @@ class Record:
             return [], {}, "", generation  # there is none, or it is damaged
         return note.items, note.suspects, note.pass_id, generation
 
-    def read(self, now: float | None = None) -> Stored:
-        """Read the ledger, with what a pass may have written before ``now``. Raises Unavailable."""
+    def read(self, clock: Callable[[], float] | None = None) -> Stored:
+        """Read the ledger, with what a pass may have written until now. Raises Unavailable.
+
+        The clock is asked after the answer has come: a pass may stand still for longer than clocks differ.
+        """
         content, generation = self._objects.read(LEDGER) or (b"", ABSENT)
-        ledger = Ledger.parse(content, now)
+        ledger = Ledger.parse(content, clock() if clock else None)
         lost = ledger.dropped if ledger else [LEDGER] if generation != ABSENT else []
         return Stored(ledger, generation, lost)
 
