@@ -272,8 +272,9 @@ def _resources(
     except Unavailable as error:
         text = f"Cannot look up what the items of queues run on: {error.message.text}"
         log.warning(Message(Code.LOOKUP_FAILED, text))
-        found = {}
-    return ledger.resources | {ids[name]: resource for name, resource in found.items()}
+        return ledger.resources
+    # What W&B does not answer is not known: what it answered before may have been wrong.
+    return ledger.resources | {ids[name]: found.get(name, "") for name in unknown}
 
 
 def _unserved(

@@ -11,7 +11,7 @@ from typing import Any, cast
 import functions_framework
 import pytest
 import requests
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPResponse
@@ -172,6 +172,7 @@ VALUES: st.SearchStrategy[Any] = st.sampled_from(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
 )
+@example(at=0, where=619, new=0, lasting=True)
 @given(at=st.integers(0, 25), where=st.integers(0, 10_000), new=VALUES, lasting=st.booleans())
 def test_any_value_may_be_anywhere_in_an_answer(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, at: int, where: int, new: Any, lasting: bool
