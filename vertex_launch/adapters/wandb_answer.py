@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,10 +66,10 @@ class UnreadableAnswer(Unavailable):
         remedy = "Check WANDB_BASE_URL and any proxy" if code is Code.WANDB_ADDRESS else "The next pass asks again"
         super().__init__(SERVICE, f"{text}. {remedy}", code=code)
 
-    def results(self, count: int) -> list[Result]:
-        """Return the answers to the first ``count`` fields, as far as each of them can be read."""
+    def results(self, count: int) -> Iterator[Result]:
+        """Return the answers to the first ``count`` fields, as far as each can be read, which is done when its turn comes."""
         found = json_reader.parts(self.content, 3)
-        return [self._part(found, ("data", f"f{i}")) for i in range(count)]
+        return (self._part(found, ("data", f"f{i}")) for i in range(count))
 
     def _part(self, found: Mapping[tuple[str, ...], bytes], field: tuple[str, ...]) -> Result:
         lost = Result(error=self.reason, lost=True, unreadable=self.why)

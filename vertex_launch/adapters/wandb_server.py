@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -152,6 +152,7 @@ class WandbServer:
         while waiting and self._clock() < until:
             most = 1 if alone or not self._batched else min(size, self._pace.operations)
             chunk, alone = waiting[:most], False
+            answers: Iterable[Result]
             try:
                 answers = self._timed(kind, chunk, repeatable=repeatable, within=until - self._clock())
             except RequestRefused as error:
@@ -167,7 +168,7 @@ class WandbServer:
                 answers = [Result(error=error.reason, lost=True)] * len(chunk)
             else:
                 if repeatable and len(chunk) > 1:
-                    answers = self._completed(kind, chunk, answers, until)
+                    answers = self._completed(kind, chunk, list(answers), until)
             results += map(keep, answers)
             waiting = waiting[len(chunk) :]
             if enough(results):
