@@ -13,7 +13,7 @@ _FILTER = re.compile(r'metric\.type="([^"]+)"')
 
 
 class MonitoringServer(WebServer):
-    """A local Cloud Monitoring. ``has_data`` returns for a metric type whether it has any; None means there is no such type."""
+    """A local Cloud Monitoring. ``has_data`` returns whether a metric type has any data, None for an unknown type."""
 
     def __init__(self, has_data: Callable[[str], bool | None], *, port: int = 0) -> None:
         self.has_data = has_data

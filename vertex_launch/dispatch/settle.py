@@ -22,7 +22,7 @@ from vertex_launch.state.ledger import Ledger
 from vertex_launch.state.open_item import OpenItem, Stage, pause
 
 CLOCKS = 300.0
-"""Seconds by which the clocks of Vertex AI and W&B may differ."""
+"""Seconds that a run's heartbeat may lie before its job's start, because the clocks of W&B and Vertex AI differ."""
 WAITING = ("PENDING", "LEASED")
 """States of an item that no run has claimed; a claimed one may leave CLAIMED once its run has ended."""
 FRESH = 1800.0

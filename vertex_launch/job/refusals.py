@@ -1,8 +1,8 @@
 """What Vertex AI refuses in a job: reported before it is created, and by a dry run. Pure; called by ``build``.
 
-The rules are documented, or were seen in answers of the service: ``MachineSpec``, ``WorkerPoolSpec``, ``EnvVar`` and
-``CustomJobSpec``, and https://cloud.google.com/vertex-ai/docs/training/configure-compute (October 2026). A machine type that is
-not known here is only warned about, because Google adds some every year.
+The rules are documented for ``MachineSpec``, ``WorkerPoolSpec``, ``EnvVar`` and ``CustomJobSpec``. Which series carries which
+accelerator is Compute Engine's table of GPU machine types, as public copies of it showed it in November 2026. A machine type
+that is not known here is only warned about, because Google adds some every year.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class OpenItem(_Value):
     refused: Texts = ()
     """Regions that never take this job."""
     no_retry: str = ""
-    """Why there is no further attempt, if that is not obvious."""
+    """Why it gets no further attempt, if that is not obvious."""
     warned: Texts = ()
     """What its author was warned about while it was open."""
     informed: bool = False

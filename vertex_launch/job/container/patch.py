@@ -50,7 +50,7 @@ class Part:
         self.old = self.new = ""
 
     def header(self, start: bytes) -> bytes | None:
-        """Return what follows a word in the headers, None if there is no such header."""
+        """Return what follows a word in the headers, None if no header begins with it."""
         return next((line[len(start) :] for line in self.headers if line.startswith(start)), None)
 
     @property
